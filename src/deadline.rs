@@ -1,0 +1,58 @@
+//! How long to wait: for one call, and between two tries.
+
+use std::time::{Duration, Instant};
+
+/// The end of a wait, and how long that wait was when it began (for the error's text).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    pub(crate) timeout: Duration,
+}
+
+impl Deadline {
+    /// A deadline this far from now; one that overflows the clock is a century away, which is
+    /// what a caller means who asks for `Duration::MAX`.
+    pub(crate) fn after(timeout: Duration) -> Deadline {
+        const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+        let now = Instant::now();
+        let at = now.checked_add(timeout).filter(|at| *at < now + CENTURY).unwrap_or(now + CENTURY);
+        Deadline { at, timeout }
+    }
+
+    pub(crate) fn remaining(&self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    pub(crate) fn has_passed(&self) -> bool {
+        self.remaining().is_zero()
+    }
+}
+
+/// How long to wait after the `tries`-th failed try: doubling from `first` up to `most`, of which
+/// a random half is taken off, so that those who lost the same broker do not come back at once.
+pub(crate) fn backoff(tries: u32, first: Duration, most: Duration) -> Duration {
+    let whole = first.saturating_mul(1 << tries.saturating_sub(1).min(20)).min(most);
+    let random = uuid::Uuid::new_v4().as_u128() as u32;
+    whole.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_timeout_is_a_deadline_too() {
+        assert!(Deadline::after(Duration::MAX).remaining() > Duration::from_secs(3_000_000_000));
+        assert!(Deadline::after(Duration::ZERO).has_passed());
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_limit() {
+        let (first, most) = (Duration::from_millis(100), Duration::from_secs(5));
+        for (tries, whole) in [(1, 100), (2, 200), (4, 800), (7, 5000), (4_000_000_000, 5000)] {
+            let whole = Duration::from_millis(whole);
+            let wait = backoff(tries, first, most);
+            assert!(whole / 2 <= wait && wait <= whole, "{tries}: {wait:?}");
+        }
+    }
+}
