@@ -1,0 +1,200 @@
+//! The client: calls from many threads over one connection, made anew when it is lost.
+
+mod call;
+mod keeper;
+mod link;
+mod pending;
+mod session;
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub use self::call::PendingReply;
+use self::link::Link;
+use crate::broker::{Brokers, program};
+use crate::error::Result;
+
+/// A client of the servers on one request queue. Bytes go in, bytes come out.
+///
+/// It is `Send` and `Sync`: any number of threads may call through one client, and share its
+/// connection. It has two threads of its own while it is connected, one of which is amiquip's.
+///
+/// ```no_run
+/// use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+///
+/// let brokers = Brokers::parse("amqp://localhost")?;
+/// let client = RpcClient::connect(brokers, "rpc_queue", ClientOptions::default())?;
+/// assert_eq!(client.call("7")?, b"13");
+/// # Ok::<(), rabbitmq_rpc::Error>(())
+/// ```
+pub struct RpcClient {
+    link: Arc<Link>,
+}
+
+/// How a client calls.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientOptions {
+    /// How long a call may take that names no timeout of its own: 30 s unless set. It covers
+    /// everything: connecting, waiting for room or for a blocked broker, and the reply.
+    /// `Duration::MAX` waits for ever.
+    pub timeout: Duration,
+    /// How many calls may be in flight at once: 1,024 unless set. One more waits for room.
+    pub max_in_flight: usize,
+    /// Whether a request may be executed twice. If so, a call that is lost with its connection
+    /// is sent again until its deadline, under a new correlation id and the same `message_id`.
+    pub idempotent: bool,
+    /// The requests' `content_type`: `application/octet-stream` unless set.
+    pub content_type: String,
+}
+
+impl Default for ClientOptions {
+    fn default() -> ClientOptions {
+        ClientOptions {
+            timeout: Duration::from_secs(30),
+            max_in_flight: 1024,
+            idempotent: false,
+            content_type: "application/octet-stream".into(),
+        }
+    }
+}
+
+impl RpcClient {
+    /// Connects to the first broker that takes the connection and makes a reply queue there.
+    ///
+    /// Blocks for at most [`Brokers::connect_timeout`] a broker and handshake, and for as long
+    /// as the system takes to look up names. What is lost later is made anew by the next call.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one
+    /// refuses the user, [`Error::Config`] if the TLS files cannot be used.
+    pub fn connect(brokers: Brokers, queue: &str, options: ClientOptions) -> Result<RpcClient> {
+        let config = Config {
+            brokers,
+            queue: queue.to_string(),
+            options,
+            app_id: program(),
+            counters: Counters::default(),
+        };
+        let client = RpcClient { link: Arc::new(Link::new(config)) };
+        client.link.first_session()?;
+        Ok(client)
+    }
+
+    /// Sends a request and waits for its reply, for at most [`ClientOptions::timeout`].
+    ///
+    /// # Errors
+    /// Every variant of [`Error`] except [`Error::QueueRefused`];
+    /// [`Error::may_have_executed`] tells whether it is safe to try again.
+    pub fn call(&self, body: impl Into<Vec<u8>>) -> Result<Vec<u8>> {
+        self.send(body)?.wait()
+    }
+
+    /// As [`RpcClient::call`], with a timeout of its own.
+    ///
+    /// # Errors
+    /// As [`RpcClient::call`].
+    pub fn call_timeout(&self, body: impl Into<Vec<u8>>, timeout: Duration) -> Result<Vec<u8>> {
+        self.send_timeout(body, timeout)?.wait()
+    }
+
+    /// Sends a request and returns at once, so that several calls can be in flight. Blocks only
+    /// while there is no connection, no room, or the broker is blocked, and no longer than
+    /// [`ClientOptions::timeout`], which also is the call's deadline.
+    ///
+    /// # Errors
+    /// As [`RpcClient::call`], but none that says that the request may have been executed.
+    pub fn send(&self, body: impl Into<Vec<u8>>) -> Result<PendingReply> {
+        self.send_timeout(body, self.link.config.options.timeout)
+    }
+
+    /// As [`RpcClient::send`], with a timeout of its own.
+    ///
+    /// # Errors
+    /// As [`RpcClient::send`].
+    pub fn send_timeout(
+        &self,
+        body: impl Into<Vec<u8>>,
+        timeout: Duration,
+    ) -> Result<PendingReply> {
+        PendingReply::send(&self.link, body.into(), timeout)
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> ClientCounters {
+        let counters = &self.link.config.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ClientCounters {
+            calls: read(&counters.calls),
+            replies: read(&counters.replies),
+            late: read(&counters.late),
+            timed_out: read(&counters.timed_out),
+            reconnects: read(&counters.reconnects),
+            in_flight: self.link.in_flight(),
+        }
+    }
+
+    /// Closes the connection; calls that are in flight end with [`Error::Closed`]. Takes at most
+    /// two seconds, also if the broker does not answer. Dropping the client does the same.
+    pub fn close(self) {
+        drop(self);
+    }
+}
+
+impl Drop for RpcClient {
+    fn drop(&mut self) {
+        self.link.close();
+    }
+}
+
+impl fmt::Debug for RpcClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RpcClient")
+            .field("brokers", &self.link.config.brokers)
+            .field("queue", &self.link.config.queue)
+            .field("options", &self.link.config.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a client has done since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ClientCounters {
+    /// Calls begun.
+    pub calls: u64,
+    /// Replies, good or error, that went to their caller.
+    pub replies: u64,
+    /// Replies thrown away: too late, twice, or to no request of ours.
+    pub late: u64,
+    /// Calls that ended at their deadline.
+    pub timed_out: u64,
+    /// Connections made after the first.
+    pub reconnects: u64,
+    /// Requests that are out and without an outcome at present.
+    pub in_flight: usize,
+}
+
+#[derive(Default)]
+struct Counters {
+    calls: AtomicU64,
+    replies: AtomicU64,
+    late: AtomicU64,
+    timed_out: AtomicU64,
+    reconnects: AtomicU64,
+}
+
+/// What stays the same from session to session.
+struct Config {
+    brokers: Brokers,
+    queue: String,
+    options: ClientOptions,
+    app_id: String,
+    counters: Counters,
+}
+
+/// No code here that holds a lock can panic half-way through a change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,163 @@
+//! The thread that keeps one connection of a client, from its first moment to its last.
+//!
+//! amiquip lets a consumer borrow its channel, and a channel be used by one thread at a time. So
+//! one thread has both on its stack, with the connection, and waits there for orders and for the
+//! broker's notices. It is also the only one to wait for the broker's answers, for which amiquip
+//! knows no time limit.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Instant;
+
+use amiquip::{
+    AmqpProperties, Channel, ConnectionBlockedNotification, Consumer, ConsumerOptions, Publish,
+    QueueDeclareOptions,
+};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
+
+use super::pending::PendingCalls;
+use super::session::{Order, PROBE, Session};
+use super::{Config, lock};
+use crate::broker::{Link, reason};
+use crate::deadline::Deadline;
+use crate::error::Result;
+
+/// Connects in a thread of its own, beginning with the broker at `first`; reports what came of
+/// it, and keeps the session for as long as it lasts.
+pub(crate) fn start(
+    config: Arc<Config>,
+    first: usize,
+    deadline: Deadline,
+    report: impl FnOnce(Result<Arc<Session>>) + Send + 'static,
+) {
+    thread::spawn(move || {
+        let mut link = match config.brokers.connect(first, deadline) {
+            Ok(link) => link,
+            Err(no_link) => return report(Err(no_link.into())),
+        };
+        let fuse = link.cutter.fuse(config.brokers.connect_timeout);
+        let consuming = match link.connection.open_channel(None) {
+            Ok(channel) => channel,
+            Err(error) => return report(Err(link.endpoint.explain(&error, "open a channel"))),
+        };
+        match Keeper::set_up(config, link, &consuming) {
+            Ok(keeper) => {
+                drop(fuse);
+                report(Ok(Arc::clone(&keeper.session)));
+                keeper.run();
+            }
+            Err(error) => report(Err(error)),
+        }
+    });
+}
+
+struct Keeper<'a> {
+    session: Arc<Session>,
+    link: Link,
+    /// Its end of the deliveries has to live as long as the connection: amiquip takes the whole
+    /// connection down when it has a message for a consumer that is gone.
+    _consumer: Consumer<'a>,
+    orders: Receiver<Order>,
+    notices: Receiver<ConnectionBlockedNotification>,
+    _over: Sender<()>,
+}
+
+impl<'a> Keeper<'a> {
+    fn set_up(config: Arc<Config>, mut link: Link, consuming: &'a Channel) -> Result<Keeper<'a>> {
+        let endpoint = link.endpoint.clone();
+        let failed = |doing| move |error| endpoint.explain(&error, doing);
+
+        let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
+        let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
+        let queue = consuming.queue_declare("", exclusive);
+        let queue = queue.map_err(failed.clone()("declare a reply queue"))?;
+        let consumer = queue.consume(no_ack);
+        let consumer = consumer.map_err(failed.clone()("read from its reply queue"))?;
+
+        let publisher = link.connection.open_channel(None);
+        let publisher = publisher.map_err(failed.clone()("open a channel"))?;
+        let returns = publisher.listen_for_returns();
+        let returns = returns.map_err(failed.clone()("listen for returned requests"))?;
+        let notices = link.connection.listen_for_connection_blocked();
+        let notices = notices.map_err(failed.clone()("listen for resource alarms"))?;
+        let properties = AmqpProperties::default().with_correlation_id(PROBE.to_string());
+        let probe = Publish::with_properties(b"", queue.name(), properties);
+        publisher.basic_publish("", probe).map_err(failed("publish"))?;
+
+        let (orders_in, orders) = bounded(1);
+        let (over, over_out) = bounded(0);
+        let session = Session {
+            endpoint: link.endpoint.clone(),
+            cutter: link.cutter.clone(),
+            broker: link.index,
+            began: Instant::now(),
+            reply_queue: queue.name().to_string(),
+            publisher: Mutex::new(publisher),
+            pending: PendingCalls::new(config.options.max_in_flight),
+            deliveries: consumer.receiver().clone(),
+            returns,
+            proved: AtomicBool::new(false),
+            blocked: Mutex::new(None),
+            unblocked: Condvar::new(),
+            orders: orders_in,
+            over: over_out,
+            config,
+        };
+        let session = Arc::new(session);
+        Ok(Keeper { session, link, _consumer: consumer, orders, notices, _over: over })
+    }
+
+    fn run(mut self) {
+        log::info!("ready to call {:?} through {}", self.session.config.queue, self.link.endpoint);
+        loop {
+            select! {
+                recv(self.orders) -> order => match order {
+                    Ok(Order::Inspect(answer)) => self.inspect(&answer),
+                    Ok(Order::Close) | Err(_) => break,
+                },
+                recv(self.notices) -> notice => match notice {
+                    Ok(notice) => self.take_notice(notice),
+                    // amiquip's I/O thread is gone, and the connection with it.
+                    Err(_) => break,
+                },
+            }
+        }
+        self.end();
+    }
+
+    fn take_notice(&self, notice: ConnectionBlockedNotification) {
+        let reason = match notice {
+            ConnectionBlockedNotification::Blocked(reason) => Some(reason),
+            ConnectionBlockedNotification::Unblocked => None,
+        };
+        *lock(&self.session.blocked) = reason;
+        self.session.unblocked.notify_all();
+    }
+
+    fn inspect(&mut self, answer: &Sender<(u32, u32)>) {
+        let asked = self.link.connection.open_channel(None).and_then(|channel| {
+            let queue = channel.queue_declare_passive(self.session.config.queue.as_str())?;
+            Ok((queue.declared_consumer_count(), queue.declared_message_count()))
+        });
+        match asked {
+            Ok((consumers, messages)) => {
+                // Whoever asked may have stopped waiting.
+                let _ = answer.send((consumers.unwrap_or(0), messages.unwrap_or(0)));
+            }
+            Err(error) => log::debug!("asking about the request queue: {}", reason(&error)),
+        }
+    }
+
+    /// Closes the connection, and gives the calls that are left the reason.
+    fn end(self) {
+        let Keeper { session, link, _consumer, .. } = self;
+        let ended = link.connection.close();
+        session.hand_out_what_came();
+        session.end(ended.err().map_or("it was closed".into(), |error| reason(&error)));
+        session.unblocked.notify_all();
+        if let Some(error) = session.pending.ended() {
+            log::info!("no longer connected to {}: {error}", session.endpoint);
+        }
+    }
+}

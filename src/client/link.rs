@@ -1,0 +1,192 @@
+//! Which session the calls go through, and how there comes to be another.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::session::Session;
+use super::{Config, keeper, lock};
+use crate::deadline::{Deadline, backoff};
+use crate::error::{Error, Result};
+
+/// The client proper, shared with its pending replies and with the thread that connects.
+pub(crate) struct Link {
+    pub(super) config: Arc<Config>,
+    state: Mutex<State>,
+    /// Notified whenever connecting has ended, one way or the other.
+    changed: Condvar,
+}
+
+struct State {
+    phase: Phase,
+    /// The place in the list of the broker that was good last.
+    broker: usize,
+    was_up: bool,
+    /// Counts failed tries: who waits tells by it whether one has failed meanwhile.
+    failures: u64,
+    last_failure: Option<Error>,
+    /// Tries that failed in a row, and when the next may be made.
+    in_a_row: u32,
+    next_try: Instant,
+}
+
+enum Phase {
+    Down,
+    /// A thread is at it.
+    Connecting,
+    Up(Arc<Session>),
+    Closed,
+}
+
+impl Link {
+    pub(super) fn new(config: Config) -> Link {
+        let state = State {
+            phase: Phase::Down,
+            broker: 0,
+            was_up: false,
+            failures: 0,
+            last_failure: None,
+            in_a_row: 0,
+            next_try: Instant::now(),
+        };
+        Link { config: Arc::new(config), state: Mutex::new(state), changed: Condvar::new() }
+    }
+
+    /// A first session, or what kept the only try from making one.
+    pub(super) fn first_session(self: &Arc<Link>) -> Result<Arc<Session>> {
+        self.session_unless(Deadline::after(Duration::MAX), |_| true)
+    }
+
+    /// The session there is, or else a new one. One caller at a time has a thread connect; all
+    /// of them wait until their own deadlines. A failed try is followed by another, a little
+    /// later each time, unless it cannot help.
+    pub(super) fn session(self: &Arc<Link>, deadline: Deadline) -> Result<Arc<Session>> {
+        self.session_unless(deadline, |failure| !matches!(failure, Error::Unreachable { .. }))
+    }
+
+    fn session_unless(
+        self: &Arc<Link>,
+        deadline: Deadline,
+        is_final: impl Fn(&Error) -> bool,
+    ) -> Result<Arc<Session>> {
+        let mut state = lock(&self.state);
+        let failures_before = state.failures;
+        loop {
+            state.put_away_an_ended_session();
+            let now = Instant::now();
+            let until = match &state.phase {
+                Phase::Up(session) => return Ok(Arc::clone(session)),
+                Phase::Closed => return Err(Error::Closed),
+                Phase::Connecting => deadline.at,
+                Phase::Down => {
+                    let failed = state.failures > failures_before;
+                    match state.last_failure.as_ref().filter(|failure| is_final(failure)) {
+                        Some(failure) if failed => return Err(failure.clone()),
+                        _ => deadline.at.min(state.next_try),
+                    }
+                }
+            };
+            if deadline.at <= now {
+                return Err(self.not_in_time(&state, deadline));
+            }
+            if until <= now {
+                self.begin_to_connect(&mut state, deadline);
+                continue;
+            }
+            let waited = self.changed.wait_timeout(state, until - now);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn begin_to_connect(self: &Arc<Link>, state: &mut State, deadline: Deadline) {
+        state.phase = Phase::Connecting;
+        let link = Arc::clone(self);
+        keeper::start(Arc::clone(&self.config), state.broker, deadline, move |result| {
+            link.connected(result);
+        });
+    }
+
+    /// What came of connecting, told by the thread that did it.
+    fn connected(&self, result: Result<Arc<Session>>) {
+        let mut state = lock(&self.state);
+        match (&state.phase, result) {
+            (Phase::Closed, Ok(session)) => session.abandon(),
+            (Phase::Closed, Err(_)) => {}
+            (_, Ok(session)) => {
+                if std::mem::replace(&mut state.was_up, true) {
+                    self.config.counters.reconnects.fetch_add(1, Ordering::Relaxed);
+                }
+                state.broker = session.broker;
+                state.phase = Phase::Up(session);
+            }
+            (_, Err(error)) => {
+                log::info!("{error}");
+                state.phase = Phase::Down;
+                state.failures += 1;
+                state.last_failure = Some(error);
+                state.wait_before_the_next_try();
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn not_in_time(&self, state: &State, deadline: Deadline) -> Error {
+        let reason = match &state.last_failure {
+            Some(Error::Unreachable { reason, .. }) if state.in_a_row > 0 => reason.clone(),
+            _ => "no answer yet".into(),
+        };
+        let reason = format!("{reason} (tried for {:?})", deadline.timeout);
+        Error::Unreachable { brokers: self.config.brokers.to_string(), reason }
+    }
+
+    /// Ends everything: callers that wait for a session or for a reply get [`Error::Closed`].
+    pub(super) fn close(&self) {
+        let phase = std::mem::replace(&mut lock(&self.state).phase, Phase::Closed);
+        self.changed.notify_all();
+        if let Phase::Up(session) = phase {
+            session.close();
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        match &lock(&self.state).phase {
+            Phase::Up(session) => session.in_flight(),
+            _ => 0,
+        }
+    }
+
+    pub(super) fn count(&self, error: &Error) {
+        if let Error::TimedOut { .. } | Error::Blocked { .. } = error {
+            self.config.counters.timed_out.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl State {
+    /// A session that ended soon after it began counts like a failure to connect: a broker that
+    /// throws everybody out is left alone for a while.
+    fn put_away_an_ended_session(&mut self) {
+        const SOON: Duration = Duration::from_secs(1);
+        let Phase::Up(session) = &self.phase else { return };
+        if session.ended().is_none() {
+            return;
+        }
+        let soon = session.began.elapsed() < SOON;
+        self.phase = Phase::Down;
+        match soon {
+            true => self.wait_before_the_next_try(),
+            false => {
+                self.in_a_row = 0;
+                self.next_try = Instant::now();
+            }
+        }
+    }
+
+    fn wait_before_the_next_try(&mut self) {
+        const FIRST: Duration = Duration::from_millis(50);
+        const MOST: Duration = Duration::from_secs(2);
+        self.in_a_row += 1;
+        self.next_try = Instant::now() + backoff(self.in_a_row, FIRST, MOST);
+    }
+}

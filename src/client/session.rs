@@ -1,0 +1,283 @@
+//! One connection of a client as its callers use it: its reply queue and its pending calls.
+//!
+//! The callers do the work of a call themselves: they publish, taking turns on one channel, and
+//! poll the replies together. Whoever takes a reply that belongs to another caller hands it over.
+//! What has to stay on one thread is the keeper's ([`super::keeper`]).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use amiquip::{Channel, ConsumerMessage, Publish, Return};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use uuid::Uuid;
+
+use super::pending::{Outcome, PendingCalls, Registered};
+use super::{Config, lock};
+use crate::broker::{Cutter, Endpoint, reason};
+use crate::deadline::Deadline;
+use crate::error::{Error, Result};
+use crate::wire::{self, RequestHead};
+
+/// How long closing in good order may take before the connection is cut.
+const CLOSING: Duration = Duration::from_secs(1);
+/// How long to ask the broker about a queue from which no reply came.
+const INSPECTING: Duration = Duration::from_millis(200);
+
+/// What callers and keeper share of one connection.
+pub(crate) struct Session {
+    pub(super) config: Arc<Config>,
+    pub(super) endpoint: Endpoint,
+    pub(super) cutter: Cutter,
+    /// Its broker's place in the list.
+    pub(super) broker: usize,
+    pub(super) began: Instant,
+    pub(super) reply_queue: String,
+    pub(super) publisher: Mutex<Channel>,
+    pub(super) pending: PendingCalls,
+    pub(super) deliveries: Receiver<ConsumerMessage>,
+    pub(super) returns: Receiver<Return>,
+    /// Whether the broker is known to take messages from us: [`PROBE`] has come back.
+    pub(super) proved: AtomicBool,
+    /// The broker's reason for taking none at present.
+    pub(super) blocked: Mutex<Option<String>>,
+    pub(super) unblocked: Condvar,
+    pub(super) orders: Sender<Order>,
+    /// Disconnected once the keeper is through.
+    pub(super) over: Receiver<()>,
+}
+
+/// The correlation id of the message that every session begins with: to its own reply queue, to
+/// learn before the first request whether the broker takes messages from us. Without permission
+/// it closes the channel; under a resource alarm it says that it blocks.
+pub(super) const PROBE: Uuid = Uuid::nil();
+
+/// What the keeper is asked to do.
+pub(super) enum Order {
+    /// Tell how many consumers the request queue has, and how many messages wait there.
+    Inspect(Sender<(u32, u32)>),
+    Close,
+}
+
+/// A request on its way; dropping it gives the call up.
+pub(crate) struct Flight {
+    pub(crate) session: Arc<Session>,
+    pub(crate) outcome: Receiver<Outcome>,
+    id: Uuid,
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.session.pending.forget(self.id);
+    }
+}
+
+impl Session {
+    /// Publishes a request and returns where its outcome will be. `None` if the session ended
+    /// before the request was out: it was not executed, and another session may take it.
+    ///
+    /// Waits until `limit` for a broker that blocks, or for room among the calls in flight. The
+    /// request carries the `deadline` of its caller.
+    pub(crate) fn publish(
+        self: &Arc<Session>,
+        body: &[u8],
+        message_id: Uuid,
+        limit: Deadline,
+        deadline: Deadline,
+    ) -> Result<Option<Flight>> {
+        self.hand_out_what_came();
+        self.wait_while_blocked(limit)?;
+        let id = Uuid::new_v4();
+        let outcome = loop {
+            match self.pending.register(id) {
+                Registered::Waiting(outcome) => break outcome,
+                Registered::Ended => return Ok(None),
+                Registered::Full => {
+                    let room = self.poll(self.pending.room(), limit.at);
+                    room.ok_or_else(|| self.no_room(limit))?;
+                }
+            }
+        };
+        let flight = Flight { session: Arc::clone(self), outcome, id };
+        let head = RequestHead {
+            reply_to: &self.reply_queue,
+            correlation_id: id,
+            message_id,
+            content_type: &self.config.options.content_type,
+            app_id: &self.config.app_id,
+            remaining: deadline.remaining(),
+        };
+        let queue = self.config.queue.clone();
+        let mut publish = Publish::with_properties(body, queue, head.properties());
+        publish.mandatory = true;
+        let published = lock(&self.publisher).basic_publish("", publish);
+        match published {
+            Ok(()) => Ok(Some(flight)),
+            Err(error) => {
+                self.end_after(&error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits until `wanted` has something, meanwhile handing every reply that comes to its call.
+    pub(crate) fn poll<T>(&self, wanted: &Receiver<T>, until: Instant) -> Option<T> {
+        loop {
+            select! {
+                recv(wanted) -> got => return got.ok(),
+                recv(self.deliveries) -> message => match message {
+                    Ok(message) => self.route(message),
+                    Err(_) => return wanted.recv_deadline(until).ok(),
+                },
+                recv(self.returns) -> returned => match returned {
+                    Ok(returned) => self.route_return(&returned),
+                    Err(_) => {
+                        self.end_after_the_publisher();
+                        return wanted.recv_deadline(until).ok();
+                    }
+                },
+                default(until.saturating_duration_since(Instant::now())) => return None,
+            }
+        }
+    }
+
+    /// Why there is no outcome at the deadline, though the request went out.
+    pub(crate) fn explain_silence(&self, deadline: Deadline) -> Error {
+        let after = deadline.timeout;
+        if let Some(reason) = lock(&self.blocked).clone() {
+            return Error::Blocked { reason, after, sent: true };
+        }
+        let mut what = format!("no reply from queue {:?}", self.config.queue);
+        let (sender, answer) = bounded(1);
+        if self.orders.try_send(Order::Inspect(sender)).is_ok()
+            && let Ok((consumers, messages)) = answer.recv_timeout(INSPECTING)
+        {
+            what += &format!(" ({consumers} consumers, {messages} messages waiting)");
+        }
+        Error::TimedOut { what, after, sent: true }
+    }
+
+    pub(crate) fn ended(&self) -> Option<Error> {
+        self.pending.ended()
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Closes the connection, in good order if the broker answers within a second.
+    pub(crate) fn close(&self) {
+        self.pending.end(Error::Closed);
+        self.unblocked.notify_all();
+        let ordered = self.orders.send_timeout(Order::Close, CLOSING).is_ok();
+        if !ordered || self.over.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
+            self.cutter.cut();
+            let _ = self.over.recv_timeout(CLOSING);
+        }
+    }
+
+    /// Closes the connection as soon as the keeper gets to it. Does not wait.
+    pub(crate) fn abandon(&self) {
+        self.pending.end(Error::Closed);
+        // The keeper of a session that nobody has used yet has no other order.
+        let _ = self.orders.try_send(Order::Close);
+    }
+
+    /// Replies to calls that were given up come while nobody polls.
+    pub(super) fn hand_out_what_came(&self) {
+        self.deliveries.try_iter().for_each(|message| self.route(message));
+    }
+
+    fn wait_while_blocked(&self, deadline: Deadline) -> Result<()> {
+        let mut blocked = lock(&self.blocked);
+        while let Some(reason) = &*blocked {
+            if self.ended().is_some() {
+                return Ok(());
+            }
+            if deadline.has_passed() {
+                let reason = reason.clone();
+                return Err(Error::Blocked { reason, after: deadline.timeout, sent: false });
+            }
+            let waited = self.unblocked.wait_timeout(blocked, deadline.remaining());
+            blocked = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    fn no_room(&self, deadline: Deadline) -> Error {
+        let limit = self.config.options.max_in_flight;
+        Error::TimedOut {
+            what: format!("no room for the request: {limit} calls are in flight already"),
+            after: deadline.timeout,
+            sent: false,
+        }
+    }
+
+    fn route(&self, message: ConsumerMessage) {
+        let counters = &self.config.counters;
+        match message {
+            ConsumerMessage::Delivery(delivery) => {
+                let id = wire::correlation_id(&delivery.properties);
+                if id == Some(PROBE) {
+                    return self.proved.store(true, Ordering::Relaxed);
+                }
+                let reply = |id| {
+                    let outcome = wire::decode_reply(&delivery.properties, delivery.body);
+                    self.pending.settle(id, outcome)
+                };
+                match id.is_some_and(reply) {
+                    true => counters.replies.fetch_add(1, Ordering::Relaxed),
+                    false => counters.late.fetch_add(1, Ordering::Relaxed),
+                };
+            }
+            ConsumerMessage::ServerCancelled => self.end("the reply queue was deleted".into()),
+            ConsumerMessage::ServerClosedChannel(error)
+            | ConsumerMessage::ServerClosedConnection(error) => self.end(reason(&error)),
+            ConsumerMessage::ClientCancelled
+            | ConsumerMessage::ClientClosedChannel
+            | ConsumerMessage::ClientClosedConnection => self.pending.end(Error::Closed),
+        }
+    }
+
+    /// The broker gave a request back: there is no queue of that name.
+    fn route_return(&self, returned: &Return) {
+        if let Some(id) = wire::correlation_id(&returned.properties) {
+            let queue = self.config.queue.clone();
+            self.pending.settle(id, Err(Error::Unroutable { queue }));
+        }
+    }
+
+    /// The broker closed the publishing channel; whatever is tried on it tells why.
+    fn end_after_the_publisher(&self) {
+        let tried = lock(&self.publisher).listen_for_returns();
+        if let Err(error) = tried {
+            self.end_after(&error);
+        }
+    }
+
+    /// Ends the session after this error of the publishing channel.
+    fn end_after(&self, error: &amiquip::Error) {
+        match error {
+            amiquip::Error::ServerClosedChannel { code: 403, .. }
+                if !self.proved.load(Ordering::Relaxed) =>
+            {
+                // The broker handles a channel's messages in order: as it refused the first
+                // one, it took none of those behind it.
+                self.pending.end(self.endpoint.explain(error, "write to the default exchange"));
+                self.cutter.cut();
+            }
+            amiquip::Error::ServerClosedChannel { .. } => self.end(reason(error)),
+            // The connection is gone. Why is what the keeper is about to find out.
+            _ => {
+                let _ = self.over.recv_timeout(CLOSING);
+                self.end(reason(error));
+            }
+        }
+    }
+
+    /// Ends the session and with it the connection.
+    pub(super) fn end(&self, reason: String) {
+        self.pending.end(Error::ConnectionLost { reason });
+        self.cutter.cut();
+    }
+}
