@@ -1,0 +1,246 @@
+//! The server: workers on one connection, set up again whenever it is lost.
+
+mod counters;
+mod queue;
+mod supervisor;
+mod worker;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+
+use self::counters::Counters;
+pub use self::counters::ServerCounters;
+use self::supervisor::Supervisor;
+pub use self::worker::Worker;
+use crate::broker::{Brokers, Link, program};
+use crate::deadline::Deadline;
+use crate::error::{Error, Failure, Result};
+
+/// A server of one request queue. Bytes come in, bytes go out.
+///
+/// ```no_run
+/// use rabbitmq_rpc::{Brokers, Failure, RpcServer, ServerOptions, Status};
+///
+/// let brokers = Brokers::parse("amqp://localhost")?;
+/// let server = RpcServer::connect(brokers, "upper_case", ServerOptions::default())?;
+/// server.serve(|request: &[u8]| match std::str::from_utf8(request) {
+///     Ok(text) => Ok(text.to_uppercase().into_bytes()),
+///     Err(_) => Err(Failure::new(Status::InvalidArgument, "the request is not UTF-8")),
+/// })?;
+/// # Ok::<(), rabbitmq_rpc::Error>(())
+/// ```
+pub struct RpcServer {
+    shared: Arc<Shared>,
+    /// The connection made by `connect`, until somebody serves on it.
+    link: Mutex<Option<Link>>,
+    on_ready: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+/// How a server serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerOptions {
+    /// Requests worked on at once, each in a thread and on a channel of its own: 1 unless set.
+    pub workers: usize,
+    /// Requests that the broker sends to each worker before their answers, 1 unless set: the
+    /// next request then goes to whoever is free. More is faster where requests are quick
+    /// ([Consumer prefetch](https://www.rabbitmq.com/docs/consumer-prefetch)). 0 is no limit.
+    pub prefetch: u16,
+    /// The kind of queue to declare where there is none: classic unless set. Where there is one,
+    /// it is used, whatever its kind.
+    pub queue_type: QueueType,
+    /// How often a request is delivered, at most, to workers that die of it: quorum queues only
+    /// ([Poison messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)).
+    pub delivery_limit: Option<u32>,
+    /// The exchange that gets requests that were rejected, expired or delivered too often
+    /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
+    pub dead_letter_exchange: Option<String>,
+    /// How long, once told to stop, to wait for the requests in progress: 30 s unless set.
+    pub drain_timeout: Duration,
+}
+
+/// The kinds of queue that a server can declare.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum QueueType {
+    /// On one node; quickest.
+    #[default]
+    Classic,
+    /// Replicated; survives the loss of a node, and counts deliveries.
+    Quorum,
+}
+
+impl Default for ServerOptions {
+    fn default() -> ServerOptions {
+        ServerOptions {
+            workers: 1,
+            prefetch: 1,
+            queue_type: QueueType::Classic,
+            delivery_limit: None,
+            dead_letter_exchange: None,
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl RpcServer {
+    /// Connects to the first broker that takes the connection, and makes sure of the queue.
+    ///
+    /// Blocks for at most [`Brokers::connect_timeout`] a broker and step.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one
+    /// refuses the user, [`Error::QueueRefused`] if it refuses the queue, [`Error::Config`] if
+    /// the options or TLS files cannot be used.
+    pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
+        options.check()?;
+        let shared = Shared {
+            brokers,
+            queue: queue.to_string(),
+            options,
+            app_id: program(),
+            counters: Counters::default(),
+            stopper: Stopper::new(),
+        };
+        let mut link = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
+        let fuse = link.cutter.fuse(shared.brokers.connect_timeout);
+        queue::ensure(&mut link, &shared.queue, &shared.options)?;
+        drop(fuse);
+        Ok(RpcServer {
+            shared: Arc::new(shared),
+            link: Mutex::new(Some(link)),
+            on_ready: Mutex::default(),
+        })
+    }
+
+    /// Calls `notice` once, as soon as [`RpcServer::serve`] takes requests for the first time.
+    pub fn on_ready(self, notice: impl FnOnce() + Send + 'static) -> RpcServer {
+        *self.on_ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(notice));
+        self
+    }
+
+    /// Serves until stopped. A connection that is lost is made again, a little later after each
+    /// try that fails (100 ms to 5 s, or half a second where nobody listens at all). Runs in
+    /// [`ServerOptions::workers`] threads of its own, besides the caller's and one of amiquip's.
+    ///
+    /// A handler gets a request at least once, and twice if its process or its connection is
+    /// lost before the broker has the acknowledgement
+    /// ([Reliability](https://www.rabbitmq.com/docs/reliability)). If it panics, the requester
+    /// is told `INTERNAL`, and the worker goes on.
+    ///
+    /// # Errors
+    /// [`Error::TimedOut`] if requests were still in progress when the drain timeout was over:
+    /// their threads go on, and the broker gives the requests to another server. What no further
+    /// try can mend ends it too: [`Error::Refused`], [`Error::QueueRefused`], [`Error::Config`].
+    pub fn serve<H>(&self, handler: H) -> Result<()>
+    where
+        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
+    {
+        let on_ready = self.on_ready.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Supervisor::new(&self.shared, handler, on_ready).serve(self.take_link())
+    }
+
+    /// Lends a single worker to `work`, on this thread, for a loop of one's own around
+    /// [`Worker::serve_one`]. A connection that is lost ends it.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use rabbitmq_rpc::{Brokers, RpcServer, ServerOptions, fibonacci};
+    /// # let brokers = Brokers::parse("amqp://localhost")?;
+    /// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
+    /// server.with_worker(|worker| {
+    ///     while worker.serve_one(fibonacci::answer, Duration::from_secs(60))? {}
+    ///     Ok(()) // Nobody asked for a minute.
+    /// })?;
+    /// # Ok::<(), rabbitmq_rpc::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`RpcServer::connect`], and whatever `work` returns.
+    pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
+        let link = match self.take_link() {
+            Some(link) => link,
+            None => self.shared.brokers.connect(0, Deadline::after(Duration::MAX))?,
+        };
+        supervisor::lend_a_worker(&self.shared, link, work)
+    }
+
+    /// What stops the server, from any thread.
+    pub fn stopper(&self) -> Stopper {
+        self.shared.stopper.clone()
+    }
+
+    /// What has happened so far.
+    pub fn counters(&self) -> ServerCounters {
+        self.shared.counters.read()
+    }
+
+    fn take_link(&self) -> Option<Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl fmt::Debug for RpcServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RpcServer")
+            .field("brokers", &self.shared.brokers)
+            .field("queue", &self.shared.queue)
+            .field("options", &self.shared.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServerOptions {
+    fn check(&self) -> Result<()> {
+        if self.workers == 0 {
+            return Err(Error::Config("a server needs at least one worker".into()));
+        }
+        if self.delivery_limit.is_some() && self.queue_type != QueueType::Quorum {
+            let text = "a delivery limit needs a quorum queue: a classic one counts no deliveries";
+            return Err(Error::Config(text.into()));
+        }
+        Ok(())
+    }
+}
+
+/// Stops a server: it takes no further request, answers those in progress, gives back those it
+/// has not begun with, and [`RpcServer::serve`] returns.
+#[derive(Clone, Debug)]
+pub struct Stopper {
+    /// Taken out by the first to stop: the signal's other end then is disconnected, which every
+    /// thread sees that waits for it.
+    running: Arc<Mutex<Option<Sender<()>>>>,
+    signal: Receiver<()>,
+}
+
+impl Stopper {
+    fn new() -> Stopper {
+        let (sender, signal) = bounded(1);
+        Stopper { running: Arc::new(Mutex::new(Some(sender))), signal }
+    }
+
+    /// Tells the server to stop. Does not block.
+    pub fn stop(&self) {
+        drop(self.running.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.signal.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Ready once the server is to stop.
+    fn signal(&self) -> &Receiver<()> {
+        &self.signal
+    }
+}
+
+/// What a server's threads share.
+pub(crate) struct Shared {
+    brokers: Brokers,
+    queue: String,
+    options: ServerOptions,
+    app_id: String,
+    counters: Counters,
+    stopper: Stopper,
+}

@@ -1,0 +1,63 @@
+//! What a server counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a server has done since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerCounters {
+    /// Requests answered with a result.
+    pub served: u64,
+    /// Requests answered with a [`Failure`](crate::Failure).
+    pub failed: u64,
+    /// Requests that could not be answered, for want of a usable `reply_to`.
+    pub rejected: u64,
+    /// Requests that had been delivered to somebody before.
+    pub redelivered: u64,
+    /// Replies that came back because their requester was gone.
+    pub returned: u64,
+    /// Requests that the handler is working on at present.
+    pub in_progress: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) served: AtomicU64,
+    pub(crate) failed: AtomicU64,
+    pub(crate) rejected: AtomicU64,
+    pub(crate) redelivered: AtomicU64,
+    pub(crate) returned: AtomicU64,
+    in_progress: AtomicU64,
+}
+
+pub(crate) fn add(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Counters {
+    pub(crate) fn read(&self) -> ServerCounters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ServerCounters {
+            served: read(&self.served),
+            failed: read(&self.failed),
+            rejected: read(&self.rejected),
+            redelivered: read(&self.redelivered),
+            returned: read(&self.returned),
+            in_progress: read(&self.in_progress),
+        }
+    }
+
+    /// Counts a request as in progress until what this returns is dropped.
+    pub(crate) fn begin(&self) -> InProgress<'_> {
+        add(&self.in_progress);
+        InProgress(&self.in_progress)
+    }
+}
+
+pub(crate) struct InProgress<'a>(&'a AtomicU64);
+
+impl Drop for InProgress<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}

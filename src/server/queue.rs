@@ -1,0 +1,84 @@
+//! The request queue: used as it is, or else declared.
+
+use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
+
+use super::{QueueType, ServerOptions};
+use crate::broker::{Endpoint, Link};
+use crate::error::{Error, Result};
+
+/// Makes sure that there is a queue of that name. Looks passively first: whoever made it knew
+/// what kind it should be.
+pub(crate) fn ensure(link: &mut Link, queue: &str, options: &ServerOptions) -> Result<()> {
+    let looked = declare(link, queue, None);
+    match looked {
+        Err(amiquip::Error::ServerClosedChannel { code: 404, message, .. })
+            if !is_its_node_down(&message) =>
+        {
+            let declared = declare(link, queue, Some(as_asked_for(options)));
+            declared.map_err(|error| explain(&link.endpoint, queue, error))?;
+            log::info!("declared the queue {queue:?}");
+            Ok(())
+        }
+        looked => looked.map_err(|error| explain(&link.endpoint, queue, error)),
+    }
+}
+
+/// Declares the queue on a channel of its own, since a refusal closes the channel; without
+/// options only looks whether it is there.
+fn declare(
+    link: &mut Link,
+    queue: &str,
+    options: Option<QueueDeclareOptions>,
+) -> Result<(), amiquip::Error> {
+    let channel = link.connection.open_channel(None)?;
+    match options {
+        Some(options) => channel.queue_declare(queue, options)?,
+        None => channel.queue_declare_passive(queue)?,
+    };
+    channel.close()
+}
+
+/// Durable: RabbitMQ is going to refuse queues that are neither durable nor exclusive
+/// ([Deprecated features](https://www.rabbitmq.com/docs/deprecated-features-list)).
+fn as_asked_for(options: &ServerOptions) -> QueueDeclareOptions {
+    let mut arguments = FieldTable::new();
+    if options.queue_type == QueueType::Quorum {
+        let quorum = AmqpValue::LongString("quorum".into());
+        arguments.insert("x-queue-type".into(), quorum);
+    }
+    if let Some(limit) = options.delivery_limit {
+        arguments.insert("x-delivery-limit".into(), AmqpValue::LongLongInt(limit.into()));
+    }
+    if let Some(exchange) = &options.dead_letter_exchange {
+        let exchange = AmqpValue::LongString(exchange.clone());
+        arguments.insert("x-dead-letter-exchange".into(), exchange);
+    }
+    QueueDeclareOptions { durable: true, arguments, ..Default::default() }
+}
+
+/// What the broker means by refusing the queue, and what to change.
+fn explain(endpoint: &Endpoint, queue: &str, error: amiquip::Error) -> Error {
+    let refused = |reason| Error::QueueRefused { queue: queue.to_string(), reason };
+    match &error {
+        amiquip::Error::ServerClosedChannel { code: 405, message, .. } => refused(format!(
+            "another connection has it for itself alone; choose another name, or end that \
+             connection ({message})"
+        )),
+        amiquip::Error::ServerClosedChannel { code: 406, message, .. } => refused(format!(
+            "it cannot be declared with these arguments; give the queue type, delivery limit and \
+             dead-letter exchange that it has, or delete it ({message})"
+        )),
+        amiquip::Error::ServerClosedConnection { code: 541, message }
+            if message.contains("deprecated") || message.contains("transient") =>
+        {
+            refused(format!("this broker no longer has queues of that kind ({message})"))
+        }
+        error => endpoint.explain(error, "declare the request queue"),
+    }
+}
+
+/// A durable classic queue lives on one node of a cluster, and while that is down the broker
+/// says 404 as if there were none. Then there is nothing to declare, only to wait.
+fn is_its_node_down(message: &str) -> bool {
+    message.contains("is down or inaccessible")
+}

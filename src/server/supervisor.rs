@@ -1,0 +1,312 @@
+//! Keeps the workers in channels: connects, hands each worker a channel, replaces what is lost,
+//! and waits for the workers when the server is to stop.
+//!
+//! The workers are threads that outlive connections. One that is busy while its connection is
+//! lost finishes its request, finds that it cannot answer it, and takes its new channel then.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amiquip::{Channel, ConnectionBlockedNotification};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select, unbounded};
+
+use super::worker::{Halt, Worker};
+use super::{Shared, queue};
+use crate::broker::{Endpoint, Link, reason};
+use crate::deadline::{Deadline, backoff};
+use crate::error::{Error, Failure, Result};
+
+/// How long closing in good order may take before the connection is cut.
+const CLOSING: Duration = Duration::from_secs(1);
+/// What lasted less has failed, rather than been lost.
+const STEADY: Duration = Duration::from_secs(1);
+
+pub(crate) struct Supervisor {
+    shared: Arc<Shared>,
+    /// Channels for whichever worker is free.
+    channels: Sender<Assignment>,
+    unassigned: Receiver<Assignment>,
+    /// What the workers tell; disconnected once all of them have left.
+    news: Receiver<News>,
+    /// Counts connections, to tell news of an earlier one.
+    session: u64,
+    on_ready: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// A channel to work on.
+struct Assignment {
+    session: u64,
+    endpoint: Arc<Endpoint>,
+    channel: Channel,
+}
+
+struct News {
+    session: u64,
+    event: Event,
+}
+
+enum Event {
+    Consuming,
+    Halted { halt: Halt, after: Duration },
+}
+
+/// How work on one connection ended.
+enum End {
+    ToldToStop,
+    /// The connection is gone; closing it tells why.
+    Gone,
+    Failed(Error),
+}
+
+impl From<Error> for End {
+    fn from(error: Error) -> End {
+        End::Failed(error)
+    }
+}
+
+impl Supervisor {
+    /// Starts the workers' threads, which wait for channels then.
+    pub(crate) fn new<H>(
+        shared: &Arc<Shared>,
+        handler: H,
+        on_ready: Option<Box<dyn FnOnce() + Send>>,
+    ) -> Supervisor
+    where
+        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
+    {
+        let handler = Arc::new(handler);
+        let (channels, unassigned) = unbounded();
+        let (newsroom, news) = unbounded();
+        for _ in 0..shared.options.workers {
+            let (shared, handler) = (Arc::clone(shared), Arc::clone(&handler));
+            let (assignments, newsroom) = (unassigned.clone(), newsroom.clone());
+            thread::spawn(move || work(&shared, &*handler, &assignments, &newsroom));
+        }
+        let shared = Arc::clone(shared);
+        Supervisor { shared, channels, unassigned, news, session: 0, on_ready }
+    }
+
+    /// Serves on that connection if there is one, and on another whenever one is lost.
+    pub(crate) fn serve(mut self, first: Option<Link>) -> Result<()> {
+        let mut link = first;
+        let mut broker = 0;
+        let mut tries = 0;
+        while !self.shared.stopper.is_stopped() {
+            let began = Instant::now();
+            let mut most = Duration::from_secs(5);
+            let connected = match link.take() {
+                Some(link) => Ok(link),
+                None => self.shared.brokers.connect(broker, Deadline::after(Duration::MAX)),
+            };
+            let error = match connected {
+                Ok(mut link) => {
+                    broker = link.index;
+                    match self.serve_on(&mut link) {
+                        End::ToldToStop => return self.drain(link),
+                        end => self.abandon(link, end),
+                    }
+                }
+                Err(no_link) => {
+                    if no_link.nobody_listens {
+                        most = Duration::from_millis(500);
+                    }
+                    no_link.error
+                }
+            };
+            if !matches!(error, Error::Unreachable { .. }) {
+                return Err(error);
+            }
+            tries = if began.elapsed() < STEADY { tries + 1 } else { 1 };
+            let wait = backoff(tries, Duration::from_millis(100), most);
+            log::warn!("{error}; trying again in {wait:.1?}");
+            let _ = self.shared.stopper.signal().recv_timeout(wait);
+        }
+        Ok(())
+    }
+
+    fn serve_on(&mut self, link: &mut Link) -> End {
+        self.session += 1;
+        let notices = match self.staff(link) {
+            Ok(notices) => notices,
+            Err(error) => return End::Failed(error),
+        };
+        loop {
+            let end = select! {
+                recv(self.shared.stopper.signal()) -> _ => Some(End::ToldToStop),
+                recv(self.news) -> news => match news {
+                    Ok(News { session, event }) if session == self.session => {
+                        self.take(event, link)
+                    }
+                    Ok(_) => None,
+                    // Every worker has left, as they do when told to stop.
+                    Err(_) => Some(End::ToldToStop),
+                },
+                recv(notices) -> notice => match notice {
+                    Ok(ConnectionBlockedNotification::Blocked(reason)) => {
+                        log::warn!("the broker takes no replies at present: {reason}");
+                        None
+                    }
+                    Ok(ConnectionBlockedNotification::Unblocked) => {
+                        log::info!("the broker takes replies again");
+                        None
+                    }
+                    Err(_) => Some(End::Gone),
+                },
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    /// Makes sure of the queue and has a channel ready for every worker.
+    fn staff(&self, link: &mut Link) -> Result<Receiver<ConnectionBlockedNotification>> {
+        let _fuse = link.cutter.fuse(self.shared.brokers.connect_timeout);
+        queue::ensure(link, &self.shared.queue, &self.shared.options)?;
+        for _ in 0..self.shared.options.workers {
+            self.assign_a_channel(link)?;
+        }
+        let notices = link.connection.listen_for_connection_blocked();
+        notices.map_err(|error| link.endpoint.explain(&error, "listen for resource alarms"))
+    }
+
+    fn assign_a_channel(&self, link: &mut Link) -> Result<()> {
+        let channel = link.connection.open_channel(None);
+        let channel = channel.map_err(|error| link.endpoint.explain(&error, "open a channel"))?;
+        let endpoint = Arc::new(link.endpoint.clone());
+        let assignment = Assignment { session: self.session, endpoint, channel };
+        // It fails only if every worker has left, and then nobody needs it.
+        let _ = self.channels.send(assignment);
+        Ok(())
+    }
+
+    fn take(&mut self, event: Event, link: &mut Link) -> Option<End> {
+        match event {
+            Event::Consuming => {
+                log::info!("taking requests from {:?} on {}", self.shared.queue, link.endpoint);
+                if let Some(on_ready) = self.on_ready.take() {
+                    on_ready();
+                }
+                None
+            }
+            Event::Halted { halt: Halt::Stopped, .. } => None,
+            Event::Halted { halt: Halt::Connection(_), .. } => Some(End::Gone),
+            Event::Halted { halt: Halt::Channel(error @ Error::Unreachable { .. }), after }
+                if after >= STEADY =>
+            {
+                log::warn!("{error}; going on with another channel");
+                let _fuse = link.cutter.fuse(self.shared.brokers.connect_timeout);
+                queue::ensure(link, &self.shared.queue, &self.shared.options)
+                    .and_then(|()| self.assign_a_channel(link))
+                    .err()
+                    .map(End::Failed)
+            }
+            Event::Halted { halt: Halt::Channel(error), .. } => Some(End::Failed(error)),
+        }
+    }
+
+    /// Ends a connection that is lost or of no use. Returns why.
+    fn abandon(&self, link: Link, end: End) -> Error {
+        let error = match end {
+            End::Failed(error) => {
+                link.cutter.cut();
+                drop(link.connection);
+                error
+            }
+            End::Gone | End::ToldToStop => {
+                let _fuse = link.cutter.fuse(CLOSING);
+                let reason = link.connection.close().err().map(|error| reason(&error));
+                link.endpoint.unreachable(reason.unwrap_or_else(|| "it was closed".into()))
+            }
+        };
+        // Nobody needs the channels any more that nobody has taken.
+        self.unassigned.try_iter().for_each(drop);
+        error
+    }
+
+    /// Waits for the workers, which leave as soon as they have answered.
+    fn drain(self, link: Link) -> Result<()> {
+        let limit = self.shared.options.drain_timeout;
+        let deadline = Deadline::after(limit);
+        let counters = &self.shared.counters;
+        log::info!("stopping; {} requests in progress", counters.read().in_progress);
+        let left = loop {
+            match self.news.recv_deadline(deadline.at) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break None,
+                Err(RecvTimeoutError::Timeout) => break Some(counters.read().in_progress),
+            }
+        };
+        match left {
+            None => link.close(CLOSING),
+            Some(_) => link.cutter.cut(),
+        }
+        log::info!("stopped: {:?}", counters.read());
+        left.map_or(Ok(()), |left| {
+            Err(Error::TimedOut {
+                what: format!(
+                    "{left} requests were still in progress; the broker gives them to another \
+                     server"
+                ),
+                after: limit,
+                sent: true,
+            })
+        })
+    }
+}
+
+/// What a worker's thread does: one channel after the other, until told to stop.
+fn work<H>(shared: &Shared, handler: &H, assignments: &Receiver<Assignment>, news: &Sender<News>)
+where
+    H: Fn(&[u8]) -> Result<Vec<u8>, Failure>,
+{
+    loop {
+        let assignment = select! {
+            recv(shared.stopper.signal()) -> _ => return,
+            recv(assignments) -> assignment => assignment,
+        };
+        // Without a supervisor there are no further channels.
+        let Ok(Assignment { session, endpoint, channel }) = assignment else { return };
+        // News to a supervisor that has left is no news.
+        let tell = |event| drop(news.send(News { session, event }));
+        let began = Instant::now();
+        let halt = match Worker::begin(shared, &endpoint, &channel) {
+            Ok(worker) => {
+                tell(Event::Consuming);
+                worker.serve(handler)
+            }
+            Err(halt) => halt,
+        };
+        drop(channel);
+        if let Halt::Stopped = halt {
+            return;
+        }
+        tell(Event::Halted { halt, after: began.elapsed() });
+    }
+}
+
+/// Lends a worker on that connection to `work`, and closes the connection after it.
+pub(crate) fn lend_a_worker<T>(
+    shared: &Shared,
+    mut link: Link,
+    work: impl FnOnce(&Worker<'_>) -> Result<T>,
+) -> Result<T> {
+    let fuse = link.cutter.fuse(shared.brokers.connect_timeout);
+    queue::ensure(&mut link, &shared.queue, &shared.options)?;
+    let endpoint = link.endpoint.clone();
+    let channel = link.connection.open_channel(None);
+    let channel = channel.map_err(|error| endpoint.explain(&error, "open a channel"))?;
+    let worker = Worker::begin(shared, &endpoint, &channel).map_err(|halt| match halt {
+        Halt::Channel(error) | Halt::Connection(error) => error,
+        Halt::Stopped => Error::Closed,
+    })?;
+    drop(fuse);
+    let done = work(&worker);
+    let fuse = link.cutter.fuse(CLOSING);
+    drop(worker);
+    drop(channel);
+    drop(fuse);
+    link.close(CLOSING);
+    done
+}

@@ -1,0 +1,232 @@
+//! One worker: one channel, one request at a time.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Publish, Return};
+use crossbeam_channel::{Receiver, select};
+
+use super::Shared;
+use super::counters::add;
+use crate::broker::{Endpoint, reason};
+use crate::deadline::Deadline;
+use crate::error::{Error, Failure, Result, Status};
+use crate::wire;
+
+/// Takes requests from the queue and answers them, on the thread that it was made on. Dropping
+/// it gives back the requests that it holds and has not answered.
+pub struct Worker<'a> {
+    shared: &'a Shared,
+    endpoint: &'a Endpoint,
+    channel: &'a Channel,
+    consumer: Consumer<'a>,
+    returns: Receiver<Return>,
+}
+
+/// Why a worker does not go on.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// It was told to.
+    Stopped,
+    /// The broker closed its channel; the connection may still be good.
+    Channel(Error),
+    Connection(Error),
+}
+
+impl<'a> Worker<'a> {
+    /// Begins to consume. Blocks until the broker answers.
+    pub(crate) fn begin(
+        shared: &'a Shared,
+        endpoint: &'a Endpoint,
+        channel: &'a Channel,
+    ) -> Result<Worker<'a>, Halt> {
+        let refused = |error| Halt::after(&error, endpoint, READ);
+        channel.qos(0, shared.options.prefetch, false).map_err(refused)?;
+        let returns = channel.listen_for_returns().map_err(refused)?;
+        let consumer = channel.basic_consume(shared.queue.as_str(), ConsumerOptions::default());
+        Ok(Worker { shared, endpoint, channel, consumer: consumer.map_err(refused)?, returns })
+    }
+
+    /// Waits for a request for at most `timeout`, and answers it. False if none came, or if the
+    /// server is to stop. Blocks for as long as the handler takes, besides.
+    ///
+    /// The reply goes out before the acknowledgement, on one channel, so that the broker has the
+    /// reply when it forgets the request. Whoever dies in between leaves the request to another.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] if the connection is lost.
+    pub fn serve_one<H>(&self, handler: H, timeout: Duration) -> Result<bool>
+    where
+        H: FnOnce(&[u8]) -> Result<Vec<u8>, Failure>,
+    {
+        match self.next(Deadline::after(timeout)).and_then(|delivery| match delivery {
+            Some(delivery) => self.answer(delivery, handler).map(|()| true),
+            None => Ok(false),
+        }) {
+            Ok(served) => Ok(served),
+            Err(Halt::Stopped) => Ok(false),
+            Err(Halt::Channel(error) | Halt::Connection(error)) => Err(error),
+        }
+    }
+
+    /// Serves until there is a reason not to.
+    pub(crate) fn serve<H>(&self, handler: &H) -> Halt
+    where
+        H: Fn(&[u8]) -> Result<Vec<u8>, Failure>,
+    {
+        let for_ever = Deadline::after(Duration::MAX);
+        loop {
+            let delivery = match self.next(for_ever) {
+                Ok(Some(delivery)) => delivery,
+                Ok(None) => continue,
+                Err(halt) => return halt,
+            };
+            if let Err(halt) = self.answer(delivery, handler) {
+                return halt;
+            }
+        }
+    }
+
+    fn next(&self, deadline: Deadline) -> Result<Option<Delivery>, Halt> {
+        let stop = &self.shared.stopper;
+        loop {
+            if stop.is_stopped() {
+                return Err(Halt::Stopped);
+            }
+            select! {
+                recv(self.consumer.receiver()) -> message => return match message {
+                    Ok(ConsumerMessage::Delivery(delivery)) => Ok(Some(delivery)),
+                    Ok(other) => Err(Halt::by(&other, self.endpoint)),
+                    Err(_) => Err(Halt::Connection(self.endpoint.unreachable("it is gone"))),
+                },
+                recv(self.returns) -> returned => match returned {
+                    Ok(returned) => self.note_return(&returned),
+                    Err(_) => return Err(self.halt_of_the_channel()),
+                },
+                recv(stop.signal()) -> _ => return Err(Halt::Stopped),
+                default(deadline.remaining()) => return Ok(None),
+            }
+        }
+    }
+
+    fn answer<H>(&self, delivery: Delivery, handler: H) -> Result<(), Halt>
+    where
+        H: FnOnce(&[u8]) -> Result<Vec<u8>, Failure>,
+    {
+        let counters = &self.shared.counters;
+        let began = Instant::now();
+        if delivery.redelivered {
+            add(&counters.redelivered);
+            log::info!("a request comes again: whoever had it before may have begun with it");
+        }
+        let address = match wire::reply_address(&delivery.properties, &self.shared.queue) {
+            Ok(address) => address,
+            Err(why) => {
+                add(&counters.rejected);
+                log::warn!("rejected a request of {} bytes: {why}", delivery.body.len());
+                let rejected = self.consumer.reject(delivery, false);
+                return rejected.map_err(|error| Halt::after(&error, self.endpoint, READ));
+            }
+        };
+        let in_progress = counters.begin();
+        let outcome = run(handler, &delivery.body);
+        let (status, count) = match &outcome {
+            Ok(_) => ("OK", &counters.served),
+            Err(failure) => (failure.status.name(), &counters.failed),
+        };
+        let id = address.correlation_id;
+        let shown_id = log::log_enabled!(log::Level::Debug).then(|| id.clone());
+        let (properties, body) = wire::encode_reply(id, &self.shared.app_id, outcome);
+        let mut publish = Publish::with_properties(&body, address.reply_to, properties);
+        publish.mandatory = true;
+        let request_length = delivery.body.len();
+        self.channel
+            .basic_publish("", publish)
+            .and_then(|()| delivery.ack(self.channel))
+            .map_err(|error| Halt::after(&error, self.endpoint, REPLY))?;
+        drop(in_progress);
+        add(count);
+        if let Some(id) = shown_id {
+            let id = id.as_deref().unwrap_or("without id");
+            let (took, length) = (began.elapsed(), body.len());
+            log::debug!(
+                "request {id}: {status}, {request_length} bytes in, {length} out, {took:?}"
+            );
+        }
+        Ok(())
+    }
+
+    fn note_return(&self, returned: &Return) {
+        add(&self.shared.counters.returned);
+        log::info!("a reply came back: its requester is gone ({})", returned.reply_text);
+    }
+
+    /// The broker closed the channel; whatever is tried on it tells why.
+    fn halt_of_the_channel(&self) -> Halt {
+        match self.channel.listen_for_returns() {
+            Err(error) => Halt::after(&error, self.endpoint, REPLY),
+            Ok(_) => Halt::Channel(self.endpoint.unreachable("the channel is gone")),
+        }
+    }
+}
+
+impl Drop for Worker<'_> {
+    /// amiquip takes the whole connection down when it has a message for a consumer that is
+    /// gone. So: cancel, then take everything up to the last message.
+    fn drop(&mut self) {
+        if let Err(error) = self.consumer.cancel() {
+            log::debug!("a worker leaves: {}", reason(&error));
+        }
+        for message in self.consumer.receiver() {
+            if let ConsumerMessage::Delivery(delivery) = message {
+                let _ = self.consumer.nack(delivery, true);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Worker<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker").field("queue", &self.shared.queue).finish_non_exhaustive()
+    }
+}
+
+/// A handler's panic is its server's failure: the requester is told no more than that.
+fn run<H>(handler: H, request: &[u8]) -> Result<Vec<u8>, Failure>
+where
+    H: FnOnce(&[u8]) -> Result<Vec<u8>, Failure>,
+{
+    catch_unwind(AssertUnwindSafe(|| handler(request))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+        log::error!("the handler panicked: {text}");
+        Err(Failure::new(Status::Internal, "the server failed on this request"))
+    })
+}
+
+impl Halt {
+    /// After an error of the channel, while it was `doing` that.
+    fn after(error: &amiquip::Error, endpoint: &Endpoint, doing: &str) -> Halt {
+        let explained = endpoint.explain(error, doing);
+        match error {
+            amiquip::Error::ServerClosedChannel { .. } => Halt::Channel(explained),
+            _ => Halt::Connection(explained),
+        }
+    }
+
+    /// After a message to the consumer that is no delivery.
+    fn by(message: &ConsumerMessage, endpoint: &Endpoint) -> Halt {
+        match message {
+            ConsumerMessage::ServerCancelled => {
+                Halt::Channel(endpoint.unreachable("the request queue was deleted"))
+            }
+            ConsumerMessage::ServerClosedChannel(error)
+            | ConsumerMessage::ServerClosedConnection(error) => Halt::after(error, endpoint, READ),
+            _ => Halt::Connection(endpoint.unreachable("the connection was closed")),
+        }
+    }
+}
+
+const READ: &str = "read from the request queue";
+const REPLY: &str = "write to the default exchange";
