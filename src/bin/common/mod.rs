@@ -1,0 +1,87 @@
+//! What the three binaries share: arguments, logging, and how an error becomes an exit code.
+
+use std::path::PathBuf;
+use std::process::{ExitCode, exit};
+use std::time::Duration;
+
+use argh::FromArgs;
+use log::LevelFilter;
+use rabbitmq_rpc::{Brokers, Error, Status, TlsFiles};
+
+/// The program's arguments. Ends the process where they ask for help (0) or make no sense (64).
+pub fn parse<Args: FromArgs>(name: &str) -> Args {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Args::from_args(&[name], &words).unwrap_or_else(|early| match early.status {
+        Ok(()) => {
+            println!("{}", early.output);
+            exit(0)
+        }
+        Err(()) => usage_error(name, &early.output),
+    })
+}
+
+pub fn usage_error(name: &str, text: &str) -> ! {
+    eprintln!("{}\nRun {name} --help for more information.", text.trim_end());
+    exit(i32::from(USAGE))
+}
+
+/// Logs to standard error, at `level` or as RUST_LOG has it.
+pub fn start_logger(level: &str) {
+    let level = format!("{level},amiquip=error");
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        // At debug it logs the login, which holds the password.
+        .filter_module("amiquip::io_loop::handshake_state", LevelFilter::Off)
+        .init();
+}
+
+/// The brokers of `--url`, else of $AMQP_URL, else one on this machine.
+pub fn brokers(
+    url: Option<String>,
+    connect_timeout: Duration,
+    tls: TlsFiles,
+) -> Result<Brokers, Error> {
+    let url = url.or_else(|| std::env::var("AMQP_URL").ok());
+    let url = url.as_deref().unwrap_or("amqp://guest:guest@localhost:5672/%2f");
+    let mut brokers = Brokers::parse(url)?;
+    brokers.connect_timeout = connect_timeout;
+    brokers.tls = tls;
+    Ok(brokers)
+}
+
+pub fn tls_files(ca: Option<PathBuf>, cert: Option<PathBuf>, key: Option<PathBuf>) -> TlsFiles {
+    TlsFiles { ca, cert, key }
+}
+
+/// A time span in seconds, such as `30`, `0.25` or `inf`.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(f64::INFINITY) => Ok(Duration::MAX),
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
+        Err(_) => Err("a time span is a number of seconds, such as 30 or 0.25".into()),
+    }
+}
+
+pub fn report(name: &str, error: &Error) -> ExitCode {
+    eprintln!("{name}: {error}");
+    ExitCode::from(exit_code(error))
+}
+
+const USAGE: u8 = 64;
+
+/// The exit code of an error, from sysexits.h.
+pub fn exit_code(error: &Error) -> u8 {
+    match error {
+        Error::Config(_) => USAGE,
+        Error::Remote(failure) => match failure.status {
+            Status::InvalidArgument | Status::OutOfRange => 65, // EX_DATAERR
+            Status::Unavailable => 75,
+            _ => 70, // EX_SOFTWARE
+        },
+        Error::Unreachable { .. } | Error::Unroutable { .. } => 69, // EX_UNAVAILABLE
+        Error::BadReply(_) => 76,                                   // EX_PROTOCOL
+        Error::Refused(_) => 77,                                    // EX_NOPERM
+        Error::QueueRefused { .. } => 78,                           // EX_CONFIG
+        _ => 75,                                                    // EX_TEMPFAIL
+    }
+}

@@ -1,0 +1,320 @@
+//! Drives any tutorial-six server with load, and tells how it bears it.
+
+mod common;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{ExitCode, exit};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use argh::FromArgs;
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, fibonacci};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Put load on the servers of a RabbitMQ queue, check every answer, and print rate and latency.
+#[derive(FromArgs, Clone)]
+#[argh(
+    example = "rpc_bench --requests 100000 --in-flight 64\nrpc_bench --rate 500 --json",
+    note = "Without --rate the loop is closed: a call begins when another has ended. With --rate
+calls are due at fixed times, and latency counts from then, so that a stall is not hidden.
+A thread waits for its calls in the order in which it sent them.",
+    error_code(0, "every call was answered rightly"),
+    error_code(1, "some were not"),
+    error_code(64, "usage"),
+    error_code(69, "no broker could be reached"),
+    error_code(77, "the broker refused the user or a permission"),
+    error_code(130, "interrupted; what was there by then is printed")
+)]
+struct Args {
+    /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else
+    /// amqp://guest:guest@localhost:5672/%2f)
+    #[argh(option)]
+    url: Option<String>,
+    /// queue to send requests to (default: rpc_queue)
+    #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
+    queue: String,
+    /// calls to make (default: 10000)
+    #[argh(option, default = "10_000")]
+    requests: u64,
+    /// calls in flight at once, over all threads (default: 1, or one a thread)
+    #[argh(option, default = "1")]
+    in_flight: usize,
+    /// threads that share the client (default: 1)
+    #[argh(option, default = "1")]
+    threads: usize,
+    /// calls due each second; 0 is as fast as --in-flight lets it (default: 0)
+    #[argh(option, default = "0.0")]
+    rate: f64,
+    /// seconds for each call (default: 30)
+    #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
+    timeout: Duration,
+    /// number to ask for (default: 7)
+    #[argh(option, default = "7")]
+    n: u64,
+    /// print one JSON object instead of a table; latencies are in microseconds
+    #[argh(switch)]
+    json: bool,
+    /// seconds for connecting to a broker (default: 5)
+    #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
+    connect_timeout: Duration,
+    /// PEM file of the authorities to trust for amqps:// (default: the system's)
+    #[argh(option)]
+    tls_ca: Option<PathBuf>,
+    /// PEM file of this client's certificate
+    #[argh(option)]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of that certificate's key
+    #[argh(option)]
+    tls_key: Option<PathBuf>,
+}
+
+const NAME: &str = "rpc_bench";
+
+fn main() -> ExitCode {
+    let args: Args = common::parse(NAME);
+    if args.n > fibonacci::MAX_N {
+        common::usage_error(NAME, "--n is at most 186: there is no larger answer to check.");
+    }
+    if args.threads == 0 || !(args.rate >= 0.0 && args.rate.is_finite()) {
+        common::usage_error(NAME, "--threads is at least 1, and --rate not negative.");
+    }
+    common::start_logger("warn");
+    match connect(&args) {
+        Ok(client) => run(&args, &client),
+        Err(error) => common::report(NAME, &error),
+    }
+}
+
+fn connect(args: &Args) -> Result<FibonacciRpcClient, Error> {
+    let Args { url, tls_ca, tls_cert, tls_key, .. } = args.clone();
+    let tls = common::tls_files(tls_ca, tls_cert, tls_key);
+    let brokers = common::brokers(url, args.connect_timeout, tls)?;
+    let options = ClientOptions {
+        timeout: args.timeout,
+        // In an open loop nothing but the servers may hold a call back.
+        max_in_flight: if args.rate > 0.0 { usize::MAX } else { args.in_flight.max(args.threads) },
+        ..FibonacciRpcClient::options()
+    };
+    FibonacciRpcClient::with_options(brokers, &args.queue, options)
+}
+
+fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
+    let load = Load {
+        args: args.clone(),
+        expected: fibonacci::fib(args.n),
+        began: Instant::now(),
+        next: AtomicU64::new(0),
+        tally: Mutex::new(Tally::new()),
+        progress: progress_bar(args.requests),
+    };
+    thread::scope(|scope| {
+        let mut signals = Signals::new([SIGINT, SIGTERM]).expect("these two can be caught");
+        let interrupted = signals.handle();
+        let load = &load;
+        scope.spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                load.print();
+                exit(128 + signal);
+            }
+        });
+        thread::scope(|scope| {
+            for _ in 0..args.threads {
+                scope.spawn(|| load.drive(client));
+            }
+        });
+        interrupted.close();
+    });
+    load.progress.finish_and_clear();
+    load.print();
+    let right = lock(&load.tally).ok == args.requests;
+    ExitCode::from(u8::from(!right))
+}
+
+/// What the threads work off together.
+struct Load {
+    args: Args,
+    expected: u128,
+    began: Instant,
+    /// The number of the next call.
+    next: AtomicU64,
+    tally: Mutex<Tally>,
+    progress: ProgressBar,
+}
+
+impl Load {
+    /// Makes calls, one thread's share of those in flight at a time, until all are made.
+    fn drive(&self, client: &FibonacciRpcClient) {
+        let share = match self.args.rate > 0.0 {
+            true => usize::MAX,
+            false => self.args.in_flight.div_ceil(self.args.threads).max(1),
+        };
+        let mut flying = VecDeque::new();
+        while let Some(due) = self.next_due() {
+            while flying.len() >= share || !flying.is_empty() && due > Instant::now() {
+                let until = (flying.len() < share).then_some(due);
+                self.settle_oldest(&mut flying, until);
+            }
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            match client.send(self.args.n) {
+                Ok(call) => flying.push_back((due.max(self.began), call)),
+                Err(error) => self.count(due, Err(error)),
+            }
+        }
+        while !flying.is_empty() {
+            self.settle_oldest(&mut flying, None);
+        }
+    }
+
+    /// When the next call is due: now in a closed loop, by its number in an open one.
+    fn next_due(&self) -> Option<Instant> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        (number < self.args.requests).then(|| match self.args.rate > 0.0 {
+            true => self.began + Duration::from_secs_f64(number as f64 / self.args.rate),
+            false => Instant::now(),
+        })
+    }
+
+    /// Waits for the oldest call, at most `until`.
+    fn settle_oldest(
+        &self,
+        flying: &mut VecDeque<(Instant, PendingNumber)>,
+        until: Option<Instant>,
+    ) {
+        let Some((due, mut call)) = flying.pop_front() else { return };
+        let answer = match until {
+            None => call.wait().map(Some),
+            Some(until) => {
+                let waited = call.wait_timeout(until.saturating_duration_since(Instant::now()));
+                if let Ok(None) = waited {
+                    return flying.push_front((due, call));
+                }
+                waited
+            }
+        };
+        self.count(due, answer.map(|number| number.expect("waited for until its deadline")));
+    }
+
+    fn count(&self, due: Instant, answer: Result<u128, Error>) {
+        let latency = due.elapsed();
+        let mut tally = lock(&self.tally);
+        match answer {
+            Ok(number) if number == self.expected => tally.right(latency),
+            Ok(_) => tally.wrong("wrong answer"),
+            Err(error) => tally.wrong(kind(&error)),
+        }
+        if tally.errors() > 0 {
+            self.progress.set_message(format!("{} errors", tally.errors()));
+        }
+        self.progress.inc(1);
+    }
+
+    fn print(&self) {
+        let seconds = self.began.elapsed().as_secs_f64();
+        let tally = lock(&self.tally);
+        match self.args.json {
+            true => println!("{}", tally.json(seconds)),
+            false => print!("{}", tally.table(seconds)),
+        }
+    }
+}
+
+/// What came of the calls.
+struct Tally {
+    ok: u64,
+    /// In microseconds, of the calls that were answered rightly.
+    latency: Histogram<u64>,
+    errors: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    fn new() -> Tally {
+        const DAY: u64 = 86_400_000_000;
+        let latency = Histogram::new_with_max(DAY, 3).expect("three digits are allowed");
+        Tally { ok: 0, latency, errors: BTreeMap::new() }
+    }
+
+    fn right(&mut self, latency: Duration) {
+        self.ok += 1;
+        self.latency.saturating_record(latency.as_micros() as u64);
+    }
+
+    fn wrong(&mut self, kind: &'static str) {
+        *self.errors.entry(kind).or_default() += 1;
+    }
+
+    fn errors(&self) -> u64 {
+        self.errors.values().sum()
+    }
+
+    fn percentiles(&self) -> [(&'static str, u64); 5] {
+        [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)]
+            .map(|(name, quantile)| (name, self.latency.value_at_quantile(quantile)))
+    }
+
+    fn table(&self, seconds: f64) -> String {
+        let mut table = format!(
+            "calls      {:>10}   in {seconds:.2} s, {:.0} a second\nerrors     {:>10}\n",
+            self.ok + self.errors(),
+            self.ok as f64 / seconds,
+            self.errors()
+        );
+        for (kind, count) in &self.errors {
+            let _ = writeln!(table, "           {count:>10}   {kind}");
+        }
+        let _ = writeln!(table, "latency    {:>10.1} µs mean", self.latency.mean());
+        for (name, value) in self.percentiles() {
+            let _ = writeln!(table, "           {value:>10} µs {name}");
+        }
+        table
+    }
+
+    fn json(&self, seconds: f64) -> String {
+        let errors: Vec<String> =
+            self.errors.iter().map(|(kind, count)| format!("\"{kind}\":{count}")).collect();
+        let percentiles: Vec<String> =
+            self.percentiles().iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+        format!(
+            "{{\"requests\":{},\"ok\":{},\"errors\":{},\"errors_by_kind\":{{{}}},\
+             \"seconds\":{seconds:.6},\"calls_per_second\":{:.1},\
+             \"latency_us\":{{\"mean\":{:.1},{}}}}}",
+            self.ok + self.errors(),
+            self.ok,
+            self.errors(),
+            errors.join(","),
+            self.ok as f64 / seconds,
+            self.latency.mean(),
+            percentiles.join(",")
+        )
+    }
+}
+
+fn kind(error: &Error) -> &'static str {
+    match error {
+        Error::TimedOut { .. } => "timed out",
+        Error::Blocked { .. } => "broker blocked",
+        Error::Unreachable { .. } => "broker unreachable",
+        Error::Unroutable { .. } => "no such queue",
+        Error::ConnectionLost { .. } => "connection lost",
+        Error::Remote(_) => "error reply",
+        Error::BadReply(_) => "bad reply",
+        _ => "other",
+    }
+}
+
+/// On standard error where that is a terminal, and nowhere else.
+fn progress_bar(requests: u64) -> ProgressBar {
+    let style = "{bar:40} {pos}/{len} {per_sec:.0} {msg} {eta}";
+    let style = ProgressStyle::with_template(style).expect("the template is well-formed");
+    ProgressBar::new(requests).with_style(style)
+}
+
+fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
+    tally.lock().unwrap_or_else(PoisonError::into_inner)
+}

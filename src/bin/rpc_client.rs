@@ -1,0 +1,96 @@
+//! Asks for Fibonacci numbers, as RabbitMQ's tutorial six does.
+
+mod common;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use argh::FromArgs;
+use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber};
+
+/// Ask the servers on a RabbitMQ queue for Fibonacci numbers; print one a line, in the order
+/// asked.
+#[derive(FromArgs)]
+#[argh(
+    example = "rpc_client 7\nrpc_client --timeout 2 0 1 7 93 186",
+    note = "All requests are sent together. Where some fail, the exit code is the first one's.",
+    error_code(0, "every number was answered"),
+    error_code(64, "usage"),
+    error_code(65, "the server refused a number"),
+    error_code(69, "no broker could be reached, or there is no such queue"),
+    error_code(70, "the server failed"),
+    error_code(75, "timed out or connection lost: may have been executed"),
+    error_code(76, "a reply was no number"),
+    error_code(77, "the broker refused the user or a permission")
+)]
+struct Args {
+    /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else
+    /// amqp://guest:guest@localhost:5672/%2f)
+    #[argh(option)]
+    url: Option<String>,
+    /// queue to send requests to (default: rpc_queue)
+    #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
+    queue: String,
+    /// seconds for each number, from the start (default: 30)
+    #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
+    timeout: Duration,
+    /// seconds for connecting to a broker (default: 5)
+    #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
+    connect_timeout: Duration,
+    /// PEM file of the authorities to trust for amqps:// (default: the system's)
+    #[argh(option)]
+    tls_ca: Option<PathBuf>,
+    /// PEM file of this client's certificate
+    #[argh(option)]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of that certificate's key
+    #[argh(option)]
+    tls_key: Option<PathBuf>,
+    /// which numbers to ask for: whole, not negative
+    #[argh(positional, arg_name = "N")]
+    numbers: Vec<u64>,
+}
+
+const NAME: &str = "rpc_client";
+
+fn main() -> ExitCode {
+    let args: Args = common::parse(NAME);
+    if args.numbers.is_empty() {
+        common::usage_error(NAME, "There is no number to ask for.");
+    }
+    common::start_logger("warn");
+    let numbers = args.numbers.clone();
+    match connect(args) {
+        Ok(client) => ask(&client, &numbers),
+        Err(error) => common::report(NAME, &error),
+    }
+}
+
+fn connect(args: Args) -> Result<FibonacciRpcClient, Error> {
+    let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
+    let brokers = common::brokers(args.url, args.connect_timeout, tls)?;
+    let options = ClientOptions { timeout: args.timeout, ..FibonacciRpcClient::options() };
+    FibonacciRpcClient::with_options(brokers, &args.queue, options)
+}
+
+fn ask(client: &FibonacciRpcClient, numbers: &[u64]) -> ExitCode {
+    let calls: Vec<_> = numbers.iter().map(|n| client.send(*n)).collect();
+    let mut first_failure = None;
+    for (n, call) in numbers.iter().zip(calls) {
+        match call.and_then(PendingNumber::wait) {
+            Ok(number) => {
+                // Whoever closed standard output wants no further numbers.
+                if writeln!(std::io::stdout(), "{number}").is_err() {
+                    return ExitCode::FAILURE;
+                }
+            }
+            Err(error) => {
+                eprintln!("{NAME}: n = {n}: {error}");
+                first_failure.get_or_insert(common::exit_code(&error));
+            }
+        }
+    }
+    ExitCode::from(first_failure.unwrap_or(0))
+}

@@ -1,0 +1,122 @@
+//! Serves Fibonacci numbers, as RabbitMQ's tutorial six does.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::{ExitCode, exit};
+use std::thread;
+use std::time::Duration;
+
+use argh::FromArgs;
+use rabbitmq_rpc::{Error, QueueType, RpcServer, ServerOptions, Stopper, fibonacci};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Serve Fibonacci numbers over RabbitMQ until interrupted: answer each request on the queue.
+#[derive(FromArgs)]
+#[argh(
+    example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4",
+    note = "SIGINT and SIGTERM stop it in good order: it answers what it has begun with and gives
+the rest back. A second signal ends it at once.",
+    error_code(0, "stopped, every request begun was answered"),
+    error_code(64, "usage"),
+    error_code(69, "no broker could be reached"),
+    error_code(75, "requests were still in progress after --drain-timeout"),
+    error_code(77, "the broker refused the user or a permission"),
+    error_code(78, "the broker refused the queue")
+)]
+struct Args {
+    /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else
+    /// amqp://guest:guest@localhost:5672/%2f)
+    #[argh(option)]
+    url: Option<String>,
+    /// queue to take requests from (default: rpc_queue)
+    #[argh(option, default = "String::from(\"rpc_queue\")")]
+    queue: String,
+    /// requests worked on at once (default: 1)
+    #[argh(option, default = "1")]
+    workers: usize,
+    /// requests sent to each worker ahead of its answers (default: 1)
+    #[argh(option, default = "1")]
+    prefetch: u16,
+    /// compute by double recursion: a slow job on purpose
+    #[argh(switch)]
+    recursive: bool,
+    /// kind of queue to declare where there is none: classic or quorum (default: classic)
+    #[argh(option, default = "QueueType::Classic", from_str_fn(queue_type))]
+    queue_type: QueueType,
+    /// deliveries of one request, at most (quorum queues only)
+    #[argh(option)]
+    delivery_limit: Option<u32>,
+    /// exchange for requests that were rejected, expired or delivered too often
+    #[argh(option)]
+    dead_letter_exchange: Option<String>,
+    /// seconds to wait for requests in progress when stopping (default: 30)
+    #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
+    drain_timeout: Duration,
+    /// seconds for connecting to a broker (default: 5)
+    #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
+    connect_timeout: Duration,
+    /// PEM file of the authorities to trust for amqps:// (default: the system's)
+    #[argh(option)]
+    tls_ca: Option<PathBuf>,
+    /// PEM file of this client's certificate
+    #[argh(option)]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of that certificate's key
+    #[argh(option)]
+    tls_key: Option<PathBuf>,
+}
+
+const NAME: &str = "rpc_server";
+
+fn main() -> ExitCode {
+    let args = common::parse(NAME);
+    common::start_logger("info");
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => common::report(NAME, &error),
+    }
+}
+
+fn serve(args: Args) -> Result<(), Error> {
+    let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
+    let brokers = common::brokers(args.url, args.connect_timeout, tls)?;
+    let options = ServerOptions {
+        workers: args.workers,
+        prefetch: args.prefetch,
+        queue_type: args.queue_type,
+        delivery_limit: args.delivery_limit,
+        dead_letter_exchange: args.dead_letter_exchange,
+        drain_timeout: args.drain_timeout,
+    };
+    let queue = args.queue;
+    let server = RpcServer::connect(brokers, &queue, options)?
+        .on_ready(move || println!("Awaiting RPC requests on {queue}"));
+    stop_on_a_signal(server.stopper());
+    match args.recursive {
+        true => server.serve(fibonacci::answer_slowly),
+        false => server.serve(fibonacci::answer),
+    }
+}
+
+fn stop_on_a_signal(stopper: Stopper) {
+    let mut signals = Signals::new([SIGINT, SIGTERM]).expect("these two can be caught");
+    thread::spawn(move || {
+        let mut signals = signals.forever();
+        signals.next();
+        stopper.stop();
+        if let Some(signal) = signals.next() {
+            // As a shell has it: 128 and the number of the signal that ended it.
+            exit(128 + signal);
+        }
+    });
+}
+
+fn queue_type(text: &str) -> Result<QueueType, String> {
+    match text {
+        "classic" => Ok(QueueType::Classic),
+        "quorum" => Ok(QueueType::Quorum),
+        _ => Err("a queue is classic or quorum".into()),
+    }
+}
