@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Measures this crate against other blocking RPC programs, on a private node.
+#
+#   scripts/bench.sh [--rounds 5] [--requests 4000] [--n 7] [--peers ours,c,...]
+#
+# Results go to standard output and to target/bench: results.json, table.md,
+# latency.svg. With its defaults it takes some three minutes after the build.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+scripts/debian.sh need rabbitmq-server python3-pika librabbitmq-dev gcc libc6-dev pkg-config
+
+target=${CARGO_TARGET_DIR:-target}
+cargo build --release --bins --examples
+
+mkdir -p "$target/bench"
+flags=$(pkg-config --cflags --libs librabbitmq)
+for side in server client; do
+    # The flags are several words.
+    # shellcheck disable=SC2086
+    gcc -O2 -Wall -Wextra -o "$target/bench/librabbitmq_$side" \
+        "scripts/bench/librabbitmq_$side.c" $flags
+done
+
+exec python3 -B scripts/bench/run.py --target "$target" "$@"
