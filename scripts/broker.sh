@@ -1,0 +1,325 @@
+#!/usr/bin/env bash
+# A private RabbitMQ for people, tests and CI: on loopback alone, on free ports,
+# all it writes in one temporary directory, and gone with its standard input.
+#
+#   broker.sh [--nodes N] [--tls DIR] [--config FILE]
+#
+#   --nodes N      a cluster of N nodes (1 to 5), which pause in a minority
+#   --tls DIR      also listen for TLS with DIR's ca.pem, server.pem and
+#                  server-key.pem; clients must show a certificate of that ca and
+#                  may log in by its common name (EXTERNAL)
+#   --config FILE  lines for every node's rabbitmq.conf; they win over those here
+#
+# Once every node takes connections it prints its facts, one key=value a line (url,
+# dir, and for each node I port.I, node.I, pid.I and, with --tls, tls_port.I), then
+# `ready`. From then on each line read is a command, answered by one line: `ok`, with
+# new facts if there are any, or `error` and the reason.
+#
+#   kill I...     SIGKILL                         freeze I...   SIGSTOP
+#   stop I...     end in good order               thaw I...     SIGCONT
+#   start I...    again, with its ports and data: `ok pid=PID`
+#   ctl I ARG...  rabbitmqctl, quoted as for xargs; its output goes to DIR/ctl.out
+#   quit
+#
+# The end of standard input, INT and TERM end everything at once, even midway.
+set -eu
+shopt -s extglob
+
+main() {
+    local i
+    nodes=1 tls='' config=/dev/null
+    while (($#)); do
+        (($# > 1)) || usage
+        case $1 in
+            --nodes) nodes=$2 ;;
+            --tls) tls=$(realpath -e "$2") || exit 66 ;;
+            --config) config=$(realpath -e "$2") || exit 66 ;;
+            *) usage ;;
+        esac
+        shift 2
+    done
+    [[ $nodes == [1-5] ]] || usage
+    find_rabbitmq
+
+    commands=() partial='' pid=() epmd='' ctl='' dir=''
+    trap end EXIT
+    trap 'exit 0' INT TERM HUP PIPE
+    dir=$(mktemp -d "${TMPDIR:-/tmp}/broker.XXXXXX")
+    furnish
+    claim_ports
+
+    # The first node runs before the others look for it: nodes that all start at once
+    # may each take itself for the first and found a cluster of one.
+    boot 0
+    await 0 || give_up 0
+    for ((i = 1; i < nodes; i++)); do boot "$i"; done
+    for ((i = 1; i < nodes; i++)); do await "$i" || give_up "$i"; done
+    within 30 joined || give_up 0
+
+    introduce
+    while true; do
+        until ((${#commands[@]})); do listen; done
+        mapfile -t words < <(xargs -r printf '%s\n' <<<"${commands[0]}")
+        commands=("${commands[@]:1}")
+        execute "${words[@]}"
+    done
+}
+
+usage() {
+    sed -n 's/^#   broker.sh/usage: broker.sh/p' "$0" >&2
+    exit 64
+}
+
+find_rabbitmq() {
+    local script
+    # Debian's command in the PATH insists on root or rabbitmq; the script behind it
+    # runs as anyone.
+    for script in /usr/lib/rabbitmq/bin/rabbitmq-server "$(command -v rabbitmq-server)"; do
+        [[ -x $script ]] || continue
+        rabbitmq=$(dirname "$(dirname "$(realpath "$script")")")
+        return
+    done
+    echo 'RabbitMQ is not installed. On Debian: sudo apt-get install rabbitmq-server' >&2
+    exit 69
+}
+
+# Fills the directory, and the environment all nodes share, in which nothing of a
+# system broker's may shine through.
+furnish() {
+    unset "${!RABBITMQ_@}" "${!ERL_@}" NOTIFY_SOCKET
+    export HOME=$dir LC_ALL=C.UTF-8
+    (umask 377 && head -c 32 /dev/urandom | sha256sum | head -c 64 >"$dir/.erlang.cookie")
+
+    # Erlang looks for every module in one directory after another. With the seventy
+    # that RabbitMQ brings a node starts in 6 s, with those it needs in 4 s.
+    mkdir -p "$dir/rabbitmq/plugins" "$dir/none"
+    ln -s "$rabbitmq"/{sbin,escript} "$dir/rabbitmq"
+    ln -s "$rabbitmq"/plugins/!(rabbitmq_*|README) \
+        "$rabbitmq"/plugins/rabbitmq_{prelaunch,auth_mechanism_ssl}-* "$dir/rabbitmq/plugins"
+    echo "[${tls:+rabbitmq_auth_mechanism_ssl}]." >"$dir/enabled_plugins"
+
+    local loopback='-kernel inet_dist_use_interface {127,0,0,1}'
+    export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 2:2 +B i -start_epmd false $loopback"
+    export RABBITMQ_CTL_ERL_ARGS="+S 1:1 $loopback"
+    export RABBITMQ_MNESIA_BASE=$dir/data RABBITMQ_LOG_BASE=$dir/log
+    export RABBITMQ_ENABLED_PLUGINS_FILE=$dir/enabled_plugins
+    export RABBITMQ_CONF_ENV_FILE=$dir/none/env RABBITMQ_CONFIG_FILES=$dir/none
+    export RABBITMQ_ADVANCED_CONFIG_FILE=$dir/none/advanced.config
+
+    # What is started on this leash ends even if this script is killed.
+    leash=(env)
+    ! command -v setpriv >/dev/null || leash=(setpriv --pdeathsig KILL)
+}
+
+# Takes a block of sixteen ports by having an epmd listen on the first: one of our
+# own, since an epmd that a node starts outlives it. The blocks lie below the ports
+# which the kernel gives to outgoing connections, so that a node that was stopped
+# finds its own free again.
+claim_ports() {
+    local base i
+    export ERL_EPMD_PORT ERL_EPMD_ADDRESS=127.0.0.1
+    for _ in {1..20}; do
+        base=$((16384 + RANDOM % 1000 * 16))
+        for ((i = 0; i < 16; i++)); do ! listens $((base + i)) || continue 2; done
+        ERL_EPMD_PORT=$base
+        "${leash[@]}" epmd </dev/null >"$dir/epmd.out" 2>&1 &
+        epmd=$! && disown
+        within 10 listens "$base" && alive "$epmd" && break
+    done
+    for ((i = 0; i < nodes; i++)); do
+        node[i]=rabbit-$$-$i@localhost
+        port[i]=$((base + 3 * i + 1))
+        tls_port[i]=$((base + 3 * i + 2))
+        dist_port[i]=$((base + 3 * i + 3))
+    done
+}
+
+# Starts node I, for the first time or again.
+boot() {
+    local i=$1
+    {
+        echo "listeners.tcp.1 = 127.0.0.1:${port[i]}"
+        if [[ $tls ]]; then
+            echo "listeners.ssl.1 = 127.0.0.1:${tls_port[i]}"
+            echo "ssl_options.cacertfile = $tls/ca.pem"
+            echo "ssl_options.certfile = $tls/server.pem"
+            echo "ssl_options.keyfile = $tls/server-key.pem"
+            echo 'ssl_options.verify = verify_peer'
+            echo 'ssl_options.fail_if_no_peer_cert = true'
+            echo 'ssl_cert_login_from = common_name'
+            printf 'auth_mechanisms.%s\n' '1 = PLAIN' '2 = AMQPLAIN' '3 = EXTERNAL'
+        fi
+        if ((nodes > 1)); then
+            # The nodes join one after another under a lock, for which by default they
+            # sleep up to eight seconds.
+            echo "cluster_formation.classic_config.nodes.1 = ${node[0]}"
+            ((i == 0)) || echo "cluster_formation.classic_config.nodes.2 = ${node[i]}"
+            printf 'cluster_formation.%s\n' 'internal_lock_retries = 1' \
+                'lock_retry_limit = 600' 'lock_retry_timeout = 100'
+            echo 'cluster_partition_handling = pause_minority'
+            # A frozen node is missed within ten seconds, not within a minute.
+            echo 'net_ticktime = 8'
+        fi
+        cat "$config"
+    } >"$dir/node.$i.conf"
+
+    # As it does under systemd the script becomes the Erlang machine, whose pid is
+    # then the one we know.
+    RUNNING_UNDER_SYSTEMD=true RABBITMQ_NODENAME=${node[i]} \
+        RABBITMQ_DIST_PORT=${dist_port[i]} RABBITMQ_CONFIG_FILE=$dir/node.$i.conf \
+        RABBITMQ_PID_FILE=$dir/node.$i.pid "${leash[@]}" \
+        "$dir/rabbitmq/sbin/rabbitmq-server" </dev/null >"$dir/node.$i.out" 2>&1 &
+    pid[i]=$! && disown
+}
+
+# Waits until node I takes connections; fails when it ended instead.
+await() {
+    within 120 settled "$1" && runs "$1"
+}
+
+settled() {
+    speaks_amqp "${port[$1]}" || ! runs "$1"
+}
+
+# Whether every node has all nodes on its list.
+joined() {
+    local name listed
+    for name in "${node[@]}"; do
+        listed=$(grep -oE "rabbit-$$-[0-9]@" "$dir/data/$name/cluster_nodes.config" | sort -u | wc -l)
+        ((listed == nodes)) || return 1
+    done
+}
+
+give_up() {
+    echo "Node $1 did not start. The end of what it wrote:" >&2
+    tail -n 30 "$dir/node.$1.out" "$dir/log/${node[$1]}.log" >&2
+    exit 1
+}
+
+introduce() {
+    local i urls
+    urls=$(printf ',amqp://guest:guest@127.0.0.1:%d/%%2f' "${port[@]}")
+    echo "url=${urls:1}"
+    echo "dir=$dir"
+    for i in "${!node[@]}"; do
+        printf '%s\n' "port.$i=${port[i]}" "node.$i=${node[i]}" "pid.$i=${pid[i]}"
+        [[ ! $tls ]] || echo "tls_port.$i=${tls_port[i]}"
+    done
+    echo ready
+    [[ ! -t 0 ]] || echo "Commands: kill, stop, start, freeze, thaw I...; ctl I ARG...; Ctrl-D ends it all." >&2
+}
+
+# Does one command and answers it with one line.
+execute() {
+    local verb=${1:-} numbers=("${@:2}") i facts='' reason=''
+    [[ $verb != ctl ]] || numbers=("${@:2:1}")
+    [[ $verb == quit ]] || ((${#numbers[@]})) || verb=none reason='a command and a node are needed'
+    for i in "${numbers[@]}"; do
+        [[ $i == [0-4] && ${node[i]:-} ]] || verb=none reason="there is no node $i"
+    done
+    case $verb in
+        none) ;;
+        kill) signal KILL && ended ;;
+        stop) signal TERM && ended ;;
+        freeze) signal STOP ;;
+        thaw) signal CONT ;;
+        start) restarted ;;
+        ctl) controlled "${@:2}" ;;
+        quit) echo ok && exit 0 ;;
+        *) reason="there is no command '$verb'" ;;
+    esac || true
+    if [[ $reason ]]; then echo "error $reason"; else echo "ok$facts"; fi
+}
+
+signal() {
+    local i
+    for i in "${numbers[@]}"; do
+        runs "$i" && kill "-$1" "${pid[i]}" || reason="node $i is not running"
+    done
+    [[ ! $reason ]]
+}
+
+ended() {
+    local i
+    for i in "${numbers[@]}"; do
+        within 60 gone "${pid[i]}" || reason="node $i still runs after 60 s"
+    done
+}
+
+restarted() {
+    local i
+    for i in "${numbers[@]}"; do
+        runs "$i" && reason="node $i is running" && return
+        boot "$i"
+    done
+    for i in "${numbers[@]}"; do
+        await "$i" || reason="node $i does not start, see $dir/node.$i.out"
+        facts+=" pid=${pid[i]}"
+    done
+}
+
+controlled() {
+    "${leash[@]}" "$dir/rabbitmq/sbin/rabbitmqctl" --quiet --node "${node[$1]}" "${@:2}" \
+        </dev/null >"$dir/ctl.out" 2>&1 &
+    ctl=$!
+    within 60 gone "$ctl" || kill -KILL "$ctl"
+    wait "$ctl" || reason=$(grep -m 1 -v -e '^Error:$' -e '^$' "$dir/ctl.out" || echo 'rabbitmqctl failed')
+    ctl=''
+}
+
+# Waits until a command succeeds: within SECONDS COMMAND...
+within() {
+    local deadline=$((SECONDS + $1))
+    until "${@:2}"; do
+        ((SECONDS < deadline)) || return 1
+        listen 0.05
+    done
+}
+
+# Takes one line from standard input, waiting for at most so many seconds, or for
+# ever. All waiting is done here, so that the end of input is noticed whatever else
+# is waited for.
+listen() {
+    local more
+    if read -r ${1:+-t "$1"} more; then
+        commands+=("$partial$more") partial=''
+    elif (($? > 128)); then
+        partial+=$more
+    else
+        exit 0
+    fi
+}
+
+speaks_amqp() {
+    local byte
+    { printf 'AMQP\0\0\t\1' >&9 && IFS= read -r -N 1 -t 2 byte <&9 && [[ $byte == $'\1' ]]; } \
+        9<>"/dev/tcp/127.0.0.1/$1"
+} 2>/dev/null
+
+listens() {
+    : 9<>"/dev/tcp/127.0.0.1/$1"
+} 2>/dev/null
+
+runs() {
+    alive "${pid[$1]}"
+}
+
+gone() {
+    ! alive "$1"
+}
+
+alive() {
+    kill -0 "$1"
+} 2>/dev/null
+
+# SIGKILL ends a frozen node too.
+end() {
+    set +e
+    trap '' INT TERM HUP PIPE
+    pid+=(${epmd:+"$epmd"} ${ctl:+"$ctl"})
+    kill -KILL "${pid[@]}"
+    while kill -0 "${pid[@]}"; do sleep 0.02; done
+    [[ ! $dir ]] || rm -rf "$dir"
+} 2>/dev/null
+
+main "$@"

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# All checks, as CI runs them: format, lints, documentation, scripts, tests. Installs what
+# is missing where it may. Goes through all of them and then fails if any did.
+set -eu
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/debian.sh
+. scripts/debian.sh
+
+main() {
+    need gcc pkg-config libssl-dev rabbitmq-server openssl python3-pika amqp-tools librabbitmq-dev
+    if ! command -v cargo >/dev/null; then
+        echo 'There is no cargo. A Rust toolchain comes from https://rustup.rs' >&2
+        exit 69
+    fi
+    log=$(mktemp)
+    trap 'rm -f "$log"' EXIT
+    failures=()
+
+    check 'format' cargo fmt --check
+    check 'lints' cargo clippy --quiet --all-targets -- -D warnings
+    check 'lints of the bare library' cargo clippy --quiet --no-default-features --lib -- -D warnings
+    RUSTDOCFLAGS='-D warnings' check 'documentation' cargo doc --quiet --no-deps
+    if command -v shellcheck >/dev/null; then
+        check 'scripts' shellcheck -x scripts/*.sh .ci/run
+    fi
+    run_tests
+
+    ((${#failures[@]} == 0)) || echo "Not in order: $(printf '%s; ' "${failures[@]}" | sed 's/; $//')." >&2
+    echo "$passed passed, $failed failed"
+    ((${#failures[@]} == 0))
+}
+
+# Runs one check, and says in one line how it went; what it printed only if it failed.
+check() {
+    local name=$1 start=$SECONDS verdict=ok
+    "${@:2}" >"$log" 2>&1 || verdict=FAILED
+    printf '%-28s %-7s %3d s\n' "$name" "$verdict" $((SECONDS - start))
+    [[ $verdict == ok ]] && return
+    cat "$log" >&2
+    failures+=("$name")
+}
+
+run_tests() {
+    local start=$SECONDS verdict=ok
+    cargo test --no-fail-fast 2>&1 | tee "$log"
+    ((PIPESTATUS[0] == 0)) || verdict=FAILED failures+=(tests)
+    passed=$(sum passed)
+    failed=$(sum failed)
+    printf '%-28s %-7s %3d s\n' tests "$verdict" $((SECONDS - start))
+}
+
+# Adds up one column of the test binaries' closing lines.
+sum() {
+    grep '^test result:' "$log" | grep -o "[0-9]* $1" | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
+main "$@"

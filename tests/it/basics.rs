@@ -1,0 +1,1 @@
+//! A call from end to end, in this crate's programs and in its types.

@@ -1,0 +1,197 @@
+//! A RabbitMQ of the tests' own, driven through `scripts/broker.sh`.
+//!
+//! Most tests share one node, [`Broker::shared`], and keep apart by [`queue_name`]. A test
+//! that kills, freezes or reconfigures a node takes a [`Broker`] of its own. Either ends
+//! with this process, however that ends: the script stops when its standard input closes.
+
+// A harness offers what the next test may need.
+#![allow(dead_code)]
+
+mod script;
+
+use script::Script;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// One private node or cluster. Nodes are numbered from 0. Whatever goes wrong panics, and
+/// says what to do.
+pub struct Broker {
+    script: Mutex<Script>,
+    _room: Option<Room>,
+}
+
+impl Broker {
+    /// The plain node that the tests of this binary share, started by the first to ask.
+    pub fn shared() -> &'static Broker {
+        static SHARED: OnceLock<Broker> = OnceLock::new();
+        SHARED.get_or_init(|| Broker {
+            script: Mutex::new(Script::run(&[])),
+            _room: None,
+        })
+    }
+
+    /// A plain node for one test alone.
+    pub fn start() -> Broker {
+        Broker::with(&[])
+    }
+
+    /// A cluster of `nodes`, of which a minority pauses.
+    pub fn cluster(nodes: usize) -> Broker {
+        Broker::with(&["--nodes", &nodes.to_string()])
+    }
+
+    /// A broker with these arguments of `scripts/broker.sh`, such as `--config FILE`.
+    pub fn with(args: &[&str]) -> Broker {
+        // A cluster keeps the whole machine busy.
+        let room = Room::take(if args.contains(&"--nodes") { ROOMS } else { 1 });
+        Broker {
+            script: Mutex::new(Script::run(args)),
+            _room: Some(room),
+        }
+    }
+
+    /// Every node's URL, comma-separated.
+    pub fn url(&self) -> String {
+        self.script().fact("url")
+    }
+
+    pub fn url_of(&self, node: usize) -> String {
+        let port = self.port(node);
+        format!("amqp://guest:guest@127.0.0.1:{port}/%2f")
+    }
+
+    pub fn port(&self, node: usize) -> u16 {
+        number(self.script().fact(&format!("port.{node}")))
+    }
+
+    /// Where the node listens for TLS, if it was started with `--tls`.
+    pub fn tls_port(&self, node: usize) -> u16 {
+        number(self.script().fact(&format!("tls_port.{node}")))
+    }
+
+    /// The node's Erlang name.
+    pub fn node(&self, node: usize) -> String {
+        self.script().fact(&format!("node.{node}"))
+    }
+
+    /// The operating system's id of the node as it runs now.
+    pub fn pid(&self, node: usize) -> u32 {
+        number(self.script().fact(&format!("pid.{node}")))
+    }
+
+    /// Ends the node as a power cut would, and returns once it is gone.
+    pub fn kill(&self, node: usize) {
+        self.command(&format!("kill {node}"));
+    }
+
+    /// Ends the node in good order, and returns once it is gone.
+    pub fn stop(&self, node: usize) {
+        self.command(&format!("stop {node}"));
+    }
+
+    /// Starts a node that was killed or stopped, with the same ports and data, and returns
+    /// once it takes connections.
+    pub fn start_node(&self, node: usize) {
+        self.start_nodes(&[node]);
+    }
+
+    /// Starts several nodes at once: after all were down, none may come up without the rest.
+    pub fn start_nodes(&self, nodes: &[usize]) {
+        let numbers: Vec<String> = nodes.iter().map(usize::to_string).collect();
+        let facts = self.command(&format!("start {}", numbers.join(" ")));
+        let pids = facts
+            .split_whitespace()
+            .map(|fact| fact.replace("pid=", ""));
+        let mut script = self.script();
+        for (node, pid) in nodes.iter().zip(pids) {
+            script.set_fact(&format!("pid.{node}"), pid);
+        }
+    }
+
+    /// Stops the node's clock: connections stay open and nothing answers.
+    pub fn freeze(&self, node: usize) {
+        self.command(&format!("freeze {node}"));
+    }
+
+    pub fn thaw(&self, node: usize) {
+        self.command(&format!("thaw {node}"));
+    }
+
+    /// What `rabbitmqctl ARGS` prints about node 0.
+    pub fn ctl(&self, args: &[&str]) -> String {
+        self.ctl_on(0, args)
+    }
+
+    /// What `rabbitmqctl ARGS` prints about this node.
+    pub fn ctl_on(&self, node: usize, args: &[&str]) -> String {
+        let quoted: Vec<String> = args
+            .iter()
+            .map(|arg| format!("'{}'", arg.replace('\'', r#"'"'"'"#)))
+            .collect();
+        // The lock is held until the output is read, which the next command overwrites.
+        let mut script = self.script();
+        let answer = script.command(&format!("ctl {node} {}", quoted.join(" ")));
+        let output = std::fs::read_to_string(script.fact("dir") + "/ctl.out");
+        drop(script);
+        let output = output.unwrap_or_else(|error| error.to_string());
+        answer.unwrap_or_else(|reason| panic!("rabbitmqctl {args:?} failed: {reason}"));
+        output
+    }
+
+    fn command(&self, command: &str) -> String {
+        let answer = self.script().command(command);
+        answer.unwrap_or_else(|reason| panic!("broker.sh could not `{command}`: {reason}"))
+    }
+
+    /// A test that panicked in the middle of a command leaves the others their broker.
+    fn script(&self) -> MutexGuard<'_, Script> {
+        self.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A queue name that no other test and no other run uses.
+pub fn queue_name(test: &str) -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{test}-{}-{number}", std::process::id())
+}
+
+fn number<N: FromStr>(fact: String) -> N {
+    let parsed = fact.parse().ok();
+    parsed.expect("broker.sh prints ports and pids as numbers")
+}
+
+/// How many brokers besides the shared one may run at a time: each start takes seconds of
+/// two cores, and tests that measure time suffer first.
+const ROOMS: usize = 2;
+
+struct Room(usize);
+
+static TAKEN: Mutex<usize> = Mutex::new(0);
+static LEFT: Condvar = Condvar::new();
+
+impl Room {
+    fn take(rooms: usize) -> Room {
+        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut taken, timeout) = LEFT
+            .wait_timeout_while(taken, Duration::from_secs(900), |taken| {
+                *taken + rooms > ROOMS
+            })
+            .unwrap_or_else(PoisonError::into_inner);
+        assert!(
+            !timeout.timed_out(),
+            "no room for another broker: a test may hold one while it asks for another"
+        );
+        *taken += rooms;
+        Room(rooms)
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
+        LEFT.notify_all();
+    }
+}

@@ -1,0 +1,182 @@
+//! A program under test: what it prints, what it is told, how it ends.
+//!
+//! ```ignore
+//! let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &["--url", &url]);
+//! server.wait_for_line("Awaiting RPC requests", Duration::from_secs(10));
+//! server.signal("TERM");
+//! assert!(server.wait(Duration::from_secs(10)).success(), "{}", server.stderr());
+//! ```
+
+// A harness offers what the next test may need.
+#![allow(dead_code)]
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A running program whose output is collected line by line. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    name: String,
+    lines: Receiver<(Stream, String)>,
+    stdout: String,
+    stderr: String,
+    /// How far [`Process::wait_for_line`] has read each stream.
+    seen: [usize; 2],
+}
+
+#[derive(Clone, Copy)]
+enum Stream {
+    Stdout,
+    Stderr,
+}
+
+impl Process {
+    pub fn spawn(program: impl AsRef<OsStr>, args: &[&str]) -> Process {
+        Process::from(Command::new(program).args(args))
+    }
+
+    /// Runs a command that needs more than arguments, such as environment variables.
+    pub fn from(command: &mut Command) -> Process {
+        let name = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{name} cannot be run: {error}"));
+        let (sender, lines) = mpsc::channel();
+        let stdout = child.stdout.take().expect("stdout was asked for");
+        let stderr = child.stderr.take().expect("stderr was asked for");
+        read_lines(stdout, Stream::Stdout, sender.clone());
+        read_lines(stderr, Stream::Stderr, sender);
+        Process {
+            child,
+            name,
+            lines,
+            stdout: String::new(),
+            stderr: String::new(),
+            seen: [0; 2],
+        }
+    }
+
+    /// Waits for a line with this text in it, on either stream, and returns it. Lines that an
+    /// earlier call returned or passed over do not count again. Panics when the program ends
+    /// or the time is over first.
+    pub fn wait_for_line(&mut self, text: &str, timeout: Duration) -> String {
+        let deadline = Instant::now() + timeout;
+        loop {
+            if let Some(line) = self.next_line_with(text) {
+                return line;
+            }
+            if let Err(error) = self.collect(deadline) {
+                self.fail(&format!("printed no line with {text:?} ({error})"));
+            }
+        }
+    }
+
+    /// Sends a signal by its name: `TERM`, `INT`, `KILL`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        // The standard library can only send KILL, and a crate for one call is too much.
+        let status = Command::new("kill")
+            .args(["-s", name, &self.pid().to_string()])
+            .status()
+            .unwrap_or_else(|error| panic!("kill cannot be run: {error}"));
+        assert!(status.success(), "no SIG{name} for {}: {status}", self.name);
+    }
+
+    /// Waits for the program to end and returns how it did; panics when it does not in time.
+    pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
+        let deadline = Instant::now() + timeout;
+        // Both streams end when the program does.
+        while let Ok(()) = self.collect(deadline) {}
+        if Instant::now() >= deadline
+            && let Ok(None) = self.child.try_wait()
+        {
+            self.fail(&format!("still runs after {timeout:?}"));
+        }
+        self.child
+            .wait()
+            .expect("the child was not waited for elsewhere")
+    }
+
+    /// Ends the program at once, as a crash would.
+    pub fn kill(&mut self) {
+        // An error means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Standard output so far.
+    pub fn stdout(&mut self) -> &str {
+        while self.collect(Instant::now()).is_ok() {}
+        &self.stdout
+    }
+
+    /// Standard error so far.
+    pub fn stderr(&mut self) -> &str {
+        while self.collect(Instant::now()).is_ok() {}
+        &self.stderr
+    }
+
+    /// Takes in one line of output.
+    fn collect(&mut self, deadline: Instant) -> Result<(), RecvTimeoutError> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let (stream, line) = self.lines.recv_timeout(left)?;
+        match stream {
+            Stream::Stdout => self.stdout.push_str(&line),
+            Stream::Stderr => self.stderr.push_str(&line),
+        }
+        Ok(())
+    }
+
+    fn next_line_with(&mut self, text: &str) -> Option<String> {
+        for (output, seen) in [&self.stdout, &self.stderr].into_iter().zip(&mut self.seen) {
+            while let Some(length) = output[*seen..].find('\n') {
+                let line = &output[*seen..*seen + length];
+                *seen += length + 1;
+                if line.contains(text) {
+                    return Some(line.to_owned());
+                }
+            }
+        }
+        None
+    }
+
+    fn fail(&mut self, what: &str) -> ! {
+        self.kill();
+        while self.collect(Instant::now()).is_ok() {}
+        panic!(
+            "{} {what}\n--- its standard output:\n{}--- its standard error:\n{}",
+            self.name, self.stdout, self.stderr
+        );
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn read_lines(stream: impl Read + Send + 'static, kind: Stream, sender: Sender<(Stream, String)>) {
+    thread::spawn(move || {
+        let mut stream = BufReader::new(stream);
+        let mut line = Vec::new();
+        while matches!(stream.read_until(b'\n', &mut line), Ok(length) if length > 0) {
+            let text = String::from_utf8_lossy(&line).into_owned();
+            // Nobody listens any more once the process is dropped.
+            if sender.send((kind, text)).is_err() {
+                break;
+            }
+            line.clear();
+        }
+    });
+}

@@ -1,0 +1,1 @@
+//! pika's tutorial six on either side.
