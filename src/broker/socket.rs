@@ -176,3 +176,43 @@ impl Cutter {
 pub(crate) struct Fuse {
     _burning: Sender<()>,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// Under Nagle's algorithm a call takes 44 ms.
+    #[test]
+    fn every_address_of_a_name_is_tried_and_nodelay_is_set() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let endpoint: Endpoint = format!("amqp://localhost:{port}").parse().unwrap();
+        let tcp = dial(&endpoint, Deadline::after(Duration::from_secs(5))).unwrap();
+        assert!(tcp.nodelay().unwrap());
+    }
+
+    #[test]
+    fn a_fuse_cuts_the_connection_unless_it_is_put_out() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (_peer, _) = listener.accept().unwrap();
+        tcp.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let cutter = Cutter::new(&tcp).unwrap();
+
+        drop(cutter.fuse(Duration::from_millis(50)));
+        let error = tcp.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nothing came, nothing ended");
+
+        let _fuse = cutter.fuse(Duration::from_millis(50));
+        assert_eq!(tcp.read(&mut [0]).unwrap(), 0, "the end of the connection");
+    }
+
+    #[test]
+    fn what_is_no_broker_is_recognized_by_its_first_byte() {
+        assert!(check_protocol(1).is_ok());
+        assert!(check_protocol(0x15).unwrap_err().to_string().contains("amqps://"));
+        assert!(check_protocol(b'H').unwrap_err().to_string().contains("AMQP"));
+    }
+}

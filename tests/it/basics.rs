@@ -1,1 +1,210 @@
 //! A call from end to end, in this crate's programs and in its types.
+
+use std::net::TcpListener;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use rabbitmq_rpc::{
+    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, PendingNumber, PendingReply,
+    RpcClient, RpcServer, ServerOptions, Status, Stopper, fibonacci,
+};
+
+use crate::broker::{Broker, queue_name};
+use crate::process::Process;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// `rpc_server` on a queue of its own of the shared broker, ready to be called.
+pub fn rpc_server(queue: &str, args: &[&str]) -> Process {
+    let url = Broker::shared().url();
+    let args = [&["--url", &url, "--queue", queue], args].concat();
+    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &args);
+    let line = server.wait_for_line("Awaiting", SOON);
+    assert_eq!(line, format!("Awaiting RPC requests on {queue}"));
+    server
+}
+
+/// What `rpc_client` prints and exits with, on the shared broker.
+pub fn rpc_client(queue: &str, args: &[&str]) -> Output {
+    let url = Broker::shared().url();
+    run_client(&[&["--url", &url, "--queue", queue], args].concat())
+}
+
+fn run_client(args: &[&str]) -> Output {
+    let program = env!("CARGO_BIN_EXE_rpc_client");
+    let output = std::process::Command::new(program).args(args).output();
+    output.expect("rpc_client runs")
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).expect("numbers are UTF-8")
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).expect("sentences are UTF-8")
+}
+
+#[test]
+fn the_client_prints_numbers_in_the_order_asked() {
+    let queue = queue_name("numbers");
+    let mut server = rpc_server(&queue, &[]);
+
+    let output = rpc_client(&queue, &["7"]);
+    assert_eq!((stdout(&output), output.status.code()), ("13\n", Some(0)), "{output:?}");
+
+    let output = rpc_client(&queue, &["0", "1", "7", "93", "186"]);
+    let expected = "0\n1\n13\n12200160415121876738\n332825110087067562321196029789634457848\n";
+    assert_eq!((stdout(&output), output.status.code()), (expected, Some(0)), "{output:?}");
+
+    server.signal("TERM");
+    assert_eq!(server.wait(SOON).code(), Some(0), "{}", server.stderr());
+    assert_eq!(server.stdout().lines().count(), 1, "standard output carries results alone");
+}
+
+#[test]
+fn double_recursion_gives_the_same_numbers() {
+    let queue = queue_name("recursive");
+    let _server = rpc_server(&queue, &["--recursive", "--workers", "2", "--prefetch", "2"]);
+    let output = rpc_client(&queue, &["20", "0", "1", "2", "25"]);
+    assert_eq!(stdout(&output), "6765\n0\n1\n1\n75025\n", "{output:?}");
+}
+
+#[test]
+fn bad_arguments_are_usage_errors() {
+    for args in [
+        &["x"][..],
+        &["-1"],
+        &["1.5"],
+        &["18446744073709551616"],
+        &[],
+        &["--timeout", "soon", "7"],
+        &["--timeout", "-1", "7"],
+        &["--nonsense", "7"],
+        &["--url", "host:5672", "7"],
+    ] {
+        let output = run_client(args);
+        assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
+        assert_eq!(stdout(&output), "", "{args:?}");
+        assert!(!stderr(&output).is_empty(), "{args:?}");
+    }
+    let help = run_client(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(stdout(&help).contains("rpc_client 7"), "{help:?}");
+}
+
+#[test]
+fn a_number_too_large_is_the_servers_to_refuse() {
+    let queue = queue_name("too-large");
+    let _server = rpc_server(&queue, &[]);
+    let output = rpc_client(&queue, &["187", "7"]);
+    assert_eq!(output.status.code(), Some(65), "{output:?}");
+    assert_eq!(stdout(&output), "13\n", "the others are still answered");
+    let text = stderr(&output);
+    assert!(text.contains("n = 187: OUT_OF_RANGE: fib(187) does not fit"), "{text}");
+}
+
+#[test]
+fn a_request_that_is_no_number_gets_an_error_reply() {
+    let queue = queue_name("no-number");
+    let _server = rpc_server(&queue, &[]);
+    let brokers = Brokers::parse(&Broker::shared().url()).unwrap();
+    let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+    for body in [&b"hello"[..], b"", &[b'9'; 1_000_000], b"\xff\xfe"] {
+        match client.call(body) {
+            Err(Error::Remote(Failure { status: Status::InvalidArgument, message })) => {
+                assert!(message.contains("not a decimal number"), "{message}");
+            }
+            other => panic!("{} bytes: {other:?}", body.len()),
+        }
+    }
+    assert_eq!(client.call("7").unwrap(), b"13", "the server goes on");
+}
+
+#[test]
+fn without_a_broker_the_sentence_names_it_and_not_the_password() {
+    // A port that was free a moment ago.
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("amqp://ann:s3cret@127.0.0.1:{port}/%2f");
+    for program in [env!("CARGO_BIN_EXE_rpc_client"), env!("CARGO_BIN_EXE_rpc_server")] {
+        let mut command = std::process::Command::new(program);
+        command.args(["--url", &url]).env("RUST_LOG", "trace");
+        if program.ends_with("client") {
+            command.arg("7");
+        }
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(69), "{output:?}");
+        let text = stderr(&output);
+        assert!(text.contains(&format!("127.0.0.1:{port}: Connection refused")), "{text}");
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+}
+
+#[test]
+fn a_call_that_nobody_answers_ends_at_its_deadline() {
+    let queue = queue_name("nobody");
+    // The queue stays when its server has gone.
+    drop(rpc_server(&queue, &[]));
+    let began = Instant::now();
+    let output = rpc_client(&queue, &["--timeout", "0.5", "7"]);
+    let took = began.elapsed();
+    assert_eq!(output.status.code(), Some(75), "{output:?}");
+    assert!(stderr(&output).contains("timed out after 500ms: no reply"), "{output:?}");
+    assert!((Duration::from_millis(500)..Duration::from_secs(3)).contains(&took), "{took:?}");
+}
+
+#[test]
+fn both_sides_embed_as_owned_values() {
+    fn assert_owned<T: Send + 'static>() {}
+    fn assert_shared<T: Send + Sync + 'static>() {}
+    assert_shared::<RpcClient>();
+    assert_shared::<FibonacciRpcClient>();
+    assert_shared::<RpcServer>();
+    assert_shared::<Stopper>();
+    assert_owned::<PendingReply>();
+    assert_owned::<PendingNumber>();
+
+    let queue = queue_name("embedded");
+    let url = Broker::shared().url();
+    let brokers = Brokers::parse(&url).unwrap();
+    let server = RpcServer::connect(brokers.clone(), &queue, ServerOptions::default()).unwrap();
+    let stopper = server.stopper();
+    let serving = std::thread::spawn(move || {
+        let served = server.serve(|request: &[u8]| match request {
+            b"fail" => Err(Failure::new(Status::NotFound, "as you wish")),
+            text => Ok(text.to_ascii_uppercase()),
+        });
+        (served, server.counters())
+    });
+
+    let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+    assert_eq!(client.call("shout").unwrap(), b"SHOUT");
+    assert_eq!(client.call(vec![0xff; 300_000]).unwrap(), vec![0xff; 300_000]);
+    assert_eq!(client.call("").unwrap(), b"");
+    let failure = Failure::new(Status::NotFound, "as you wish");
+    assert_eq!(client.call("fail"), Err(Error::Remote(failure)));
+
+    stopper.stop();
+    let (served, counters) = serving.join().unwrap();
+    served.unwrap();
+    assert_eq!((counters.served, counters.failed, counters.in_progress), (3, 1, 0));
+}
+
+#[test]
+fn a_worker_can_be_lent_for_a_loop_of_ones_own() {
+    let queue = queue_name("lent");
+    let url = Broker::shared().url();
+    let brokers = Brokers::parse(&url).unwrap();
+    let server = RpcServer::connect(brokers.clone(), &queue, ServerOptions::default()).unwrap();
+    let options = FibonacciRpcClient::options();
+    let client = FibonacciRpcClient::with_options(brokers, &queue, options).unwrap();
+    server
+        .with_worker(|worker| {
+            assert!(!worker.serve_one(fibonacci::answer, Duration::from_millis(50))?);
+            let call = client.send(9)?;
+            assert!(worker.serve_one(fibonacci::answer, SOON)?);
+            assert_eq!(call.wait()?, 34);
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(server.counters().served, 1);
+}

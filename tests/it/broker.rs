@@ -26,10 +26,7 @@ impl Broker {
     /// The plain node that the tests of this binary share, started by the first to ask.
     pub fn shared() -> &'static Broker {
         static SHARED: OnceLock<Broker> = OnceLock::new();
-        SHARED.get_or_init(|| Broker {
-            script: Mutex::new(Script::run(&[])),
-            _room: None,
-        })
+        SHARED.get_or_init(|| Broker { script: Mutex::new(Script::run(&[])), _room: None })
     }
 
     /// A plain node for one test alone.
@@ -46,10 +43,7 @@ impl Broker {
     pub fn with(args: &[&str]) -> Broker {
         // A cluster keeps the whole machine busy.
         let room = Room::take(if args.contains(&"--nodes") { ROOMS } else { 1 });
-        Broker {
-            script: Mutex::new(Script::run(args)),
-            _room: Some(room),
-        }
+        Broker { script: Mutex::new(Script::run(args)), _room: Some(room) }
     }
 
     /// Every node's URL, comma-separated.
@@ -101,9 +95,7 @@ impl Broker {
     pub fn start_nodes(&self, nodes: &[usize]) {
         let numbers: Vec<String> = nodes.iter().map(usize::to_string).collect();
         let facts = self.command(&format!("start {}", numbers.join(" ")));
-        let pids = facts
-            .split_whitespace()
-            .map(|fact| fact.replace("pid=", ""));
+        let pids = facts.split_whitespace().map(|fact| fact.replace("pid=", ""));
         let mut script = self.script();
         for (node, pid) in nodes.iter().zip(pids) {
             script.set_fact(&format!("pid.{node}"), pid);
@@ -126,10 +118,8 @@ impl Broker {
 
     /// What `rabbitmqctl ARGS` prints about this node.
     pub fn ctl_on(&self, node: usize, args: &[&str]) -> String {
-        let quoted: Vec<String> = args
-            .iter()
-            .map(|arg| format!("'{}'", arg.replace('\'', r#"'"'"'"#)))
-            .collect();
+        let quoted: Vec<String> =
+            args.iter().map(|arg| format!("'{}'", arg.replace('\'', r#"'"'"'"#))).collect();
         // The lock is held until the output is read, which the next command overwrites.
         let mut script = self.script();
         let answer = script.command(&format!("ctl {node} {}", quoted.join(" ")));
@@ -176,9 +166,7 @@ impl Room {
     fn take(rooms: usize) -> Room {
         let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut taken, timeout) = LEFT
-            .wait_timeout_while(taken, Duration::from_secs(900), |taken| {
-                *taken + rooms > ROOMS
-            })
+            .wait_timeout_while(taken, Duration::from_secs(900), |taken| *taken + rooms > ROOMS)
             .unwrap_or_else(PoisonError::into_inner);
         assert!(
             !timeout.timed_out(),

@@ -53,14 +53,7 @@ impl Process {
         let stderr = child.stderr.take().expect("stderr was asked for");
         read_lines(stdout, Stream::Stdout, sender.clone());
         read_lines(stderr, Stream::Stderr, sender);
-        Process {
-            child,
-            name,
-            lines,
-            stdout: String::new(),
-            stderr: String::new(),
-            seen: [0; 2],
-        }
+        Process { child, name, lines, stdout: String::new(), stderr: String::new(), seen: [0; 2] }
     }
 
     /// Waits for a line with this text in it, on either stream, and returns it. Lines that an
@@ -98,9 +91,7 @@ impl Process {
         {
             self.fail(&format!("still runs after {timeout:?}"));
         }
-        self.child
-            .wait()
-            .expect("the child was not waited for elsewhere")
+        self.child.wait().expect("the child was not waited for elsewhere")
     }
 
     /// Ends the program at once, as a crash would.

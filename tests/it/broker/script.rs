@@ -47,13 +47,8 @@ impl Script {
             let _ = stderr.read_to_end(&mut text);
             String::from_utf8_lossy(&text).into_owned()
         });
-        let mut script = Script {
-            child,
-            stdin,
-            lines,
-            stderr: Some(stderr),
-            facts: HashMap::new(),
-        };
+        let mut script =
+            Script { child, stdin, lines, stderr: Some(stderr), facts: HashMap::new() };
         loop {
             match script.lines.recv_timeout(BOOT_TIMEOUT) {
                 Ok(line) if line == "ready" => return script,
