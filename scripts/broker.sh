@@ -43,7 +43,9 @@ main() {
 
     commands=() partial='' pid=() epmd='' ctl='' dir=''
     trap end EXIT
-    trap 'exit 0' INT TERM HUP PIPE
+    # A signal may come just as the end of input has begun the end, and must not cut it
+    # short.
+    trap 'end; exit 0' INT TERM HUP PIPE
     dir=$(mktemp -d "${TMPDIR:-/tmp}/broker.XXXXXX")
     furnish
     claim_ports
@@ -87,7 +89,7 @@ find_rabbitmq() {
 # system broker's may shine through.
 furnish() {
     unset "${!RABBITMQ_@}" "${!ERL_@}" NOTIFY_SOCKET
-    export HOME=$dir LC_ALL=C.UTF-8
+    export HOME=$dir LC_ALL=C.UTF-8 ERL_CRASH_DUMP=$dir/erl_crash.dump
     (umask 377 && head -c 32 /dev/urandom | sha256sum | head -c 64 >"$dir/.erlang.cookie")
 
     # Erlang looks for every module in one directory after another. With the seventy
@@ -312,13 +314,13 @@ alive() {
     kill -0 "$1"
 } 2>/dev/null
 
-# SIGKILL ends a frozen node too.
+# SIGKILL ends a frozen node too. What was started last may not be noted anywhere yet.
 end() {
     set +e
     trap '' INT TERM HUP PIPE
-    pid+=(${epmd:+"$epmd"} ${ctl:+"$ctl"})
-    kill -KILL "${pid[@]}"
-    while kill -0 "${pid[@]}"; do sleep 0.02; done
+    local all=("${pid[@]}" ${epmd:+"$epmd"} ${ctl:+"$ctl"} ${!:+"$!"})
+    kill -KILL "${all[@]}"
+    while kill -0 "${all[@]}"; do sleep 0.02; done
     [[ ! $dir ]] || rm -rf "$dir"
 } 2>/dev/null
 

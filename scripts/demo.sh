@@ -20,8 +20,8 @@ main() {
     declare -A server
     scratch='' broker=none queue='' option=() step='' reason=''
     trap end EXIT
-    trap 'exit 130' INT
-    trap 'exit 143' TERM HUP
+    trap 'trap "" INT TERM HUP; exit 130' INT
+    trap 'trap "" INT TERM HUP; exit 143' TERM HUP
     scratch=$(mktemp -d "${TMPDIR:-/tmp}/demo.XXXXXX")
 
     step 'Build the programs'
