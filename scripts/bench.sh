@@ -8,7 +8,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-scripts/debian.sh need rabbitmq-server python3-pika librabbitmq-dev gcc libc6-dev pkg-config
+# shellcheck source=scripts/debian.sh
+. scripts/debian.sh
+need rabbitmq-server python3-pika librabbitmq-dev gcc libc6-dev pkg-config
 
 target=${CARGO_TARGET_DIR:-target}
 cargo build --release --bins --examples

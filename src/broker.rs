@@ -1,5 +1,6 @@
 //! Where the brokers are, and how to get a connection to one of them.
 
+mod line;
 mod socket;
 mod tls;
 mod url;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use amiquip::{Auth, Connection, ConnectionOptions, ConnectionTuning};
 
-pub(crate) use self::socket::Cutter;
+pub(crate) use self::line::{Line, Unwritten};
 pub use self::tls::TlsFiles;
 pub(crate) use self::url::Endpoint;
 use crate::deadline::Deadline;
@@ -91,22 +92,29 @@ impl Brokers {
 
     fn log_in(&self, tcp: TcpStream, index: usize, deadline: Deadline) -> Result<Link> {
         let endpoint = &self.endpoints[index];
-        let cutter = Cutter::new(&tcp).map_err(|error| endpoint.unreachable(error))?;
-        let stream: Box<dyn socket::Stream> = match endpoint.tls {
-            true => tls::handshake(tcp, endpoint, &self.tls, deadline)?,
-            false => Box::new(tcp),
+        let failed = |error| endpoint.unreachable(error);
+        let over_tcp = match endpoint.tls {
+            true => {
+                let tcp = tcp.try_clone().map_err(failed)?;
+                Some(tls::handshake(tcp, endpoint, &self.tls, deadline)?)
+            }
+            false => None,
         };
-        let socket = Socket::new(stream, cutter.clone());
-        let socket = socket.map_err(|error| endpoint.unreachable(error))?;
+        let line = Line::new(tcp, over_tcp).map_err(failed)?;
+        let socket = Socket::new(line.clone());
 
         let began = Instant::now();
-        let fuse = cutter.fuse(deadline.remaining());
-        let opened = Connection::insecure_open_stream(socket, self.options(endpoint), tuning());
+        let fuse = line.fuse(deadline.remaining());
+        let opened = Connection::insecure_open_stream(
+            socket,
+            self.options(endpoint),
+            ConnectionTuning::default(),
+        );
         drop(fuse);
         let connection =
-            opened.map_err(|error| explain_handshake(error, endpoint, &cutter, began))?;
+            opened.map_err(|error| explain_handshake(error, endpoint, &line, began))?;
         log::debug!("connected to {endpoint}");
-        Ok(Link { connection, cutter, endpoint: endpoint.clone(), index })
+        Ok(Link { connection, line, endpoint: endpoint.clone(), index })
     }
 
     fn options(&self, endpoint: &Endpoint) -> ConnectionOptions<Auth> {
@@ -133,13 +141,6 @@ impl fmt::Display for Brokers {
     }
 }
 
-/// With amiquip's default high-water mark a publish blocks in the caller's thread, past any
-/// deadline, as soon as 16 MiB wait for a broker that does not read. Without it a publish never
-/// blocks, and what may wait is limited by the calls in flight and by the heartbeat.
-fn tuning() -> ConnectionTuning {
-    ConnectionTuning::default().buffered_writes_high_water(usize::MAX)
-}
-
 /// The program's name: what operators see of it, and what goes into `app_id`.
 pub(crate) fn program() -> String {
     let path = std::env::current_exe().unwrap_or_default();
@@ -160,13 +161,13 @@ fn who_we_are() -> String {
 fn explain_handshake(
     error: amiquip::Error,
     endpoint: &Endpoint,
-    cutter: &Cutter,
+    line: &Line,
     began: Instant,
 ) -> Error {
     const REFUSAL_TAKES: Duration = Duration::from_millis(2500);
     let Endpoint { user, vhost, .. } = endpoint;
     match error {
-        amiquip::Error::InvalidCredentials if !cutter.was_ended_by_peer() => endpoint.unreachable(
+        amiquip::Error::InvalidCredentials if !line.was_ended_by_peer() => endpoint.unreachable(
             "it did not finish the login in time (a refused login takes RabbitMQ 3 s)",
         ),
         amiquip::Error::InvalidCredentials if began.elapsed() < REFUSAL_TAKES => {
@@ -204,7 +205,7 @@ impl From<NoLink> for Error {
 /// A connection to one broker, with what is needed to end it and to explain its errors.
 pub(crate) struct Link {
     pub(crate) connection: Connection,
-    pub(crate) cutter: Cutter,
+    pub(crate) line: Line,
     pub(crate) endpoint: Endpoint,
     /// Its broker's place in the list, to begin with next time.
     pub(crate) index: usize,
@@ -213,7 +214,7 @@ pub(crate) struct Link {
 impl Link {
     /// Closes the connection in good order, or cuts it once `limit` is over.
     pub(crate) fn close(self, limit: Duration) {
-        let _fuse = self.cutter.fuse(limit);
+        let _fuse = self.line.fuse(limit);
         if let Err(error) = self.connection.close() {
             log::debug!("closing the connection to {}: {}", self.endpoint, reason(&error));
         }

@@ -67,8 +67,8 @@ impl RpcClient {
     /// as the system takes to look up names. What is lost later is made anew by the next call.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one
-    /// refuses the user, [`Error::Config`] if the TLS files cannot be used.
+    /// [`Error::Unreachable`](crate::Error::Unreachable) if no broker takes the connection, [`Error::Refused`](crate::Error::Refused) if one
+    /// refuses the user, [`Error::Config`](crate::Error::Config) if the TLS files cannot be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ClientOptions) -> Result<RpcClient> {
         let config = Config {
             brokers,
@@ -85,8 +85,8 @@ impl RpcClient {
     /// Sends a request and waits for its reply, for at most [`ClientOptions::timeout`].
     ///
     /// # Errors
-    /// Every variant of [`Error`] except [`Error::QueueRefused`];
-    /// [`Error::may_have_executed`] tells whether it is safe to try again.
+    /// Every variant of [`Error`](crate::Error) except [`Error::QueueRefused`](crate::Error::QueueRefused);
+    /// [`Error::may_have_executed`](crate::Error::may_have_executed) tells whether it is safe to try again.
     pub fn call(&self, body: impl Into<Vec<u8>>) -> Result<Vec<u8>> {
         self.send(body)?.wait()
     }
@@ -135,7 +135,7 @@ impl RpcClient {
         }
     }
 
-    /// Closes the connection; calls that are in flight end with [`Error::Closed`]. Takes at most
+    /// Closes the connection; calls that are in flight end with [`Error::Closed`](crate::Error::Closed). Takes at most
     /// two seconds, also if the broker does not answer. Dropping the client does the same.
     pub fn close(self) {
         drop(self);

@@ -104,7 +104,7 @@ impl RpcServer {
             stopper: Stopper::new(),
         };
         let mut link = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
-        let fuse = link.cutter.fuse(shared.brokers.connect_timeout);
+        let fuse = link.line.fuse(shared.brokers.connect_timeout);
         queue::ensure(&mut link, &shared.queue, &shared.options)?;
         drop(fuse);
         Ok(RpcServer {

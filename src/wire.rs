@@ -1,14 +1,15 @@
-//! The wire contract: requests and replies to AMQP properties and back. Pure.
+//! The wire contract: requests and replies to AMQP frames and back. Pure.
 //!
 //! It is RabbitMQ's tutorial six with additions that a program which does not know them can
 //! leave unread. Whatever is absent, foreign or undecodable is normal weather here.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use amiquip::{AmqpProperties, AmqpValue, FieldTable};
+use amiquip::{AmqpProperties, AmqpValue};
 use uuid::Uuid;
 
 use crate::error::{Error, Failure, Result, Status};
+use crate::frames::{self, Properties};
 
 /// The `type` of a reply that carries a [`Failure`].
 const ERROR: &str = "error";
@@ -17,6 +18,14 @@ const STATUS: &str = "rpc-status";
 /// AMQP's `delivery_mode` of a message that a broker need not keep through a restart: neither
 /// a request nor its reply outlives its caller.
 const TRANSIENT: u8 = 1;
+
+/// Where the frames of a message go.
+#[derive(Clone, Copy)]
+pub(crate) struct Way<'a> {
+    pub(crate) channel: u16,
+    pub(crate) queue: &'a str,
+    pub(crate) frame_max: usize,
+}
 
 /// What a client says of one request.
 pub(crate) struct RequestHead<'a> {
@@ -31,21 +40,29 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) remaining: Duration,
 }
 
-impl RequestHead<'_> {
-    pub(crate) fn properties(&self) -> AmqpProperties {
-        let properties = AmqpProperties::default()
-            .with_reply_to(self.reply_to.to_string())
-            .with_correlation_id(self.correlation_id.to_string())
-            .with_message_id(self.message_id.to_string())
-            .with_content_type(self.content_type.to_string())
-            .with_delivery_mode(TRANSIENT)
-            .with_app_id(self.app_id.to_string())
-            .with_timestamp(seconds_since_1970());
-        match expiration(self.remaining) {
-            Some(expiration) => properties.with_expiration(expiration),
-            None => properties,
-        }
-    }
+/// The frames of a request.
+pub(crate) fn encode_request(way: Way<'_>, head: &RequestHead<'_>, body: &[u8]) -> Vec<u8> {
+    let (mut correlation_id, mut message_id) = (Uuid::encode_buffer(), Uuid::encode_buffer());
+    let expiration = expiration(head.remaining);
+    let properties = Properties {
+        content_type: Some(head.content_type),
+        delivery_mode: Some(TRANSIENT),
+        correlation_id: Some(head.correlation_id.hyphenated().encode_lower(&mut correlation_id)),
+        reply_to: Some(head.reply_to),
+        expiration: expiration.as_deref(),
+        message_id: Some(head.message_id.hyphenated().encode_lower(&mut message_id)),
+        timestamp: Some(seconds_since_1970()),
+        app_id: Some(head.app_id),
+        ..Default::default()
+    };
+    encode(way, &properties, body)
+}
+
+fn encode(way: Way<'_>, properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
+    const ENOUGH_FOR_HEADERS: usize = 512;
+    let mut out = Vec::with_capacity(body.len() + ENOUGH_FOR_HEADERS);
+    frames::publish(&mut out, way.channel, way.queue, properties, body, way.frame_max);
+    out
 }
 
 /// The broker takes milliseconds up to 2³²−1; a longer wait goes without
@@ -83,27 +100,29 @@ pub(crate) fn reply_address(
     }
 }
 
-/// The properties and the body of a reply.
+/// The frames of a reply.
 pub(crate) fn encode_reply(
-    correlation_id: Option<String>,
+    way: Way<'_>,
+    correlation_id: Option<&str>,
     app_id: &str,
-    outcome: Result<Vec<u8>, Failure>,
-) -> (AmqpProperties, Vec<u8>) {
-    let mut properties =
-        AmqpProperties::default().with_delivery_mode(TRANSIENT).with_app_id(app_id.to_string());
-    if let Some(id) = correlation_id {
-        properties = properties.with_correlation_id(id);
-    }
+    outcome: &Result<Vec<u8>, Failure>,
+) -> Vec<u8> {
+    let result = Properties {
+        delivery_mode: Some(TRANSIENT),
+        correlation_id,
+        app_id: Some(app_id),
+        ..Default::default()
+    };
     match outcome {
-        Ok(body) => (properties, body),
+        Ok(body) => encode(way, &result, body),
         Err(Failure { status, message }) => {
-            let mut headers = FieldTable::new();
-            headers.insert(STATUS.to_string(), AmqpValue::LongString(status.name().to_string()));
-            let properties = properties
-                .with_type_(ERROR.to_string())
-                .with_content_type("text/plain".to_string())
-                .with_headers(headers);
-            (properties, message.into_bytes())
+            let failure = Properties {
+                type_: Some(ERROR),
+                content_type: Some("text/plain"),
+                header: Some((STATUS, status.name())),
+                ..result
+            };
+            encode(way, &failure, message.as_bytes())
         }
     }
 }
@@ -128,7 +147,32 @@ pub(crate) fn decode_reply(properties: &AmqpProperties, body: Vec<u8>) -> Result
 
 #[cfg(test)]
 mod tests {
+    use amq_protocol::frame::{AMQPFrame, parsing::parse_frame};
+
     use super::*;
+
+    const WAY: Way<'_> = Way { channel: 3, queue: "rpc_queue", frame_max: 4096 };
+
+    /// What amiquip makes of the frames of one message.
+    fn decode(mut frames: &[u8]) -> (AmqpProperties, Vec<u8>) {
+        let (mut properties, mut body) = (None, Vec::new());
+        while !frames.is_empty() {
+            let length = 8 + u32::from_be_bytes(frames[3..7].try_into().unwrap()) as usize;
+            assert!(length <= WAY.frame_max);
+            match parse_frame(&frames[..length]).expect("amiquip decodes it").1 {
+                AMQPFrame::Header(3, 60, header) => properties = Some(header.properties),
+                AMQPFrame::Body(3, part) => body.extend(part),
+                AMQPFrame::Method(3, method) => {
+                    let method = format!("{method:?}");
+                    assert!(method.contains("routing_key: \"rpc_queue\""), "{method}");
+                    assert!(method.contains("mandatory: true"), "{method}");
+                }
+                other => panic!("{other:?}"),
+            }
+            frames = &frames[length..];
+        }
+        (properties.unwrap(), body)
+    }
 
     #[test]
     fn a_request_says_where_the_reply_goes() {
@@ -140,15 +184,22 @@ mod tests {
             app_id: "test",
             remaining: Duration::from_micros(1500),
         };
-        let properties = head.properties();
+        let large = vec![b'7'; 10_000];
+        let (properties, body) = decode(&encode_request(WAY, &head, &large));
+        assert_eq!(body, large);
         let address = reply_address(&properties, "rpc_queue").unwrap();
         assert_eq!(address.reply_to, "amq.gen-7");
         assert_eq!(address.correlation_id, Some(Uuid::from_u128(7).to_string()));
+        assert_eq!(properties.message_id(), &Some(Uuid::from_u128(8).to_string()));
+        assert_eq!(properties.content_type().as_deref(), Some("text/plain"));
+        assert_eq!(properties.app_id().as_deref(), Some("test"));
         assert_eq!(properties.expiration().as_deref(), Some("1"));
         assert_eq!(properties.delivery_mode(), &Some(1));
+        assert!(properties.timestamp().unwrap() > 1_600_000_000);
 
         let patient = RequestHead { remaining: Duration::MAX, ..head };
-        assert_eq!(patient.properties().expiration(), &None);
+        let (properties, body) = decode(&encode_request(WAY, &patient, b""));
+        assert_eq!((properties.expiration(), body), (&None, vec![]));
     }
 
     #[test]
@@ -163,15 +214,17 @@ mod tests {
 
     #[test]
     fn a_result_goes_bare_and_a_failure_with_its_status() {
-        let id = Some(Uuid::from_u128(7).to_string());
-        let (properties, body) = encode_reply(id.clone(), "test", Ok(b"13".to_vec()));
-        assert_eq!(properties.type_(), &None);
-        assert_eq!(properties.headers(), &None);
-        assert_eq!(correlation_id(&properties), Some(Uuid::from_u128(7)));
+        let id = Uuid::from_u128(7);
+        let shown = id.to_string();
+        let reply = encode_reply(WAY, Some(&shown), "test", &Ok(b"13".to_vec()));
+        let (properties, body) = decode(&reply);
+        assert_eq!((properties.type_(), properties.headers()), (&None, &None));
+        assert_eq!(correlation_id(&properties), Some(id));
         assert_eq!(decode_reply(&properties, body), Ok(b"13".to_vec()));
 
         let failure = Failure::new(Status::OutOfRange, "too large");
-        let (properties, body) = encode_reply(id, "test", Err(failure.clone()));
+        let (properties, body) = decode(&encode_reply(WAY, None, "test", &Err(failure.clone())));
+        assert_eq!(properties.correlation_id(), &None);
         assert_eq!(decode_reply(&properties, body), Err(Error::Remote(failure)));
     }
 

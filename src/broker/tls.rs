@@ -9,7 +9,7 @@ use std::{path::Path, time::Duration};
 use native_tls::{Certificate, HandshakeError, Identity, TlsConnector};
 
 use super::Endpoint;
-use super::socket::Stream;
+use super::line::Stream;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 

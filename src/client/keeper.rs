@@ -5,19 +5,19 @@
 //! broker's notices. It is also the only one to wait for the broker's answers, for which amiquip
 //! knows no time limit.
 
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
 
 use amiquip::{
     AmqpProperties, Channel, ConnectionBlockedNotification, Consumer, ConsumerOptions, Publish,
-    QueueDeclareOptions,
+    QueueDeclareOptions, Return,
 };
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 use super::pending::PendingCalls;
-use super::session::{Order, PROBE, Session};
+use super::session::{CLOSING, Order, PROBE, Session};
 use super::{Config, lock};
 use crate::broker::{Link, reason};
 use crate::deadline::Deadline;
@@ -36,7 +36,7 @@ pub(crate) fn start(
             Ok(link) => link,
             Err(no_link) => return report(Err(no_link.into())),
         };
-        let fuse = link.cutter.fuse(config.brokers.connect_timeout);
+        let fuse = link.line.fuse(config.brokers.connect_timeout);
         let consuming = match link.connection.open_channel(None) {
             Ok(channel) => channel,
             Err(error) => return report(Err(link.endpoint.explain(&error, "open a channel"))),
@@ -58,6 +58,10 @@ struct Keeper<'a> {
     /// Its end of the deliveries has to live as long as the connection: amiquip takes the whole
     /// connection down when it has a message for a consumer that is gone.
     _consumer: Consumer<'a>,
+    /// The channel that requests go out on. They are written past amiquip, which has it for
+    /// what the broker sends on it: requests that nobody can get, and its end.
+    publisher: Channel,
+    returns: Receiver<Return>,
     orders: Receiver<Order>,
     notices: Receiver<ConnectionBlockedNotification>,
     _over: Sender<()>,
@@ -89,14 +93,13 @@ impl<'a> Keeper<'a> {
         let (over, over_out) = bounded(0);
         let session = Session {
             endpoint: link.endpoint.clone(),
-            cutter: link.cutter.clone(),
+            line: link.line.clone(),
             broker: link.index,
             began: Instant::now(),
             reply_queue: queue.name().to_string(),
-            publisher: Mutex::new(publisher),
+            publisher: publisher.channel_id(),
             pending: PendingCalls::new(config.options.max_in_flight),
             deliveries: consumer.receiver().clone(),
-            returns,
             proved: AtomicBool::new(false),
             blocked: Mutex::new(None),
             unblocked: Condvar::new(),
@@ -105,7 +108,16 @@ impl<'a> Keeper<'a> {
             config,
         };
         let session = Arc::new(session);
-        Ok(Keeper { session, link, _consumer: consumer, orders, notices, _over: over })
+        Ok(Keeper {
+            session,
+            link,
+            _consumer: consumer,
+            publisher,
+            returns,
+            orders,
+            notices,
+            _over: over,
+        })
     }
 
     fn run(mut self) {
@@ -115,6 +127,13 @@ impl<'a> Keeper<'a> {
                 recv(self.orders) -> order => match order {
                     Ok(Order::Inspect(answer)) => self.inspect(&answer),
                     Ok(Order::Close) | Err(_) => break,
+                },
+                recv(self.returns) -> returned => match returned {
+                    Ok(returned) => self.session.route_return(&returned),
+                    Err(_) => {
+                        self.explain_the_publishers_end();
+                        break;
+                    }
                 },
                 recv(self.notices) -> notice => match notice {
                     Ok(notice) => self.take_notice(notice),
@@ -135,6 +154,26 @@ impl<'a> Keeper<'a> {
         self.session.unblocked.notify_all();
     }
 
+    /// The broker closed the publishing channel; whatever is tried on it tells why.
+    fn explain_the_publishers_end(&self) {
+        let Session { endpoint, pending, proved, .. } = &*self.session;
+        match self.publisher.listen_for_returns() {
+            // The broker handles a channel's messages in order: as it refused the first one, it
+            // took none of those behind it.
+            Err(error @ amiquip::Error::ServerClosedChannel { code: 403, .. })
+                if !proved.load(Ordering::Relaxed) =>
+            {
+                pending.end(endpoint.explain(&error, "write to the default exchange"));
+            }
+            Err(error @ amiquip::Error::ServerClosedChannel { .. }) => {
+                self.session.hand_out_what_came();
+                self.session.end(reason(&error));
+            }
+            // The connection is gone, or going: closing it tells why.
+            Ok(_) | Err(_) => {}
+        }
+    }
+
     fn inspect(&mut self, answer: &Sender<(u32, u32)>) {
         let asked = self.link.connection.open_channel(None).and_then(|channel| {
             let queue = channel.queue_declare_passive(self.session.config.queue.as_str())?;
@@ -151,8 +190,10 @@ impl<'a> Keeper<'a> {
 
     /// Closes the connection, and gives the calls that are left the reason.
     fn end(self) {
-        let Keeper { session, link, _consumer, .. } = self;
+        let Keeper { session, link, _consumer, publisher: _publisher, .. } = self;
+        let fuse = link.line.fuse(CLOSING);
         let ended = link.connection.close();
+        drop(fuse);
         session.hand_out_what_came();
         session.end(ended.err().map_or("it was closed".into(), |error| reason(&error)));
         session.unblocked.notify_all();

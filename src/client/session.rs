@@ -8,19 +8,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use amiquip::{Channel, ConsumerMessage, Publish, Return};
+use amiquip::{ConsumerMessage, Return};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
 use uuid::Uuid;
 
 use super::pending::{Outcome, PendingCalls, Registered};
 use super::{Config, lock};
-use crate::broker::{Cutter, Endpoint, reason};
+use crate::broker::{Endpoint, Line, Unwritten, reason};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::wire::{self, RequestHead};
+use crate::wire::{self, RequestHead, Way};
 
 /// How long closing in good order may take before the connection is cut.
-const CLOSING: Duration = Duration::from_secs(1);
+pub(super) const CLOSING: Duration = Duration::from_secs(1);
 /// How long to ask the broker about a queue from which no reply came.
 const INSPECTING: Duration = Duration::from_millis(200);
 
@@ -28,15 +28,15 @@ const INSPECTING: Duration = Duration::from_millis(200);
 pub(crate) struct Session {
     pub(super) config: Arc<Config>,
     pub(super) endpoint: Endpoint,
-    pub(super) cutter: Cutter,
+    pub(super) line: Line,
     /// Its broker's place in the list.
     pub(super) broker: usize,
     pub(super) began: Instant,
     pub(super) reply_queue: String,
-    pub(super) publisher: Mutex<Channel>,
+    /// The id of the channel that requests go out on.
+    pub(super) publisher: u16,
     pub(super) pending: PendingCalls,
     pub(super) deliveries: Receiver<ConsumerMessage>,
-    pub(super) returns: Receiver<Return>,
     /// Whether the broker is known to take messages from us: [`PROBE`] has come back.
     pub(super) proved: AtomicBool,
     /// The broker's reason for taking none at present.
@@ -107,14 +107,17 @@ impl Session {
             app_id: &self.config.app_id,
             remaining: deadline.remaining(),
         };
-        let queue = self.config.queue.clone();
-        let mut publish = Publish::with_properties(body, queue, head.properties());
-        publish.mandatory = true;
-        let published = lock(&self.publisher).basic_publish("", publish);
-        match published {
+        let way = Way {
+            channel: self.publisher,
+            queue: &self.config.queue,
+            frame_max: self.line.frame_max(),
+        };
+        let request = wire::encode_request(way, &head, body);
+        match self.line.write(&request, limit.at) {
             Ok(()) => Ok(Some(flight)),
-            Err(error) => {
-                self.end_after(&error);
+            Err(Unwritten::Late { begun }) => Err(self.not_taken(limit, begun)),
+            Err(Unwritten::Gone) => {
+                self.end_with_the_connection();
                 Ok(None)
             }
         }
@@ -128,13 +131,6 @@ impl Session {
                 recv(self.deliveries) -> message => match message {
                     Ok(message) => self.route(message),
                     Err(_) => return wanted.recv_deadline(until).ok(),
-                },
-                recv(self.returns) -> returned => match returned {
-                    Ok(returned) => self.route_return(&returned),
-                    Err(_) => {
-                        self.end_after_the_publisher();
-                        return wanted.recv_deadline(until).ok();
-                    }
                 },
                 default(until.saturating_duration_since(Instant::now())) => return None,
             }
@@ -171,7 +167,7 @@ impl Session {
         self.unblocked.notify_all();
         let ordered = self.orders.send_timeout(Order::Close, CLOSING).is_ok();
         if !ordered || self.over.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
-            self.cutter.cut();
+            self.line.cut();
             let _ = self.over.recv_timeout(CLOSING);
         }
     }
@@ -202,6 +198,18 @@ impl Session {
             blocked = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
+    }
+
+    /// The broker did not read the request until the deadline, or not all of it.
+    fn not_taken(&self, deadline: Deadline, begun: bool) -> Error {
+        let (after, sent) = (deadline.timeout, begun);
+        match lock(&self.blocked).clone() {
+            Some(reason) => Error::Blocked { reason, after, sent },
+            None => {
+                let what = format!("the broker at {} does not read", self.endpoint);
+                Error::TimedOut { what, after, sent }
+            }
+        }
     }
 
     fn no_room(&self, deadline: Deadline) -> Error {
@@ -240,44 +248,22 @@ impl Session {
     }
 
     /// The broker gave a request back: there is no queue of that name.
-    fn route_return(&self, returned: &Return) {
+    pub(super) fn route_return(&self, returned: &Return) {
         if let Some(id) = wire::correlation_id(&returned.properties) {
             let queue = self.config.queue.clone();
             self.pending.settle(id, Err(Error::Unroutable { queue }));
         }
     }
 
-    /// The broker closed the publishing channel; whatever is tried on it tells why.
-    fn end_after_the_publisher(&self) {
-        let tried = lock(&self.publisher).listen_for_returns();
-        if let Err(error) = tried {
-            self.end_after(&error);
-        }
-    }
-
-    /// Ends the session after this error of the publishing channel.
-    fn end_after(&self, error: &amiquip::Error) {
-        match error {
-            amiquip::Error::ServerClosedChannel { code: 403, .. }
-                if !self.proved.load(Ordering::Relaxed) =>
-            {
-                // The broker handles a channel's messages in order: as it refused the first
-                // one, it took none of those behind it.
-                self.pending.end(self.endpoint.explain(error, "write to the default exchange"));
-                self.cutter.cut();
-            }
-            amiquip::Error::ServerClosedChannel { .. } => self.end(reason(error)),
-            // The connection is gone. Why is what the keeper is about to find out.
-            _ => {
-                let _ = self.over.recv_timeout(CLOSING);
-                self.end(reason(error));
-            }
-        }
+    /// The connection is gone. Why is what the keeper is about to find out.
+    fn end_with_the_connection(&self) {
+        let _ = self.over.recv_timeout(CLOSING);
+        self.end("the connection ended without a word".into());
     }
 
     /// Ends the session and with it the connection.
     pub(super) fn end(&self, reason: String) {
         self.pending.end(Error::ConnectionLost { reason });
-        self.cutter.cut();
+        self.line.cut();
     }
 }

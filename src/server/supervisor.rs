@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select, unbounded};
 
 use super::worker::{Halt, Worker};
 use super::{Shared, queue};
-use crate::broker::{Endpoint, Link, reason};
+use crate::broker::{Endpoint, Line, Link, reason};
 use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Failure, Result};
 
@@ -38,6 +38,7 @@ pub(crate) struct Supervisor {
 struct Assignment {
     session: u64,
     endpoint: Arc<Endpoint>,
+    line: Line,
     channel: Channel,
 }
 
@@ -162,7 +163,7 @@ impl Supervisor {
 
     /// Makes sure of the queue and has a channel ready for every worker.
     fn staff(&self, link: &mut Link) -> Result<Receiver<ConnectionBlockedNotification>> {
-        let _fuse = link.cutter.fuse(self.shared.brokers.connect_timeout);
+        let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
         queue::ensure(link, &self.shared.queue, &self.shared.options)?;
         for _ in 0..self.shared.options.workers {
             self.assign_a_channel(link)?;
@@ -175,7 +176,8 @@ impl Supervisor {
         let channel = link.connection.open_channel(None);
         let channel = channel.map_err(|error| link.endpoint.explain(&error, "open a channel"))?;
         let endpoint = Arc::new(link.endpoint.clone());
-        let assignment = Assignment { session: self.session, endpoint, channel };
+        let assignment =
+            Assignment { session: self.session, endpoint, line: link.line.clone(), channel };
         // It fails only if every worker has left, and then nobody needs it.
         let _ = self.channels.send(assignment);
         Ok(())
@@ -196,7 +198,7 @@ impl Supervisor {
                 if after >= STEADY =>
             {
                 log::warn!("{error}; going on with another channel");
-                let _fuse = link.cutter.fuse(self.shared.brokers.connect_timeout);
+                let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
                 queue::ensure(link, &self.shared.queue, &self.shared.options)
                     .and_then(|()| self.assign_a_channel(link))
                     .err()
@@ -210,12 +212,12 @@ impl Supervisor {
     fn abandon(&self, link: Link, end: End) -> Error {
         let error = match end {
             End::Failed(error) => {
-                link.cutter.cut();
+                link.line.cut();
                 drop(link.connection);
                 error
             }
             End::Gone | End::ToldToStop => {
-                let _fuse = link.cutter.fuse(CLOSING);
+                let _fuse = link.line.fuse(CLOSING);
                 let reason = link.connection.close().err().map(|error| reason(&error));
                 link.endpoint.unreachable(reason.unwrap_or_else(|| "it was closed".into()))
             }
@@ -240,7 +242,7 @@ impl Supervisor {
         };
         match left {
             None => link.close(CLOSING),
-            Some(_) => link.cutter.cut(),
+            Some(_) => link.line.cut(),
         }
         log::info!("stopped: {:?}", counters.read());
         left.map_or(Ok(()), |left| {
@@ -267,11 +269,11 @@ where
             recv(assignments) -> assignment => assignment,
         };
         // Without a supervisor there are no further channels.
-        let Ok(Assignment { session, endpoint, channel }) = assignment else { return };
+        let Ok(Assignment { session, endpoint, line, channel }) = assignment else { return };
         // News to a supervisor that has left is no news.
         let tell = |event| drop(news.send(News { session, event }));
         let began = Instant::now();
-        let halt = match Worker::begin(shared, &endpoint, &channel) {
+        let halt = match Worker::begin(shared, &endpoint, &line, &channel) {
             Ok(worker) => {
                 tell(Event::Consuming);
                 worker.serve(handler)
@@ -292,18 +294,18 @@ pub(crate) fn lend_a_worker<T>(
     mut link: Link,
     work: impl FnOnce(&Worker<'_>) -> Result<T>,
 ) -> Result<T> {
-    let fuse = link.cutter.fuse(shared.brokers.connect_timeout);
+    let fuse = link.line.fuse(shared.brokers.connect_timeout);
     queue::ensure(&mut link, &shared.queue, &shared.options)?;
-    let endpoint = link.endpoint.clone();
+    let (endpoint, line) = (link.endpoint.clone(), link.line.clone());
     let channel = link.connection.open_channel(None);
     let channel = channel.map_err(|error| endpoint.explain(&error, "open a channel"))?;
-    let worker = Worker::begin(shared, &endpoint, &channel).map_err(|halt| match halt {
+    let worker = Worker::begin(shared, &endpoint, &line, &channel).map_err(|halt| match halt {
         Halt::Channel(error) | Halt::Connection(error) => error,
         Halt::Stopped => Error::Closed,
     })?;
     drop(fuse);
     let done = work(&worker);
-    let fuse = link.cutter.fuse(CLOSING);
+    let fuse = link.line.fuse(CLOSING);
     drop(worker);
     drop(channel);
     drop(fuse);

@@ -4,22 +4,25 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Publish, Return};
-use crossbeam_channel::{Receiver, select};
+use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Return};
+use crossbeam_channel::{Receiver, TryRecvError, select};
 
 use super::Shared;
 use super::counters::add;
-use crate::broker::{Endpoint, reason};
+use crate::broker::{Endpoint, Line, reason};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
-use crate::wire;
+use crate::frames;
+use crate::wire::{self, ReplyAddress, Way};
 
 /// Takes requests from the queue and answers them, on the thread that it was made on. Dropping
 /// it gives back the requests that it holds and has not answered.
 pub struct Worker<'a> {
     shared: &'a Shared,
     endpoint: &'a Endpoint,
+    line: &'a Line,
     channel: &'a Channel,
+    channel_id: u16,
     consumer: Consumer<'a>,
     returns: Receiver<Return>,
 }
@@ -39,13 +42,16 @@ impl<'a> Worker<'a> {
     pub(crate) fn begin(
         shared: &'a Shared,
         endpoint: &'a Endpoint,
+        line: &'a Line,
         channel: &'a Channel,
     ) -> Result<Worker<'a>, Halt> {
         let refused = |error| Halt::after(&error, endpoint, READ);
         channel.qos(0, shared.options.prefetch, false).map_err(refused)?;
         let returns = channel.listen_for_returns().map_err(refused)?;
         let consumer = channel.basic_consume(shared.queue.as_str(), ConsumerOptions::default());
-        Ok(Worker { shared, endpoint, channel, consumer: consumer.map_err(refused)?, returns })
+        let consumer = consumer.map_err(refused)?;
+        let channel_id = channel.channel_id();
+        Ok(Worker { shared, endpoint, line, channel, channel_id, consumer, returns })
     }
 
     /// Waits for a request for at most `timeout`, and answers it. False if none came, or if the
@@ -135,26 +141,51 @@ impl<'a> Worker<'a> {
             Ok(_) => ("OK", &counters.served),
             Err(failure) => (failure.status.name(), &counters.failed),
         };
-        let id = address.correlation_id;
-        let shown_id = log::log_enabled!(log::Level::Debug).then(|| id.clone());
-        let (properties, body) = wire::encode_reply(id, &self.shared.app_id, outcome);
-        let mut publish = Publish::with_properties(&body, address.reply_to, properties);
-        publish.mandatory = true;
-        let request_length = delivery.body.len();
-        self.channel
-            .basic_publish("", publish)
-            .and_then(|()| delivery.ack(self.channel))
-            .map_err(|error| Halt::after(&error, self.endpoint, REPLY))?;
+        self.reply(&address, &outcome, delivery.delivery_tag())?;
         drop(in_progress);
         add(count);
-        if let Some(id) = shown_id {
-            let id = id.as_deref().unwrap_or("without id");
-            let (took, length) = (began.elapsed(), body.len());
-            log::debug!(
-                "request {id}: {status}, {request_length} bytes in, {length} out, {took:?}"
-            );
-        }
+        log::debug!(
+            "request {}: {status}, {} bytes in, {} out, {:?}",
+            address.correlation_id.as_deref().unwrap_or("without id"),
+            delivery.body.len(),
+            outcome.map_or_else(|failure| failure.message.len(), |body| body.len()),
+            began.elapsed()
+        );
         Ok(())
+    }
+
+    /// Reply and acknowledgement go out together, in that order.
+    fn reply(
+        &self,
+        address: &ReplyAddress,
+        outcome: &Result<Vec<u8>, Failure>,
+        delivery_tag: u64,
+    ) -> Result<(), Halt> {
+        // What the broker gets on a channel that it has closed ends the whole connection.
+        self.note_returns()?;
+        let way = Way {
+            channel: self.channel_id,
+            queue: &address.reply_to,
+            frame_max: self.line.frame_max(),
+        };
+        let id = address.correlation_id.as_deref();
+        let mut frames = wire::encode_reply(way, id, &self.shared.app_id, outcome);
+        frames::ack(&mut frames, self.channel_id, delivery_tag);
+        // A broker that does not read is lost by its heartbeat; then the line is cut.
+        let for_ever = Deadline::after(Duration::MAX);
+        let written = self.line.write(&frames, for_ever.at);
+        written.map_err(|_| Halt::Connection(self.endpoint.unreachable("the connection is gone")))
+    }
+
+    /// Takes note of the replies that have come back, unless the broker has closed the channel.
+    fn note_returns(&self) -> Result<(), Halt> {
+        loop {
+            match self.returns.try_recv() {
+                Ok(returned) => self.note_return(&returned),
+                Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) => return Err(self.halt_of_the_channel()),
+            }
+        }
     }
 
     fn note_return(&self, returned: &Return) {

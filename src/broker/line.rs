@@ -1,0 +1,320 @@
+//! The line to one broker, as it is shared: amiquip's I/O thread reads and writes on it, whoever
+//! publishes writes on it too, and anybody may cut it.
+//!
+//! Publishing goes past amiquip, which would hand each of a message's three frames to its I/O
+//! thread and wake that thread up: a third of all the CPU time of a call. Worse, it would block
+//! without limit once too much is waiting. On the line itself a writer knows how much of its
+//! message is out, and can give up at its deadline.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, Sender};
+use mio::unix::EventedFd;
+use mio::{Events, Poll, PollOpt, Ready, Token};
+
+/// A clone is the same line.
+#[derive(Clone)]
+pub(crate) struct Line(Arc<Shared>);
+
+struct Shared {
+    tcp: TcpStream,
+    /// Where TCP carries something else, that.
+    over_tcp: Option<Mutex<Box<dyn Stream>>>,
+    way_out: Mutex<WayOut>,
+    /// Notified when the way out may be free again.
+    free: Condvar,
+    frame_max: AtomicUsize,
+    ended_by_peer: AtomicBool,
+}
+
+/// What may run over TCP: TLS.
+pub(crate) trait Stream: Read + Write + Send {}
+impl<S: Read + Write + Send> Stream for S {}
+
+/// Who is in the middle of writing. The frames of one message stay together, and whole.
+#[derive(Default)]
+struct WayOut {
+    /// Bytes of amiquip's that have to follow those it has written.
+    owed_by_amiquip: usize,
+    /// A writer waits for room in the middle of its message.
+    taken: bool,
+    /// The end of a message whose writer's time was up.
+    rest: Vec<u8>,
+}
+
+/// Why frames were not written.
+#[derive(Debug)]
+pub(crate) enum Unwritten {
+    /// The time is up. If some of it had been written, the rest goes out before anything else.
+    Late { begun: bool },
+    /// The connection has ended.
+    Gone,
+}
+
+impl Line {
+    /// A line over a TCP connection, or over what runs over that.
+    pub(super) fn new(tcp: TcpStream, over_tcp: Option<Box<dyn Stream>>) -> io::Result<Line> {
+        tcp.set_nonblocking(true)?;
+        Ok(Line(Arc::new(Shared {
+            tcp,
+            over_tcp: over_tcp.map(Mutex::new),
+            way_out: Mutex::default(),
+            free: Condvar::new(),
+            frame_max: AtomicUsize::new(FRAME_MIN_SIZE),
+            ended_by_peer: AtomicBool::new(false),
+        })))
+    }
+
+    /// Writes whole frames, with nothing in between. Blocks until `until` while the broker does
+    /// not read.
+    pub(crate) fn write(&self, frames: &[u8], until: Instant) -> Result<(), Unwritten> {
+        let mut written = 0;
+        let mut way_out = self.way_out();
+        while written < frames.len() {
+            if way_out.taken || way_out.owed_by_amiquip > 0 {
+                let now = Instant::now();
+                if until <= now {
+                    return Err(Unwritten::Late { begun: false });
+                }
+                let waited = self.0.free.wait_timeout(way_out, until - now);
+                way_out = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            let done =
+                self.write_rest(&mut way_out).and_then(|()| self.write_some(&frames[written..]));
+            match done {
+                Ok(length) => written += length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    way_out.taken = true;
+                    drop(way_out);
+                    let room = self.wait_for_room(until);
+                    way_out = self.way_out();
+                    way_out.taken = false;
+                    self.0.free.notify_all();
+                    if !room.map_err(|_| Unwritten::Gone)? {
+                        let begun = written > 0;
+                        if begun {
+                            way_out.rest = frames[written..].to_vec();
+                        }
+                        return Err(Unwritten::Late { begun });
+                    }
+                }
+                Err(_) => return Err(Unwritten::Gone),
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes for amiquip's I/O thread, which never waits, and comes back with what was left.
+    pub(super) fn write_for_amiquip(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut way_out = self.way_out();
+        if way_out.taken {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.write_rest(&mut way_out)?;
+        let length = self.write_some(bytes)?;
+        let owed = std::mem::replace(&mut way_out.owed_by_amiquip, bytes.len() - length);
+        if owed > 0 && way_out.owed_by_amiquip == 0 {
+            self.0.free.notify_all();
+        }
+        Ok(length)
+    }
+
+    fn write_rest(&self, way_out: &mut WayOut) -> io::Result<()> {
+        while !way_out.rest.is_empty() {
+            let length = self.write_some(&way_out.rest)?;
+            way_out.rest.drain(..length);
+        }
+        Ok(())
+    }
+
+    fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.0.over_tcp {
+            None => (&self.0.tcp).write(bytes),
+            Some(stream) => lock(stream).write(bytes),
+        }
+    }
+
+    /// Whether the socket takes bytes before the time is up.
+    fn wait_for_room(&self, until: Instant) -> io::Result<bool> {
+        let poll = Poll::new()?;
+        let socket = self.descriptor();
+        poll.register(&EventedFd(&socket), Token(0), Ready::writable(), PollOpt::level())?;
+        let mut events = Events::with_capacity(1);
+        poll.poll(&mut events, Some(until.saturating_duration_since(Instant::now())))?;
+        Ok(!events.is_empty())
+    }
+
+    pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        let length = match &self.0.over_tcp {
+            None => (&self.0.tcp).read(into),
+            Some(stream) => lock(stream).read(into),
+        }?;
+        if length == 0 {
+            self.0.ended_by_peer.store(true, Ordering::Relaxed);
+        }
+        Ok(length)
+    }
+
+    /// Whether a read that does not fill its buffer has taken all there was. In TLS there may
+    /// be a further record.
+    pub(super) fn is_plain(&self) -> bool {
+        self.0.over_tcp.is_none()
+    }
+
+    pub(super) fn descriptor(&self) -> RawFd {
+        self.0.tcp.as_raw_fd()
+    }
+
+    /// The largest frame, in bytes, that the broker takes.
+    pub(crate) fn frame_max(&self) -> usize {
+        self.0.frame_max.load(Ordering::Relaxed)
+    }
+
+    /// Notes the broker's limit; 0 is its way of saying that it has none.
+    pub(super) fn set_frame_max(&self, frame_max: usize) {
+        let frame_max = if frame_max == 0 { RABBITMQS_FRAME_MAX } else { frame_max };
+        self.0.frame_max.store(frame_max.max(FRAME_MIN_SIZE), Ordering::Relaxed);
+    }
+
+    /// Whether the peer ended the connection in good order, rather than we or the network.
+    pub(super) fn was_ended_by_peer(&self) -> bool {
+        self.0.ended_by_peer.load(Ordering::Relaxed)
+    }
+
+    /// Ends the connection at once: amiquip's I/O thread sees its end, and every call that waits
+    /// for the broker returns.
+    pub(crate) fn cut(&self) {
+        // It fails only on a connection that has ended already.
+        let _ = self.0.tcp.shutdown(Shutdown::Both);
+    }
+
+    /// Cuts the connection after `limit`, unless what this returns is dropped before: a time
+    /// limit for amiquip's synchronous calls, which have none of their own.
+    pub(crate) fn fuse(&self, limit: Duration) -> Fuse {
+        let (burning, out) = crossbeam_channel::bounded::<()>(0);
+        let line = self.clone();
+        thread::spawn(move || {
+            if out.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                line.cut();
+            }
+        });
+        Fuse { _burning: burning }
+    }
+
+    fn way_out(&self) -> MutexGuard<'_, WayOut> {
+        lock(&self.0.way_out)
+    }
+}
+
+/// The frame size that AMQP allows before anything is agreed, and RabbitMQ's default.
+const FRAME_MIN_SIZE: usize = 4096;
+const RABBITMQS_FRAME_MAX: usize = 131_072;
+
+/// See [`Line::fuse`].
+pub(crate) struct Fuse {
+    _burning: Sender<()>,
+}
+
+/// No code that holds these locks can panic half-way through a change.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn line() -> (Line, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (peer, _) = listener.accept().unwrap();
+        peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        (Line::new(tcp, None).unwrap(), peer)
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(200)
+    }
+
+    #[test]
+    fn a_fuse_cuts_the_line_unless_it_is_put_out() {
+        let (line, mut peer) = line();
+        drop(line.fuse(Duration::from_millis(20)));
+        peer.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        let error = peer.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "nothing came, nothing ended");
+
+        let _fuse = line.fuse(Duration::from_millis(20));
+        peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0, "the end of the connection");
+        assert!(matches!(line.write(b"late", soon()), Err(Unwritten::Gone)));
+    }
+
+    #[test]
+    fn a_writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
+        let (line, mut peer) = line();
+        let mut sent = Vec::new();
+        let mut was_begun = false;
+        // Nobody reads, so that at some point the sockets are full: first in the middle of a
+        // message, and in the end before the next.
+        loop {
+            let message = vec![sent.len() as u8; 1 << 20];
+            match line.write(&message, soon()) {
+                Ok(()) => sent.extend(message),
+                Err(Unwritten::Late { begun: true }) => {
+                    was_begun = true;
+                    sent.extend(message);
+                }
+                Err(Unwritten::Late { begun: false }) => break,
+                Err(Unwritten::Gone) => panic!("the peer is there"),
+            }
+        }
+        assert!(was_begun, "a message of a megabyte does not just fit");
+        assert_eq!(
+            line.write_for_amiquip(b"x").unwrap_err().kind(),
+            io::ErrorKind::WouldBlock,
+            "amiquip does not get in between either"
+        );
+
+        let reading = thread::spawn(move || {
+            let mut received = vec![0; sent.len() + 4];
+            peer.read_exact(&mut received).unwrap();
+            let last = received.split_off(sent.len());
+            assert!(received == sent, "what was begun arrives first, and whole");
+            assert_eq!(last, b"last");
+        });
+        line.write(b"last", Instant::now() + Duration::from_secs(10)).unwrap();
+        reading.join().unwrap();
+    }
+
+    #[test]
+    fn many_writers_do_not_mix_their_messages() {
+        const LENGTH: usize = 100_000;
+        let (line, mut peer) = line();
+        thread::scope(|scope| {
+            for writer in 0..8u8 {
+                let line = line.clone();
+                scope.spawn(move || {
+                    for _ in 0..20 {
+                        let until = Instant::now() + Duration::from_secs(30);
+                        line.write(&[writer; LENGTH], until).unwrap();
+                    }
+                });
+            }
+            let mut message = vec![0; LENGTH];
+            for _ in 0..8 * 20 {
+                peer.read_exact(&mut message).unwrap();
+                assert!(message.iter().all(|byte| *byte == message[0]));
+            }
+        });
+    }
+}
