@@ -1,4 +1,113 @@
 //! Blocking RPC over RabbitMQ, with no async runtime.
+//!
+//! A *server* takes *requests* from a *request queue*, one at a time for each of its *workers*,
+//! and publishes a *reply* to whichever queue the request names in `reply_to`, with the request's
+//! *correlation id*. A *client* has a reply queue of its own; a call publishes a request and
+//! polls that queue until the correlation id matches. This is
+//! [RabbitMQ's tutorial six](https://www.rabbitmq.com/tutorials/tutorial-six-python), and any
+//! program written after it, in any language, can take either side.
+//!
+//! The core moves bytes. [`RpcServer`] calls a closure for each request:
+//!
+//! ```no_run
+//! use rabbitmq_rpc::{Brokers, Failure, RpcServer, ServerOptions, Status};
+//!
+//! let brokers = Brokers::parse("amqp://guest:guest@localhost")?;
+//! let server = RpcServer::connect(brokers, "upper_case", ServerOptions::default())?;
+//! server.serve(|request: &[u8]| match std::str::from_utf8(request) {
+//!     Ok(text) => Ok(text.to_uppercase().into_bytes()),
+//!     Err(_) => Err(Failure::new(Status::InvalidArgument, "the request is not UTF-8")),
+//! })?;
+//! # Ok::<(), rabbitmq_rpc::Error>(())
+//! ```
+//!
+//! [`RpcClient`] calls it, from as many threads as there are:
+//!
+//! ```no_run
+//! use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+//!
+//! let brokers = Brokers::parse("amqp://guest:guest@localhost")?;
+//! let client = RpcClient::connect(brokers, "upper_case", ClientOptions::default())?;
+//! assert_eq!(client.call("hello")?, b"HELLO");
+//! # Ok::<(), rabbitmq_rpc::Error>(())
+//! ```
+//!
+//! [`FibonacciRpcClient`] and [`fibonacci::answer`] are the tutorial's own service on top.
+//!
+//! # Time
+//!
+//! Every call has one deadline, 30 s unless set, which covers all of it: connecting, waiting for
+//! room or for a broker that is blocked by an alarm, publishing, and the reply. The broker drops
+//! a request once its caller has stopped waiting. After its deadline a call returns within some
+//! 200 ms, in which it asks the broker what the matter is with the queue.
+//!
+//! # Errors
+//!
+//! Each [`Error`] is one sentence that says what to do.
+//!
+//! | error | what it means | may have been executed | what to do |
+//! |---|---|---|---|
+//! | [`Config`](Error::Config) | a URL or an option makes no sense | no | change what it names |
+//! | [`Unreachable`](Error::Unreachable) | no broker until the deadline | no | try again later |
+//! | [`Refused`](Error::Refused) | login, virtual host or permission refused | no | grant it |
+//! | [`QueueRefused`](Error::QueueRefused) | the queue is of another kind | no | change the options |
+//! | [`Unroutable`](Error::Unroutable) | no such queue | no | start a server |
+//! | [`Blocked`](Error::Blocked) | a memory or disk alarm until the deadline | if it says so | free the resource |
+//! | [`TimedOut`](Error::TimedOut) | no reply, or no room, until the deadline | if it was sent | retry if that is safe |
+//! | [`ConnectionLost`](Error::ConnectionLost) | lost with the request out | yes | retry if that is safe |
+//! | [`Remote`](Error::Remote) | the server answered with a [`Failure`] | yes | read its status |
+//! | [`BadReply`](Error::BadReply) | the reply is not what it should be | yes | look at the server |
+//! | [`Closed`](Error::Closed) | this program closed the client | yes | – |
+//!
+//! [`Error::may_have_executed`] tells the third column.
+//!
+//! # What is tried again, and what is not
+//!
+//! - A request that has not gone out yet: until its deadline, with another connection if need be.
+//! - A request that was lost with its connection: only with [`ClientOptions::idempotent`].
+//! - A call that timed out, was refused or failed: never.
+//! - A lost connection: by the next call, or by a server at once, a little later after each try
+//!   that fails, at random, so that not all come back at the same moment.
+//! - Credentials that a broker refused: never, and not on the next broker either.
+//!
+//! A handler gets each request at least once. It gets one twice if its server is lost before the
+//! broker has the acknowledgement, or if an idempotent call is sent again; the `message_id` then
+//! stays the same.
+//!
+//! # Threads
+//!
+//! A connected client has two threads: amiquip's I/O thread and a keeper that waits for what the
+//! broker has to say. A call is done by its caller's thread. A server has amiquip's I/O thread
+//! and one for each worker; [`RpcServer::serve`] supervises them on the thread that calls it.
+//! Connecting and closing have one more for as long as they last. No thread spins or sleeps to
+//! poll.
+//!
+//! # Logging
+//!
+//! By the `log` crate: connections come and go at `info`, what needs a look at `warn`, each
+//! request with its id, sizes and time at `debug`. Bodies are never logged, nor passwords: but
+//! mind that amiquip's own module `amiquip::io_loop::handshake_state` logs the login at `debug`,
+//! in which the password can be read. Leave that module out of what you log.
+//!
+//! # Limits
+//!
+//! It runs on Unix. Delivery is at least once. A reply goes to one requester; there are no
+//! streams. Looking up a host name takes as long as the system's resolver does, in a thread that
+//! no call waits for past its deadline. The AMQP client beneath, amiquip 0.4.2, is no longer
+//! developed; none of its types are in this crate's interface, so that it can be replaced.
+//!
+//! # Layout
+//!
+//! The journey of a call: [`RpcClient::call`] → `client/call.rs` (the call and its deadline) →
+//! `client/link.rs` (which connection) → `client/session.rs` (publishes) → `wire.rs` →
+//! `frames.rs` → `broker/line.rs` (the socket) → the broker → `broker/socket.rs` →
+//! `server/worker.rs` (takes one delivery) → the handler → `wire.rs` → `broker/line.rs` → the
+//! broker → `client/session.rs` (polls, and hands the reply to its call).
+//!
+//! - `fibonacci`: the tutorial's service; the only part that knows numbers.
+//! - `client`, `server`: the two sides, which know nothing of each other.
+//! - `wire`: the wire contract; `broker`: where and how to connect.
+//! - `error`, `deadline`, `frames`: what everything stands on.
 
 mod broker;
 mod client;
@@ -14,3 +123,8 @@ pub use client::{ClientCounters, ClientOptions, PendingReply, RpcClient};
 pub use error::{Error, Failure, Result, Status};
 pub use fibonacci::{FibonacciRpcClient, PendingNumber};
 pub use server::{QueueType, RpcServer, ServerCounters, ServerOptions, Stopper, Worker};
+
+/// The README's Rust, compiled as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
