@@ -30,7 +30,7 @@ struct Shared {
     /// Notified when the way out may be free again.
     free: Condvar,
     frame_max: AtomicUsize,
-    ended_by_peer: AtomicBool,
+    was_cut: AtomicBool,
 }
 
 /// What may run over TCP: TLS.
@@ -67,7 +67,7 @@ impl Line {
             way_out: Mutex::default(),
             free: Condvar::new(),
             frame_max: AtomicUsize::new(FRAME_MIN_SIZE),
-            ended_by_peer: AtomicBool::new(false),
+            was_cut: AtomicBool::new(false),
         })))
     }
 
@@ -152,14 +152,10 @@ impl Line {
     }
 
     pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        let length = match &self.0.over_tcp {
+        match &self.0.over_tcp {
             None => (&self.0.tcp).read(into),
             Some(stream) => lock(stream).read(into),
-        }?;
-        if length == 0 {
-            self.0.ended_by_peer.store(true, Ordering::Relaxed);
         }
-        Ok(length)
     }
 
     /// Whether a read that does not fill its buffer has taken all there was. In TLS there may
@@ -183,14 +179,15 @@ impl Line {
         self.0.frame_max.store(frame_max.max(FRAME_MIN_SIZE), Ordering::Relaxed);
     }
 
-    /// Whether the peer ended the connection in good order, rather than we or the network.
-    pub(super) fn was_ended_by_peer(&self) -> bool {
-        self.0.ended_by_peer.load(Ordering::Relaxed)
+    /// Whether we ended the connection, rather than the peer or the network.
+    pub(super) fn was_cut(&self) -> bool {
+        self.0.was_cut.load(Ordering::Relaxed)
     }
 
     /// Ends the connection at once: amiquip's I/O thread sees its end, and every call that waits
     /// for the broker returns.
     pub(crate) fn cut(&self) {
+        self.0.was_cut.store(true, Ordering::Relaxed);
         // It fails only on a connection that has ended already.
         let _ = self.0.tcp.shutdown(Shutdown::Both);
     }
