@@ -23,12 +23,14 @@ pub struct PendingReply {
     body: Vec<u8>,
     message_id: Uuid,
     deadline: Deadline,
+    /// Why the connection was lost through which it was sent before, if it was.
+    lost: Option<String>,
     stage: Stage,
 }
 
 enum Stage {
-    /// To be sent, or sent again after the connection was lost for the reason given.
-    Grounded(Option<String>),
+    /// To be sent, for the first time or again.
+    Grounded,
     Flying(Flight),
     Over,
 }
@@ -41,7 +43,8 @@ impl PendingReply {
             body,
             message_id: Uuid::new_v4(),
             deadline: Deadline::after(timeout),
-            stage: Stage::Grounded(None),
+            lost: None,
+            stage: Stage::Grounded,
         };
         call.depart(call.deadline).inspect_err(|error| link.count(error))?;
         Ok(call)
@@ -82,7 +85,17 @@ impl PendingReply {
         if !matches!(ended, Ok(None)) {
             self.stage = Stage::Over;
         }
-        ended
+        ended.map_err(|error| self.in_hindsight(error))
+    }
+
+    /// A call that was sent before may have been executed then, whatever became of it now.
+    fn in_hindsight(&self, error: Error) -> Error {
+        match &self.lost {
+            Some(lost) if !error.may_have_executed() => {
+                Error::ConnectionLost { reason: format!("{lost}; then {error}") }
+            }
+            _ => error,
+        }
     }
 
     fn poll_until(&mut self, until: Instant) -> Result<Option<Vec<u8>>> {
@@ -90,7 +103,7 @@ impl PendingReply {
             let flight = match &self.stage {
                 Stage::Over => return Err(Error::Closed),
                 Stage::Flying(flight) => flight,
-                Stage::Grounded(_) => {
+                Stage::Grounded => {
                     match self.depart(Deadline { at: until, ..self.deadline }) {
                         Ok(()) => continue,
                         // Only this wait is over, not the call: it goes out in the next one.
@@ -106,7 +119,8 @@ impl PendingReply {
                     if self.link.config.options.idempotent && !self.deadline.has_passed() =>
                 {
                     log::info!("sending request {} again: {reason}", self.message_id);
-                    self.stage = Stage::Grounded(Some(reason));
+                    self.lost = Some(reason);
+                    self.stage = Stage::Grounded;
                 }
                 Some(outcome) => return outcome.map(Some),
                 None if until < self.deadline.at => return Ok(None),
@@ -118,20 +132,12 @@ impl PendingReply {
     /// Gets the request out until `limit`, through one session after the other if need be. The
     /// request always carries the deadline of the whole call.
     fn depart(&mut self, limit: Deadline) -> Result<()> {
-        while let Stage::Grounded(lost) = &self.stage {
-            let session = self.link.session(limit);
-            let flight = session.and_then(|session| {
-                session.publish(&self.body, self.message_id, limit, self.deadline)
-            });
-            match (flight, lost) {
-                (Ok(Some(flight)), _) => self.stage = Stage::Flying(flight),
-                (Ok(None), _) => {}
-                (Err(error), None) => return Err(error),
-                // It went out once, and may have been executed, whatever kept it here now.
-                (Err(error), Some(lost)) => {
-                    let reason = format!("{lost}; then {error}");
-                    return Err(Error::ConnectionLost { reason });
-                }
+        while let Stage::Grounded = self.stage {
+            let session = self.link.session(limit)?;
+            if let Some(flight) =
+                session.publish(&self.body, self.message_id, limit, self.deadline)?
+            {
+                self.stage = Stage::Flying(flight);
             }
         }
         Ok(())
