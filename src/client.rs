@@ -44,6 +44,8 @@ pub struct ClientOptions {
     pub max_in_flight: usize,
     /// Whether a request may be executed twice. If so, a call that is lost with its connection
     /// is sent again until its deadline, under a new correlation id and the same `message_id`.
+    /// It is not when the broker closed the channel over one of the requests, such as one that
+    /// is larger than its `max_message_size`.
     pub idempotent: bool,
     /// The requests' `content_type`: `application/octet-stream` unless set.
     pub content_type: String,

@@ -116,7 +116,7 @@ impl PendingReply {
             };
             match flight.session.poll(&flight.outcome, until) {
                 Some(Err(Error::ConnectionLost { reason }))
-                    if self.link.config.options.idempotent && !self.deadline.has_passed() =>
+                    if flight.session.may_send_again() && !self.deadline.has_passed() =>
                 {
                     log::info!("sending request {} again: {reason}", self.message_id);
                     self.lost = Some(reason);

@@ -100,6 +100,7 @@ impl<'a> Keeper<'a> {
             publisher: publisher.channel_id(),
             pending: PendingCalls::new(config.options.max_in_flight),
             deliveries: consumer.receiver().clone(),
+            offended: AtomicBool::new(false),
             proved: AtomicBool::new(false),
             blocked: Mutex::new(None),
             unblocked: Condvar::new(),
@@ -166,6 +167,7 @@ impl<'a> Keeper<'a> {
                 pending.end(endpoint.explain(&error, "write to the default exchange"));
             }
             Err(error @ amiquip::Error::ServerClosedChannel { .. }) => {
+                self.session.offended.store(true, Ordering::Relaxed);
                 self.session.hand_out_what_came();
                 self.session.end(reason(&error));
             }

@@ -37,6 +37,8 @@ pub(crate) struct Session {
     pub(super) publisher: u16,
     pub(super) pending: PendingCalls,
     pub(super) deliveries: Receiver<ConsumerMessage>,
+    /// Whether the broker closed the publishing channel: it took offence at a request.
+    pub(super) offended: AtomicBool,
     /// Whether the broker is known to take messages from us: [`PROBE`] has come back.
     pub(super) proved: AtomicBool,
     /// The broker's reason for taking none at present.
@@ -151,6 +153,12 @@ impl Session {
             what += &format!(" ({consumers} consumers, {messages} messages waiting)");
         }
         Error::TimedOut { what, after, sent: true }
+    }
+
+    /// Whether a call that was lost with this session may go out again: not where one of the
+    /// requests is what ended it, since that one would end every session after it too.
+    pub(crate) fn may_send_again(&self) -> bool {
+        self.config.options.idempotent && !self.offended.load(Ordering::Relaxed)
     }
 
     pub(crate) fn ended(&self) -> Option<Error> {
