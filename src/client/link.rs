@@ -98,7 +98,11 @@ impl Link {
         }
     }
 
+    /// The thread that connects goes on when the caller has left, for those who come next: if
+    /// callers who wait for less than the handshakes take cut it short, none would ever succeed.
     fn begin_to_connect(self: &Arc<Link>, state: &mut State, deadline: Deadline) {
+        const LEAST: Duration = Duration::from_secs(1);
+        let deadline = Deadline::after(deadline.remaining().max(LEAST));
         state.phase = Phase::Connecting;
         let link = Arc::clone(self);
         keeper::start(Arc::clone(&self.config), state.broker, deadline, move |result| {
