@@ -125,6 +125,7 @@ impl RpcClient {
 
     /// What has happened so far.
     pub fn counters(&self) -> ClientCounters {
+        let in_flight = self.link.in_flight();
         let counters = &self.link.config.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientCounters {
@@ -133,7 +134,7 @@ impl RpcClient {
             late: read(&counters.late),
             timed_out: read(&counters.timed_out),
             reconnects: read(&counters.reconnects),
-            in_flight: self.link.in_flight(),
+            in_flight,
         }
     }
 

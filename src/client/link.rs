@@ -153,9 +153,13 @@ impl Link {
         }
     }
 
+    /// The calls in flight, once every reply that is here by now has been handed out.
     pub(super) fn in_flight(&self) -> usize {
         match &lock(&self.state).phase {
-            Phase::Up(session) => session.in_flight(),
+            Phase::Up(session) => {
+                session.hand_out_what_came();
+                session.in_flight()
+            }
             _ => 0,
         }
     }
