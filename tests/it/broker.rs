@@ -29,6 +29,20 @@ impl Broker {
         SHARED.get_or_init(|| Broker { script: Mutex::new(Script::run(&[])), _room: None })
     }
 
+    /// The node for tests that kill, freeze or alarm theirs and set it right again: one at a
+    /// time has it. A test that fails may leave it in any state, so the next gets another.
+    pub fn fragile() -> MutexGuard<'static, Broker> {
+        static FRAGILE: OnceLock<Mutex<Broker>> = OnceLock::new();
+        let start = || Broker { script: Mutex::new(Script::run(&[])), _room: None };
+        let fragile = FRAGILE.get_or_init(|| Mutex::new(start()));
+        fragile.lock().unwrap_or_else(|poisoned| {
+            fragile.clear_poison();
+            let mut broker = poisoned.into_inner();
+            *broker = start();
+            broker
+        })
+    }
+
     /// A plain node for one test alone.
     pub fn start() -> Broker {
         Broker::with(&[])
@@ -128,6 +142,13 @@ impl Broker {
         let output = output.unwrap_or_else(|error| error.to_string());
         answer.unwrap_or_else(|reason| panic!("rabbitmqctl {args:?} failed: {reason}"));
         output
+    }
+
+    /// What the node has logged so far.
+    pub fn log(&self, node: usize) -> String {
+        let directory = self.script().fact("dir");
+        let path = format!("{directory}/log/{}.log", self.node(node));
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
     fn command(&self, command: &str) -> String {
