@@ -1,0 +1,156 @@
+//! The client under faults, and what its tests need: servers, and a way to the broker that can
+//! be closed.
+
+mod deadlines;
+mod errors;
+mod faults;
+mod leaks;
+mod proxy;
+mod reconnects;
+mod threads;
+
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use amiquip::{
+    AmqpProperties, Connection, ConsumerMessage, ConsumerOptions, Delivery, Publish,
+    QueueDeclareOptions,
+};
+use crossbeam_channel::{Receiver, Sender, select, unbounded};
+use rabbitmq_rpc::{
+    Brokers, ClientCounters, ClientOptions, Failure, RpcClient, RpcServer, ServerOptions, Stopper,
+};
+
+/// Longer than anything takes that works.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn connect(url: &str, queue: &str, options: ClientOptions) -> RpcClient {
+    RpcClient::connect(Brokers::parse(url).unwrap(), queue, options).unwrap()
+}
+
+/// The counters, once they are as wanted.
+fn counters_when(client: &RpcClient, wanted: impl Fn(&ClientCounters) -> bool) -> ClientCounters {
+    await_value(|| client.counters(), wanted)
+}
+
+/// Looks again and again, where nothing tells when a value changes.
+fn await_value<T: std::fmt::Debug>(look: impl Fn() -> T, wanted: impl Fn(&T) -> bool) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let value = look();
+        if wanted(&value) {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "after {PATIENCE:?} it is still {value:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// This crate's server in this process, until it is dropped.
+struct Server {
+    stopper: Stopper,
+    serving: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    fn start<H>(url: &str, queue: &str, handler: H) -> Server
+    where
+        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
+    {
+        let options = ServerOptions { prefetch: 64, ..Default::default() };
+        let server = RpcServer::connect(Brokers::parse(url).unwrap(), queue, options).unwrap();
+        let stopper = server.stopper();
+        let serving = thread::spawn(move || server.serve(handler).unwrap());
+        Server { stopper, serving: Some(serving) }
+    }
+
+    fn echo(url: &str, queue: &str) -> Server {
+        Server::start(url, queue, |request| Ok(request.to_vec()))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        let served = self.serving.take().map(JoinHandle::join);
+        assert!(thread::panicking() || matches!(served, Some(Ok(()))), "the server failed");
+    }
+}
+
+/// A server that a test plays by hand, on amiquip alone: it sees the requests as they come over
+/// the wire, and answers or not as it likes.
+struct HandServer {
+    requests: Receiver<Delivery>,
+    replies: Option<Sender<(String, AmqpProperties, Vec<u8>)>>,
+    serving: Option<JoinHandle<()>>,
+}
+
+impl HandServer {
+    /// Makes the queue and takes all that comes, until dropped or until the connection ends.
+    fn start(url: &str, queue: &str) -> HandServer {
+        let (requests_in, requests) = unbounded();
+        let (replies, replies_out) = unbounded::<(String, AmqpProperties, Vec<u8>)>();
+        let mut connection = Connection::insecure_open(url).unwrap();
+        declare(&mut connection, queue);
+        let queue = queue.to_string();
+        let (ready, is_ready) = unbounded();
+        let serving = thread::spawn(move || {
+            let channel = connection.open_channel(None).unwrap();
+            let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
+            let consumer = channel.basic_consume(queue, no_ack).unwrap();
+            ready.send(()).unwrap();
+            loop {
+                select! {
+                    recv(consumer.receiver()) -> message => match message {
+                        Ok(ConsumerMessage::Delivery(delivery)) => {
+                            let _ = requests_in.send(delivery);
+                        }
+                        _ => return,
+                    },
+                    recv(replies_out) -> reply => match reply {
+                        Ok((to, properties, body)) => {
+                            let publish = Publish::with_properties(&body, to, properties);
+                            channel.basic_publish("", publish).unwrap();
+                        }
+                        Err(_) => break,
+                    },
+                }
+            }
+            let _ = connection.close();
+        });
+        is_ready.recv().unwrap();
+        HandServer { requests, replies: Some(replies), serving: Some(serving) }
+    }
+
+    fn next(&self) -> Delivery {
+        self.requests.recv_timeout(PATIENCE).expect("a request was sent")
+    }
+
+    fn reply(&self, request: &Delivery, body: &[u8]) {
+        self.reply_with(request, AmqpProperties::default(), body);
+    }
+
+    /// With these properties, and those that make it that request's reply.
+    fn reply_with(&self, request: &Delivery, properties: AmqpProperties, body: &[u8]) {
+        let to = request.properties.reply_to().clone().expect("a request has a reply_to");
+        let id = request.properties.correlation_id().clone().expect("a request has an id");
+        let reply = (to, properties.with_correlation_id(id), body.to_vec());
+        self.replies.as_ref().unwrap().send(reply).unwrap();
+    }
+}
+
+impl Drop for HandServer {
+    fn drop(&mut self) {
+        drop(self.replies.take());
+        let served = self.serving.take().map(JoinHandle::join);
+        assert!(thread::panicking() || matches!(served, Some(Ok(()))), "the server failed");
+    }
+}
+
+/// Makes a request queue as the server would.
+fn declare(connection: &mut Connection, queue: &str) {
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    let channel = connection.open_channel(None).unwrap();
+    channel.queue_declare(queue, durable).unwrap();
+    channel.close().unwrap();
+}

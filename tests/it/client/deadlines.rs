@@ -1,0 +1,214 @@
+//! One deadline covers a call, whatever it waits for.
+
+use std::time::{Duration, Instant};
+
+use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
+
+use super::proxy::{Mode, Proxy};
+use super::{HandServer, Server, connect, counters_when};
+use crate::broker::{Broker, queue_name};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// What a busy machine may add to a deadline of a second before it counts as missed.
+const LATE: Duration = Duration::from_millis(1500);
+
+/// Runs a call that fails at a deadline of one second.
+fn at_the_deadline<T: std::fmt::Debug>(call: impl FnOnce() -> Result<T, Error>) -> Error {
+    let began = Instant::now();
+    let error = call().unwrap_err();
+    let took = began.elapsed();
+    assert!(SECOND <= took && took < LATE, "{took:?}: {error}");
+    error
+}
+
+#[test]
+fn no_reply_ends_a_call_at_its_deadline() {
+    let broker = Broker::shared();
+    let queue = queue_name("no-reply");
+    let server = HandServer::start(&broker.url(), &queue);
+    let options = ClientOptions { timeout: SECOND, ..Default::default() };
+    let client = connect(&broker.url(), &queue, options);
+
+    for error in [
+        at_the_deadline(|| client.call("7")),
+        at_the_deadline(|| client.call_timeout("7", SECOND)),
+        at_the_deadline(|| client.send("7")?.wait()),
+        // A wait of its own does not reach past the deadline of the call.
+        at_the_deadline(|| client.send("7")?.wait_timeout(10 * SECOND)),
+    ] {
+        assert!(matches!(error, Error::TimedOut { sent: true, after: SECOND, .. }), "{error:?}");
+        assert!(error.may_have_executed());
+        assert!(error.to_string().starts_with("timed out after 1s: no reply from queue"));
+    }
+    let counters = client.counters();
+    assert_eq!((counters.calls, counters.timed_out, counters.in_flight), (4, 4, 0));
+    drop(server);
+}
+
+#[test]
+fn a_pending_reply_can_be_waited_for_bit_by_bit() {
+    let broker = Broker::shared();
+    let queue = queue_name("bit-by-bit");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue, ClientOptions::default());
+
+    let mut call = client.send("7").unwrap();
+    let request = server.next();
+    assert_eq!(call.try_wait(), Ok(None));
+    let began = Instant::now();
+    assert_eq!(call.wait_timeout(SECOND / 10), Ok(None));
+    assert!(began.elapsed() >= SECOND / 10);
+    server.reply(&request, b"13");
+    assert_eq!(call.wait_timeout(10 * SECOND), Ok(Some(b"13".to_vec())));
+    assert_eq!(call.try_wait(), Err(Error::Closed), "it is over");
+
+    let mut call = client.send("8").unwrap();
+    server.reply(&server.next(), b"21");
+    let deadline = Instant::now() + 10 * SECOND;
+    let reply = loop {
+        assert!(Instant::now() < deadline);
+        if let Some(reply) = call.try_wait().unwrap() {
+            break reply;
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(reply, b"21");
+}
+
+#[test]
+fn dropping_a_pending_reply_gives_the_call_up() {
+    let broker = Broker::shared();
+    let queue = queue_name("given-up");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue, ClientOptions::default());
+
+    let call = client.send("7").unwrap();
+    assert_eq!(client.counters().in_flight, 1);
+    drop(call);
+    assert_eq!(client.counters().in_flight, 0);
+
+    server.reply(&server.next(), b"13");
+    let counters = counters_when(&client, |counters| counters.late == 1);
+    assert_eq!((counters.calls, counters.replies, counters.timed_out), (1, 0, 0));
+}
+
+#[test]
+fn a_request_expires_with_its_caller() {
+    let broker = Broker::shared();
+    let queue = queue_name("expires");
+    let server = HandServer::start(&broker.url(), &queue);
+    let options = ClientOptions { max_in_flight: 1, ..Default::default() };
+    let client = connect(&broker.url(), &queue, options);
+    let expiration = |request: &amiquip::Delivery| {
+        let expiration = request.properties.expiration().clone();
+        expiration.map(|milliseconds| milliseconds.parse::<u64>().unwrap())
+    };
+
+    let first = client.send_timeout("1", 20 * SECOND).unwrap();
+    let request = server.next();
+    let left = expiration(&request).unwrap();
+    assert!((15_000..=20_000).contains(&left), "{left} ms");
+
+    // The second waits for room first, and what it waits is gone from its deadline.
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| client.call_timeout("2", 20 * SECOND));
+        std::thread::sleep(2 * SECOND);
+        server.reply(&request, b"");
+        let request = server.next();
+        let left = expiration(&request).unwrap();
+        assert!((10_000..=18_000).contains(&left), "{left} ms");
+        server.reply(&request, b"");
+        second.join().unwrap().unwrap();
+    });
+    first.wait().unwrap();
+
+    let call = client.send_timeout("3", Duration::MAX).unwrap();
+    assert_eq!(expiration(&server.next()), None, "who waits for ever gives no expiration");
+    drop(call);
+}
+
+#[test]
+fn a_call_over_the_limit_waits_for_room() {
+    let broker = Broker::shared();
+    let queue = queue_name("room");
+    let server = HandServer::start(&broker.url(), &queue);
+    let options = ClientOptions { max_in_flight: 2, ..Default::default() };
+    let client = connect(&broker.url(), &queue, options);
+
+    let first = client.send("1").unwrap();
+    let second = client.send("2").unwrap();
+    let error = at_the_deadline(|| client.call_timeout("3", SECOND));
+    let text = error.to_string();
+    assert!(text.contains("no room for the request: 2 calls are in flight already"), "{text}");
+    assert!(matches!(error, Error::TimedOut { sent: false, .. }), "{error:?}");
+    assert!(!error.may_have_executed());
+    assert_eq!(client.counters().timed_out, 1);
+
+    // Room comes with a reply as well as with a call that is given up.
+    std::thread::scope(|scope| {
+        let third = scope.spawn(|| client.send("3"));
+        server.reply(&server.next(), b"1");
+        let third = third.join().unwrap().unwrap();
+        assert_eq!(first.wait().unwrap(), b"1");
+        let fourth = scope.spawn(|| client.send("4"));
+        drop(second);
+        drop(fourth.join().unwrap().unwrap());
+        drop(third);
+    });
+}
+
+#[test]
+fn connecting_is_part_of_the_call() {
+    let broker = Broker::shared();
+    let queue = queue_name("connecting");
+    let server = HandServer::start(&broker.url(), &queue);
+    let proxy = Proxy::start(broker.port(0));
+    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+
+    for (mode, reason) in [(Mode::Swallow, "no answer yet"), (Mode::Refuse, "tried for 1s")] {
+        proxy.set(Mode::Forward);
+        proxy.cut_under(&client, &server);
+        proxy.set(mode);
+        let error = at_the_deadline(|| client.call_timeout("7", SECOND));
+        assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+        assert!(!error.may_have_executed());
+        assert!(error.to_string().contains(reason), "{error}");
+        proxy.cut();
+    }
+    proxy.set(Mode::Forward);
+    let call = client.send("8").unwrap();
+    server.reply(&server.next(), b"21");
+    assert_eq!(call.wait().unwrap(), b"21");
+}
+
+#[test]
+fn a_broker_that_takes_connections_and_says_nothing_does_not_hold_connect() {
+    let proxy = Proxy::start(Broker::shared().port(0));
+    proxy.set(Mode::Swallow);
+    let mut brokers = Brokers::parse(&proxy.url()).unwrap();
+    brokers.connect_timeout = SECOND;
+    let error = at_the_deadline(|| RpcClient::connect(brokers, "any", ClientOptions::default()));
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert!(!error.may_have_executed());
+}
+
+#[test]
+fn a_network_that_swallows_packets_ends_no_call_late() {
+    let broker = Broker::shared();
+    let queue = queue_name("swallowed");
+    let _server = Server::echo(&broker.url(), &queue);
+    let proxy = Proxy::start(broker.port(0));
+    let mut brokers = Brokers::parse(&proxy.url()).unwrap();
+    brokers.heartbeat = 2;
+    let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+    assert_eq!(client.call("7").unwrap(), b"7");
+
+    proxy.set(Mode::Swallow);
+    let error = at_the_deadline(|| client.call_timeout("7", SECOND));
+    assert!(error.may_have_executed(), "{error:?}");
+    // Two heartbeats later at the latest that connection counts as lost.
+    let error = client.call("7").unwrap_err();
+    assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
+    proxy.set(Mode::Forward);
+    assert_eq!(client.call("8").unwrap(), b"8");
+}

@@ -1,0 +1,201 @@
+//! Each error that a call can end with, as a real broker brings it about; those that take harm
+//! to a node stand in [`super::faults`].
+
+use std::time::{Duration, Instant};
+
+use amiquip::{AmqpProperties, AmqpValue, Connection, FieldTable, Publish};
+use rabbitmq_rpc::{Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, RpcClient, Status};
+
+use super::{HandServer, Server, connect, counters_when, declare};
+use crate::broker::{Broker, queue_name};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn no_such_queue_is_told_at_once() {
+    let broker = Broker::shared();
+    let queue = queue_name("no-such-queue");
+    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let began = Instant::now();
+    let error = client.call("7").unwrap_err();
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert_eq!(error, Error::Unroutable { queue: queue.clone() });
+    assert!(!error.may_have_executed());
+    let text = error.to_string();
+    assert!(text.contains(&queue) && text.contains("start a server"), "{text}");
+
+    // The client goes on, and the call works once there is a server.
+    let _server = Server::echo(&broker.url(), &queue);
+    assert_eq!(client.call("7").unwrap(), b"7");
+}
+
+#[test]
+fn a_queue_that_nobody_serves_is_told_at_the_deadline() {
+    let broker = Broker::shared();
+    let queue = queue_name("nobody-serves");
+    let mut connection = Connection::insecure_open(&broker.url()).unwrap();
+    declare(&mut connection, &queue);
+    let channel = connection.open_channel(None).unwrap();
+    for _ in 0..16 {
+        channel.basic_publish("", Publish::new(b"waiting", queue.as_str())).unwrap();
+    }
+    channel.close().unwrap();
+
+    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let began = Instant::now();
+    let error = client.call_timeout("7", SECOND).unwrap_err();
+    let took = began.elapsed();
+    assert!(SECOND <= took && took < SECOND + SECOND / 2, "{took:?}");
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "timed out after 1s: no reply from queue {queue:?} (0 consumers, 17 messages waiting)"
+        )
+    );
+    assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
+    assert!(error.may_have_executed());
+    connection.close().unwrap();
+}
+
+#[test]
+fn an_error_reply_carries_status_and_sentence() {
+    let broker = Broker::shared();
+    let queue = queue_name("error-reply");
+    let _server = Server::start(&broker.url(), &queue, |_| {
+        Err(Failure::new(Status::NotFound, "there is no account 7"))
+    });
+    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let error = client.call("7").unwrap_err();
+    let failure = Failure::new(Status::NotFound, "there is no account 7");
+    assert_eq!(error, Error::Remote(failure));
+    assert_eq!(error.to_string(), "NOT_FOUND: there is no account 7");
+    assert!(error.may_have_executed());
+    assert_eq!(client.counters().replies, 1, "an error reply is a reply");
+}
+
+#[test]
+fn an_error_reply_of_a_foreign_server_is_an_error_too() {
+    let broker = Broker::shared();
+    let queue = queue_name("foreign-error");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let mut odd = FieldTable::new();
+    odd.insert("rpc-status".into(), AmqpValue::LongString("TEAPOT".into()));
+    for headers in [FieldTable::new(), odd] {
+        let call = client.send("7").unwrap();
+        let properties = AmqpProperties::default().with_type_("error".into());
+        server.reply_with(&server.next(), properties.with_headers(headers), b"no \xff tea");
+        let failure = Failure::new(Status::Unknown, "no \u{fffd} tea");
+        assert_eq!(call.wait(), Err(Error::Remote(failure)));
+    }
+}
+
+#[test]
+fn a_reply_that_is_no_number_shows_how_it_begins() {
+    let broker = Broker::shared();
+    let queue = queue_name("no-number");
+    let server = HandServer::start(&broker.url(), &queue);
+    let brokers = Brokers::parse(&broker.url()).unwrap();
+    let options = FibonacciRpcClient::options();
+    let client = FibonacciRpcClient::with_options(brokers, &queue, options).unwrap();
+    let long = [b"\xffx".as_slice(), &[b'9'; 100]].concat();
+    for (reply, shown) in [
+        (&b"thirteen\0"[..], "the reply is \"thirteen\\x00\", not a number"),
+        (b"", "the reply is empty, not a number"),
+        (b"-13", "the reply is \"-13\", not a number"),
+        (&long, "the reply is \"\\xffx999999999999999999999999999999…\" (102 bytes), not a number"),
+    ] {
+        let call = client.send(7).unwrap();
+        server.reply(&server.next(), reply);
+        let error = call.wait().unwrap_err();
+        assert_eq!(error, Error::BadReply(shown.into()));
+        assert!(error.may_have_executed());
+    }
+}
+
+#[test]
+fn a_wrong_password_is_refused() {
+    let url = Broker::shared().url().replace("guest:guest", "guest:s3cret");
+    let brokers = Brokers::parse(&url).unwrap();
+    let error = RpcClient::connect(brokers, "any", ClientOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error:?}");
+    assert!(!error.may_have_executed());
+    let text = format!("{error} {error:?}");
+    assert!(text.contains("user \\\"guest\\\"") || text.contains("user \"guest\""), "{text}");
+    assert!(!text.contains("s3cret"), "{text}");
+}
+
+#[test]
+fn nobody_listening_is_unreachable() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let brokers = Brokers::parse(&format!("amqp://guest:s3cret@127.0.0.1:{port}")).unwrap();
+    let error = RpcClient::connect(brokers, "any", ClientOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert!(!error.may_have_executed());
+    let text = error.to_string();
+    assert!(text.contains(&format!("127.0.0.1:{port}")) && text.contains("refused"), "{text}");
+    assert!(!format!("{error:?}{text}").contains("s3cret"));
+}
+
+#[test]
+fn a_url_that_makes_no_sense_is_not_tried() {
+    let error = Brokers::parse("amqp://localhost:port").unwrap_err();
+    assert!(matches!(error, Error::Config(_)), "{error:?}");
+    assert!(!error.may_have_executed());
+}
+
+#[test]
+fn a_client_that_is_closed_ends_its_calls() {
+    let broker = Broker::shared();
+    let queue = queue_name("closed");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let call = client.send("7").unwrap();
+    let waiting = client.send("8").unwrap();
+    server.next();
+    let waiting = std::thread::spawn(move || waiting.wait());
+    let began = Instant::now();
+    client.close();
+    for outcome in [call.wait(), waiting.join().unwrap()] {
+        assert_eq!(outcome, Err(Error::Closed));
+    }
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert!(Error::Closed.may_have_executed());
+}
+
+#[test]
+fn replies_that_nobody_waits_for_are_dropped_and_counted() {
+    let broker = Broker::shared();
+    let queue = queue_name("late");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue, ClientOptions::default());
+
+    let call = client.send("7").unwrap();
+    let request = server.next();
+    for body in [&b"13"[..], b"14", b"15"] {
+        server.reply(&request, body);
+    }
+    assert_eq!(call.wait().unwrap(), b"13", "the first counts");
+    counters_when(&client, |counters| counters.late == 2);
+
+    // So are those that answer no request of this client's, whatever their ids look like.
+    let call = client.send("8").unwrap();
+    let request = server.next();
+    let to = request.properties.reply_to().clone().unwrap();
+    let replies = server.replies.as_ref().unwrap();
+    for id in [None, Some("7"), Some("00000000-0000-4000-8000-000000000000"), Some("é☃")] {
+        let properties = AmqpProperties::default();
+        let properties = match id {
+            Some(id) => properties.with_correlation_id(id.into()),
+            None => properties,
+        };
+        replies.send((to.clone(), properties, b"stray".to_vec())).unwrap();
+    }
+    server.reply(&request, b"21");
+    assert_eq!(call.wait().unwrap(), b"21");
+    let counters = client.counters();
+    assert_eq!((counters.calls, counters.replies, counters.late), (2, 2, 6), "{counters:?}");
+    assert_eq!((counters.timed_out, counters.reconnects, counters.in_flight), (0, 0, 0));
+}

@@ -1,0 +1,171 @@
+//! What is lost with a connection, and how there comes to be another.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amiquip::Connection;
+use rabbitmq_rpc::{ClientOptions, Error};
+
+use super::proxy::{Mode, Proxy};
+use super::{HandServer, PATIENCE, Server, connect};
+use crate::broker::{Broker, queue_name};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_call_lost_with_its_connection_may_have_executed() {
+    let broker = Broker::shared();
+    let queue = queue_name("lost");
+    let server = HandServer::start(&broker.url(), &queue);
+    let proxy = Proxy::start(broker.port(0));
+    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+
+    let call = client.send("7").unwrap();
+    server.next();
+    proxy.cut_under(&client, &server);
+    let error = call.wait().unwrap_err();
+    assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
+    assert!(error.may_have_executed());
+    assert!(error.to_string().contains("may have been executed"), "{error}");
+
+    let call = client.send("8").unwrap();
+    server.reply(&server.next(), b"21");
+    assert_eq!(call.wait().unwrap(), b"21");
+    assert_eq!(client.counters().reconnects, 1);
+    assert!(server.requests.is_empty(), "what may be executed but once was sent but once");
+}
+
+#[test]
+fn an_idempotent_call_is_sent_again_under_another_correlation_id() {
+    let broker = Broker::shared();
+    let queue = queue_name("again");
+    let server = HandServer::start(&broker.url(), &queue);
+    let proxy = Proxy::start(broker.port(0));
+    let options = ClientOptions { idempotent: true, ..Default::default() };
+    let client = connect(&proxy.url(), &queue, options);
+
+    thread::scope(|scope| {
+        let call = scope.spawn(|| client.call("7"));
+        let first = server.next();
+        proxy.cut();
+        let second = server.next();
+        server.reply(&second, b"13");
+        assert_eq!(call.join().unwrap().unwrap(), b"13");
+
+        let (first, second) = (first.properties, second.properties);
+        assert!(first.message_id().is_some());
+        assert_eq!(first.message_id(), second.message_id());
+        assert_ne!(first.correlation_id(), second.correlation_id());
+        assert_ne!(first.reply_to(), second.reply_to(), "the old reply queue is gone");
+    });
+    let counters = client.counters();
+    assert_eq!((counters.calls, counters.replies, counters.reconnects), (1, 1, 1));
+}
+
+#[test]
+fn a_call_that_was_sent_before_may_have_executed_however_it_ends() {
+    let broker = Broker::shared();
+    let proxy = Proxy::start(broker.port(0));
+    let options = ClientOptions { idempotent: true, ..Default::default() };
+
+    // There is no queue any more when it is sent again.
+    let queue = queue_name("again-unroutable");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&proxy.url(), &queue, options.clone());
+    let call = client.send("7").unwrap();
+    server.next();
+    let mut connection = Connection::insecure_open(&broker.url()).unwrap();
+    let channel = connection.open_channel(None).unwrap();
+    channel.queue_delete(queue, Default::default()).unwrap();
+    proxy.cut();
+    let error = call.wait().unwrap_err();
+    assert!(error.may_have_executed(), "{error:?}");
+    assert!(error.to_string().contains("there is no queue"), "{error}");
+
+    // There is no broker any more.
+    let queue = queue_name("again-unreachable");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&proxy.url(), &queue, options);
+    let call = client.send_timeout("7", SECOND).unwrap();
+    server.next();
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    let error = call.wait().unwrap_err();
+    assert!(error.may_have_executed(), "{error:?}");
+    assert!(error.to_string().contains("no working connection"), "{error}");
+    connection.close().unwrap();
+}
+
+#[test]
+fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
+    let broker = Broker::shared();
+    let queue = queue_name("single-flight");
+    let server = HandServer::start(&broker.url(), &queue);
+    let proxy = Proxy::start(broker.port(0));
+    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+    assert_eq!(proxy.tries(), 1);
+
+    proxy.set(Mode::Refuse);
+    proxy.cut_under(&client, &server);
+    drop(server);
+    thread::scope(|scope| {
+        for number in 0..16u32 {
+            let client = &client;
+            scope.spawn(move || {
+                let timeout = SECOND + SECOND * (number % 4) / 4;
+                let began = Instant::now();
+                let error = client.call_timeout("7", timeout).unwrap_err();
+                let took = began.elapsed();
+                assert!(timeout <= took && took < timeout + SECOND / 2, "{took:?}: {error}");
+                assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+            });
+        }
+    });
+    // In 1.75 s with waits of 25 to 50, 50 to 100, 100 to 200, … ms between the tries.
+    let tries = proxy.tries() - 1;
+    assert!((3..=8).contains(&tries), "{tries} tries");
+
+    proxy.set(Mode::Forward);
+    let _server = Server::echo(&broker.url(), &queue);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert_eq!(client.call("7").unwrap(), b"7"));
+        }
+    });
+    assert!(proxy.tries() <= tries + 3, "one connection serves all");
+    assert_eq!(client.counters().reconnects, 1);
+}
+
+#[test]
+fn calls_too_short_to_connect_in_get_a_connection_all_the_same() {
+    let broker = Broker::shared();
+    let queue = queue_name("hasty");
+    let _server = Server::echo(&broker.url(), &queue);
+    let proxy = Proxy::start(broker.port(0));
+    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+    proxy.cut();
+
+    // None of these calls lasts as long as the handshakes of a connection do.
+    let deadline = Instant::now() + PATIENCE;
+    while client.counters().reconnects == 0 {
+        assert!(Instant::now() < deadline, "no connection was made");
+        let _ = client.call_timeout("7", Duration::from_millis(1));
+    }
+    assert_eq!(client.call("7").unwrap(), b"7");
+}
+
+#[test]
+fn a_client_without_a_connection_is_closed_at_once() {
+    let broker = Broker::shared();
+    let queue = queue_name("close-while-down");
+    let server = HandServer::start(&broker.url(), &queue);
+    let proxy = Proxy::start(broker.port(0));
+    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+    proxy.cut_under(&client, &server);
+    proxy.set(Mode::Swallow);
+    let error = client.call_timeout("7", SECOND / 10).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    let began = Instant::now();
+    drop(client);
+    assert!(began.elapsed() < SECOND / 2, "{:?}", began.elapsed());
+}
