@@ -11,8 +11,7 @@ use std::thread;
 use std::time::Instant;
 
 use amiquip::{
-    AmqpProperties, Channel, ConnectionBlockedNotification, Consumer, ConsumerOptions, Publish,
-    QueueDeclareOptions, Return,
+    Channel, ConnectionBlockedNotification, Consumer, ConsumerOptions, QueueDeclareOptions, Return,
 };
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
@@ -22,6 +21,7 @@ use super::{Config, lock};
 use crate::broker::{Link, reason};
 use crate::deadline::Deadline;
 use crate::error::Result;
+use crate::wire::{self, Way};
 
 /// Connects in a thread of its own, beginning with the broker at `first`; reports what came of
 /// it, and keeps the session for as long as it lasts.
@@ -70,24 +70,34 @@ struct Keeper<'a> {
 impl<'a> Keeper<'a> {
     fn set_up(config: Arc<Config>, mut link: Link, consuming: &'a Channel) -> Result<Keeper<'a>> {
         let endpoint = link.endpoint.clone();
-        let failed = |doing| move |error| endpoint.explain(&error, doing);
+        let failed = |doing: &'static str| {
+            let endpoint = &endpoint;
+            move |error| endpoint.explain(&error, doing)
+        };
 
         let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
         let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
         let queue = consuming.queue_declare("", exclusive);
-        let queue = queue.map_err(failed.clone()("declare a reply queue"))?;
+        let queue = queue.map_err(failed("declare a reply queue"))?;
         let consumer = queue.consume(no_ack);
-        let consumer = consumer.map_err(failed.clone()("read from its reply queue"))?;
+        let consumer = consumer.map_err(failed("read from its reply queue"))?;
 
         let publisher = link.connection.open_channel(None);
-        let publisher = publisher.map_err(failed.clone()("open a channel"))?;
+        let publisher = publisher.map_err(failed("open a channel"))?;
         let returns = publisher.listen_for_returns();
-        let returns = returns.map_err(failed.clone()("listen for returned requests"))?;
+        let returns = returns.map_err(failed("listen for returned requests"))?;
         let notices = link.connection.listen_for_connection_blocked();
-        let notices = notices.map_err(failed.clone()("listen for resource alarms"))?;
-        let properties = AmqpProperties::default().with_correlation_id(PROBE.to_string());
-        let probe = Publish::with_properties(b"", queue.name(), properties);
-        publisher.basic_publish("", probe).map_err(failed("publish"))?;
+        let notices = notices.map_err(failed("listen for resource alarms"))?;
+        let way = Way {
+            channel: publisher.channel_id(),
+            queue: queue.name(),
+            frame_max: link.line.frame_max(),
+        };
+        let probe =
+            wire::encode_reply(way, Some(&PROBE.to_string()), &config.app_id, &Ok(Vec::new()));
+        let soon = Deadline::after(config.brokers.connect_timeout);
+        let gone = |_| link.endpoint.unreachable("the connection ended while it was set up");
+        link.line.write(&probe, soon.at).map_err(gone)?;
 
         let (orders_in, orders) = bounded(1);
         let (over, over_out) = bounded(0);
