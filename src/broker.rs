@@ -6,6 +6,7 @@ mod tls;
 mod url;
 
 use std::fmt;
+use std::io;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
@@ -74,10 +75,12 @@ impl Brokers {
             let limit = endpoint.connection_timeout.unwrap_or(self.connect_timeout);
             let part = deadline.remaining() / (count - turn) as u32;
             let deadline = Deadline::after(limit.min(part));
+            let tls = endpoint.tls.then(|| tls::Connector::new(&self.tls)).transpose();
+            let tls = tls.map_err(|error| NoLink { error, nobody_listens })?;
             let failed = match socket::dial(endpoint, deadline) {
                 Ok(tcp) => {
                     nobody_listens = false;
-                    match self.log_in(tcp, index, deadline) {
+                    match self.log_in(tcp, tls, index, deadline) {
                         Err(Error::Unreachable { reason, .. }) => reason,
                         done => return done.map_err(|error| NoLink { error, nobody_listens }),
                     }
@@ -90,21 +93,24 @@ impl Brokers {
         Err(NoLink { error, nobody_listens })
     }
 
-    fn log_in(&self, tcp: TcpStream, index: usize, deadline: Deadline) -> Result<Link> {
+    fn log_in(
+        &self,
+        tcp: TcpStream,
+        tls: Option<tls::Connector>,
+        index: usize,
+        deadline: Deadline,
+    ) -> Result<Link> {
         let endpoint = &self.endpoints[index];
-        let failed = |error| endpoint.unreachable(error);
-        let over_tcp = match endpoint.tls {
-            true => {
-                let tcp = tcp.try_clone().map_err(failed)?;
-                Some(tls::handshake(tcp, endpoint, &self.tls, deadline)?)
-            }
-            false => None,
-        };
-        let line = Line::new(tcp, over_tcp).map_err(failed)?;
-        let socket = Socket::new(line.clone());
+        let failed = |error: io::Error| endpoint.unreachable(error);
+        let line = Line::new(tcp);
+        let fuse = line.fuse(deadline.remaining());
+        if let Some(tls) = tls {
+            let tcp = line.tcp().map_err(failed)?;
+            line.carry(tls.handshake(tcp, endpoint, deadline)?);
+        }
+        let socket = Socket::new(line.clone()).map_err(failed)?;
 
         let began = Instant::now();
-        let fuse = line.fuse(deadline.remaining());
         let opened = Connection::insecure_open_stream(
             socket,
             self.options(endpoint),

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,8 @@ pub(crate) struct Line(Arc<Shared>);
 
 struct Shared {
     tcp: TcpStream,
-    /// Where TCP carries something else, that.
-    over_tcp: Option<Mutex<Box<dyn Stream>>>,
+    /// What runs over TCP, if something does.
+    over_tcp: OnceLock<Mutex<Box<dyn Stream>>>,
     way_out: Mutex<WayOut>,
     /// Notified when the way out may be free again.
     free: Condvar,
@@ -58,17 +58,31 @@ pub(crate) enum Unwritten {
 }
 
 impl Line {
-    /// A line over a TCP connection, or over what runs over that.
-    pub(super) fn new(tcp: TcpStream, over_tcp: Option<Box<dyn Stream>>) -> io::Result<Line> {
-        tcp.set_nonblocking(true)?;
-        Ok(Line(Arc::new(Shared {
+    pub(super) fn new(tcp: TcpStream) -> Line {
+        Line(Arc::new(Shared {
             tcp,
-            over_tcp: over_tcp.map(Mutex::new),
+            over_tcp: OnceLock::new(),
             way_out: Mutex::default(),
             free: Condvar::new(),
             frame_max: AtomicUsize::new(FRAME_MIN_SIZE),
             was_cut: AtomicBool::new(false),
-        })))
+        }))
+    }
+
+    /// The TCP connection, for whatever is to run over it.
+    pub(super) fn tcp(&self) -> io::Result<TcpStream> {
+        self.0.tcp.try_clone()
+    }
+
+    /// From now on TCP carries this.
+    pub(super) fn carry(&self, stream: Box<dyn Stream>) {
+        let first = self.0.over_tcp.set(Mutex::new(stream));
+        debug_assert!(first.is_ok(), "there is one thing that runs over TCP");
+    }
+
+    /// From now on who reads or writes never waits.
+    pub(super) fn set_nonblocking(&self) -> io::Result<()> {
+        self.0.tcp.set_nonblocking(true)
     }
 
     /// Writes whole frames, with nothing in between. Blocks until `until` while the broker does
@@ -135,7 +149,7 @@ impl Line {
     }
 
     fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.0.over_tcp {
+        match self.0.over_tcp.get() {
             None => (&self.0.tcp).write(bytes),
             Some(stream) => lock(stream).write(bytes),
         }
@@ -152,7 +166,7 @@ impl Line {
     }
 
     pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        match &self.0.over_tcp {
+        match self.0.over_tcp.get() {
             None => (&self.0.tcp).read(into),
             Some(stream) => lock(stream).read(into),
         }
@@ -161,7 +175,7 @@ impl Line {
     /// Whether a read that does not fill its buffer has taken all there was. In TLS there may
     /// be a further record.
     pub(super) fn is_plain(&self) -> bool {
-        self.0.over_tcp.is_none()
+        self.0.over_tcp.get().is_none()
     }
 
     pub(super) fn descriptor(&self) -> RawFd {
@@ -235,7 +249,9 @@ mod tests {
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (peer, _) = listener.accept().unwrap();
         peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-        (Line::new(tcp, None).unwrap(), peer)
+        let line = Line::new(tcp);
+        line.set_nonblocking().unwrap();
+        (line, peer)
     }
 
     fn soon() -> Instant {

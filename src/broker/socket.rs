@@ -50,15 +50,16 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    pub(crate) fn new(line: Line) -> Socket {
-        Socket {
+    pub(crate) fn new(line: Line) -> io::Result<Socket> {
+        line.set_nonblocking()?;
+        Ok(Socket {
             line,
             cleaner: Cleaner::default(),
             clean: Vec::new(),
             handed: 0,
             anything_came: false,
             drained: false,
-        }
+        })
     }
 
     fn refill(&mut self) -> io::Result<()> {
