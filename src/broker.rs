@@ -181,12 +181,21 @@ fn explain_handshake(
         }
         amiquip::Error::InvalidCredentials => Error::Refused(match endpoint.external {
             true => format!("{endpoint} refused the client certificate as a login"),
-            false => format!("{endpoint} refused the login of user {user:?}: check the password"),
+            false => format!(
+                "{endpoint} refused the login of user {user:?}: check name and password{}",
+                match user.as_str() {
+                    "guest" => "; guest may log in from the broker's own machine only",
+                    _ => "",
+                }
+            ),
         }),
         amiquip::Error::UnsupportedAuthMechanism { available, requested } => Error::Refused(
             format!("{endpoint} takes no login by {requested}; it takes {available}"),
         ),
-        amiquip::Error::ServerClosedConnection { code: 402 | 403 | 530, message } => {
+        // Where a limit of connections is reached, there may be room for one later.
+        amiquip::Error::ServerClosedConnection { code: 402 | 403 | 530, message }
+            if !message.contains("limit") =>
+        {
             Error::Refused(format!(
                 "{endpoint} refused user {user:?} the virtual host {vhost:?}: {message}"
             ))
