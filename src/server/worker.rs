@@ -196,7 +196,7 @@ impl<'a> Worker<'a> {
     /// The broker closed the channel; whatever is tried on it tells why.
     fn halt_of_the_channel(&self) -> Halt {
         match self.channel.listen_for_returns() {
-            Err(error) => Halt::after(&error, self.endpoint, REPLY),
+            Err(error) => Halt::after(&error, self.endpoint, ANSWER),
             Ok(_) => Halt::Channel(self.endpoint.unreachable("the channel is gone")),
         }
     }
@@ -253,11 +253,14 @@ impl Halt {
                 Halt::Channel(endpoint.unreachable("the request queue was deleted"))
             }
             ConsumerMessage::ServerClosedChannel(error)
-            | ConsumerMessage::ServerClosedConnection(error) => Halt::after(error, endpoint, READ),
+            | ConsumerMessage::ServerClosedConnection(error) => {
+                Halt::after(error, endpoint, ANSWER)
+            }
             _ => Halt::Connection(endpoint.unreachable("the connection was closed")),
         }
     }
 }
 
 const READ: &str = "read from the request queue";
-const REPLY: &str = "write to the default exchange";
+/// Takes the permission to write to the default exchange.
+const ANSWER: &str = "answer requests";
