@@ -5,5 +5,9 @@
 mod basics; // a call from end to end, in this crate's programs and in its types
 mod broker; // a private RabbitMQ, and what can be done to it
 mod client; // the client: deadlines, errors, many callers, faults, leaks
+mod certificates; // certificates by the openssl command
+mod failing; // what fails, for client and server, and the password in none of it
 mod process; // a program under test
+mod refusals; // logins, virtual hosts and permissions that a broker refuses
+mod tls; // amqps://, and each way it can go wrong
 mod tutorial_six; // pika's tutorial six on either side

@@ -1,0 +1,84 @@
+//! Certificates for a broker and its clients, made by the `openssl` command as the README has it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rabbitmq_rpc::TlsFiles;
+
+/// A directory of PEM files: what `broker.sh --tls` reads (`ca.pem`, `server.pem`,
+/// `server-key.pem`), a client's certificate and key, and some that are no good. It lies in
+/// Cargo's directory for tests' files, where the next run takes it away.
+pub struct Certificates {
+    directory: PathBuf,
+}
+
+/// The common name in the client's certificate, by which EXTERNAL logs in.
+pub const CLIENT: &str = "client-by-certificate";
+
+impl Certificates {
+    pub fn make() -> Certificates {
+        let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("certificates");
+        for old in std::fs::read_dir(&all).into_iter().flatten().flatten() {
+            if !Path::new("/proc").join(old.file_name()).exists() {
+                let _ = std::fs::remove_dir_all(old.path());
+            }
+        }
+        let directory = all.join(std::process::id().to_string());
+        std::fs::create_dir_all(&directory).expect("Cargo's directory can be written to");
+        let certificates = Certificates { directory };
+        certificates.authority("ca");
+        certificates.authority("other-ca");
+        certificates.signed("server", "broker", "ca", 30);
+        certificates.signed("expired-server", "broker", "ca", -1);
+        certificates.signed("client", CLIENT, "ca", 30);
+        certificates.signed("expired-client", CLIENT, "ca", -1);
+        certificates.signed("foreign-client", CLIENT, "other-ca", 30);
+        certificates
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.directory.join(file)
+    }
+
+    /// What a client gets that trusts `ca`, and shows the certificate called `client` if any.
+    pub fn files(&self, ca: &str, client: Option<&str>) -> TlsFiles {
+        TlsFiles {
+            ca: Some(self.path(&format!("{ca}.pem"))),
+            cert: client.map(|client| self.path(&format!("{client}.pem"))),
+            key: client.map(|client| self.path(&format!("{client}-key.pem"))),
+        }
+    }
+
+    fn authority(&self, name: &str) {
+        self.openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 \
+             -subj /CN={name} -keyout {name}-key.pem -out {name}.pem"
+        ));
+    }
+
+    /// All of them are for the host name `localhost`, and none for 127.0.0.1.
+    fn signed(&self, name: &str, common_name: &str, authority: &str, days: i32) {
+        self.openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={common_name} \
+             -addext subjectAltName=DNS:localhost -keyout {name}-key.pem -out {name}.csr"
+        ));
+        self.openssl(&format!(
+            "x509 -req -in {name}.csr -CA {authority}.pem -CAkey {authority}-key.pem \
+             -CAcreateserial -days {days} -copy_extensions copy -out {name}.pem"
+        ));
+    }
+
+    fn openssl(&self, args: &str) {
+        let mut command = Command::new("openssl");
+        command.args(args.split_whitespace()).current_dir(&self.directory);
+        let done = command.output().unwrap_or_else(|error| {
+            panic!("openssl cannot be run ({error}); on Debian: apt-get install openssl")
+        });
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "openssl {args}: {said}");
+    }
+}

@@ -1,0 +1,118 @@
+//! What fails, as all four see it: client and server, from the library and as programs. Each is
+//! searched for the password, with all logging on.
+
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rabbitmq_rpc::{
+    Brokers, ClientOptions, Error, RpcClient, RpcServer, ServerOptions, TlsFiles, fibonacci,
+};
+
+use crate::process::Process;
+
+/// The password in every URL that is to fail. Nothing else looks like it.
+pub const PASSWORD: &str = "Tr0ub4dor&3";
+/// As it stands in a URL.
+pub const ENCODED: &str = "Tr0ub4dor%263";
+
+/// Longer than any of it takes: RabbitMQ makes a refused login wait for 3 s.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is tried.
+#[derive(Clone)]
+pub struct Attempt {
+    pub url: String,
+    pub queue: String,
+    pub tls: TlsFiles,
+}
+
+impl Attempt {
+    pub fn new(url: &str, queue: &str) -> Attempt {
+        Attempt { url: url.into(), queue: queue.into(), tls: TlsFiles::default() }
+    }
+
+    /// Client and server fail alike: with this exit code, and with all of these words.
+    pub fn fails_for_all(&self, code: i32, words: &[&str]) {
+        thread::scope(|scope| {
+            let client = scope.spawn(|| self.fails_for_the_client(code, words));
+            self.fails_for_the_server(code, words);
+            client.join().unwrap();
+        });
+    }
+
+    pub fn fails_for_the_client(&self, code: i32, words: &[&str]) {
+        let mut program = self.start(env!("CARGO_BIN_EXE_rpc_client"), &["7"]);
+        let error = self.call().expect_err("the call should fail");
+        check(&[error.to_string(), format!("{error:?}")], &error.to_string(), words);
+        check_program("rpc_client", &mut program, code, words);
+    }
+
+    pub fn fails_for_the_server(&self, code: i32, words: &[&str]) {
+        let mut program = self.start(env!("CARGO_BIN_EXE_rpc_server"), &[]);
+        let error = self.serve().expect_err("the server should fail");
+        check(&[error.to_string(), format!("{error:?}")], &error.to_string(), words);
+        check_program("rpc_server", &mut program, code, words);
+    }
+
+    /// One call from the library.
+    pub fn call(&self) -> Result<Vec<u8>, Error> {
+        let options = ClientOptions { timeout: PATIENCE / 2, ..ClientOptions::default() };
+        RpcClient::connect(self.brokers(), &self.queue, options)?.call("7")
+    }
+
+    fn serve(&self) -> Result<(), Error> {
+        let server = RpcServer::connect(self.brokers(), &self.queue, ServerOptions::default())?;
+        let stopper = server.stopper();
+        let (_serving, over) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            let _ = over.recv_timeout(PATIENCE);
+            stopper.stop();
+        });
+        server.serve(fibonacci::answer)
+    }
+
+    pub fn brokers(&self) -> Brokers {
+        let mut brokers = Brokers::parse(&self.url).unwrap();
+        brokers.tls = self.tls.clone();
+        brokers
+    }
+
+    /// One of the two programs, with all logging on.
+    pub fn start(&self, program: &str, args: &[&str]) -> Process {
+        let mut command = Command::new(program);
+        command.args(["--url", &self.url, "--queue", &self.queue]).args(args);
+        let TlsFiles { ca, cert, key } = &self.tls;
+        for (option, file) in [("--tls-ca", ca), ("--tls-cert", cert), ("--tls-key", key)] {
+            if let Some(file) = file {
+                command.arg(option).arg(file);
+            }
+        }
+        Process::from(command.env("RUST_LOG", "trace"))
+    }
+}
+
+fn check_program(name: &str, program: &mut Process, code: i32, words: &[&str]) {
+    let ended = program.wait(PATIENCE);
+    let said = program.stderr().to_string();
+    let sentence = said.lines().rfind(|line| line.starts_with(&format!("{name}: ")));
+    let sentence = sentence.unwrap_or_else(|| panic!("{name} says nothing at its end: {said}"));
+    check(&[said.clone(), program.stdout().to_string()], sentence, words);
+    assert_eq!(ended.code(), Some(code), "{sentence}");
+    // A refusal comes late enough for amiquip to have something to say.
+    assert!(code != 77 || said.contains("TRACE"), "not all logging is on: {said}");
+}
+
+/// The sentence has these words, and none of the texts has the password in any shape.
+fn check(texts: &[String], sentence: &str, words: &[&str]) {
+    for word in words {
+        assert!(sentence.contains(word), "no {word:?} in: {sentence}");
+    }
+    let bytes = format!("{:?}", PASSWORD.as_bytes());
+    for text in texts {
+        for shape in [PASSWORD, ENCODED, bytes.trim_matches(['[', ']'])] {
+            assert!(!text.contains(shape), "the password is in: {text}");
+        }
+    }
+}

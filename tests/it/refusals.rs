@@ -1,0 +1,169 @@
+//! What the broker refuses becomes a sentence and exit code 77, and never shows the password.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use rabbitmq_rpc::{RpcServer, ServerOptions, fibonacci};
+
+use crate::broker::{Broker, queue_name};
+use crate::failing::{Attempt, ENCODED, PASSWORD};
+
+/// Users and their permissions in `/`: to configure, write, read. The first two are what client
+/// and server need and no more.
+const USERS: [(&str, Option<[&str; 3]>); 8] = [
+    ("caller", Some(["^amq\\.gen-", "^amq\\.default$", "^amq\\.gen-"])),
+    ("answerer", Some(["^served-", "^amq\\.default$", "^served-"])),
+    ("outsider", None),
+    ("cannot-configure", Some(["^$", ".*", ".*"])),
+    ("cannot-write", Some([".*", "^$", ".*"])),
+    ("cannot-read", Some([".*", ".*", "^$"])),
+    ("answerer-of-a-queue", Some(["^$", "^amq\\.default$", "^served-"])),
+    ("dead-letterer", Some(["^served-", "^(amq\\.default|dead-letters)$", "^served-"])),
+];
+
+fn broker() -> &'static Broker {
+    static FURNISHED: OnceLock<()> = OnceLock::new();
+    let broker = Broker::shared();
+    FURNISHED.get_or_init(|| {
+        let users = USERS.map(|(name, _)| {
+            format!(r#"{{"name": "{name}", "password": "{PASSWORD}", "tags": ""}}"#)
+        });
+        let permissions = USERS.iter().filter_map(|(user, permissions)| {
+            let [configure, write, read] = permissions.as_ref()?.map(|p| p.replace('\\', r"\\"));
+            Some(format!(
+                r#"{{"user": "{user}", "vhost": "/", "configure": "{configure}",
+                     "write": "{write}", "read": "{read}"}}"#
+            ))
+        });
+        let (users, permissions) = (users.join(","), permissions.collect::<Vec<_>>().join(","));
+        let definitions = format!(r#"{{"users": [{users}], "permissions": [{permissions}]}}"#);
+        let file = format!("users-{}.json", std::process::id());
+        let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(file);
+        std::fs::write(&file, definitions).unwrap();
+        broker.ctl(&["import_definitions", &file.to_string_lossy()]);
+        std::fs::remove_file(&file).unwrap();
+    });
+    broker
+}
+
+fn url(user: &str, vhost: &str) -> String {
+    format!("amqp://{user}:{ENCODED}@127.0.0.1:{}/{vhost}", broker().port(0))
+}
+
+#[test]
+fn wrong_password() {
+    // RabbitMQ hangs up on it after 3 s, without a word.
+    Attempt::new(&url("guest", "%2f"), &queue_name("refused"))
+        .fails_for_all(77, &["refused the login of user \"guest\"", "password", "127.0.0.1:"]);
+}
+
+#[test]
+fn unknown_user() {
+    Attempt::new(&url("no-such-user", "%2f"), &queue_name("refused"))
+        .fails_for_all(77, &["refused the login of user \"no-such-user\""]);
+}
+
+#[test]
+fn unknown_virtual_host() {
+    Attempt::new(&url("caller", "nowhere"), &queue_name("refused"))
+        .fails_for_all(77, &["\"caller\"", "the virtual host \"nowhere\"", "not found"]);
+}
+
+#[test]
+fn virtual_host_of_others() {
+    Attempt::new(&url("outsider", "%2f"), &queue_name("refused"))
+        .fails_for_all(77, &["\"outsider\"", "the virtual host \"/\"", "refused"]);
+}
+
+#[test]
+fn other_mechanism() {
+    let url = url("caller", "%2f") + "?auth_mechanism=external";
+    Attempt::new(&url, &queue_name("refused"))
+        .fails_for_all(77, &["takes no login by EXTERNAL", "PLAIN"]);
+}
+
+#[test]
+fn a_refusal_is_not_taken_to_the_next_broker() {
+    // Guest with its own password would get in at the second.
+    let good = format!("amqp://127.0.0.1:{}", broker().port(0));
+    let urls = format!("{},{good}", url("guest", "%2f"));
+    Attempt::new(&urls, &queue_name("refused"))
+        .fails_for_all(77, &["refused the login of user \"guest\""]);
+}
+
+#[test]
+fn client_without_permission() {
+    for (user, words) in [
+        ("cannot-configure", ["declare a reply queue", "queue 'amq.gen-"]),
+        ("cannot-read", ["read from its reply queue", "queue 'amq.gen-"]),
+        ("cannot-write", ["write to the default exchange", "exchange 'amq.default'"]),
+    ] {
+        let user_and_host = format!("user {user:?} lacks the permission in virtual host \"/\"");
+        Attempt::new(&url(user, "%2f"), &queue_name("refused"))
+            .fails_for_the_client(77, &[&user_and_host, words[0], words[1]]);
+    }
+}
+
+#[test]
+fn server_without_permission() {
+    let queue = queue_name("served");
+    let in_queue = format!("queue '{queue}'");
+    // Nobody has declared it.
+    Attempt::new(&url("cannot-configure", "%2f"), &queue).fails_for_the_server(
+        77,
+        &["user \"cannot-configure\"", "\"/\"", "declare the request queue", &in_queue],
+    );
+    Attempt::new(&url("cannot-read", "%2f"), &queue).fails_for_the_server(
+        77,
+        &["user \"cannot-read\"", "\"/\"", "read from the request queue", &in_queue],
+    );
+
+    // That it may not write shows when it has an answer.
+    let words = ["user \"cannot-write\"", "\"/\"", "answer requests", "exchange 'amq.default'"];
+    let attempt = Attempt::new(&url("cannot-write", "%2f"), &queue);
+    thread::scope(|scope| {
+        let caller = Attempt::new(&url("caller", "%2f"), &queue);
+        scope.spawn(move || caller.call().expect_err("nobody can answer"));
+        attempt.fails_for_the_server(77, &words);
+        // The request outlives every server that fails on it; no caller waits to the end.
+        broker().ctl(&["delete_queue", &queue]);
+    });
+}
+
+#[test]
+fn these_permissions_are_enough() {
+    let queue = queue_name("served");
+    let answerer = Attempt::new(&url("answerer", "%2f"), &queue);
+    let mut server = answerer.start(env!("CARGO_BIN_EXE_rpc_server"), &[]);
+    server.wait_for_line("Awaiting RPC requests", Duration::from_secs(30));
+    let caller = Attempt::new(&url("caller", "%2f"), &queue);
+    assert_eq!(caller.call(), Ok(b"13".to_vec()));
+
+    // Where the queue is there, the server need not configure anything.
+    let user = Attempt::new(&url("answerer-of-a-queue", "%2f"), &queue);
+    let mut second = user.start(env!("CARGO_BIN_EXE_rpc_server"), &[]);
+    second.wait_for_line("Awaiting RPC requests", Duration::from_secs(30));
+
+    for server in [&mut server, &mut second] {
+        server.signal("TERM");
+        assert!(server.wait(Duration::from_secs(30)).success(), "{}", server.stderr());
+    }
+}
+
+#[test]
+fn dead_letters_take_two_permissions_more() {
+    let options =
+        ServerOptions { dead_letter_exchange: Some("dead-letters".into()), ..Default::default() };
+    let queue = queue_name("served");
+    let connect = |user| {
+        let brokers = Attempt::new(&url(user, "%2f"), &queue).brokers();
+        RpcServer::connect(brokers, &queue, options.clone())
+    };
+    let error = connect("answerer").expect_err("it may not write to the exchange").to_string();
+    assert!(error.contains("exchange 'dead-letters'"), "{error}");
+    let server = connect("dead-letterer").unwrap();
+    server.stopper().stop();
+    server.serve(fibonacci::answer).unwrap();
+}

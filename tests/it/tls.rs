@@ -1,0 +1,214 @@
+//! `amqps://`: verified, with client certificates, and a sentence for each way it can go wrong.
+
+use std::net::TcpListener;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient, TlsFiles};
+
+use crate::broker::{Broker, queue_name};
+use crate::certificates::{CLIENT, Certificates};
+use crate::failing::{Attempt, ENCODED};
+use crate::process::Process;
+
+/// A node that asks for client certificates, with a user who is known by one.
+struct Tls {
+    certificates: Certificates,
+    broker: Broker,
+}
+
+fn tls() -> &'static Tls {
+    static TLS: OnceLock<Tls> = OnceLock::new();
+    TLS.get_or_init(|| {
+        let certificates = Certificates::make();
+        let directory = certificates.directory().to_str().expect("the path is text").to_string();
+        let broker = Broker::with(&["--tls", &directory]);
+        broker.ctl(&["add_user", CLIENT, "not used"]);
+        broker.ctl(&["set_permissions", CLIENT, ".*", ".*", ".*"]);
+        Tls { certificates, broker }
+    })
+}
+
+impl Tls {
+    fn url(&self, login: &str, host: &str) -> String {
+        format!("amqps://{login}{host}:{}", self.broker.tls_port(0))
+    }
+
+    fn files(&self) -> TlsFiles {
+        self.certificates.files("ca", Some("client"))
+    }
+
+    fn fails(&self, url: &str, files: TlsFiles, code: i32, words: &[&str]) {
+        let attempt = Attempt { tls: files, ..Attempt::new(url, &queue_name("tls")) };
+        attempt.fails_for_all(code, words);
+    }
+
+    /// The port of a further listener for TLS, which differs from the node's in these options.
+    fn listener(&self, server: &str, more: &str) -> u16 {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let file = |name: &str| self.certificates.path(name).display().to_string();
+        let options = format!(
+            r#"[{{cacertfile, "{}"}}, {{certfile, "{}"}}, {{keyfile, "{}"}},
+                {{verify, verify_peer}}, {{fail_if_no_peer_cert, true}}{more}]"#,
+            file("ca.pem"),
+            file(&format!("{server}.pem")),
+            file(&format!("{server}-key.pem")),
+        );
+        let start = format!("rabbit_networking:start_ssl_listener({port}, {options}, 2).");
+        self.broker.ctl(&["eval", &start.replace('\n', " ")]);
+        port
+    }
+}
+
+/// A server on that queue, through TLS, ready.
+fn serving(attempt: &Attempt) -> Process {
+    let mut server = attempt.start(env!("CARGO_BIN_EXE_rpc_server"), &[]);
+    server.wait_for_line("Awaiting RPC requests", Duration::from_secs(30));
+    server
+}
+
+#[test]
+fn calls_go_through() {
+    let url = tls().url("", "localhost");
+    let attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
+    let mut server = serving(&attempt);
+    assert_eq!(attempt.call(), Ok(b"13".to_vec()));
+    let mut client = attempt.start(env!("CARGO_BIN_EXE_rpc_client"), &["7", "186"]);
+    assert!(client.wait(Duration::from_secs(30)).success(), "{}", client.stderr());
+    assert_eq!(client.stdout(), "13\n332825110087067562321196029789634457848\n");
+
+    // More than one TLS record, both ways.
+    let brokers = attempt.brokers();
+    let client = RpcClient::connect(brokers, &attempt.queue, ClientOptions::default()).unwrap();
+    let error = client.call(vec![b'9'; 1 << 20]).unwrap_err().to_string();
+    assert!(error.contains("(1048576 bytes)"), "{error}");
+
+    server.signal("TERM");
+    assert!(server.wait(Duration::from_secs(30)).success(), "{}", server.stderr());
+}
+
+#[test]
+fn the_systems_authorities_are_trusted_by_default() {
+    // OpenSSL takes this variable for the system's file.
+    let url = tls().url("", "localhost");
+    let TlsFiles { cert, key, .. } = tls().files();
+    let client = |trusted| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rpc_client"));
+        command.args(["--url", &url, "--queue", "no such queue", "7"]);
+        command.arg("--tls-cert").arg(cert.as_ref().unwrap());
+        command.arg("--tls-key").arg(key.as_ref().unwrap());
+        command.env("SSL_CERT_FILE", tls().certificates.path(trusted));
+        let mut client = Process::from(&mut command);
+        let code = client.wait(Duration::from_secs(30)).code();
+        (code, client.stderr().to_string())
+    };
+    let (code, said) = client("ca.pem");
+    assert!(said.contains("there is no queue"), "{said}");
+    assert_eq!(code, Some(69));
+    let (_, said) = client("other-ca.pem");
+    assert!(said.contains("not signed by an authority trusted here"), "{said}");
+}
+
+#[test]
+fn login_by_certificate() {
+    let url = tls().url("", "localhost") + "?auth_mechanism=external";
+    let attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
+    let _server = serving(&attempt);
+    assert_eq!(attempt.call(), Ok(b"13".to_vec()));
+    let users = tls().broker.ctl(&["list_connections", "user", "auth_mechanism", "ssl"]);
+    assert!(users.contains(&format!("{CLIENT}\tEXTERNAL\ttrue")), "{users}");
+
+    // Another certificate of the same authority, which stands for no user.
+    let files = tls().certificates.files("ca", Some("server"));
+    tls().fails(&url, files, 77, &["refused the client certificate as a login"]);
+}
+
+#[test]
+fn wrong_authority() {
+    let files = tls().certificates.files("other-ca", Some("client"));
+    let url = tls().url(&format!("guest:{ENCODED}@"), "localhost");
+    tls().fails(&url, files, 69, &["not signed by an authority trusted here", "CA file"]);
+}
+
+#[test]
+fn wrong_host_name() {
+    let url = tls().url(&format!("guest:{ENCODED}@"), "127.0.0.1");
+    let words = ["the broker's certificate is not for the host name 127.0.0.1"];
+    tls().fails(&url, tls().files(), 69, &words);
+}
+
+#[test]
+fn expired_certificate() {
+    let port = tls().listener("expired-server", "");
+    let url = format!("amqps://guest:{ENCODED}@localhost:{port}");
+    tls().fails(&url, tls().files(), 69, &["the broker's certificate has expired"]);
+}
+
+#[test]
+fn client_certificate_missing() {
+    let url = tls().url(&format!("guest:{ENCODED}@"), "localhost");
+    let files = tls().certificates.files("ca", None);
+    tls().fails(&url, files.clone(), 69, &["the broker asks for a client certificate"]);
+
+    // What the broker says comes after our handshake is over, and races with what we send.
+    for _ in 0..50 {
+        let brokers = Attempt { tls: files.clone(), ..Attempt::new(&url, "q") }.brokers();
+        let failed = RpcClient::connect(brokers, "q", ClientOptions::default());
+        let text = failed.expect_err("no certificate").to_string();
+        assert!(text.contains("the broker asks for a client certificate"), "{text}");
+    }
+
+    let port = tls().listener("server", ", {versions, ['tlsv1.2']}");
+    let url = format!("amqps://guest:{ENCODED}@localhost:{port}");
+    tls().fails(&url, files, 69, &["if it asks for a client certificate, give one"]);
+}
+
+#[test]
+fn client_certificate_that_the_broker_does_not_accept() {
+    let url = tls().url(&format!("guest:{ENCODED}@"), "localhost");
+    let expired = tls().certificates.files("ca", Some("expired-client"));
+    tls().fails(&url, expired, 69, &["the client certificate has expired"]);
+    let foreign = tls().certificates.files("ca", Some("foreign-client"));
+    tls().fails(&url, foreign, 69, &["does not accept the client certificate"]);
+}
+
+#[test]
+fn tls_to_a_plain_port() {
+    let url = format!("amqps://guest:{ENCODED}@localhost:{}", tls().broker.port(0));
+    tls().fails(&url, tls().files(), 69, &["this port does not speak TLS; use amqp://"]);
+}
+
+#[test]
+fn no_tls_to_a_tls_port() {
+    let url = format!("amqp://guest:{ENCODED}@localhost:{}", tls().broker.tls_port(0));
+    tls().fails(&url, TlsFiles::default(), 69, &["this port speaks TLS; use amqps://"]);
+}
+
+#[test]
+fn no_amqp_at_all() {
+    // The Erlang port mapper hangs up on whatever it does not understand.
+    let url = format!("amqp://guest:{ENCODED}@localhost:{}", tls().broker.port(0) - 1);
+    tls().fails(&url, TlsFiles::default(), 69, &["the connection ended without a word"]);
+    let url = url.replace("amqp://", "amqps://");
+    tls().fails(&url, tls().files(), 69, &["it hung up during the TLS handshake"]);
+}
+
+#[test]
+fn files_of_no_use() {
+    // Nobody listens on port 1, and nobody is asked: the files come first.
+    let url = format!("amqps://guest:{ENCODED}@localhost:1");
+    let good = tls().files();
+    let ca = tls().certificates.path("ca.pem");
+    for (files, words) in [
+        (TlsFiles { ca: Some("/no/such.pem".into()), ..good.clone() }, "cannot use /no/such.pem"),
+        (TlsFiles { ca: good.key.clone(), ..good.clone() }, "no BEGIN CERTIFICATE"),
+        (TlsFiles { key: Some(ca.clone()), ..good.clone() }, "PKCS#8"),
+        (TlsFiles { cert: Some(ca), ..good.clone() }, "TLS cannot be set up with these files"),
+        (TlsFiles { key: None, ..good }, "needs its key"),
+    ] {
+        tls().fails(&url, files, 64, &[words]);
+    }
+    let nothing = Brokers::parse("amqps://localhost:1").unwrap();
+    let error = RpcClient::connect(nothing, "q", ClientOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+}
