@@ -23,31 +23,35 @@ use crate::deadline::Deadline;
 use crate::error::Result;
 use crate::wire::{self, Way};
 
-/// Connects in a thread of its own, beginning with the broker at `first`; reports what came of
-/// it, and keeps the session for as long as it lasts.
+/// Connects in a thread of its own, beginning with the broker at `first`; reports the broker to
+/// begin with the next time and what came of it, and keeps the session for as long as it lasts.
 pub(crate) fn start(
     config: Arc<Config>,
     first: usize,
     deadline: Deadline,
-    report: impl FnOnce(Result<Arc<Session>>) + Send + 'static,
+    report: impl FnOnce(usize, Result<Arc<Session>>) + Send + 'static,
 ) {
     thread::spawn(move || {
         let mut link = match config.brokers.connect(first, deadline) {
             Ok(link) => link,
-            Err(no_link) => return report(Err(no_link.into())),
+            Err(no_link) => return report(first, Err(no_link.into())),
         };
         let fuse = link.line.fuse(config.brokers.connect_timeout);
+        // A broker that takes the login but not what comes then is the last to be tried again.
+        let (this, next) = (link.index, link.index + 1);
         let consuming = match link.connection.open_channel(None) {
             Ok(channel) => channel,
-            Err(error) => return report(Err(link.endpoint.explain(&error, "open a channel"))),
+            Err(error) => {
+                return report(next, Err(link.endpoint.explain(&error, "open a channel")));
+            }
         };
         match Keeper::set_up(config, link, &consuming) {
             Ok(keeper) => {
                 drop(fuse);
-                report(Ok(Arc::clone(&keeper.session)));
+                report(this, Ok(Arc::clone(&keeper.session)));
                 keeper.run();
             }
-            Err(error) => report(Err(error)),
+            Err(error) => report(next, Err(error)),
         }
     });
 }
@@ -104,7 +108,6 @@ impl<'a> Keeper<'a> {
         let session = Session {
             endpoint: link.endpoint.clone(),
             line: link.line.clone(),
-            broker: link.index,
             began: Instant::now(),
             reply_queue: queue.name().to_string(),
             publisher: publisher.channel_id(),

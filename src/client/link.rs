@@ -19,7 +19,7 @@ pub(crate) struct Link {
 
 struct State {
     phase: Phase,
-    /// The place in the list of the broker that was good last.
+    /// The place in the list of the broker to begin with: the one that was good last.
     broker: usize,
     was_up: bool,
     /// Counts failed tries: who waits tells by it whether one has failed meanwhile.
@@ -105,14 +105,15 @@ impl Link {
         let deadline = Deadline::after(deadline.remaining().max(LEAST));
         state.phase = Phase::Connecting;
         let link = Arc::clone(self);
-        keeper::start(Arc::clone(&self.config), state.broker, deadline, move |result| {
-            link.connected(result);
+        keeper::start(Arc::clone(&self.config), state.broker, deadline, move |broker, result| {
+            link.connected(broker, result);
         });
     }
 
     /// What came of connecting, told by the thread that did it.
-    fn connected(&self, result: Result<Arc<Session>>) {
+    fn connected(&self, broker: usize, result: Result<Arc<Session>>) {
         let mut state = lock(&self.state);
+        state.broker = broker;
         match (&state.phase, result) {
             (Phase::Closed, Ok(session)) => session.abandon(),
             (Phase::Closed, Err(_)) => {}
@@ -120,7 +121,6 @@ impl Link {
                 if std::mem::replace(&mut state.was_up, true) {
                     self.config.counters.reconnects.fetch_add(1, Ordering::Relaxed);
                 }
-                state.broker = session.broker;
                 state.phase = Phase::Up(session);
             }
             (_, Err(error)) => {

@@ -29,8 +29,6 @@ pub(crate) struct Session {
     pub(super) config: Arc<Config>,
     pub(super) endpoint: Endpoint,
     pub(super) line: Line,
-    /// Its broker's place in the list.
-    pub(super) broker: usize,
     pub(super) began: Instant,
     pub(super) reply_queue: String,
     /// The id of the channel that requests go out on.

@@ -102,11 +102,14 @@ impl Supervisor {
             };
             let error = match connected {
                 Ok(mut link) => {
-                    broker = link.index;
-                    match self.serve_on(&mut link) {
-                        End::ToldToStop => return self.drain(link),
-                        end => self.abandon(link, end),
+                    let end = self.serve_on(&mut link);
+                    if let End::ToldToStop = end {
+                        return self.drain(link);
                     }
+                    // A broker that takes the login but not the work is the last to be tried
+                    // again; one that was lost is the first.
+                    broker = link.index + usize::from(matches!(end, End::Failed(_)));
+                    self.abandon(link, end)
                 }
                 Err(no_link) => {
                     if no_link.nobody_listens {
