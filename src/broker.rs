@@ -62,6 +62,10 @@ impl Brokers {
         })
     }
 
+    pub(crate) fn are_several(&self) -> bool {
+        self.endpoints.len() > 1
+    }
+
     /// Tries each broker in turn, beginning with the one at `first` (the last that was good),
     /// until one takes the connection. Each gets its part of what is left of the deadline.
     /// Credentials that one broker refuses are not tried on the next.

@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use amiquip::{
     Channel, ConnectionBlockedNotification, Consumer, ConsumerOptions, QueueDeclareOptions, Return,
@@ -25,9 +25,11 @@ use crate::wire::{self, Way};
 
 /// Connects in a thread of its own, beginning with the broker at `first`; reports the broker to
 /// begin with the next time and what came of it, and keeps the session for as long as it lasts.
+/// `again` says that there was a session before.
 pub(crate) fn start(
     config: Arc<Config>,
     first: usize,
+    again: bool,
     deadline: Deadline,
     report: impl FnOnce(usize, Result<Arc<Session>>) + Send + 'static,
 ) {
@@ -36,9 +38,12 @@ pub(crate) fn start(
             Ok(link) => link,
             Err(no_link) => return report(first, Err(no_link.into())),
         };
-        let fuse = link.line.fuse(config.brokers.connect_timeout);
         // A broker that takes the login but not what comes then is the last to be tried again.
         let (this, next) = (link.index, link.index + 1);
+        if again && config.brokers.are_several() {
+            await_consumers(&mut link, &config);
+        }
+        let fuse = link.line.fuse(config.brokers.connect_timeout);
         let consuming = match link.connection.open_channel(None) {
             Ok(channel) => channel,
             Err(error) => {
@@ -54,6 +59,26 @@ pub(crate) fn start(
             Err(error) => report(next, Err(error)),
         }
     });
+}
+
+/// Waits until the request queue tells of consumers; without any it goes on after a while.
+///
+/// When a node of a cluster is lost, its quorum queues are without a leader for a second or two.
+/// A channel that publishes to one for the first time in that while sends into the void: what it
+/// sends is not returned, not refused, and lost, then and ever after (seen on RabbitMQ 3.10). The
+/// broker has no event for a leader's coming, but while there is none it tells of no consumers.
+fn await_consumers(link: &mut Link, config: &Config) {
+    const LONGEST: Duration = Duration::from_secs(10);
+    const STEP: Duration = Duration::from_millis(50);
+    let _fuse = link.line.fuse(LONGEST + config.brokers.connect_timeout);
+    let Ok(channel) = link.connection.open_channel(None) else { return };
+    let longest = Deadline::after(LONGEST);
+    while let Ok(queue) = channel.queue_declare_passive(config.queue.as_str())
+        && queue.declared_consumer_count() == Some(0)
+        && !longest.has_passed()
+    {
+        thread::sleep(STEP);
+    }
 }
 
 struct Keeper<'a> {

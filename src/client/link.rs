@@ -105,9 +105,15 @@ impl Link {
         let deadline = Deadline::after(deadline.remaining().max(LEAST));
         state.phase = Phase::Connecting;
         let link = Arc::clone(self);
-        keeper::start(Arc::clone(&self.config), state.broker, deadline, move |broker, result| {
-            link.connected(broker, result);
-        });
+        keeper::start(
+            Arc::clone(&self.config),
+            state.broker,
+            state.was_up,
+            deadline,
+            move |broker, result| {
+                link.connected(broker, result);
+            },
+        );
     }
 
     /// What came of connecting, told by the thread that did it.
