@@ -53,6 +53,12 @@ impl Broker {
         Broker::with(&["--nodes", &nodes.to_string()])
     }
 
+    /// A broker of that kind for a `static`, so that several tests share it. It takes no room,
+    /// since it would never give it back.
+    pub fn shared_with(args: &[&str]) -> Broker {
+        Broker { script: Mutex::new(Script::run(args)), _room: None }
+    }
+
     /// A broker with these arguments of `scripts/broker.sh`, such as `--config FILE`.
     pub fn with(args: &[&str]) -> Broker {
         // A cluster keeps the whole machine busy.

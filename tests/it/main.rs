@@ -6,8 +6,11 @@ mod basics; // a call from end to end, in this crate's programs and in its types
 mod broker; // a private RabbitMQ, and what can be done to it
 mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod certificates; // certificates by the openssl command
+mod cluster; // three nodes, of which one after the other goes
 mod failing; // what fails, for client and server, and the password in none of it
+mod network; // a network that swallows packets
 mod process; // a program under test
+mod proxy; // a TCP proxy that stops forwarding when told to
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
 mod tls; // amqps://, and each way it can go wrong
 mod tutorial_six; // pika's tutorial six on either side

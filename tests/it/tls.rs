@@ -22,7 +22,7 @@ fn tls() -> &'static Tls {
     TLS.get_or_init(|| {
         let certificates = Certificates::make();
         let directory = certificates.directory().to_str().expect("the path is text").to_string();
-        let broker = Broker::with(&["--tls", &directory]);
+        let broker = Broker::shared_with(&["--tls", &directory]);
         broker.ctl(&["add_user", CLIENT, "not used"]);
         broker.ctl(&["set_permissions", CLIENT, ".*", ".*", ".*"]);
         Tls { certificates, broker }

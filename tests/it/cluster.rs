@@ -1,0 +1,167 @@
+//! Three nodes, of which one after the other goes: what hangs on it moves, and every call gets
+//! its answer.
+//!
+//! One round takes about a minute; `RABBITMQ_RPC_ROUNDS` asks for more.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rabbitmq_rpc::{Brokers, Error, FibonacciRpcClient, fibonacci};
+
+use crate::broker::{Broker, queue_name};
+use crate::process::Process;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const CALLERS: usize = 8;
+
+#[test]
+fn a_cluster_loses_one_node_after_the_other() {
+    let broker = Broker::cluster(3);
+    let urls: Vec<String> = (0..3).map(|node| broker.url_of(node)).collect();
+    every_call_is_answered(&broker, &urls);
+    a_classic_queue_waits_for_its_node(&broker, &urls);
+}
+
+fn serving(urls: &str, queue: &str, kind: &str) -> Process {
+    let args = ["--url", urls, "--queue", queue, "--queue-type", kind, "--prefetch", "8"];
+    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &args);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    server
+}
+
+fn client(urls: &str, queue: &str) -> FibonacciRpcClient {
+    let brokers = Brokers::parse(urls).unwrap();
+    FibonacciRpcClient::with_options(brokers, queue, FibonacciRpcClient::options()).unwrap()
+}
+
+/// Callers and servers begin on node 0, all but one server; the quorum queue is on all three.
+fn every_call_is_answered(broker: &Broker, urls: &[String]) {
+    let queue = queue_name("quorum");
+    let list = urls.join(",");
+    let other = format!("{},{},{}", urls[1], urls[2], urls[0]);
+    let mut servers = [&list, &list, &other].map(|urls| serving(urls, &queue, "quorum"));
+    let answers = Answers::default();
+    thread::scope(|scope| {
+        for _ in 0..CALLERS {
+            scope.spawn(|| answers.collect(&client(&list, &queue)));
+        }
+        // Callers go on until told to stop, which a panic here must not forget.
+        let _over = Over(&answers.over);
+        answers.await_more(500);
+        answers.longest_gap();
+        for round in 0..rounds() {
+            // Whoever hangs on it has moved on to the other two.
+            let (first, second) = (round % 3, (round + 1) % 3);
+            broker.kill(first);
+            answers.await_more(500);
+            println!("node {first} killed: no answer for {:?}", answers.longest_gap());
+            broker.start_node(first);
+            answers.await_more(500);
+            println!("node {first} started: no answer for {:?}", answers.longest_gap());
+            broker.stop(second);
+            answers.await_more(500);
+            println!("node {second} stopped: no answer for {:?}", answers.longest_gap());
+            broker.start_node(second);
+            answers.await_more(500);
+            println!("node {second} started: no answer for {:?}", answers.longest_gap());
+        }
+    });
+    println!("{} answers", answers.count.load(Ordering::Relaxed));
+    assert_eq!(*answers.wrong.lock().unwrap(), Vec::<String>::new());
+    for server in &mut servers {
+        server.signal("TERM");
+        assert!(server.wait(PATIENCE).success(), "{}", server.stderr());
+    }
+}
+
+fn rounds() -> usize {
+    let rounds = std::env::var("RABBITMQ_RPC_ROUNDS");
+    rounds.map_or(1, |rounds| rounds.parse().expect("RABBITMQ_RPC_ROUNDS is a number"))
+}
+
+#[derive(Default)]
+struct Answers {
+    count: AtomicUsize,
+    wrong: Mutex<Vec<String>>,
+    over: AtomicBool,
+    /// When the last answer came, and the longest time without one.
+    gap: Mutex<Option<(Instant, Duration)>>,
+}
+
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Answers {
+    /// Calls without pause.
+    fn collect(&self, client: &FibonacciRpcClient) {
+        for n in (0..=fibonacci::MAX_N).cycle() {
+            if self.over.load(Ordering::Relaxed) {
+                return;
+            }
+            match client.call(n) {
+                Ok(number) if number == fibonacci::fib(n) => self.note(),
+                other => self.wrong.lock().unwrap().push(format!("fib({n}): {other:?}")),
+            }
+        }
+    }
+
+    fn note(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let (mut gap, now) = (self.gap.lock().unwrap(), Instant::now());
+        let (last, longest) = gap.unwrap_or((now, Duration::ZERO));
+        *gap = Some((now, longest.max(now - last)));
+    }
+
+    /// The longest time without an answer since this was asked before.
+    fn longest_gap(&self) -> Duration {
+        let mut gap = self.gap.lock().unwrap();
+        let (_, longest) = gap.as_mut().expect("there were answers");
+        std::mem::take(longest)
+    }
+
+    fn await_more(&self, answers: usize) {
+        let enough = self.count.load(Ordering::Relaxed) + answers;
+        let until = Instant::now() + PATIENCE;
+        while self.count.load(Ordering::Relaxed) < enough {
+            assert!(Instant::now() < until, "too few answers: {:?}", self.wrong.lock());
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// A classic queue is on one node. While that is down there is nothing to serve, nor to call.
+fn a_classic_queue_waits_for_its_node(broker: &Broker, urls: &[String]) {
+    let queue = queue_name("classic");
+    // A queue is at home where it was declared.
+    let (home, others) = (&urls[2], format!("{},{}", urls[0], urls[1]));
+    let mut server = serving(&format!("{home},{others}"), &queue, "classic");
+    let client = client(&others, &queue);
+    assert_eq!(client.call(7), Ok(13));
+
+    broker.kill(2);
+    let line = server.wait_for_line("home node", PATIENCE);
+    assert!(line.contains("trying again"), "{line}");
+    let mut second =
+        Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &["--url", &others, "--queue", &queue]);
+    assert_eq!(second.wait(PATIENCE).code(), Some(69));
+    assert!(second.stderr().contains("home node"), "{}", second.stderr());
+    let error = client.call(7).expect_err("nobody is there");
+    println!("{error}");
+    assert!(matches!(error, Error::Unroutable { .. } | Error::TimedOut { .. }), "{error:?}");
+
+    broker.start_node(2);
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = client.call(7) {
+        assert!(Instant::now() < until, "{error}");
+        thread::sleep(Duration::from_millis(100));
+    }
+    server.signal("TERM");
+    assert!(server.wait(PATIENCE).success(), "{}", server.stderr());
+}
