@@ -9,6 +9,7 @@ mod certificates; // certificates by the openssl command
 mod cluster; // three nodes, of which one after the other goes
 mod failing; // what fails, for client and server, and the password in none of it
 mod network; // a network that swallows packets
+mod operator; // what an operator sees of clients and servers
 mod process; // a program under test
 mod proxy; // a TCP proxy that stops forwarding when told to
 mod refusals; // logins, virtual hosts and permissions that a broker refuses

@@ -1,0 +1,71 @@
+//! What an operator sees of clients and servers.
+
+use std::time::Duration;
+
+use amiquip::{Connection, ConsumerMessage, ConsumerOptions, Publish, QueueDeclareOptions};
+use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+
+use crate::broker::{Broker, queue_name};
+use crate::process::Process;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[test]
+fn connections_tell_who_they_are() {
+    let (broker, queue) = (Broker::shared(), queue_name("operator"));
+    let server = ["--url", &broker.url(), "--queue", &queue];
+    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &server);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let brokers = Brokers::parse(&broker.url()).unwrap();
+    let _client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+    let tell = |program: &str, process: u32| {
+        let version = env!("CARGO_PKG_VERSION");
+        format!("{program} (rabbitmq-rpc {version}) on {}, process {process}", host.trim())
+    };
+    let seen = broker.ctl(&["list_connections", "client_properties"]);
+    let server = tell("rpc_server", server.pid());
+    assert!(seen.contains(&format!("{{\"information\",\"{server}\"}}")), "{server}: {seen}");
+    let client = tell(&this_program(), std::process::id());
+    assert!(seen.contains(&format!("{{\"information\",\"{client}\"}}")), "{client}: {seen}");
+}
+
+#[test]
+fn requests_and_replies_name_the_program_they_come_from() {
+    let broker = Broker::shared();
+    let mut connection = Connection::insecure_open(&broker.url()).unwrap();
+    let channel = connection.open_channel(None).unwrap();
+    let take_one = |queue: &amiquip::Queue<'_>| {
+        let consumer = queue.consume(ConsumerOptions { no_ack: true, ..Default::default() });
+        match consumer.unwrap().receiver().recv_timeout(PATIENCE).unwrap() {
+            ConsumerMessage::Delivery(delivery) => delivery,
+            other => panic!("{other:?}"),
+        }
+    };
+    let exclusive = || QueueDeclareOptions { exclusive: true, ..Default::default() };
+
+    let requests = channel.queue_declare(queue_name("operator"), exclusive()).unwrap();
+    let brokers = Brokers::parse(&broker.url()).unwrap();
+    let client = RpcClient::connect(brokers, requests.name(), ClientOptions::default()).unwrap();
+    let call = client.send("7").unwrap();
+    let request = take_one(&requests);
+    assert_eq!(request.properties.app_id(), &Some(this_program()));
+    drop(call);
+
+    let queue = queue_name("operator");
+    let server = ["--url", &broker.url(), "--queue", &queue];
+    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &server);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let replies = channel.queue_declare("", exclusive()).unwrap();
+    let properties = request.properties.with_reply_to(replies.name().to_string());
+    channel.basic_publish("", Publish::with_properties(b"7", &queue, properties)).unwrap();
+    let reply = take_one(&replies);
+    assert_eq!(reply.properties.app_id(), &Some("rpc_server".into()));
+    assert_eq!(reply.body, b"13");
+}
+
+fn this_program() -> String {
+    let path = std::env::current_exe().unwrap();
+    path.file_name().unwrap().to_string_lossy().into_owned()
+}
