@@ -19,6 +19,7 @@ main() {
     check 'format' cargo fmt --check
     check 'lints' cargo clippy --quiet --all-targets -- -D warnings
     check 'lints of the bare library' cargo clippy --quiet --no-default-features --lib -- -D warnings
+    check 'tests of the bare library' cargo test --quiet --no-default-features --lib
     RUSTDOCFLAGS='-D warnings' check 'documentation' cargo doc --quiet --no-deps
     if command -v shellcheck >/dev/null; then
         check 'scripts' shellcheck -x scripts/*.sh .ci/run
