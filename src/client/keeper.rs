@@ -69,7 +69,7 @@ pub(crate) fn start(
 /// channel goes on sending to the leader that is gone. A queue without a reachable leader should
 /// tell of no consumers, and the broker has no event for a leader's coming, hence the asking.
 fn await_consumers(link: &mut Link, config: &Config) {
-    const LONGEST: Duration = Duration::from_secs(10);
+    const LONGEST: Duration = Duration::from_secs(3);
     const STEP: Duration = Duration::from_millis(50);
     let _fuse = link.line.fuse(LONGEST + config.brokers.connect_timeout);
     let Ok(channel) = link.connection.open_channel(None) else { return };

@@ -4,8 +4,8 @@
 
 mod basics; // a call from end to end, in this crate's programs and in its types
 mod broker; // a private RabbitMQ, and what can be done to it
-mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod certificates; // certificates by the openssl command
+mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod cluster; // three nodes, of which one after the other goes
 mod failing; // what fails, for client and server, and the password in none of it
 mod network; // a network that swallows packets
