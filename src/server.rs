@@ -1,6 +1,7 @@
 //! The server: workers on one connection, set up again whenever it is lost.
 
 mod counters;
+mod direct;
 mod queue;
 mod supervisor;
 mod worker;
@@ -13,6 +14,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use self::counters::Counters;
 pub use self::counters::ServerCounters;
+use self::direct::DirectReplies;
 use self::supervisor::Supervisor;
 pub use self::worker::Worker;
 use crate::broker::{Brokers, Link, program};
@@ -101,6 +103,7 @@ impl RpcServer {
             options,
             app_id: program(),
             counters: Counters::default(),
+            direct: DirectReplies::default(),
             stopper: Stopper::new(),
         };
         let mut link = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
@@ -242,5 +245,6 @@ pub(crate) struct Shared {
     options: ServerOptions,
     app_id: String,
     counters: Counters,
+    direct: DirectReplies,
     stopper: Stopper,
 }

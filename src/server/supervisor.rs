@@ -225,6 +225,8 @@ impl Supervisor {
                 link.endpoint.unreachable(reason.unwrap_or_else(|| "it was closed".into()))
             }
         };
+        // Whatever ended this connection may have ended that one as well.
+        self.shared.direct.close(CLOSING);
         // Nobody needs the channels any more that nobody has taken.
         self.unassigned.try_iter().for_each(drop);
         error
@@ -247,6 +249,7 @@ impl Supervisor {
             None => link.close(CLOSING),
             Some(_) => link.line.cut(),
         }
+        self.shared.direct.close(CLOSING);
         log::info!("stopped: {:?}", counters.read());
         left.map_or(Ok(()), |left| {
             Err(Error::TimedOut {
@@ -313,5 +316,6 @@ pub(crate) fn lend_a_worker<T>(
     drop(channel);
     drop(fuse);
     link.close(CLOSING);
+    shared.direct.close(CLOSING);
     done
 }

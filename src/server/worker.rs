@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, TryRecvError, select};
 
 use super::Shared;
 use super::counters::add;
+use super::direct::{self, Fate};
 use crate::broker::{Endpoint, Line, reason};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
@@ -107,7 +108,7 @@ impl<'a> Worker<'a> {
                     Err(_) => Err(Halt::Connection(self.endpoint.unreachable("it is gone"))),
                 },
                 recv(self.returns) -> returned => match returned {
-                    Ok(returned) => self.note_return(&returned),
+                    Ok(returned) => self.note_return(&returned.reply_text),
                     Err(_) => return Err(self.halt_of_the_channel()),
                 },
                 recv(stop.signal()) -> _ => return Err(Halt::Stopped),
@@ -128,12 +129,7 @@ impl<'a> Worker<'a> {
         }
         let address = match wire::reply_address(&delivery.properties, &self.shared.queue) {
             Ok(address) => address,
-            Err(why) => {
-                add(&counters.rejected);
-                log::warn!("rejected a request of {} bytes: {why}", delivery.body.len());
-                let rejected = self.consumer.reject(delivery, false);
-                return rejected.map_err(|error| Halt::after(&error, self.endpoint, READ));
-            }
+            Err(why) => return self.reject(delivery, why),
         };
         let in_progress = counters.begin();
         let outcome = run(handler, &delivery.body);
@@ -141,7 +137,9 @@ impl<'a> Worker<'a> {
             Ok(_) => ("OK", &counters.served),
             Err(failure) => (failure.status.name(), &counters.failed),
         };
-        self.reply(&address, &outcome, delivery.delivery_tag())?;
+        if let Fate::Undeliverable = self.reply(&address, &outcome, delivery.delivery_tag())? {
+            return self.reject(delivery, "the broker fails on its reply_to");
+        }
         drop(in_progress);
         add(count);
         log::debug!(
@@ -160,37 +158,58 @@ impl<'a> Worker<'a> {
         address: &ReplyAddress,
         outcome: &Result<Vec<u8>, Failure>,
         delivery_tag: u64,
-    ) -> Result<(), Halt> {
+    ) -> Result<Fate, Halt> {
         // What the broker gets on a channel that it has closed ends the whole connection.
         self.note_returns()?;
-        let way = Way {
-            channel: self.channel_id,
-            queue: &address.reply_to,
-            frame_max: self.line.frame_max(),
+        let Shared { brokers, app_id, direct, .. } = self.shared;
+        let encode = |way: Way<'_>| {
+            wire::encode_reply(way, address.correlation_id.as_deref(), app_id, outcome)
         };
-        let id = address.correlation_id.as_deref();
-        let mut frames = wire::encode_reply(way, id, &self.shared.app_id, outcome);
+        let mut frames = Vec::new();
+        if direct::is_direct(&address.reply_to) {
+            match direct.send(brokers, &address.reply_to, encode).map_err(Halt::Channel)? {
+                Fate::Sent => {}
+                Fate::Returned => self.note_return("the requester has gone"),
+                Fate::Undeliverable => return Ok(Fate::Undeliverable),
+            }
+        } else {
+            frames = encode(Way {
+                channel: self.channel_id,
+                queue: &address.reply_to,
+                frame_max: self.line.frame_max(),
+            });
+        }
         frames::ack(&mut frames, self.channel_id, delivery_tag);
         // A broker that does not read is lost by its heartbeat; then the line is cut.
         let for_ever = Deadline::after(Duration::MAX);
-        let written = self.line.write(&frames, for_ever.at);
-        written.map_err(|_| Halt::Connection(self.endpoint.unreachable("the connection is gone")))
+        match self.line.write(&frames, for_ever.at) {
+            Ok(()) => Ok(Fate::Sent),
+            Err(_) => Err(Halt::Connection(self.endpoint.unreachable("the connection is gone"))),
+        }
     }
 
     /// Takes note of the replies that have come back, unless the broker has closed the channel.
     fn note_returns(&self) -> Result<(), Halt> {
         loop {
             match self.returns.try_recv() {
-                Ok(returned) => self.note_return(&returned),
+                Ok(returned) => self.note_return(&returned.reply_text),
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(self.halt_of_the_channel()),
             }
         }
     }
 
-    fn note_return(&self, returned: &Return) {
+    /// Takes a request that cannot be answered off the queue, for good.
+    fn reject(&self, delivery: Delivery, why: &str) -> Result<(), Halt> {
+        add(&self.shared.counters.rejected);
+        log::warn!("rejected a request of {} bytes: {why}", delivery.body.len());
+        let rejected = self.consumer.reject(delivery, false);
+        rejected.map_err(|error| Halt::after(&error, self.endpoint, READ))
+    }
+
+    fn note_return(&self, why: &str) {
         add(&self.shared.counters.returned);
-        log::info!("a reply came back: its requester is gone ({})", returned.reply_text);
+        log::info!("a reply came back: its requester is gone ({why})");
     }
 
     /// The broker closed the channel; whatever is tried on it tells why.
