@@ -8,10 +8,12 @@ mod certificates; // certificates by the openssl command
 mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod cluster; // three nodes, of which one after the other goes
 mod failing; // what fails, for client and server, and the password in none of it
+mod hostile; // requests that no client library would send
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
 mod process; // a program under test
 mod proxy; // a TCP proxy that stops forwarding when told to
+mod raw; // an AMQP client that writes what it is told, byte for byte
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
 mod tls; // amqps://, and each way it can go wrong
 mod tutorial_six; // pika's tutorial six on either side

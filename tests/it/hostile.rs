@@ -1,0 +1,350 @@
+//! Requests that no client library would send: none of them may stop a server, close its
+//! connection, cost another request, or be left unacknowledged.
+
+use std::time::Duration;
+
+use rabbitmq_rpc::{Brokers, FibonacciRpcClient};
+
+use crate::broker::{Broker, queue_name};
+use crate::process::Process;
+use crate::raw::{Properties, Raw, Reply, Verdict, entry, long};
+
+const SOON: Duration = Duration::from_secs(20);
+const NOT_UTF8: &[u8] = b"\xff\xfe\x80";
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Outcome {
+    /// A reply with this body, and the request's correlation id.
+    Reply(&'static str),
+    /// A reply, but without the correlation id, which could not be read.
+    ReplyWithoutId,
+    /// An error reply.
+    Failure,
+    /// The server says so, once, and takes it off the queue.
+    Rejected,
+    /// The reply comes back to the server.
+    ReturnedReply,
+    /// The reply goes nowhere, and nobody is told.
+    LostReply,
+    /// RabbitMQ itself refuses the message, with this code, and no server ever sees it.
+    RefusedByBroker(u16),
+}
+use Outcome::*;
+
+struct Corpus {
+    queue: String,
+    server: Process,
+    client: FibonacciRpcClient,
+    counts: [u64; 4],
+}
+
+const ANSWERED: usize = 0;
+const FAILED: usize = 1;
+const REJECTED: usize = 2;
+const RETURNED: usize = 3;
+
+impl Corpus {
+    fn start(name: &str) -> Corpus {
+        let (url, queue) = (Broker::shared().url(), queue_name(name));
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rpc_server"));
+        command.args(["--url", &url, "--queue", &queue]);
+        command.env("RUST_LOG", "rabbitmq_rpc=debug");
+        let mut server = Process::from(&mut command);
+        server.wait_for_line("Awaiting", SOON);
+        let brokers = Brokers::parse(&url).unwrap();
+        let client =
+            FibonacciRpcClient::with_options(brokers, &queue, FibonacciRpcClient::options());
+        Corpus { queue, server, client: client.unwrap(), counts: [0; 4] }
+    }
+
+    /// Sends a request with properties made from the requester's reply queue, and checks what
+    /// becomes of it and of the one behind it.
+    fn send(&mut self, name: &str, outcome: Outcome, properties: impl FnOnce(&[u8]) -> Properties) {
+        self.send_body(name, outcome, b"7", properties);
+    }
+
+    fn send_body(
+        &mut self,
+        name: &str,
+        outcome: Outcome,
+        body: &[u8],
+        properties: impl FnOnce(&[u8]) -> Properties,
+    ) {
+        let mut raw = Raw::connect(Broker::shared().port(0));
+        let reply_queue = raw.reply_queue();
+        let properties = properties(reply_queue.as_bytes());
+        let verdict = raw.publish("", self.queue.as_bytes(), &properties, body);
+        self.check(name, outcome, verdict, &mut raw);
+    }
+
+    fn check(&mut self, name: &str, outcome: Outcome, verdict: Verdict, raw: &mut Raw) {
+        let expected = match outcome {
+            RefusedByBroker(code) => Verdict::Refused(code),
+            _ => Verdict::Taken,
+        };
+        assert_eq!(verdict, expected, "{name}");
+        let has_id = |reply: &Reply| contains(&reply.header, b"\x02id");
+        match outcome {
+            Reply(text) => {
+                let reply = raw.reply();
+                assert_eq!(reply.body.escape_ascii().to_string(), text, "{name}");
+                assert!(has_id(&reply), "{name}: {}", reply.header.escape_ascii());
+                self.counts[ANSWERED] += 1;
+            }
+            ReplyWithoutId => {
+                let reply = raw.reply();
+                assert_eq!(reply.body, b"13", "{name}");
+                assert!(!has_id(&reply), "{name}: {}", reply.header.escape_ascii());
+                self.counts[ANSWERED] += 1;
+            }
+            Failure => {
+                let reply = raw.reply();
+                assert!(contains(&reply.header, b"\x05error"), "{name}: {reply:?}");
+                self.counts[FAILED] += 1;
+            }
+            Rejected => {
+                self.server.wait_for_line("rejected a request", SOON);
+                self.counts[REJECTED] += 1;
+            }
+            ReturnedReply => {
+                self.server.wait_for_line("requester is gone", SOON);
+                self.counts[RETURNED] += 1;
+                self.counts[ANSWERED] += 1;
+            }
+            LostReply => self.counts[ANSWERED] += 1,
+            RefusedByBroker(_) => return,
+        }
+        assert_eq!(self.client.call(7).as_ref(), Ok(&13), "the request behind {name}");
+        self.counts[ANSWERED] += 1;
+    }
+
+    /// Nothing is left, and the server has lived through it on one connection.
+    fn finish(mut self) {
+        let queues = ["list_queues", "name", "messages", "messages_unacknowledged"];
+        let queues = Broker::shared().ctl(&queues);
+        let row = queues.lines().find(|row| row.starts_with(&self.queue)).unwrap();
+        let numbers: Vec<&str> = row.split_whitespace().skip(1).collect();
+        assert_eq!(numbers, ["0", "0"], "{row}");
+        self.server.signal("TERM");
+        assert_eq!(self.server.wait(SOON).code(), Some(0));
+        let log = self.server.stderr();
+        let count = |text| log.lines().filter(|line| line.contains(text)).count() as u64;
+        assert_eq!(count("taking requests from"), 1, "{log}");
+        assert_eq!(count("trying again"), 0, "{log}");
+        assert_eq!(count("comes again"), 0, "{log}");
+        assert_eq!(count("rejected a request"), self.counts[REJECTED], "{log}");
+        let [served, failed, rejected, returned] = self.counts;
+        let counters = format!(
+            "served: {served}, failed: {failed}, rejected: {rejected}, redelivered: 0, returned: \
+             {returned}, in_progress: 0"
+        );
+        assert!(log.contains(&counters), "no {counters} in {log}");
+    }
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}
+
+fn none() -> Properties {
+    Properties::default()
+}
+
+fn usual(reply_queue: &[u8]) -> Properties {
+    none().correlation_id(b"id").reply_to(reply_queue)
+}
+
+fn with_headers(entries: &[u8]) -> impl FnOnce(&[u8]) -> Properties {
+    let headers = none().headers(entries);
+    move |reply_queue| headers.correlation_id(b"id").reply_to(reply_queue)
+}
+
+#[test]
+fn requests_that_say_badly_where_the_reply_goes() {
+    let mut corpus = Corpus::start("reply-to");
+    corpus.send("an ordinary request", Reply("13"), usual);
+    corpus.send("no properties at all", Rejected, |_| none());
+    corpus.send("no reply_to", Rejected, |_| none().correlation_id(b"id"));
+    corpus.send("an empty reply_to", Rejected, |_| none().reply_to(b""));
+    corpus.send("no correlation_id", ReplyWithoutId, |queue| none().reply_to(queue));
+    corpus.send("reply_to names no queue", ReturnedReply, |_| none().reply_to(b"no such queue"));
+    let itself = corpus.queue.clone();
+    corpus.send("reply_to is the request queue", Rejected, |_| none().reply_to(itself.as_bytes()));
+
+    corpus.send("direct reply-to that nobody consumes", RefusedByBroker(406), |_| {
+        none().reply_to(b"amq.rabbitmq.reply-to")
+    });
+    corpus.send("a direct address of one part", LostReply, |_| {
+        none().reply_to(b"amq.rabbitmq.reply-to.x")
+    });
+    // RabbitMQ 3.10 fails on these when the reply is published.
+    for address in [
+        &b"amq.rabbitmq.reply-to.x.y"[..],
+        b"amq.rabbitmq.reply-to.!!!!.y",
+        // A process of a node whose name has the hash 99999, which no node has here.
+        b"amq.rabbitmq.reply-to.g1h2AA9nZW5lcmF0ZWRAOTk5OTkAAAABAAAAAAAAAAA=.aGVsbG8=",
+    ] {
+        let name = address.escape_ascii().to_string();
+        corpus.send(&name, Rejected, |_| none().reply_to(address));
+    }
+    let direct = usual(b"amq.rabbitmq.reply-to");
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    raw.consume(b"amq.rabbitmq.reply-to");
+    let verdict = raw.publish("", corpus.queue.as_bytes(), &direct, b"7");
+    corpus.check("a direct address that is one", Reply("13"), verdict, &mut raw);
+    corpus.finish();
+}
+
+#[test]
+fn requests_with_bytes_that_are_no_text() {
+    let mut corpus = Corpus::start("bytes");
+    for (name, outcome, properties) in [
+        (
+            "content_type",
+            Reply("13"),
+            (|queue| none().content_type(NOT_UTF8).correlation_id(b"id").reply_to(queue))
+                as fn(&[u8]) -> Properties,
+        ),
+        ("content_encoding", Reply("13"), |queue| {
+            none().content_encoding(NOT_UTF8).correlation_id(b"id").reply_to(queue)
+        }),
+        ("correlation_id", ReplyWithoutId, |queue| none().correlation_id(NOT_UTF8).reply_to(queue)),
+        ("reply_to", Rejected, |_| none().correlation_id(b"id").reply_to(NOT_UTF8)),
+        ("expiration", RefusedByBroker(406), |queue| usual(queue).expiration(NOT_UTF8)),
+        ("message_id", Reply("13"), |queue| usual(queue).message_id(NOT_UTF8)),
+        ("type", Reply("13"), |queue| usual(queue).type_(NOT_UTF8)),
+        ("user_id", RefusedByBroker(406), |queue| usual(queue).user_id(NOT_UTF8)),
+        ("app_id", Reply("13"), |queue| usual(queue).app_id(NOT_UTF8)),
+        ("cluster_id", Reply("13"), |queue| usual(queue).cluster_id(NOT_UTF8)),
+        ("all at once", Rejected, |_| {
+            none()
+                .content_type(NOT_UTF8)
+                .content_encoding(NOT_UTF8)
+                .headers(&entry(NOT_UTF8, b'S', &long(NOT_UTF8)))
+                .correlation_id(NOT_UTF8)
+                .reply_to(NOT_UTF8)
+                .message_id(NOT_UTF8)
+                .type_(NOT_UTF8)
+                .app_id(NOT_UTF8)
+                .cluster_id(NOT_UTF8)
+        }),
+        ("odd numbers", Reply("13"), |queue| {
+            none()
+                .delivery_mode(2)
+                .priority(255)
+                .correlation_id(b"id")
+                .reply_to(queue)
+                .timestamp(u64::MAX)
+        }),
+    ] {
+        corpus.send(name, outcome, properties);
+    }
+
+    // Past the default exchange a routing key can be anything.
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    let reply_queue = raw.reply_queue();
+    let fanout = raw.fanout_to(&corpus.queue);
+    let properties = usual(reply_queue.as_bytes());
+    let verdict = raw.publish(&fanout, NOT_UTF8, &properties, b"7");
+    corpus.check("routing key", Reply("13"), verdict, &mut raw);
+    corpus.finish();
+}
+
+#[test]
+fn requests_with_strange_headers() {
+    let mut corpus = Corpus::start("headers");
+    let many: Vec<u8> = (0..900)
+        .flat_map(|number| entry(format!("key {number}").as_bytes(), b'S', &long(b"value")))
+        .collect();
+    corpus.send("900 headers", Reply("13"), with_headers(&many));
+    for kind in [b'F', b'A'] {
+        for depth in [200, 20_000] {
+            let name = format!("{} nested {depth} deep", char::from(kind));
+            corpus.send(&name, Reply("13"), with_headers(&nested(kind, depth)));
+        }
+    }
+    corpus.send("a key", Reply("13"), with_headers(&entry(NOT_UTF8, b'S', &long(b"value"))));
+
+    // Every type, by RabbitMQ's errata, and what it does not know itself.
+    for (kind, value, outcome) in [
+        (b't', vec![1], Reply("13")),
+        (b'b', vec![255], Reply("13")),
+        (b'B', vec![255], Reply("13")),
+        (b's', vec![255, 1], Reply("13")),
+        (b'u', vec![255, 1], Reply("13")),
+        (b'I', vec![255; 4], Reply("13")),
+        (b'i', vec![255; 4], Reply("13")),
+        (b'l', vec![255; 8], Reply("13")),
+        (b'L', vec![255; 8], Reply("13")),
+        (b'f', vec![1; 4], Reply("13")),
+        (b'd', vec![1; 8], Reply("13")),
+        (b'D', vec![255, 0, 0, 0, 1], Reply("13")),
+        (b'S', long(b"text"), Reply("13")),
+        (b'S', long(NOT_UTF8), Reply("13")),
+        (b'x', long(NOT_UTF8), Reply("13")),
+        (b'T', vec![255; 8], Reply("13")),
+        (b'V', vec![], Reply("13")),
+        (b'F', long(b""), Reply("13")),
+        (b'F', long(&entry(b"key", b'x', &long(NOT_UTF8))), Reply("13")),
+        (b'A', long(b""), Reply("13")),
+        (b'A', long(b"VVx\0\0\0\x01\xff"), Reply("13")),
+        // The specification's short string and unsigned short, and numbers that are none.
+        (b's', b"\x04text".to_vec(), RefusedByBroker(541)),
+        (b'U', vec![1, 2], RefusedByBroker(541)),
+        (b'f', vec![255; 4], RefusedByBroker(541)),
+        (b'd', vec![255; 8], RefusedByBroker(541)),
+        (b'Z', vec![0; 4], RefusedByBroker(541)),
+    ] {
+        let name = format!("{} {value:?}", char::from(kind));
+        corpus.send(&name, outcome, with_headers(&entry(b"key", kind, &value)));
+    }
+    corpus.finish();
+}
+
+#[test]
+fn requests_that_are_cut_short_too_long_or_empty() {
+    let mut corpus = Corpus::start("lengths");
+    corpus.send_body("an empty body", Failure, b"", usual);
+    corpus.send_body("a body of 16 MB", Failure, &vec![b'9'; 16 << 20], usual);
+    let seven = [&[b' '; 300_000][..], b"7"].concat();
+    corpus.send_body("a body of several frames", Reply("13"), &seven, usual);
+
+    // RabbitMQ reads all properties of what is published, and ends the connection over these.
+    let cut: [(&str, fn(&[u8]) -> Properties); 7] = [
+        ("reply_to cut", |_| none().correlation_id(b"id").property(9, b"\x20amq".to_vec())),
+        ("reply_to absent", |_| none().correlation_id(b"id").property(9, vec![])),
+        ("headers cut", |queue| {
+            let cut = none().property(13, b"\0\0\xff\xff".to_vec());
+            cut.correlation_id(b"id").reply_to(queue)
+        }),
+        ("an entry cut", |queue| {
+            let cut = entry(b"key", b'S', &[0, 0, 0, 99]);
+            none().headers(&cut).correlation_id(b"id").reply_to(queue)
+        }),
+        ("timestamp cut", |queue| usual(queue).property(6, vec![0; 3])),
+        ("app_id cut", |queue| usual(queue).property(3, b"\x20a".to_vec())),
+        ("something behind the last", |queue| usual(queue).property(3, b"\x01abc".to_vec())),
+    ];
+    for (name, properties) in cut {
+        corpus.send(name, RefusedByBroker(541), properties);
+    }
+    // These two flags stand for no property; the lowest says that more flags follow.
+    corpus.send("the reserved flag", Reply("13"), |queue| usual(queue).property(1, vec![]));
+    corpus.send("flags to be continued", Reply("13"), |queue| usual(queue).property(0, vec![]));
+    corpus.finish();
+}
+
+/// Tables or arrays within each other, as the value of one header.
+fn nested(kind: u8, depth: usize) -> Vec<u8> {
+    let (key, size): (&[u8], usize) = if kind == b'F' { (b"\0", 6) } else { (b"", 5) };
+    let mut bytes = b"\x03key".to_vec();
+    for level in (0..depth).rev() {
+        bytes.push(kind);
+        bytes.extend(((level * size) as u32).to_be_bytes());
+        if level > 0 {
+            bytes.extend(key);
+        }
+    }
+    bytes
+}
