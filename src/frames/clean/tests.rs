@@ -136,7 +136,7 @@ fn clean(stream: &[u8]) -> Vec<u8> {
 
 fn decode_header(frame: &[u8]) -> AMQPContentHeader {
     match parse_frame(frame) {
-        Ok((rest, AMQPFrame::Header(7, 60, header))) if rest.is_empty() => *header,
+        Ok(([], AMQPFrame::Header(7, 60, header))) => *header,
         other => panic!("{} decodes to {other:?}", frame.escape_ascii()),
     }
 }
