@@ -60,6 +60,11 @@ fn as_asked_for(options: &ServerOptions) -> QueueDeclareOptions {
 fn explain(endpoint: &Endpoint, queue: &str, error: amiquip::Error) -> Error {
     let refused = |reason| Error::QueueRefused { queue: queue.to_string(), reason };
     match &error {
+        amiquip::Error::ServerClosedChannel { code: 403, message, .. }
+            if message.contains("reserved prefix") =>
+        {
+            refused(format!("names that begin with \"amq.\" are the broker's own ({message})"))
+        }
         amiquip::Error::ServerClosedChannel { code: 405, message, .. } => refused(format!(
             "another connection has it for itself alone; choose another name, or end that \
              connection ({message})"
@@ -81,4 +86,49 @@ fn explain(endpoint: &Endpoint, queue: &str, error: amiquip::Error) -> Error {
 /// says 404 as if there were none. Then there is nothing to declare, only to wait.
 fn is_its_node_down(message: &str) -> bool {
     message.contains("is down or inaccessible")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_to_change() {
+        let endpoint: Endpoint = "amqp://ann@rabbit".parse().unwrap();
+        let channel = |code, message: &str| {
+            let message = message.to_string();
+            explain(
+                &endpoint,
+                "q",
+                amiquip::Error::ServerClosedChannel { channel_id: 1, code, message },
+            )
+        };
+        let message = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q'";
+        for (error, fix) in [
+            (channel(403, "ACCESS_REFUSED - queue name 'amq.q' contains reserved prefix"), "amq."),
+            (channel(405, "RESOURCE_LOCKED - ..."), "choose another name, or end that connection"),
+            (channel(406, message), "give the queue type"),
+            (channel(406, message), "'x-queue-type'"),
+            (
+                explain(
+                    &endpoint,
+                    "q",
+                    amiquip::Error::ServerClosedConnection {
+                        code: 541,
+                        message:
+                            "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated"
+                                .into(),
+                    },
+                ),
+                "no longer has queues of that kind",
+            ),
+        ] {
+            assert!(matches!(error, Error::QueueRefused { .. }), "{error:?}");
+            assert!(error.to_string().contains(fix), "{error}");
+        }
+        let refused = channel(403, "ACCESS_REFUSED - access to queue 'q' refused");
+        assert!(matches!(&refused, Error::Refused(text) if text.contains("user \"ann\"")));
+        let unreachable = channel(404, "home node of durable queue 'q' is down or inaccessible");
+        assert!(matches!(unreachable, Error::Unreachable { .. }));
+    }
 }
