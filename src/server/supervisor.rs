@@ -12,7 +12,7 @@ use amiquip::{Channel, ConnectionBlockedNotification};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select, unbounded};
 
 use super::worker::{Halt, Worker};
-use super::{Shared, queue};
+use super::{ServerOptions, Shared, queue};
 use crate::broker::{Endpoint, Line, Link, reason};
 use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Failure, Result};
@@ -90,6 +90,9 @@ impl Supervisor {
 
     /// Serves on that connection if there is one, and on another whenever one is lost.
     pub(crate) fn serve(mut self, first: Option<Link>) -> Result<()> {
+        let ServerOptions { workers, prefetch, .. } = &self.shared.options;
+        let queue = &self.shared.queue;
+        log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
         let mut link = first;
         let mut broker = 0;
         let mut tries = 0;
@@ -237,7 +240,7 @@ impl Supervisor {
         let limit = self.shared.options.drain_timeout;
         let deadline = Deadline::after(limit);
         let counters = &self.shared.counters;
-        log::info!("stopping; {} requests in progress", counters.read().in_progress);
+        log::info!("stopping; requests in progress: {}", counters.read().in_progress);
         let left = loop {
             match self.news.recv_deadline(deadline.at) {
                 Ok(_) => {}
@@ -251,11 +254,11 @@ impl Supervisor {
         }
         self.shared.direct.close(CLOSING);
         log::info!("stopped: {:?}", counters.read());
-        left.map_or(Ok(()), |left| {
+        // Without any in progress there is only a broker that does not answer.
+        left.filter(|left| *left > 0).map_or(Ok(()), |left| {
             Err(Error::TimedOut {
                 what: format!(
-                    "{left} requests were still in progress; the broker gives them to another \
-                     server"
+                    "requests still in progress: {left}; the broker gives them to another server"
                 ),
                 after: limit,
                 sent: true,
