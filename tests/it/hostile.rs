@@ -32,6 +32,9 @@ enum Outcome {
 }
 use Outcome::*;
 
+/// Writes the properties of a request, given the requester's reply queue.
+type Write = fn(&[u8]) -> Properties;
+
 struct Corpus {
     queue: String,
     server: Process,
@@ -203,8 +206,7 @@ fn requests_with_bytes_that_are_no_text() {
         (
             "content_type",
             Reply("13"),
-            (|queue| none().content_type(NOT_UTF8).correlation_id(b"id").reply_to(queue))
-                as fn(&[u8]) -> Properties,
+            (|queue| none().content_type(NOT_UTF8).correlation_id(b"id").reply_to(queue)) as Write,
         ),
         ("content_encoding", Reply("13"), |queue| {
             none().content_encoding(NOT_UTF8).correlation_id(b"id").reply_to(queue)
@@ -311,7 +313,7 @@ fn requests_that_are_cut_short_too_long_or_empty() {
     corpus.send_body("a body of several frames", Reply("13"), &seven, usual);
 
     // RabbitMQ reads all properties of what is published, and ends the connection over these.
-    let cut: [(&str, fn(&[u8]) -> Properties); 7] = [
+    let cut: [(&str, Write); 7] = [
         ("reply_to cut", |_| none().correlation_id(b"id").property(9, b"\x20amq".to_vec())),
         ("reply_to absent", |_| none().correlation_id(b"id").property(9, vec![])),
         ("headers cut", |queue| {

@@ -9,11 +9,16 @@ mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod cluster; // three nodes, of which one after the other goes
 mod failing; // what fails, for client and server, and the password in none of it
 mod hostile; // requests that no client library would send
+mod logged; // what the tests' own process logs
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
 mod process; // a program under test
 mod proxy; // a TCP proxy that stops forwarding when told to
+mod queue; // a request queue as another program sees it
+mod queue_kinds; // the request queue: used, declared or refused
 mod raw; // an AMQP client that writes what it is told, byte for byte
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
+mod server; // a server at work: workers, handlers, stopping
+mod server_faults; // a server whose broker, queue or fellows are taken away
 mod tls; // amqps://, and each way it can go wrong
 mod tutorial_six; // pika's tutorial six on either side

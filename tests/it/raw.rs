@@ -91,13 +91,20 @@ impl Raw {
     /// A fanout exchange that is bound to the queue, and gone with its last binding.
     pub fn fanout_to(&mut self, queue: &str) -> String {
         const AUTO_DELETE: u8 = 4;
-        let exchange = format!("{queue}-fanout");
+        let exchange = format!("to {queue}");
         let name = short(exchange.as_bytes());
         let declare = [&[0, 0][..], &name, &short(b"fanout"), &[AUTO_DELETE], &NO_TABLE];
         self.ask(40, 10, &declare.concat());
         let bind = [&[0, 0][..], &short(queue.as_bytes()), &name, &short(b""), &[0], &NO_TABLE];
         self.ask(50, 20, &bind.concat());
         exchange
+    }
+
+    /// Sends a request whose reply [`Raw::reply`] returns; it is in the queue when this returns.
+    pub fn request(&mut self, queue: &str, body: &[u8]) {
+        let reply_queue = self.reply_queue();
+        let properties = Properties::default().reply_to(reply_queue.as_bytes());
+        assert_eq!(self.publish("", queue.as_bytes(), &properties, body), Verdict::Taken);
     }
 
     /// Publishes, and waits for what the broker says to it.

@@ -1,0 +1,98 @@
+//! The request queue: used as it is, declared as asked for, or refused with what to change.
+
+use std::time::Duration;
+
+use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
+
+use crate::basics::{rpc_client, rpc_server};
+use crate::broker::{Broker, queue_name};
+use crate::process::Process;
+use crate::queue;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn text(value: &str) -> AmqpValue {
+    AmqpValue::LongString(value.into())
+}
+
+fn arguments<const N: usize>(entries: [(&str, AmqpValue); N]) -> FieldTable {
+    entries.into_iter().map(|(key, value)| (key.to_string(), value)).collect()
+}
+
+#[test]
+fn a_queue_that_is_there_is_used_whatever_its_kind() {
+    let url = Broker::shared().url();
+    for (kind, durable, arguments) in [
+        ("transient", false, FieldTable::new()),
+        ("durable", true, FieldTable::new()),
+        ("quorum", true, arguments([("x-queue-type", text("quorum"))])),
+        (
+            "odd",
+            false,
+            arguments([
+                ("x-message-ttl", AmqpValue::LongInt(60_000)),
+                ("x-max-priority", AmqpValue::LongInt(5)),
+                ("x-dead-letter-exchange", text("amq.fanout")),
+                ("x-single-active-consumer", AmqpValue::Boolean(true)),
+            ]),
+        ),
+    ] {
+        let queue = queue_name(kind);
+        queue::declare(&url, &queue, durable, arguments);
+        // What the server would declare itself is neither here nor there.
+        for args in [&[][..], &["--queue-type", "quorum", "--delivery-limit", "3"]] {
+            let _server = rpc_server(&queue, args);
+            assert_eq!(rpc_client(&queue, &["7"]).stdout, b"13\n", "{kind} {args:?}");
+        }
+    }
+}
+
+#[test]
+fn a_queue_that_is_not_there_is_declared_as_asked_for() {
+    let classic = queue_name("classic");
+    let quorum = queue_name("quorum");
+    let limited = ["--queue-type", "quorum", "--delivery-limit", "4"];
+    let limited = [&limited[..], &["--dead-letter-exchange", "amq.direct"]].concat();
+    let _servers = [rpc_server(&classic, &[]), rpc_server(&quorum, &limited)];
+    for queue in [&classic, &quorum] {
+        assert_eq!(rpc_client(queue, &["7"]).stdout, b"13\n", "{queue}");
+    }
+    let columns = ["list_queues", "name", "durable", "auto_delete", "arguments"];
+    let listed = Broker::shared().ctl(&columns);
+    let row = |queue: &str| listed.lines().find(|row| row.starts_with(queue)).unwrap();
+    let durable = "\ttrue\tfalse\t";
+    assert_eq!(row(&classic), format!("{classic}{durable}[]"));
+    for part in [
+        durable,
+        "{\"x-queue-type\",\"quorum\"}",
+        "{\"x-delivery-limit\",4}",
+        "{\"x-dead-letter-exchange\",\"amq.direct\"}",
+    ] {
+        assert!(row(&quorum).contains(part), "no {part} in {}", row(&quorum));
+    }
+}
+
+#[test]
+fn a_queue_that_is_refused_ends_the_server_with_what_to_change() {
+    let url = Broker::shared().url();
+    let locked = queue_name("locked");
+    let mut other = queue::connect(&url);
+    let channel = other.open_channel(None).unwrap();
+    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+    channel.queue_declare(locked.as_str(), options).unwrap();
+
+    for (queue, args, code, sentence) in [
+        (locked.as_str(), &[][..], 78, "another connection has it for itself alone"),
+        ("amq.mine", &[], 78, "names that begin with \"amq.\" are the broker's own"),
+        ("q", &["--delivery-limit", "3"], 64, "a delivery limit needs a quorum queue"),
+        ("q", &["--workers", "0"], 64, "at least one worker"),
+        ("q", &["--queue-type", "stream"], 64, "a queue is classic or quorum"),
+    ] {
+        let args = [&["--url", &url, "--queue", queue], args].concat();
+        let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &args);
+        assert_eq!(server.wait(SOON).code(), Some(code), "{queue}: {}", server.stderr());
+        assert!(server.stderr().contains(sentence), "{queue}: {}", server.stderr());
+        assert_eq!(server.stdout(), "");
+    }
+    other.close().unwrap();
+}

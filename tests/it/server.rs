@@ -1,0 +1,274 @@
+//! A server at work: its workers, what a handler may do, how it stops.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rabbitmq_rpc::{
+    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, RpcClient, RpcServer,
+    ServerOptions, Status, Stopper,
+};
+
+use crate::basics::rpc_server;
+use crate::broker::{Broker, queue_name};
+use crate::process::Process;
+use crate::raw::Raw;
+use crate::{logged, queue};
+
+const SOON: Duration = Duration::from_secs(20);
+/// By double recursion this takes hours.
+const ENDLESS: u64 = 60;
+
+fn brokers() -> Brokers {
+    Brokers::parse(&Broker::shared().url()).unwrap()
+}
+
+fn fibonacci_client(queue: &str) -> FibonacciRpcClient {
+    FibonacciRpcClient::with_options(brokers(), queue, FibonacciRpcClient::options()).unwrap()
+}
+
+fn client(queue: &str) -> RpcClient {
+    RpcClient::connect(brokers(), queue, ClientOptions::default()).unwrap()
+}
+
+/// A server in a thread of its own.
+struct Serving {
+    server: Arc<RpcServer>,
+    stopper: Stopper,
+    thread: thread::JoinHandle<Result<(), Error>>,
+}
+
+impl Serving {
+    fn start<H>(queue: &str, options: ServerOptions, handler: H) -> Serving
+    where
+        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
+    {
+        let (ready, is_ready) = mpsc::channel();
+        let server = RpcServer::connect(brokers(), queue, options).unwrap();
+        let server = Arc::new(server.on_ready(move || ready.send(()).unwrap()));
+        let serving = Arc::clone(&server);
+        let thread = thread::spawn(move || serving.serve(handler));
+        is_ready.recv_timeout(SOON).unwrap();
+        Serving { stopper: server.stopper(), server, thread }
+    }
+}
+
+#[test]
+fn quick_requests_do_not_wait_behind_a_slow_one() {
+    let queue = queue_name("fair");
+    let mut server = rpc_server(&queue, &["--recursive", "--workers", "2"]);
+    let client = fibonacci_client(&queue);
+    let mut slow = client.send(ENDLESS).unwrap();
+    let quick: Vec<_> = (0..20).map(|_| client.send(10).unwrap()).collect();
+    for call in quick {
+        assert_eq!(call.wait(), Ok(55));
+    }
+    assert_eq!(slow.try_wait(), Ok(None));
+
+    // The first signal waits for the slow one, for as long as it takes; the second does not.
+    server.signal("TERM");
+    server.wait_for_line("stopping; requests in progress: 1", SOON);
+    server.signal("INT");
+    assert_eq!(server.wait(SOON).code(), Some(128 + 2), "{}", server.stderr());
+}
+
+#[test]
+fn servers_share_a_queue_and_take_over_what_one_leaves() {
+    let queue = queue_name("shared");
+    let first = ["--recursive", "--drain-timeout", "0.3"];
+    let mut first = rpc_server(&queue, &first);
+    let client = fibonacci_client(&queue);
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    raw.request(&queue, ENDLESS.to_string().as_bytes());
+    queue::wait_until_taken(&Broker::shared().url(), &queue);
+
+    let mut second = rpc_server(&queue, &["--recursive", "--workers", "2"]);
+    for _ in 0..10 {
+        assert_eq!(client.call(10), Ok(55));
+    }
+    let began = Instant::now();
+    first.signal("TERM");
+    assert_eq!(first.wait(SOON).code(), Some(75), "{}", first.stderr());
+    let took = began.elapsed();
+    assert!((Duration::from_millis(300)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    let said = first.stderr();
+    assert!(said.contains("timed out after 300ms: requests still in progress: 1; "), "{said}");
+
+    second.wait_for_line("a request comes again", SOON);
+    assert_eq!(client.call(10), Ok(55));
+    second.kill();
+}
+
+#[test]
+fn stopping_answers_what_is_in_progress_and_gives_back_the_rest() {
+    let queue = queue_name("stop");
+    let (began, has_begun) = crossbeam_channel::bounded(0);
+    let (go, may_go) = crossbeam_channel::bounded::<()>(0);
+    let options = ServerOptions { prefetch: 5, ..Default::default() };
+    let first = Serving::start(&queue, options.clone(), move |_| {
+        began.send(()).unwrap();
+        may_go.recv().unwrap();
+        Ok(b"first".to_vec())
+    });
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    for _ in 0..5 {
+        raw.request(&queue, b"work");
+    }
+    has_begun.recv_timeout(SOON).unwrap();
+    queue::wait_until_taken(&Broker::shared().url(), &queue);
+    assert_eq!(first.server.counters().in_progress, 1);
+
+    first.stopper.stop();
+    let second = Serving::start(&queue, options, |_| Ok(b"second".to_vec()));
+    go.send(()).unwrap();
+    assert_eq!(first.thread.join().unwrap(), Ok(()));
+    let mut replies: Vec<Vec<u8>> = (0..5).map(|_| raw.reply().body).collect();
+    replies.sort();
+    assert_eq!(replies, [&b"first"[..], b"second", b"second", b"second", b"second"]);
+    assert_eq!(first.server.counters().served, 1);
+    assert_eq!(second.server.counters().redelivered, 4);
+
+    second.stopper.clone().stop();
+    assert_eq!(second.thread.join().unwrap(), Ok(()));
+    // It stays stopped.
+    let worker = second.server.with_worker(|worker| worker.serve_one(|_| unreachable!(), SOON));
+    assert!(matches!(worker, Ok(false) | Err(Error::Closed)), "{worker:?}");
+}
+
+/// Servers come and go, each in good order, while eight clients call without pause.
+#[test]
+fn draining_under_load_loses_no_call_and_answers_none_twice() {
+    let queue = queue_name("drain");
+    let args = ["--workers", "2", "--prefetch", "8"];
+    let mut server = rpc_server(&queue, &args);
+    let over = AtomicBool::new(false);
+    let answered = AtomicU64::new(0);
+    let served = thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let client = client(&queue);
+                while !over.load(Ordering::Relaxed) {
+                    assert_eq!(client.call("10"), Ok(b"55".to_vec()));
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                assert_eq!(client.counters().late, 0, "a request was answered twice");
+            });
+        }
+        let mut served = 0;
+        for signal in ["TERM", "INT", "TERM", "INT", "TERM", "INT"] {
+            let next = rpc_server(&queue, &args);
+            let until = answered.load(Ordering::Relaxed) + 200;
+            wait_for(|| answered.load(Ordering::Relaxed) >= until);
+            server.signal(signal);
+            served += served_until_its_end(&mut server);
+            server = next;
+        }
+        over.store(true, Ordering::Relaxed);
+        served
+    });
+    server.signal("TERM");
+    let served = served + served_until_its_end(&mut server);
+    assert_eq!(served, answered.load(Ordering::Relaxed));
+}
+
+fn wait_for(mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !done() {
+        assert!(Instant::now() < deadline, "waited for {SOON:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn served_until_its_end(server: &mut Process) -> u64 {
+    assert_eq!(server.wait(SOON).code(), Some(0), "{}", server.stderr());
+    let log = server.stderr();
+    let counters = log.split("stopped: ServerCounters { served: ").nth(1);
+    let number = counters.and_then(|counters| counters.split(',').next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no counters: {log}"))
+}
+
+#[test]
+fn a_handlers_failure_is_an_answer_and_its_panic_too() {
+    logged::collect();
+    let queue = queue_name("failure");
+    let serving = Serving::start(&queue, ServerOptions::default(), |request| match request {
+        b"panic" => panic!("the secret of {}", "the handler"),
+        b"plain panic" => panic!("another secret"),
+        b"odd panic" => std::panic::panic_any(7),
+        b"fail" => Err(Failure::new(Status::ResourceExhausted, "no paper left")),
+        _ => Ok(b"done".to_vec()),
+    });
+    let client = client(&queue);
+    let failure = Failure::new(Status::ResourceExhausted, "no paper left");
+    assert_eq!(client.call("fail"), Err(Error::Remote(failure)));
+    for request in ["panic", "plain panic", "odd panic"] {
+        let failure = Failure::new(Status::Internal, "the server failed on this request");
+        assert_eq!(client.call(request), Err(Error::Remote(failure)));
+        assert_eq!(client.call("work"), Ok(b"done".to_vec()), "the worker lives");
+    }
+    for text in ["the secret of the handler", "another secret", "no text"] {
+        assert!(logged::contains(&format!("the handler panicked: {text}")), "{text}");
+    }
+    let counters = serving.server.counters();
+    serving.stopper.stop();
+    serving.thread.join().unwrap().unwrap();
+    assert_eq!((counters.served, counters.failed, counters.redelivered), (3, 4, 0));
+}
+
+#[test]
+fn the_log_has_what_an_operator_needs_and_no_bodies() {
+    let queue = queue_name("log");
+    let url = Broker::shared().url();
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rpc_server"));
+    command.args(["--url", &url, "--queue", &queue, "--workers", "2", "--prefetch", "3"]);
+    let mut server = Process::from(command.env("RUST_LOG", "rabbitmq_rpc=debug"));
+    server.wait_for_line("Awaiting", SOON);
+    let client = client(&queue);
+    assert_eq!(client.call("00000000000000000007"), Ok(b"13".to_vec()));
+    assert!(client.call("a private matter").is_err());
+    server.signal("TERM");
+    assert_eq!(server.wait(SOON).code(), Some(0));
+    let log = server.stderr();
+    for line in [
+        &format!("serving queue {queue:?} (workers: 2, prefetch: 3)"),
+        &format!("taking requests from {queue:?} on 127.0.0.1:"),
+        ": OK, 20 bytes in, 2 out, ",
+        ": INVALID_ARGUMENT, 16 bytes in, ",
+        "stopping; requests in progress: 0",
+        "served: 1, failed: 1, rejected: 0, redelivered: 0, returned: 0, in_progress: 0",
+    ] {
+        assert!(log.contains(line), "no {line:?} in {log}");
+    }
+    let requests: Vec<&str> = log.lines().filter(|line| line.contains("bytes in")).collect();
+    assert_eq!(requests.len(), 2, "{log}");
+    for line in requests {
+        let id = line.split("request ").nth(1).and_then(|rest| rest.split(':').next()).unwrap();
+        assert!(uuid::Uuid::try_parse(id).is_ok(), "{line}");
+    }
+    for secret in ["private", "000007", "guest"] {
+        assert!(!log.contains(secret), "{secret} in {log}");
+    }
+}
+
+#[test]
+fn a_reply_whose_requester_has_gone_is_counted() {
+    let queue = queue_name("gone");
+    let (began, has_begun) = crossbeam_channel::bounded(0);
+    let (go, may_go) = crossbeam_channel::bounded::<()>(0);
+    let serving = Serving::start(&queue, ServerOptions::default(), move |_| {
+        began.send(()).unwrap();
+        may_go.recv().unwrap();
+        Ok(Vec::new())
+    });
+    let gone = client(&queue);
+    let call = gone.send("work").unwrap();
+    has_begun.recv_timeout(SOON).unwrap();
+    drop(call);
+    gone.close();
+    go.send(()).unwrap();
+    wait_for(|| serving.server.counters().returned == 1);
+    serving.stopper.stop();
+    serving.thread.join().unwrap().unwrap();
+    assert_eq!(serving.server.counters().served, 1);
+}
