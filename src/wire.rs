@@ -24,6 +24,8 @@ const TRANSIENT: u8 = 1;
 pub(crate) struct Way<'a> {
     pub(crate) channel: u16,
     pub(crate) queue: &'a str,
+    /// Whether it comes back where there is no such queue.
+    pub(crate) mandatory: bool,
     pub(crate) frame_max: usize,
 }
 
@@ -61,7 +63,8 @@ pub(crate) fn encode_request(way: Way<'_>, head: &RequestHead<'_>, body: &[u8]) 
 fn encode(way: Way<'_>, properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
     const ENOUGH_FOR_HEADERS: usize = 512;
     let mut out = Vec::with_capacity(body.len() + ENOUGH_FOR_HEADERS);
-    frames::publish(&mut out, way.channel, way.queue, properties, body, way.frame_max);
+    let Way { channel, queue, mandatory, frame_max } = way;
+    frames::publish(&mut out, channel, (queue, mandatory), properties, body, frame_max);
     out
 }
 
@@ -151,7 +154,7 @@ mod tests {
 
     use super::*;
 
-    const WAY: Way<'_> = Way { channel: 3, queue: "rpc_queue", frame_max: 4096 };
+    const WAY: Way<'_> = Way { channel: 3, queue: "rpc_queue", mandatory: true, frame_max: 4096 };
 
     /// What amiquip makes of the frames of one message.
     fn decode(mut frames: &[u8]) -> (AmqpProperties, Vec<u8>) {

@@ -121,6 +121,7 @@ impl<'a> Keeper<'a> {
         let way = Way {
             channel: publisher.channel_id(),
             queue: queue.name(),
+            mandatory: false,
             frame_max: link.line.frame_max(),
         };
         let probe =

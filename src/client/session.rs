@@ -110,6 +110,7 @@ impl Session {
         let way = Way {
             channel: self.publisher,
             queue: &self.config.queue,
+            mandatory: true,
             frame_max: self.line.frame_max(),
         };
         let request = wire::encode_request(way, &head, body);

@@ -18,12 +18,12 @@ pub(crate) struct Properties<'a> {
     pub(crate) app_id: Option<&'a str>,
 }
 
-/// Appends a message to the default exchange, to be returned if there is no such queue, in
-/// frames of at most `frame_max` bytes.
+/// Appends a message to the default exchange, in frames of at most `frame_max` bytes; one that is
+/// mandatory comes back where there is no such queue.
 pub(crate) fn publish(
     out: &mut Vec<u8>,
     channel: u16,
-    queue: &str,
+    (queue, mandatory): (&str, bool),
     properties: &Properties<'_>,
     body: &[u8],
     frame_max: usize,
@@ -31,13 +31,12 @@ pub(crate) fn publish(
     const BASIC_PUBLISH: [u8; 4] = [0, 60, 0, 40];
     const RESERVED: [u8; 2] = [0, 0];
     const DEFAULT_EXCHANGE: u8 = 0; // the length of its name
-    const MANDATORY: u8 = 1;
     frame(out, METHOD, channel, |out| {
         out.extend_from_slice(&BASIC_PUBLISH);
         out.extend_from_slice(&RESERVED);
         out.push(DEFAULT_EXCHANGE);
         short_string(out, queue);
-        out.push(MANDATORY);
+        out.push(mandatory.into());
     });
     const CLASS_AND_WEIGHT: [u8; 4] = [0, 60, 0, 0];
     frame(out, HEADER, channel, |out| {

@@ -10,8 +10,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use amiquip::{Channel, Return};
-use crossbeam_channel::Receiver;
+use amiquip::Channel;
 
 use crate::broker::{Brokers, Link};
 use crate::deadline::Deadline;
@@ -21,20 +20,12 @@ use crate::wire::Way;
 /// The connection, once a request has asked for it.
 #[derive(Default)]
 pub(crate) struct DirectReplies {
-    open: Mutex<Option<Open>>,
-}
-
-struct Open {
-    channel: Channel,
-    returns: Receiver<Return>,
-    link: Link,
+    open: Mutex<Option<(Channel, Link)>>,
 }
 
 /// What became of a reply.
 pub(crate) enum Fate {
     Sent,
-    /// Its requester has gone.
-    Returned,
     /// The broker failed on its address.
     Undeliverable,
 }
@@ -54,18 +45,22 @@ impl DirectReplies {
     ) -> Result<Fate> {
         let mut kept = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let open = kept.take().map_or_else(|| open(brokers), Ok)?;
-        let Open { channel, returns, link } = &open;
+        let (channel, link) = &open;
         let deadline = Deadline::after(brokers.connect_timeout);
         let _fuse = link.line.fuse(deadline.timeout);
-        let frame_max = link.line.frame_max();
-        let way = Way { channel: channel.channel_id(), queue: reply_to, frame_max };
+        let way = Way {
+            channel: channel.channel_id(),
+            queue: reply_to,
+            // The address is no queue: the broker would give back what it has delivered.
+            mandatory: false,
+            frame_max: link.line.frame_max(),
+        };
         // What becomes of the reply is told before the answer to whatever is asked behind it.
         let _ = link.line.write(&encode(way), deadline.at);
         match channel.qos(0, 0, false) {
             Ok(()) => {
-                let fate = returns.try_recv().map_or(Fate::Sent, |_| Fate::Returned);
                 *kept = Some(open);
-                Ok(fate)
+                Ok(Fate::Sent)
             }
             Err(amiquip::Error::ServerClosedConnection { code: 541, .. }) => {
                 Ok(Fate::Undeliverable)
@@ -77,18 +72,16 @@ impl DirectReplies {
     /// Closes the connection, in good order if the broker answers within `limit`.
     pub(crate) fn close(&self, limit: Duration) {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Open { link, .. }) = open {
+        if let Some((_, link)) = open {
             link.close(limit);
         }
     }
 }
 
-fn open(brokers: &Brokers) -> Result<Open> {
+fn open(brokers: &Brokers) -> Result<(Channel, Link)> {
     let mut link = brokers.connect(0, Deadline::after(Duration::MAX))?;
     let _fuse = link.line.fuse(brokers.connect_timeout);
     let channel = link.connection.open_channel(None);
     let channel = channel.map_err(|error| link.endpoint.explain(&error, "open a channel"))?;
-    let returns = channel.listen_for_returns();
-    let returns = returns.map_err(|error| link.endpoint.explain(&error, "answer requests"))?;
-    Ok(Open { channel, returns, link })
+    Ok((channel, link))
 }

@@ -169,13 +169,13 @@ impl<'a> Worker<'a> {
         if direct::is_direct(&address.reply_to) {
             match direct.send(brokers, &address.reply_to, encode).map_err(Halt::Channel)? {
                 Fate::Sent => {}
-                Fate::Returned => self.note_return("the requester has gone"),
                 Fate::Undeliverable => return Ok(Fate::Undeliverable),
             }
         } else {
             frames = encode(Way {
                 channel: self.channel_id,
                 queue: &address.reply_to,
+                mandatory: true,
                 frame_max: self.line.frame_max(),
             });
         }

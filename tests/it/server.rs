@@ -210,9 +210,9 @@ fn a_handlers_failure_is_an_answer_and_its_panic_too() {
     for text in ["the secret of the handler", "another secret", "no text"] {
         assert!(logged::contains(&format!("the handler panicked: {text}")), "{text}");
     }
-    let counters = serving.server.counters();
     serving.stopper.stop();
     serving.thread.join().unwrap().unwrap();
+    let counters = serving.server.counters();
     assert_eq!((counters.served, counters.failed, counters.redelivered), (3, 4, 0));
 }
 
