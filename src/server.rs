@@ -2,6 +2,7 @@
 
 mod counters;
 mod direct;
+mod limit;
 mod queue;
 mod supervisor;
 mod worker;
@@ -15,6 +16,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use self::counters::Counters;
 pub use self::counters::ServerCounters;
 use self::direct::DirectReplies;
+use self::limit::ReplyLimit;
 use self::supervisor::Supervisor;
 pub use self::worker::Worker;
 use crate::broker::{Brokers, Link, program};
@@ -104,6 +106,7 @@ impl RpcServer {
             app_id: program(),
             counters: Counters::default(),
             direct: DirectReplies::default(),
+            reply_limit: ReplyLimit::default(),
             stopper: Stopper::new(),
         };
         let mut link = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
@@ -246,5 +249,6 @@ pub(crate) struct Shared {
     app_id: String,
     counters: Counters,
     direct: DirectReplies,
+    reply_limit: ReplyLimit,
     stopper: Stopper,
 }

@@ -104,7 +104,7 @@ impl<'a> Worker<'a> {
             select! {
                 recv(self.consumer.receiver()) -> message => return match message {
                     Ok(ConsumerMessage::Delivery(delivery)) => Ok(Some(delivery)),
-                    Ok(other) => Err(Halt::by(&other, self.endpoint)),
+                    Ok(other) => Err(self.halt_by(&other)),
                     Err(_) => Err(Halt::Connection(self.endpoint.unreachable("it is gone"))),
                 },
                 recv(self.returns) -> returned => match returned {
@@ -132,7 +132,7 @@ impl<'a> Worker<'a> {
             Err(why) => return self.reject(delivery, why),
         };
         let in_progress = counters.begin();
-        let outcome = run(handler, &delivery.body);
+        let outcome = self.shared.reply_limit.apply(run(handler, &delivery.body));
         let (status, count) = match &outcome {
             Ok(_) => ("OK", &counters.served),
             Err(failure) => (failure.status.name(), &counters.failed),
@@ -215,9 +215,27 @@ impl<'a> Worker<'a> {
     /// The broker closed the channel; whatever is tried on it tells why.
     fn halt_of_the_channel(&self) -> Halt {
         match self.channel.listen_for_returns() {
-            Err(error) => Halt::after(&error, self.endpoint, ANSWER),
+            Err(error) => self.halt_after(&error),
             Ok(_) => Halt::Channel(self.endpoint.unreachable("the channel is gone")),
         }
+    }
+
+    /// After a message to the consumer that is no delivery.
+    fn halt_by(&self, message: &ConsumerMessage) -> Halt {
+        let unreachable = |reason| self.endpoint.unreachable(reason);
+        match message {
+            ConsumerMessage::ServerCancelled => {
+                Halt::Channel(unreachable("the request queue was deleted"))
+            }
+            ConsumerMessage::ServerClosedChannel(error)
+            | ConsumerMessage::ServerClosedConnection(error) => self.halt_after(error),
+            _ => Halt::Connection(unreachable("the connection was closed")),
+        }
+    }
+
+    fn halt_after(&self, error: &amiquip::Error) -> Halt {
+        self.shared.reply_limit.learn(error);
+        Halt::after(error, self.endpoint, ANSWER)
     }
 }
 
@@ -262,20 +280,6 @@ impl Halt {
         match error {
             amiquip::Error::ServerClosedChannel { .. } => Halt::Channel(explained),
             _ => Halt::Connection(explained),
-        }
-    }
-
-    /// After a message to the consumer that is no delivery.
-    fn by(message: &ConsumerMessage, endpoint: &Endpoint) -> Halt {
-        match message {
-            ConsumerMessage::ServerCancelled => {
-                Halt::Channel(endpoint.unreachable("the request queue was deleted"))
-            }
-            ConsumerMessage::ServerClosedChannel(error)
-            | ConsumerMessage::ServerClosedConnection(error) => {
-                Halt::after(error, endpoint, ANSWER)
-            }
-            _ => Halt::Connection(endpoint.unreachable("the connection was closed")),
         }
     }
 }

@@ -12,6 +12,7 @@ mod hostile; // requests that no client library would send
 mod logged; // what the tests' own process logs
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
+mod oversized; // replies larger than the broker takes
 mod process; // a program under test
 mod proxy; // a TCP proxy that stops forwarding when told to
 mod queue; // a request queue as another program sees it
