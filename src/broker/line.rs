@@ -211,11 +211,15 @@ impl Line {
     pub(crate) fn fuse(&self, limit: Duration) -> Fuse {
         let (burning, out) = crossbeam_channel::bounded::<()>(0);
         let line = self.clone();
-        thread::spawn(move || {
+        let burn = move || {
             if out.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
                 line.cut();
             }
-        });
+        };
+        if thread::Builder::new().name("rpc-fuse".into()).spawn(burn).is_err() {
+            // Without a limit nothing may wait here.
+            self.cut();
+        }
         Fuse { _burning: burning }
     }
 

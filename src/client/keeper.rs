@@ -5,6 +5,7 @@
 //! broker's notices. It is also the only one to wait for the broker's answers, for which amiquip
 //! knows no time limit.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -32,8 +33,8 @@ pub(crate) fn start(
     again: bool,
     deadline: Deadline,
     report: impl FnOnce(usize, Result<Arc<Session>>) + Send + 'static,
-) {
-    thread::spawn(move || {
+) -> io::Result<()> {
+    let keep = move || {
         let mut link = match config.brokers.connect(first, deadline) {
             Ok(link) => link,
             Err(no_link) => return report(first, Err(no_link.into())),
@@ -58,7 +59,8 @@ pub(crate) fn start(
             }
             Err(error) => report(next, Err(error)),
         }
-    });
+    };
+    thread::Builder::new().name("rpc-keeper".into()).spawn(keep).map(drop)
 }
 
 /// Waits until the request queue tells of consumers; without any it goes on after a while.

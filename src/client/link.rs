@@ -105,15 +105,14 @@ impl Link {
         let deadline = Deadline::after(deadline.remaining().max(LEAST));
         state.phase = Phase::Connecting;
         let link = Arc::clone(self);
-        keeper::start(
-            Arc::clone(&self.config),
-            state.broker,
-            state.was_up,
-            deadline,
-            move |broker, result| {
-                link.connected(broker, result);
-            },
-        );
+        let report = move |broker, result| link.connected(broker, result);
+        let config = Arc::clone(&self.config);
+        let started = keeper::start(config, state.broker, state.was_up, deadline, report);
+        if let Err(error) = started {
+            let brokers = self.config.brokers.to_string();
+            let reason = format!("there is no thread to connect in: {error}");
+            state.fall(Error::Unreachable { brokers, reason });
+        }
     }
 
     /// What came of connecting, told by the thread that did it.
@@ -129,13 +128,7 @@ impl Link {
                 }
                 state.phase = Phase::Up(session);
             }
-            (_, Err(error)) => {
-                log::info!("{error}");
-                state.phase = Phase::Down;
-                state.failures += 1;
-                state.last_failure = Some(error);
-                state.wait_before_the_next_try();
-            }
+            (_, Err(error)) => state.fall(error),
         }
         drop(state);
         self.changed.notify_all();
@@ -195,6 +188,14 @@ impl State {
                 self.next_try = Instant::now();
             }
         }
+    }
+
+    fn fall(&mut self, error: Error) {
+        log::info!("{error}");
+        self.phase = Phase::Down;
+        self.failures += 1;
+        self.last_failure = Some(error);
+        self.wait_before_the_next_try();
     }
 
     fn wait_before_the_next_try(&mut self) {

@@ -127,13 +127,19 @@ impl Session {
     /// Waits until `wanted` has something, meanwhile handing every reply that comes to its call.
     pub(crate) fn poll<T>(&self, wanted: &Receiver<T>, until: Instant) -> Option<T> {
         loop {
+            // A flood of replies to others must not keep anybody past the deadline.
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.hand_out_what_came();
+                return wanted.try_recv().ok();
+            }
             select! {
                 recv(wanted) -> got => return got.ok(),
                 recv(self.deliveries) -> message => match message {
                     Ok(message) => self.route(message),
                     Err(_) => return wanted.recv_deadline(until).ok(),
                 },
-                default(until.saturating_duration_since(Instant::now())) => return None,
+                default(left) => return None,
             }
         }
     }
