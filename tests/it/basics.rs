@@ -81,11 +81,13 @@ fn bad_arguments_are_usage_errors() {
         &["--timeout", "-1", "7"],
         &["--nonsense", "7"],
         &["--url", "host:5672", "7"],
+        &["amqp://ann:s3cret@host", "7"],
     ] {
         let output = run_client(args);
         assert_eq!(output.status.code(), Some(64), "{args:?}: {output:?}");
         assert_eq!(stdout(&output), "", "{args:?}");
         assert!(!stderr(&output).is_empty(), "{args:?}");
+        assert!(!stderr(&output).contains("s3cret"), "{args:?}: {output:?}");
     }
     let help = run_client(&["--help"]);
     assert_eq!(help.status.code(), Some(0));

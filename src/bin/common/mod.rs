@@ -17,13 +17,23 @@ pub fn parse<Args: FromArgs>(name: &str) -> Args {
             println!("{}", early.output);
             exit(0)
         }
-        Err(()) => usage_error(name, &early.output),
+        Err(()) => usage_error(name, &without_passwords(&early.output)),
     })
 }
 
 pub fn usage_error(name: &str, text: &str) -> ! {
     eprintln!("{}\nRun {name} --help for more information.", text.trim_end());
     exit(i32::from(USAGE))
+}
+
+/// A URL in the wrong place is shown by the parser as it was given.
+fn without_passwords(text: &str) -> String {
+    let mut parts = text.split("://");
+    let first = parts.next().unwrap_or_default().to_string();
+    parts.fold(first, |shown, part| {
+        let (_login, host) = part.rsplit_once('@').unwrap_or(("", part));
+        shown + "://" + host
+    })
 }
 
 /// Logs to standard error, at `level` or as RUST_LOG has it.
