@@ -194,7 +194,7 @@ impl<'a> Keeper<'a> {
             ConnectionBlockedNotification::Unblocked => None,
         };
         *lock(&self.session.blocked) = reason;
-        self.session.unblocked.notify_all();
+        self.session.wake_the_blocked();
     }
 
     /// The broker closed the publishing channel; whatever is tried on it tells why.
@@ -240,7 +240,7 @@ impl<'a> Keeper<'a> {
         drop(fuse);
         session.hand_out_what_came();
         session.end(ended.err().map_or("it was closed".into(), |error| reason(&error)));
-        session.unblocked.notify_all();
+        session.wake_the_blocked();
         if let Some(error) = session.pending.ended() {
             log::info!("no longer connected to {}: {error}", session.endpoint);
         }

@@ -177,7 +177,7 @@ impl Session {
     /// Closes the connection, in good order if the broker answers within a second.
     pub(crate) fn close(&self) {
         self.pending.end(Error::Closed);
-        self.unblocked.notify_all();
+        self.wake_the_blocked();
         let ordered = self.orders.send_timeout(Order::Close, CLOSING).is_ok();
         if !ordered || self.over.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
             self.line.cut();
@@ -211,6 +211,13 @@ impl Session {
             blocked = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
+    }
+
+    /// Lets those who wait for a blocked broker look again. Whoever has just looked, and holds the
+    /// lock, is waiting once the lock is free.
+    pub(super) fn wake_the_blocked(&self) {
+        drop(lock(&self.blocked));
+        self.unblocked.notify_all();
     }
 
     /// The broker did not read the request until the deadline, or not all of it.

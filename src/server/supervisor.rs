@@ -60,12 +60,6 @@ enum End {
     Failed(Error),
 }
 
-impl From<Error> for End {
-    fn from(error: Error) -> End {
-        End::Failed(error)
-    }
-}
-
 impl Supervisor {
     /// Starts the workers' threads, which wait for channels then.
     pub(crate) fn new<H>(
