@@ -151,10 +151,11 @@ impl fmt::Display for Brokers {
     }
 }
 
-/// The program's name: what operators see of it, and what goes into `app_id`.
+/// The program's name: what operators see of it, and what goes into `app_id`, where AMQP has room
+/// for 255 bytes.
 pub(crate) fn program() -> String {
     let path = std::env::current_exe().unwrap_or_default();
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().chars().take(60).collect()
 }
 
 /// Shown to operators as the connection's client property `information`.

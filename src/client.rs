@@ -15,6 +15,7 @@ pub use self::call::PendingReply;
 use self::link::Link;
 use crate::broker::{Brokers, program};
 use crate::error::Result;
+use crate::wire;
 
 /// A client of the servers on one request queue. Bytes go in, bytes come out.
 ///
@@ -72,6 +73,8 @@ impl RpcClient {
     /// [`Error::Unreachable`](crate::Error::Unreachable) if no broker takes the connection, [`Error::Refused`](crate::Error::Refused) if one
     /// refuses the user, [`Error::Config`](crate::Error::Config) if the TLS files cannot be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ClientOptions) -> Result<RpcClient> {
+        wire::check_length("queue's name", queue)?;
+        wire::check_length("content type", &options.content_type)?;
         let config = Config {
             brokers,
             queue: queue.to_string(),

@@ -22,6 +22,7 @@ pub use self::worker::Worker;
 use crate::broker::{Brokers, Link, program};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
+use crate::wire;
 
 /// A server of one request queue. Bytes come in, bytes go out.
 ///
@@ -99,6 +100,7 @@ impl RpcServer {
     /// the options or TLS files cannot be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         options.check()?;
+        wire::check_length("queue's name", queue)?;
         let shared = Shared {
             brokers,
             queue: queue.to_string(),

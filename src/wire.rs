@@ -19,6 +19,18 @@ const STATUS: &str = "rpc-status";
 /// a request nor its reply outlives its caller.
 const TRANSIENT: u8 = 1;
 
+/// Refuses a text that AMQP has no room for: a queue's name, a property.
+pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {
+    const LONGEST: usize = 255;
+    match text.len() {
+        0..=LONGEST => Ok(()),
+        length => {
+            let text = format!("the {what} has {length} bytes; AMQP allows {LONGEST}");
+            Err(Error::Config(text))
+        }
+    }
+}
+
 /// Where the frames of a message go.
 #[derive(Clone, Copy)]
 pub(crate) struct Way<'a> {

@@ -81,6 +81,7 @@ fn bad_arguments_are_usage_errors() {
         &["--timeout", "-1", "7"],
         &["--nonsense", "7"],
         &["--url", "host:5672", "7"],
+        &["--queue", &"q".repeat(256), "7"],
         &["amqp://ann:s3cret@host", "7"],
     ] {
         let output = run_client(args);
