@@ -132,6 +132,8 @@ impl<'a> Keeper<'a> {
         let gone = |_| link.endpoint.unreachable("the connection ended while it was set up");
         link.line.write(&probe, soon.at).map_err(gone)?;
 
+        let turn = bounded(1);
+        turn.0.try_send(()).expect("there is room for the only turn");
         let (orders_in, orders) = bounded(1);
         let (over, over_out) = bounded(0);
         let session = Session {
@@ -142,6 +144,7 @@ impl<'a> Keeper<'a> {
             publisher: publisher.channel_id(),
             pending: PendingCalls::new(config.options.max_in_flight),
             deliveries: consumer.receiver().clone(),
+            turn,
             offended: AtomicBool::new(false),
             proved: AtomicBool::new(false),
             blocked: Mutex::new(None),

@@ -35,6 +35,8 @@ pub(crate) struct Session {
     pub(super) publisher: u16,
     pub(super) pending: PendingCalls,
     pub(super) deliveries: Receiver<ConsumerMessage>,
+    /// The turn to poll the deliveries: in here while nobody has it.
+    pub(super) turn: (Sender<()>, Receiver<()>),
     /// Whether the broker closed the publishing channel: it took offence at a request.
     pub(super) offended: AtomicBool,
     /// Whether the broker is known to take messages from us: [`PROBE`] has come back.
@@ -124,13 +126,34 @@ impl Session {
         }
     }
 
-    /// Waits until `wanted` has something, meanwhile handing every reply that comes to its call.
+    /// Waits until `wanted` has something. One of those who wait polls the reply queue, for all
+    /// of them; whoever has what it wanted leaves that to the next. Were all of them to poll,
+    /// most replies would wake somebody up who then has to wake up their owner.
     pub(crate) fn poll<T>(&self, wanted: &Receiver<T>, until: Instant) -> Option<T> {
+        let (hand_on, turn) = &self.turn;
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            self.hand_out_what_came();
+            return wanted.try_recv().ok();
+        }
+        select! {
+            recv(wanted) -> got => got.ok(),
+            recv(turn) -> _ => {
+                let got = self.poll_for_all(wanted, until);
+                // There is one turn, and room for it.
+                let _ = hand_on.try_send(());
+                got
+            }
+            default(left) => None,
+        }
+    }
+
+    /// Hands every reply that comes to its call until `wanted` has something.
+    fn poll_for_all<T>(&self, wanted: &Receiver<T>, until: Instant) -> Option<T> {
         loop {
             // A flood of replies to others must not keep anybody past the deadline.
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                self.hand_out_what_came();
                 return wanted.try_recv().ok();
             }
             select! {
