@@ -112,7 +112,9 @@ impl Line {
                     way_out.taken = false;
                     self.0.free.notify_all();
                     if !room.map_err(|_| Unwritten::Gone)? {
-                        let begun = written > 0;
+                        // Without a rest before it, its own first record may be half out.
+                        let sealed = !self.is_plain() && way_out.rest.is_empty();
+                        let begun = written > 0 || sealed;
                         if begun {
                             way_out.rest = frames[written..].to_vec();
                         }
@@ -132,12 +134,13 @@ impl Line {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.write_rest(&mut way_out)?;
-        let length = self.write_some(bytes)?;
-        let owed = std::mem::replace(&mut way_out.owed_by_amiquip, bytes.len() - length);
-        if owed > 0 && way_out.owed_by_amiquip == 0 {
+        let done = self.write_some(bytes);
+        let left = bytes.len() - *done.as_ref().unwrap_or(&0);
+        let owed = std::mem::replace(&mut way_out.owed_by_amiquip, left);
+        if owed > 0 && left == 0 {
             self.0.free.notify_all();
         }
-        Ok(length)
+        done
     }
 
     fn write_rest(&self, way_out: &mut WayOut) -> io::Result<()> {
@@ -148,6 +151,8 @@ impl Line {
         Ok(())
     }
 
+    /// In TLS a record may be half out although nothing was written: then the same bytes have to
+    /// be tried again before any others (SSL_write(3)).
     fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
         match self.0.over_tcp.get() {
             None => (&self.0.tcp).write(bytes),
