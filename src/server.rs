@@ -112,9 +112,7 @@ impl RpcServer {
             stopper: Stopper::new(),
         };
         let mut link = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
-        let fuse = link.line.fuse(shared.brokers.connect_timeout);
-        queue::ensure(&mut link, &shared.queue, &shared.options)?;
-        drop(fuse);
+        queue::ensure(&mut link, &shared)?;
         Ok(RpcServer {
             shared: Arc::new(shared),
             link: Mutex::new(Some(link)),

@@ -199,7 +199,7 @@ impl Line {
     }
 
     /// Whether we ended the connection, rather than the peer or the network.
-    pub(super) fn was_cut(&self) -> bool {
+    pub(crate) fn was_cut(&self) -> bool {
         self.0.was_cut.load(Ordering::Relaxed)
     }
 

@@ -2,13 +2,29 @@
 
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
-use super::{QueueType, ServerOptions};
+use super::{QueueType, ServerOptions, Shared};
 use crate::broker::{Endpoint, Link};
 use crate::error::{Error, Result};
 
-/// Makes sure that there is a queue of that name. Looks passively first: whoever made it knew
-/// what kind it should be.
-pub(crate) fn ensure(link: &mut Link, queue: &str, options: &ServerOptions) -> Result<()> {
+/// Makes sure that there is a queue of that name, in as long as connecting may take.
+pub(crate) fn ensure(link: &mut Link, shared: &Shared) -> Result<()> {
+    let limit = shared.brokers.connect_timeout;
+    let _fuse = link.line.fuse(limit);
+    look_or_declare(link, &shared.queue, &shared.options).map_err(|error| {
+        match link.line.was_cut() {
+            // RabbitMQ 4 waits for the home node, for a minute, before it says anything.
+            true => link.endpoint.unreachable(format!(
+                "it did not say within {limit:?} whether there is a queue {:?}: a cluster may be \
+                 waiting for the queue's home node",
+                shared.queue
+            )),
+            false => error,
+        }
+    })
+}
+
+/// Looks passively first: whoever made the queue knew what kind it should be.
+fn look_or_declare(link: &mut Link, queue: &str, options: &ServerOptions) -> Result<()> {
     let looked = declare(link, queue, None);
     match looked {
         Err(amiquip::Error::ServerClosedChannel { code: 404, message, .. })

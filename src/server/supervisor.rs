@@ -164,7 +164,7 @@ impl Supervisor {
     /// Makes sure of the queue and has a channel ready for every worker.
     fn staff(&self, link: &mut Link) -> Result<Receiver<ConnectionBlockedNotification>> {
         let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
-        queue::ensure(link, &self.shared.queue, &self.shared.options)?;
+        queue::ensure(link, &self.shared)?;
         for _ in 0..self.shared.options.workers {
             self.assign_a_channel(link)?;
         }
@@ -199,7 +199,7 @@ impl Supervisor {
             {
                 log::warn!("{error}; going on with another channel");
                 let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
-                queue::ensure(link, &self.shared.queue, &self.shared.options)
+                queue::ensure(link, &self.shared)
                     .and_then(|()| self.assign_a_channel(link))
                     .err()
                     .map(End::Failed)
@@ -298,7 +298,7 @@ pub(crate) fn lend_a_worker<T>(
     work: impl FnOnce(&Worker<'_>) -> Result<T>,
 ) -> Result<T> {
     let fuse = link.line.fuse(shared.brokers.connect_timeout);
-    queue::ensure(&mut link, &shared.queue, &shared.options)?;
+    queue::ensure(&mut link, shared)?;
     let (endpoint, line) = (link.endpoint.clone(), link.line.clone());
     let channel = link.connection.open_channel(None);
     let channel = channel.map_err(|error| endpoint.explain(&error, "open a channel"))?;

@@ -150,6 +150,18 @@ impl Broker {
         output
     }
 
+    /// Has node 0 refuse messages of more than `bytes`, from the next channel on.
+    pub fn limit_messages(&self, bytes: u32) {
+        // RabbitMQ 4 looks for it in another place than RabbitMQ 3.
+        self.ctl(&[
+            "eval",
+            &format!(
+                "application:set_env(rabbit, max_message_size, {bytes}), \
+                 persistent_term:put(max_message_size, {bytes})."
+            ),
+        ]);
+    }
+
     /// What the node has logged so far.
     pub fn log(&self, node: usize) -> String {
         let directory = self.script().fact("dir");

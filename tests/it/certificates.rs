@@ -29,9 +29,9 @@ impl Certificates {
         certificates.authority("ca");
         certificates.authority("other-ca");
         certificates.signed("server", "broker", "ca", 30);
-        certificates.signed("expired-server", "broker", "ca", -1);
+        certificates.signed("expired-server", "broker", "ca", 0);
         certificates.signed("client", CLIENT, "ca", 30);
-        certificates.signed("expired-client", CLIENT, "ca", -1);
+        certificates.signed("expired-client", CLIENT, "ca", 0);
         certificates.signed("foreign-client", CLIENT, "other-ca", 30);
         certificates
     }
@@ -60,7 +60,8 @@ impl Certificates {
         ));
     }
 
-    /// All of them are for the host name `localhost`, and none for 127.0.0.1.
+    /// All of them are for the host name `localhost`, and none for 127.0.0.1. One of 0 days has
+    /// expired a second later, long before a broker is up.
     fn signed(&self, name: &str, common_name: &str, authority: &str, days: i32) {
         self.openssl(&format!(
             "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={common_name} \

@@ -12,7 +12,7 @@ use crate::broker::{Broker, queue_name};
 #[test]
 fn a_reply_that_is_too_large_is_answered_with_an_error() {
     let broker = Broker::fragile();
-    broker.ctl(&["eval", "application:set_env(rabbit, max_message_size, 1000)."]);
+    broker.limit_messages(1000);
     let queue = queue_name("oversized");
     let brokers = Brokers::parse(&broker.url()).unwrap();
     let server = RpcServer::connect(brokers.clone(), &queue, ServerOptions::default()).unwrap();
@@ -34,7 +34,7 @@ fn a_reply_that_is_too_large_is_answered_with_an_error() {
     assert_eq!(client.call("small").unwrap().len(), 1000);
     stopper.stop();
     let (served, counters) = serving.join().unwrap();
-    broker.ctl(&["eval", "application:set_env(rabbit, max_message_size, 134217728)."]);
+    broker.limit_messages(16 << 20);
     served.unwrap();
     assert_eq!((counters.failed, counters.redelivered), (2, 1), "the limit is learned once");
 }

@@ -241,7 +241,7 @@ fn a_channel_that_the_broker_closes() {
     let (url, queue) = (broker.url(), queue_name("channel"));
     let _server = Server::echo(&url, &queue);
     // A request that is larger than the broker takes costs the channel it came on.
-    broker.ctl(&["eval", "application:set_env(rabbit, max_message_size, 1000)."]);
+    broker.limit_messages(1000);
     let client = connect(&url, &queue, ClientOptions::default());
     let idempotent = ClientOptions { idempotent: true, ..Default::default() };
     let again = connect(&url, &queue, idempotent);
@@ -254,5 +254,5 @@ fn a_channel_that_the_broker_closes() {
         assert!(error.may_have_executed());
         assert_eq!(client.call("8").unwrap(), b"8", "the next call works");
     }
-    broker.ctl(&["eval", "application:set_env(rabbit, max_message_size, 134217728)."]);
+    broker.limit_messages(16 << 20);
 }
