@@ -1,4 +1,7 @@
-//! TLS between the socket and AMQP, by the system's TLS library.
+//! TLS between the socket and AMQP, by OpenSSL.
+//!
+//! By OpenSSL itself rather than by a crate for every system's TLS, because such a crate loads
+//! the system's authorities even where a file of others is given: 80 ms before the first call.
 
 #[cfg(feature = "tls")]
 use std::io::{self, Read, Write};
@@ -8,7 +11,12 @@ use std::path::Path;
 use std::path::PathBuf;
 
 #[cfg(feature = "tls")]
-use native_tls::{Certificate, HandshakeError, Identity, TlsConnector, TlsStream};
+use openssl::ssl::{
+    HandshakeError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslStream,
+    SslVerifyMode, SslVersion,
+};
+#[cfg(feature = "tls")]
+use openssl::{error::ErrorStack, pkey::PKey, x509::verify::X509CheckFlags};
 
 use super::Endpoint;
 use super::line::Stream;
@@ -22,41 +30,47 @@ pub struct TlsFiles {
     pub ca: Option<PathBuf>,
     /// The certificate (and its chain) to show to a broker that asks for one.
     pub cert: Option<PathBuf>,
-    /// That certificate's private key, in PKCS#8 (`BEGIN PRIVATE KEY`).
+    /// That certificate's private key, not encrypted.
     pub key: Option<PathBuf>,
 }
 
 /// What a TLS handshake takes, made from the files before anything goes over the network. They
 /// are read again for each connection, so that renewed certificates are taken up.
 #[cfg(feature = "tls")]
-pub(crate) struct Connector(TlsConnector);
+pub(crate) struct Connector(SslContext);
 
 #[cfg(feature = "tls")]
 impl Connector {
     pub(crate) fn new(files: &TlsFiles) -> Result<Connector> {
-        let mut builder = TlsConnector::builder();
-        if let Some(path) = &files.ca {
-            let authorities = Certificate::stack_from_pem(&read(path)?);
-            let authorities = authorities.map_err(|error| unusable(path, &error.to_string()))?;
-            if authorities.is_empty() {
-                return Err(unusable(path, "there is no BEGIN CERTIFICATE in it"));
-            }
-            builder.disable_built_in_roots(true);
-            for authority in authorities {
-                builder.add_root_certificate(authority);
-            }
+        let unset = |error| Error::Config(format!("TLS cannot be set up: {error}"));
+        let mut context = SslContextBuilder::new(SslMethod::tls_client()).map_err(unset)?;
+        context.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(unset)?;
+        context.set_verify(SslVerifyMode::PEER);
+        // Whoever has to try a write again may have moved the bytes.
+        context.set_mode(
+            SslMode::AUTO_RETRY
+                | SslMode::ACCEPT_MOVING_WRITE_BUFFER
+                | SslMode::ENABLE_PARTIAL_WRITE,
+        );
+        match &files.ca {
+            Some(ca) => context
+                .set_ca_file(ca)
+                .map_err(|error| unusable(ca, "as the certificates of authorities", &error))?,
+            None => context.set_default_verify_paths().map_err(unset)?,
         }
         match (&files.cert, &files.key) {
             (Some(cert), Some(key)) => {
-                let identity =
-                    Identity::from_pkcs8(&read(cert)?, &read(key)?).map_err(|error| {
-                        let files = format!("{} with the key {}", cert.display(), key.display());
-                        let fix = "the key has to be PKCS#8: openssl pkcs8 -topk8 -nocrypt";
-                        Error::Config(format!(
-                            "cannot use the certificate {files} ({error}); {fix}"
-                        ))
-                    })?;
-                builder.identity(identity);
+                context
+                    .set_certificate_chain_file(cert)
+                    .map_err(|error| unusable(cert, "as the client certificate", &error))?;
+                let pem = std::fs::read(key).map_err(|error| {
+                    Error::Config(format!("cannot read {}: {error}", key.display()))
+                })?;
+                // With the wrong passphrase an encrypted key is an error; with none OpenSSL
+                // would ask the terminal for one.
+                PKey::private_key_from_pem_passphrase(&pem, b"")
+                    .and_then(|key| context.set_private_key(&key))
+                    .map_err(|error| unusable(key, "as the client certificate's key", &error))?;
             }
             (None, None) => {}
             _ => {
@@ -65,11 +79,7 @@ impl Connector {
                 return Err(Error::Config(text.into()));
             }
         }
-        let connector = builder.build();
-        let connector = connector.map_err(|error| {
-            Error::Config(format!("TLS cannot be set up with these files: {error}"))
-        })?;
-        Ok(Connector(connector))
+        Ok(Connector(context.build()))
     }
 
     /// Blocks until whoever holds the connection cuts it; then says that this took too long.
@@ -79,22 +89,39 @@ impl Connector {
         endpoint: &Endpoint,
         deadline: Deadline,
     ) -> Result<Box<dyn Stream>> {
-        self.0.connect(&endpoint.host, tcp).map(explaining).map_err(|error| {
+        let ssl = self.expecting(&endpoint.host).map_err(|error| {
+            Error::Config(format!("TLS cannot verify the host name {}: {error}", endpoint.host))
+        })?;
+        ssl.connect(tcp).map(explaining).map_err(|error| {
             endpoint.unreachable(match error {
-                HandshakeError::Failure(error) if !deadline.has_passed() => {
-                    explain(&error.to_string(), &endpoint.host)
-                }
-                _ => "the TLS handshake took too long".into(),
+                HandshakeError::WouldBlock(_) => "the TLS handshake took too long".into(),
+                _ if deadline.has_passed() => "the TLS handshake took too long".into(),
+                error => explain(&error.to_string(), &endpoint.host),
             })
         })
+    }
+
+    /// A connection to that host, and to no other: the certificate has to be for its name or
+    /// address (RFC 6125).
+    fn expecting(&self, host: &str) -> Result<Ssl, ErrorStack> {
+        let mut ssl = Ssl::new(&self.0)?;
+        match host.parse() {
+            Ok(address) => ssl.param_mut().set_ip(address)?,
+            Err(_) => {
+                ssl.set_hostname(host)?;
+                ssl.param_mut().set_hostflags(X509CheckFlags::NO_PARTIAL_WILDCARDS);
+                ssl.param_mut().set_host(host)?;
+            }
+        }
+        Ok(ssl)
     }
 }
 
 /// In TLS 1.3 the client is through with its handshake before the broker has looked at the
 /// client certificate: what it says to that comes with the first read.
 #[cfg(feature = "tls")]
-fn explaining(stream: TlsStream<TcpStream>) -> Box<dyn Stream> {
-    struct Explaining(TlsStream<TcpStream>);
+fn explaining(stream: SslStream<TcpStream>) -> Box<dyn Stream> {
+    struct Explaining(SslStream<TcpStream>);
 
     impl Read for Explaining {
         fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
@@ -136,13 +163,9 @@ fn explaining(stream: TlsStream<TcpStream>) -> Box<dyn Stream> {
 }
 
 #[cfg(feature = "tls")]
-fn read(path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|error| unusable(path, &error.to_string()))
-}
-
-#[cfg(feature = "tls")]
-fn unusable(path: &Path, reason: &str) -> Error {
-    Error::Config(format!("cannot use {} for TLS: {reason}", path.display()))
+fn unusable(path: &Path, purpose: &str, error: &ErrorStack) -> Error {
+    let reasons: Vec<_> = error.errors().iter().filter_map(openssl::error::Error::reason).collect();
+    Error::Config(format!("cannot use {} {purpose}: {}", path.display(), reasons.join(", ")))
 }
 
 /// OpenSSL's words, and what they mean here.

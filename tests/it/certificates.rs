@@ -73,6 +73,14 @@ impl Certificates {
         ));
     }
 
+    /// The same key under a passphrase.
+    pub fn encrypted(&self, name: &str) -> PathBuf {
+        self.openssl(&format!(
+            "pkey -in {name}.pem -aes128 -passout pass:word -out {name}-aes.pem"
+        ));
+        self.path(&format!("{name}-aes.pem"))
+    }
+
     fn openssl(&self, args: &str) {
         let mut command = Command::new("openssl");
         command.args(args.split_whitespace()).current_dir(&self.directory);

@@ -227,11 +227,17 @@ fn files_of_no_use() {
     let url = format!("amqps://guest:{ENCODED}@localhost:1");
     let good = tls().files();
     let ca = tls().certificates.path("ca.pem");
+    let encrypted = tls().certificates.encrypted("client-key");
     for (files, words) in [
         (TlsFiles { ca: Some("/no/such.pem".into()), ..good.clone() }, "cannot use /no/such.pem"),
-        (TlsFiles { ca: good.key.clone(), ..good.clone() }, "no BEGIN CERTIFICATE"),
-        (TlsFiles { key: Some(ca.clone()), ..good.clone() }, "PKCS#8"),
-        (TlsFiles { cert: Some(ca), ..good.clone() }, "TLS cannot be set up with these files"),
+        (
+            TlsFiles { ca: good.key.clone(), ..good.clone() },
+            "as the certificates of authorities: no certificate",
+        ),
+        (TlsFiles { key: Some("/no/key.pem".into()), ..good.clone() }, "cannot read /no/key.pem"),
+        (TlsFiles { key: Some(encrypted), ..good.clone() }, "as the client certificate's key"),
+        (TlsFiles { key: Some(ca.clone()), ..good.clone() }, "as the client certificate's key"),
+        (TlsFiles { cert: Some(ca), ..good.clone() }, "key values mismatch"),
         (TlsFiles { key: None, ..good }, "needs its key"),
     ] {
         tls().fails(&url, files, 64, &[words]);
