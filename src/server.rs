@@ -144,7 +144,7 @@ impl RpcServer {
         H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
     {
         let on_ready = self.on_ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Supervisor::new(&self.shared, handler, on_ready).serve(self.take_link())
+        Supervisor::new(&self.shared, handler, on_ready)?.serve(self.take_link())
     }
 
     /// Lends a single worker to `work`, on this thread, for a loop of one's own around

@@ -61,12 +61,13 @@ enum End {
 }
 
 impl Supervisor {
-    /// Starts the workers' threads, which wait for channels then.
+    /// Starts the workers' threads, which wait for channels then. Without room for them all
+    /// none stays.
     pub(crate) fn new<H>(
         shared: &Arc<Shared>,
         handler: H,
         on_ready: Option<Box<dyn FnOnce() + Send>>,
-    ) -> Supervisor
+    ) -> Result<Supervisor>
     where
         H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
     {
@@ -76,10 +77,13 @@ impl Supervisor {
         for _ in 0..shared.options.workers {
             let (shared, handler) = (Arc::clone(shared), Arc::clone(&handler));
             let (assignments, newsroom) = (unassigned.clone(), newsroom.clone());
-            thread::spawn(move || work(&shared, &*handler, &assignments, &newsroom));
+            let work = move || work(&shared, &*handler, &assignments, &newsroom);
+            thread::Builder::new().name("rpc-worker".into()).spawn(work).map_err(|error| {
+                Error::Config(format!("no thread for a worker: {error}; ask for fewer workers"))
+            })?;
         }
         let shared = Arc::clone(shared);
-        Supervisor { shared, channels, unassigned, news, session: 0, on_ready }
+        Ok(Supervisor { shared, channels, unassigned, news, session: 0, on_ready })
     }
 
     /// Serves on that connection if there is one, and on another whenever one is lost.
