@@ -5,9 +5,10 @@ use std::process::Command;
 
 use rabbitmq_rpc::TlsFiles;
 
+use crate::scratch;
+
 /// A directory of PEM files: what `broker.sh --tls` reads (`ca.pem`, `server.pem`,
-/// `server-key.pem`), a client's certificate and key, and some that are no good. It lies in
-/// Cargo's directory for tests' files, where the next run takes it away.
+/// `server-key.pem`), a client's certificate and key, and some that are no good.
 pub struct Certificates {
     directory: PathBuf,
 }
@@ -17,15 +18,7 @@ pub const CLIENT: &str = "client-by-certificate";
 
 impl Certificates {
     pub fn make() -> Certificates {
-        let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("certificates");
-        for old in std::fs::read_dir(&all).into_iter().flatten().flatten() {
-            if !Path::new("/proc").join(old.file_name()).exists() {
-                let _ = std::fs::remove_dir_all(old.path());
-            }
-        }
-        let directory = all.join(std::process::id().to_string());
-        std::fs::create_dir_all(&directory).expect("Cargo's directory can be written to");
-        let certificates = Certificates { directory };
+        let certificates = Certificates { directory: scratch::directory("certificates") };
         certificates.authority("ca");
         certificates.authority("other-ca");
         certificates.signed("server", "broker", "ca", 30);

@@ -18,7 +18,9 @@ mod proxy; // a TCP proxy that stops forwarding when told to
 mod queue; // a request queue as another program sees it
 mod queue_kinds; // the request queue: used, declared or refused
 mod raw; // an AMQP client that writes what it is told, byte for byte
+mod readme; // the README's shell blocks, typed into a shell
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
+mod scratch; // directories for the files of one run
 mod server; // a server at work: workers, handlers, stopping
 mod server_faults; // a server whose broker, queue or fellows are taken away
 mod tls; // amqps://, and each way it can go wrong

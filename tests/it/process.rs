@@ -11,8 +11,8 @@
 #![allow(dead_code)]
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 pub struct Process {
     child: Child,
     name: String,
+    stdin: Option<ChildStdin>,
     lines: Receiver<(Stream, String)>,
     stdout: String,
     stderr: String,
@@ -41,9 +42,18 @@ impl Process {
 
     /// Runs a command that needs more than arguments, such as environment variables.
     pub fn from(command: &mut Command) -> Process {
+        Process::reading(Stdio::null(), command)
+    }
+
+    /// Runs a command that is told what to do on its standard input, by [`Process::tell`].
+    pub fn told(command: &mut Command) -> Process {
+        Process::reading(Stdio::piped(), command)
+    }
+
+    fn reading(stdin: Stdio, command: &mut Command) -> Process {
         let name = format!("{command:?}");
         let mut child = command
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -53,7 +63,15 @@ impl Process {
         let stderr = child.stderr.take().expect("stderr was asked for");
         read_lines(stdout, Stream::Stdout, sender.clone());
         read_lines(stderr, Stream::Stderr, sender);
-        Process { child, name, lines, stdout: String::new(), stderr: String::new(), seen: [0; 2] }
+        let (stdin, [stdout, stderr]) = (child.stdin.take(), [String::new(), String::new()]);
+        Process { child, name, stdin, lines, stdout, stderr, seen: [0; 2] }
+    }
+
+    /// Writes to its standard input.
+    pub fn tell(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("it was started to be told");
+        // A program that has ended reads no more; whoever waits for it next shows how it ended.
+        let _ = stdin.write_all(text.as_bytes());
     }
 
     /// Waits for a line with this text in it, on either stream, and returns it. Lines that an
@@ -71,6 +89,17 @@ impl Process {
         }
     }
 
+    /// Waits until standard output is as wanted; panics when the program ends or the time is over
+    /// first.
+    pub fn wait_for_stdout(&mut self, wanted: impl Fn(&str) -> bool, timeout: Duration) {
+        let deadline = Instant::now() + timeout;
+        while !wanted(&self.stdout) {
+            if let Err(error) = self.collect(deadline) {
+                self.fail(&format!("did not print what it should ({error})"));
+            }
+        }
+    }
+
     /// Sends a signal by its name: `TERM`, `INT`, `KILL`, `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
         // The standard library can only send KILL, and a crate for one call is too much.
@@ -81,8 +110,10 @@ impl Process {
         assert!(status.success(), "no SIG{name} for {}: {status}", self.name);
     }
 
-    /// Waits for the program to end and returns how it did; panics when it does not in time.
+    /// Ends its standard input, waits for the program to end and returns how it did; panics when
+    /// it does not in time.
     pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
+        drop(self.stdin.take());
         let deadline = Instant::now() + timeout;
         // Both streams end when the program does.
         while let Ok(()) = self.collect(deadline) {}

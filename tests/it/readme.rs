@@ -1,0 +1,101 @@
+//! The README's shell blocks, run in one session as a reader would who types them in and waits
+//! for what their comments promise.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::broker::{Broker, queue_name};
+use crate::process::Process;
+use crate::scratch;
+
+const README: &str = include_str!("../../README.md");
+/// For what takes longest: certificates, and 2,000 calls.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What each comment in a block promises to be printed.
+const PROMISES: [(&str, &[&str]); 5] = [
+    ("Awaiting RPC requests on rpc_queue", &["Awaiting RPC requests on rpc_queue"]),
+    ("13", &["13"]),
+    (
+        "five numbers, in the order asked",
+        &["0", "1", "13", "12200160415121876738", "332825110087067562321196029789634457848"],
+    ),
+    ("the server refuses it: exit code 65", &["exit code 65"]),
+    // Its exit code is asked for at the end.
+    ("the server answers what it has begun with, and leaves", &[]),
+];
+
+#[test]
+fn its_shell_blocks_do_what_they_say() {
+    let mut session = Session::start();
+    let mut promised = Vec::new();
+    let mut blocks = 0;
+    for block in README.split("```sh\n").skip(1) {
+        let (block, _) = block.split_once("```").expect("a block has an end");
+        blocks += 1;
+        session.bash.tell(block);
+        promised.extend(block.lines().flat_map(promise));
+        session.bash.wait_for_stdout(|said| has_in_order(said, &promised), PATIENCE);
+    }
+    assert_eq!((blocks, promised.len()), (3, 8), "{promised:?}");
+
+    // Under `set -e` each of these ends the session if it fails, as all commands before them do.
+    session.bash.tell("wait $!\n");
+    session.bash.tell("openssl verify -CAfile ca.pem ca.pem client.pem\n");
+    session.bash.tell("openssl verify -CAfile ca.pem -verify_hostname rabbit-1 server.pem\n");
+    let ended = session.bash.wait(PATIENCE);
+    let (said, complained) = (session.bash.stdout().to_string(), session.bash.stderr().to_string());
+    assert!(ended.success(), "{ended}\n{said}{complained}");
+    assert!(said.ends_with("ca.pem: OK\nclient.pem: OK\nserver.pem: OK\n"), "{said}");
+    assert!(complained.contains("n = 187: OUT_OF_RANGE"), "{complained}");
+}
+
+/// The lines that a command's comment promises.
+fn promise(line: &str) -> &'static [&'static str] {
+    let Some((_, comment)) = line.split_once("# ") else { return &[] };
+    let known = PROMISES.iter().find(|(text, _)| *text == comment);
+    known.unwrap_or_else(|| panic!("nobody checks what {comment:?} promises")).1
+}
+
+/// Whether these are among the lines, in this order.
+fn has_in_order(said: &str, lines: &[&str]) -> bool {
+    let mut said = said.lines();
+    lines.iter().all(|line| said.any(|said| said == *line))
+}
+
+/// A shell with the programs at hand, and a virtual host of its own: the README uses the default
+/// queue.
+struct Session {
+    bash: Process,
+}
+
+impl Session {
+    fn start() -> Session {
+        let (broker, vhost) = (Broker::shared(), queue_name("readme"));
+        broker.ctl(&["add_vhost", &vhost]);
+        broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
+        let programs = Path::new(env!("CARGO_BIN_EXE_rpc_server")).parent().unwrap();
+        let path = std::env::var("PATH").expect("there is a PATH");
+        let mut command = Command::new("bash");
+        command
+            .env("PATH", format!("{}:{path}", programs.display()))
+            .env("AMQP_URL", broker.url().replace("%2f", &vhost))
+            .current_dir(scratch::directory("readme"))
+            .process_group(0);
+        let mut bash = Process::told(&mut command);
+        // The session ends with its input, also when this process is killed, and must then not
+        // leave a server behind.
+        bash.tell("set -eu\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n");
+        Session { bash }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // What a test that failed has left running is in the shell's process group.
+        let group = format!("-{}", self.bash.pid());
+        let _ = Command::new("kill").args(["-s", "KILL", "--", &group]).output();
+    }
+}
