@@ -1,11 +1,9 @@
-//! The client under faults, and what its tests need: servers, and a way to the broker that can
-//! be closed.
+//! The client under faults, and what its tests need: servers.
 
 mod deadlines;
 mod errors;
 mod faults;
 mod leaks;
-mod proxy;
 mod reconnects;
 mod threads;
 
@@ -18,8 +16,11 @@ use amiquip::{
 };
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use rabbitmq_rpc::{
-    Brokers, ClientCounters, ClientOptions, Failure, RpcClient, RpcServer, ServerOptions, Stopper,
+    Brokers, ClientCounters, ClientOptions, Error, Failure, RpcClient, RpcServer, ServerOptions,
+    Stopper,
 };
+
+use crate::proxy::Proxy;
 
 /// Longer than anything takes that works.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -145,6 +146,17 @@ impl Drop for HandServer {
         let served = self.serving.take().map(JoinHandle::join);
         assert!(thread::panicking() || matches!(served, Some(Ok(()))), "the server failed");
     }
+}
+
+/// Ends every connection there is, and returns once the client has noticed. Whoever calls before
+/// that may still lose the call with the connection.
+fn cut_under(proxy: &Proxy, client: &RpcClient, server: &HandServer) {
+    let call = client.send("lost").unwrap();
+    server.next();
+    proxy.cut();
+    let error = call.wait().unwrap_err();
+    assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
+    assert!(error.may_have_executed());
 }
 
 /// Makes a request queue as the server would.

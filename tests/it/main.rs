@@ -14,7 +14,7 @@ mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
 mod oversized; // replies larger than the broker takes
 mod process; // a program under test
-mod proxy; // a TCP proxy that stops forwarding when told to
+mod proxy; // a TCP proxy that stops forwarding, or hangs up, when told to
 mod queue; // a request queue as another program sees it
 mod queue_kinds; // the request queue: used, declared or refused
 mod raw; // an AMQP client that writes what it is told, byte for byte

@@ -7,7 +7,7 @@ use rabbitmq_rpc::{Brokers, ClientOptions, Error, FibonacciRpcClient, RpcClient}
 
 use crate::broker::{Broker, queue_name};
 use crate::process::Process;
-use crate::proxy::Proxy;
+use crate::proxy::{Mode, Proxy};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A second of heartbeat is two of silence, and up to one more until that is noticed.
@@ -31,10 +31,10 @@ fn client(urls: &str, queue: &str, idempotent: bool) -> RpcClient {
 fn calls_keep_their_deadlines() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let _server = serving(&Broker::shared().url(), &queue);
-    let client = client(&proxy.url(HEARTBEAT), &queue, false);
+    let client = client(&(proxy.url() + HEARTBEAT), &queue, false);
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
 
-    proxy.swallow();
+    proxy.set(Mode::Swallow);
     let second = Duration::from_secs(1);
     let until = Instant::now() + 6 * second;
     let mut errors = Vec::new();
@@ -48,10 +48,10 @@ fn calls_keep_their_deadlines() {
     assert!(matches!(errors[0], Error::TimedOut { sent: true, .. }), "{errors:?}");
     assert!(matches!(errors.last(), Some(Error::Unreachable { .. })), "{errors:?}");
 
-    proxy.resume();
+    proxy.set(Mode::Forward);
     assert_eq!(client.call_timeout("7", PATIENCE), Ok(b"13".to_vec()));
 
-    proxy.swallow();
+    proxy.set(Mode::Swallow);
     let began = Instant::now();
     drop(client);
     assert!(began.elapsed() < Duration::from_millis(2500), "{:?}", began.elapsed());
@@ -61,11 +61,11 @@ fn calls_keep_their_deadlines() {
 fn the_next_broker_takes_over() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let _server = serving(&Broker::shared().url(), &queue);
-    let urls = format!("{},{}", proxy.url(HEARTBEAT), Broker::shared().url());
+    let urls = format!("{}{HEARTBEAT},{}", proxy.url(), Broker::shared().url());
     let client = client(&urls, &queue, false);
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
 
-    proxy.swallow();
+    proxy.set(Mode::Swallow);
     let began = Instant::now();
     let lost = client.call("7").expect_err("the request was swallowed");
     assert!(matches!(lost, Error::ConnectionLost { .. }), "{lost:?}");
@@ -84,24 +84,24 @@ fn the_next_broker_takes_over() {
 fn an_idempotent_call_is_sent_again_through_the_next_broker() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let _server = serving(&Broker::shared().url(), &queue);
-    let urls = format!("{},{}", proxy.url(HEARTBEAT), Broker::shared().url());
+    let urls = format!("{}{HEARTBEAT},{}", proxy.url(), Broker::shared().url());
     let brokers = Brokers::parse(&urls).unwrap();
     let options = FibonacciRpcClient::options();
     let client = FibonacciRpcClient::with_options(brokers, &queue, options).unwrap();
-    proxy.swallow();
+    proxy.set(Mode::Swallow);
     assert_eq!(client.call(7), Ok(13));
 }
 
 #[test]
 fn a_broker_that_takes_no_more_than_the_login_is_not_tried_for_ever() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
-    let urls = format!("{},{}", proxy.url(""), Broker::shared().url());
+    let urls = format!("{},{}", proxy.url(), Broker::shared().url());
     let mut server = serving(&urls, &queue);
     let client = client(&urls, &queue, false);
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
 
-    proxy.swallow_after_logins();
-    proxy.hang_up();
+    proxy.set(Mode::LoginsOnly);
+    proxy.cut();
     server.wait_for_line("trying again", PATIENCE);
     let until = Instant::now() + PATIENCE;
     while let Err(error) = client.call_timeout("7", Duration::from_secs(5)) {
@@ -112,12 +112,12 @@ fn a_broker_that_takes_no_more_than_the_login_is_not_tried_for_ever() {
 #[test]
 fn a_server_moves_to_the_next_broker() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
-    let urls = format!("{},{}", proxy.url(HEARTBEAT), Broker::shared().url());
+    let urls = format!("{}{HEARTBEAT},{}", proxy.url(), Broker::shared().url());
     let mut server = serving(&urls, &queue);
     let client = client(&Broker::shared().url(), &queue, false);
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
 
-    proxy.swallow();
+    proxy.set(Mode::Swallow);
     // The broker misses the server's heartbeats too, and gives the request out again.
     assert_eq!(client.call_timeout("7", PATIENCE), Ok(b"13".to_vec()));
     let said = server.stderr();

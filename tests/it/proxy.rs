@@ -1,107 +1,145 @@
-//! A network that can be made to swallow packets: a TCP proxy that stops forwarding, and closes
-//! nothing unless told to.
+//! A network that can be closed: a TCP proxy to a port of this machine, which stops forwarding,
+//! hangs up or takes nobody when told to.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
-/// Forwards from a port of its own until [`Proxy::swallow`]. From then on connections stay open,
-/// further ones are taken, and nothing comes out at the other end until [`Proxy::resume`].
+/// Forwards from a port of its own. Dropping it ends every connection.
 pub struct Proxy {
     port: u16,
     gate: Arc<Gate>,
 }
 
-#[derive(Default)]
-struct Gate {
-    shut: Mutex<bool>,
-    after_logins: AtomicBool,
-    /// Both ends of every connection so far.
-    connections: Mutex<Vec<TcpStream>>,
-    opened: Condvar,
+/// What becomes of connections, those that are there and those to come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Forward,
+    /// Connections are taken and stay open, and nothing comes out at the other end, not even
+    /// that one of them hung up, until it is told to forward again.
+    Swallow,
+    /// Swallows what the broker says after a login.
+    LoginsOnly,
+    /// Whoever connects is hung up on.
+    Refuse,
 }
 
 impl Proxy {
-    /// A proxy to that port of this machine. Its threads end with the connections they serve.
-    pub fn to(port: u16) -> Proxy {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let proxy =
-            Proxy { port: listener.local_addr().unwrap().port(), gate: Arc::<Gate>::default() };
-        let gate = Arc::clone(&proxy.gate);
+    pub fn to(broker: u16) -> Proxy {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let state = State { mode: Mode::Forward, over: false, tries: 0, ends: Vec::new() };
+        let gate = Arc::new(Gate { state: Mutex::new(state), changed: Condvar::new() });
+        let proxy = Proxy { port, gate: Arc::clone(&gate) };
         thread::spawn(move || {
-            for inside in listener.incoming().map_while(Result::ok) {
-                let gate = Arc::clone(&gate);
-                thread::spawn(move || serve(inside, port, &gate));
+            for inside in listener.incoming() {
+                if !gate.take(inside.unwrap(), broker) {
+                    return;
+                }
             }
         });
         proxy
     }
 
-    pub fn url(&self, parameters: &str) -> String {
-        format!("amqp://127.0.0.1:{}{parameters}", self.port)
+    /// The broker's URL, through the proxy.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
     }
 
-    pub fn swallow(&self) {
-        *self.gate.shut.lock().unwrap() = true;
+    pub fn set(&self, mode: Mode) {
+        self.gate.state().mode = mode;
+        self.gate.changed.notify_all();
     }
 
-    /// Lets every login through from now on, and then nothing.
-    pub fn swallow_after_logins(&self) {
-        self.gate.after_logins.store(true, Ordering::Relaxed);
-    }
-
-    /// Ends all connections, as a firewall does that lost its state.
-    pub fn hang_up(&self) {
-        for end in self.gate.connections.lock().unwrap().drain(..) {
+    /// Ends every connection there is, whatever the mode.
+    pub fn cut(&self) {
+        for end in self.gate.state().ends.drain(..) {
             let _ = end.shutdown(Shutdown::Both);
         }
     }
 
-    pub fn resume(&self) {
-        *self.gate.shut.lock().unwrap() = false;
-        self.gate.opened.notify_all();
+    /// How many connections were made so far, refused ones included.
+    pub fn tries(&self) -> usize {
+        self.gate.state().tries
     }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.gate.state().over = true;
+        self.gate.changed.notify_all();
+        self.cut();
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
+    }
+}
+
+struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    mode: Mode,
+    over: bool,
+    tries: usize,
+    /// Both ends of the connections that may still be open.
+    ends: Vec<TcpStream>,
 }
 
 impl Gate {
-    fn pass(&self) {
-        drop(self.opened.wait_while(self.shut.lock().unwrap(), |shut| *shut).unwrap());
-    }
-}
-
-fn serve(inside: TcpStream, port: u16, gate: &Arc<Gate>) {
-    gate.pass();
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let Ok(outside) = TcpStream::connect(address) else { return };
-    let (from, to) = (inside.try_clone().unwrap(), outside.try_clone().unwrap());
-    let ends = [from.try_clone().unwrap(), to.try_clone().unwrap()];
-    gate.connections.lock().unwrap().extend(ends);
-    let there = Arc::clone(gate);
-    thread::spawn(move || pump(from, to, &there));
-    pump(outside, inside, gate);
-}
-
-/// The broker's last word of a login: class 10, method 41.
-const OPEN_OK: &[u8] = &[0, 10, 0, 41];
-
-fn pump(mut from: TcpStream, mut to: TcpStream, gate: &Gate) {
-    let _ = to.set_nodelay(true);
-    let (mut bytes, mut swallowing) = ([0; 4096], false);
-    while let Ok(length @ 1..) = from.read(&mut bytes) {
-        gate.pass();
-        if swallowing {
-            continue;
+    /// Takes one connection; false once nobody needs the proxy any more.
+    fn take(self: &Arc<Gate>, inside: TcpStream, broker: u16) -> bool {
+        let mut state = self.state();
+        state.tries += 1;
+        if !state.over && state.mode != Mode::Refuse {
+            state.ends.push(inside.try_clone().unwrap());
+            let gate = Arc::clone(self);
+            thread::spawn(move || gate.serve(inside, broker));
         }
-        swallowing = gate.after_logins.load(Ordering::Relaxed)
-            && bytes[..length].windows(OPEN_OK.len()).any(|window| window == OPEN_OK);
-        if to.write_all(&bytes[..length]).is_err() {
-            break;
-        }
+        !state.over
     }
-    // Who hangs up is swallowed like the rest.
-    gate.pass();
-    let _ = to.shutdown(Shutdown::Both);
-    let _ = from.shutdown(Shutdown::Both);
+
+    fn serve(self: Arc<Gate>, inside: TcpStream, broker: u16) {
+        self.pass(false);
+        // The broker may be down.
+        let Ok(outside) = TcpStream::connect((Ipv4Addr::LOCALHOST, broker)) else { return };
+        self.state().ends.push(outside.try_clone().unwrap());
+        let (from, to) = (inside.try_clone().unwrap(), outside.try_clone().unwrap());
+        let there = Arc::clone(&self);
+        thread::spawn(move || there.forward(from, to));
+        self.forward(outside, inside);
+    }
+
+    fn forward(&self, mut from: TcpStream, mut to: TcpStream) {
+        /// The broker's last word of a login: class 10, method 41.
+        const OPEN_OK: &[u8] = &[0, 10, 0, 41];
+        to.set_nodelay(true).unwrap();
+        let (mut bytes, mut logged_in) = ([0; 16 << 10], false);
+        while let Ok(length @ 1..) = from.read(&mut bytes) {
+            self.pass(logged_in);
+            if to.write_all(&bytes[..length]).is_err() {
+                break;
+            }
+            logged_in |= bytes[..length].windows(OPEN_OK.len()).any(|window| window == OPEN_OK);
+        }
+        self.pass(logged_in);
+        let _ = from.shutdown(Shutdown::Both);
+        let _ = to.shutdown(Shutdown::Both);
+    }
+
+    /// Waits while nothing may pass.
+    fn pass(&self, logged_in: bool) {
+        let shut = |state: &mut State| match state.mode {
+            Mode::Swallow => !state.over,
+            Mode::LoginsOnly => !state.over && logged_in,
+            Mode::Forward | Mode::Refuse => false,
+        };
+        drop(self.changed.wait_while(self.state(), shut).unwrap());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
 }

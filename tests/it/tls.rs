@@ -10,7 +10,7 @@ use crate::broker::{Broker, queue_name};
 use crate::certificates::{CLIENT, Certificates};
 use crate::failing::{Attempt, ENCODED};
 use crate::process::Process;
-use crate::proxy::Proxy;
+use crate::proxy::{Mode, Proxy};
 
 /// A node that asks for client certificates, with a user who is known by one.
 struct Tls {
@@ -96,19 +96,19 @@ fn messages_stay_whole_on_a_line_that_stalls() {
     let attempt = Attempt { tls: tls().files(), ..Attempt::new(&direct, &queue_name("tls")) };
     let _server = serving(&attempt);
     let proxy = Proxy::to(tls().broker.tls_port(0));
-    let url = proxy.url("").replace("amqp://127.0.0.1", "amqps://localhost");
+    let url = proxy.url().replace("amqp://guest:guest@127.0.0.1", "amqps://localhost");
     let brokers = Attempt { url, ..attempt.clone() }.brokers();
     let options = ClientOptions { max_in_flight: 1 << 20, ..Default::default() };
     let client = RpcClient::connect(brokers, &attempt.queue, options).unwrap();
     for length in [100, 1_000, 5_000, 9_000] {
-        proxy.swallow();
+        proxy.set(Mode::Swallow);
         let mut stalls = 0;
         while stalls < 3 {
             // As long as there is room in the sockets' buffers, the sender does not notice.
             let stalled = client.send_timeout(vec![b'7'; length], Duration::from_millis(100));
             stalls += usize::from(stalled.is_err());
         }
-        proxy.resume();
+        proxy.set(Mode::Forward);
         let reply = client.call_timeout("7", Duration::from_secs(60));
         assert_eq!(reply.unwrap(), b"13", "after messages of {length} bytes");
     }

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
-use super::proxy::{Mode, Proxy};
-use super::{HandServer, Server, connect, counters_when};
+use super::{HandServer, Server, connect, counters_when, cut_under};
 use crate::broker::{Broker, queue_name};
+use crate::proxy::{Mode, Proxy};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// What a busy machine may add to a deadline of a second before it counts as missed.
@@ -162,12 +162,12 @@ fn connecting_is_part_of_the_call() {
     let broker = Broker::shared();
     let queue = queue_name("connecting");
     let server = HandServer::start(&broker.url(), &queue);
-    let proxy = Proxy::start(broker.port(0));
+    let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue, ClientOptions::default());
 
     for (mode, reason) in [(Mode::Swallow, "no answer yet"), (Mode::Refuse, "tried for 1s")] {
         proxy.set(Mode::Forward);
-        proxy.cut_under(&client, &server);
+        cut_under(&proxy, &client, &server);
         proxy.set(mode);
         let error = at_the_deadline(|| client.call_timeout("7", SECOND));
         assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
@@ -183,7 +183,7 @@ fn connecting_is_part_of_the_call() {
 
 #[test]
 fn a_broker_that_takes_connections_and_says_nothing_does_not_hold_connect() {
-    let proxy = Proxy::start(Broker::shared().port(0));
+    let proxy = Proxy::to(Broker::shared().port(0));
     proxy.set(Mode::Swallow);
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();
     brokers.connect_timeout = SECOND;
@@ -197,7 +197,7 @@ fn a_network_that_swallows_packets_ends_no_call_late() {
     let broker = Broker::shared();
     let queue = queue_name("swallowed");
     let _server = Server::echo(&broker.url(), &queue);
-    let proxy = Proxy::start(broker.port(0));
+    let proxy = Proxy::to(broker.port(0));
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();
     brokers.heartbeat = 2;
     let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();

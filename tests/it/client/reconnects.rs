@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use amiquip::Connection;
 use rabbitmq_rpc::{ClientOptions, Error};
 
-use super::proxy::{Mode, Proxy};
-use super::{HandServer, PATIENCE, Server, connect};
+use super::{HandServer, PATIENCE, Server, connect, cut_under};
 use crate::broker::{Broker, queue_name};
+use crate::proxy::{Mode, Proxy};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -17,12 +17,12 @@ fn a_call_lost_with_its_connection_may_have_executed() {
     let broker = Broker::shared();
     let queue = queue_name("lost");
     let server = HandServer::start(&broker.url(), &queue);
-    let proxy = Proxy::start(broker.port(0));
+    let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue, ClientOptions::default());
 
     let call = client.send("7").unwrap();
     server.next();
-    proxy.cut_under(&client, &server);
+    cut_under(&proxy, &client, &server);
     let error = call.wait().unwrap_err();
     assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
     assert!(error.may_have_executed());
@@ -40,7 +40,7 @@ fn an_idempotent_call_is_sent_again_under_another_correlation_id() {
     let broker = Broker::shared();
     let queue = queue_name("again");
     let server = HandServer::start(&broker.url(), &queue);
-    let proxy = Proxy::start(broker.port(0));
+    let proxy = Proxy::to(broker.port(0));
     let options = ClientOptions { idempotent: true, ..Default::default() };
     let client = connect(&proxy.url(), &queue, options);
 
@@ -65,7 +65,7 @@ fn an_idempotent_call_is_sent_again_under_another_correlation_id() {
 #[test]
 fn a_call_that_was_sent_before_may_have_executed_however_it_ends() {
     let broker = Broker::shared();
-    let proxy = Proxy::start(broker.port(0));
+    let proxy = Proxy::to(broker.port(0));
     let options = ClientOptions { idempotent: true, ..Default::default() };
 
     // There is no queue any more when it is sent again.
@@ -101,12 +101,12 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
     let broker = Broker::shared();
     let queue = queue_name("single-flight");
     let server = HandServer::start(&broker.url(), &queue);
-    let proxy = Proxy::start(broker.port(0));
+    let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue, ClientOptions::default());
     assert_eq!(proxy.tries(), 1);
 
     proxy.set(Mode::Refuse);
-    proxy.cut_under(&client, &server);
+    cut_under(&proxy, &client, &server);
     drop(server);
     thread::scope(|scope| {
         for number in 0..16u32 {
@@ -141,7 +141,7 @@ fn calls_too_short_to_connect_in_get_a_connection_all_the_same() {
     let broker = Broker::shared();
     let queue = queue_name("hasty");
     let _server = Server::echo(&broker.url(), &queue);
-    let proxy = Proxy::start(broker.port(0));
+    let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue, ClientOptions::default());
     proxy.cut();
 
@@ -159,9 +159,9 @@ fn a_client_without_a_connection_is_closed_at_once() {
     let broker = Broker::shared();
     let queue = queue_name("close-while-down");
     let server = HandServer::start(&broker.url(), &queue);
-    let proxy = Proxy::start(broker.port(0));
+    let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue, ClientOptions::default());
-    proxy.cut_under(&client, &server);
+    cut_under(&proxy, &client, &server);
     proxy.set(Mode::Swallow);
     let error = client.call_timeout("7", SECOND / 10).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
