@@ -5,36 +5,14 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, PendingNumber, PendingReply,
-    RpcClient, RpcServer, ServerOptions, Status, Stopper, fibonacci,
+    Brokers, Error, Failure, FibonacciRpcClient, PendingNumber, PendingReply, RpcClient, RpcServer,
+    ServerOptions, Status, Stopper, fibonacci,
 };
 
 use crate::broker::{Broker, queue_name};
-use crate::process::Process;
-
-const SOON: Duration = Duration::from_secs(10);
-
-/// `rpc_server` on a queue of its own of the shared broker, ready to be called.
-pub fn rpc_server(queue: &str, args: &[&str]) -> Process {
-    let url = Broker::shared().url();
-    let args = [&["--url", &url, "--queue", queue], args].concat();
-    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &args);
-    let line = server.wait_for_line("Awaiting", SOON);
-    assert_eq!(line, format!("Awaiting RPC requests on {queue}"));
-    server
-}
-
-/// What `rpc_client` prints and exits with, on the shared broker.
-pub fn rpc_client(queue: &str, args: &[&str]) -> Output {
-    let url = Broker::shared().url();
-    run_client(&[&["--url", &url, "--queue", queue], args].concat())
-}
-
-fn run_client(args: &[&str]) -> Output {
-    let program = env!("CARGO_BIN_EXE_rpc_client");
-    let output = std::process::Command::new(program).args(args).output();
-    output.expect("rpc_client runs")
-}
+use crate::embedded::{Serving, connect, connect_fibonacci};
+use crate::patience::PATIENCE;
+use crate::programs::{RPC_CLIENT, RPC_SERVER, rpc_client, rpc_server, run_client, stop};
 
 fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).expect("numbers are UTF-8")
@@ -56,8 +34,7 @@ fn the_client_prints_numbers_in_the_order_asked() {
     let expected = "0\n1\n13\n12200160415121876738\n332825110087067562321196029789634457848\n";
     assert_eq!((stdout(&output), output.status.code()), (expected, Some(0)), "{output:?}");
 
-    server.signal("TERM");
-    assert_eq!(server.wait(SOON).code(), Some(0), "{}", server.stderr());
+    stop(&mut server);
     assert_eq!(server.stdout().lines().count(), 1, "standard output carries results alone");
 }
 
@@ -110,8 +87,7 @@ fn a_number_too_large_is_the_servers_to_refuse() {
 fn a_request_that_is_no_number_gets_an_error_reply() {
     let queue = queue_name("no-number");
     let _server = rpc_server(&queue, &[]);
-    let brokers = Brokers::parse(&Broker::shared().url()).unwrap();
-    let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+    let client = connect(&Broker::shared().url(), &queue);
     for body in [&b"hello"[..], b"", &[b'9'; 1_000_000], b"\xff\xfe"] {
         match client.call(body) {
             Err(Error::Remote(Failure { status: Status::InvalidArgument, message })) => {
@@ -128,10 +104,10 @@ fn without_a_broker_the_sentence_names_it_and_not_the_password() {
     // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("amqp://ann:s3cret@127.0.0.1:{port}/%2f");
-    for program in [env!("CARGO_BIN_EXE_rpc_client"), env!("CARGO_BIN_EXE_rpc_server")] {
+    for program in [RPC_CLIENT, RPC_SERVER] {
         let mut command = std::process::Command::new(program);
         command.args(["--url", &url]).env("RUST_LOG", "trace");
-        if program.ends_with("client") {
+        if program == RPC_CLIENT {
             command.arg("7");
         }
         let output = command.output().unwrap();
@@ -157,38 +133,28 @@ fn a_call_that_nobody_answers_ends_at_its_deadline() {
 
 #[test]
 fn both_sides_embed_as_owned_values() {
-    fn assert_owned<T: Send + 'static>() {}
     fn assert_shared<T: Send + Sync + 'static>() {}
     assert_shared::<RpcClient>();
     assert_shared::<FibonacciRpcClient>();
     assert_shared::<RpcServer>();
     assert_shared::<Stopper>();
-    assert_owned::<PendingReply>();
-    assert_owned::<PendingNumber>();
+    assert_shared::<PendingReply>();
+    assert_shared::<PendingNumber>();
 
     let queue = queue_name("embedded");
     let url = Broker::shared().url();
-    let brokers = Brokers::parse(&url).unwrap();
-    let server = RpcServer::connect(brokers.clone(), &queue, ServerOptions::default()).unwrap();
-    let stopper = server.stopper();
-    let serving = std::thread::spawn(move || {
-        let served = server.serve(|request: &[u8]| match request {
-            b"fail" => Err(Failure::new(Status::NotFound, "as you wish")),
-            text => Ok(text.to_ascii_uppercase()),
-        });
-        (served, server.counters())
+    let serving = Serving::start(&url, &queue, ServerOptions::default(), |request| match request {
+        b"fail" => Err(Failure::new(Status::NotFound, "as you wish")),
+        text => Ok(text.to_ascii_uppercase()),
     });
-
-    let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+    let client = connect(&url, &queue);
     assert_eq!(client.call("shout").unwrap(), b"SHOUT");
     assert_eq!(client.call(vec![0xff; 300_000]).unwrap(), vec![0xff; 300_000]);
     assert_eq!(client.call("").unwrap(), b"");
     let failure = Failure::new(Status::NotFound, "as you wish");
     assert_eq!(client.call("fail"), Err(Error::Remote(failure)));
 
-    stopper.stop();
-    let (served, counters) = serving.join().unwrap();
-    served.unwrap();
+    let counters = serving.stop();
     assert_eq!((counters.served, counters.failed, counters.in_progress), (3, 1, 0));
 }
 
@@ -197,14 +163,13 @@ fn a_worker_can_be_lent_for_a_loop_of_ones_own() {
     let queue = queue_name("lent");
     let url = Broker::shared().url();
     let brokers = Brokers::parse(&url).unwrap();
-    let server = RpcServer::connect(brokers.clone(), &queue, ServerOptions::default()).unwrap();
-    let options = FibonacciRpcClient::options();
-    let client = FibonacciRpcClient::with_options(brokers, &queue, options).unwrap();
+    let server = RpcServer::connect(brokers, &queue, ServerOptions::default()).unwrap();
+    let client = connect_fibonacci(&url, &queue);
     server
         .with_worker(|worker| {
             assert!(!worker.serve_one(fibonacci::answer, Duration::from_millis(50))?);
             let call = client.send(9)?;
-            assert!(worker.serve_one(fibonacci::answer, SOON)?);
+            assert!(worker.serve_one(fibonacci::answer, PATIENCE)?);
             assert_eq!(call.wait()?, 34);
             Ok(())
         })

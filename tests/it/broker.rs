@@ -4,41 +4,36 @@
 //! that kills, freezes or reconfigures a node takes a [`Broker`] of its own. Either ends
 //! with this process, however that ends: the script stops when its standard input closes.
 
-// A harness offers what the next test may need.
-#![allow(dead_code)]
-
 mod script;
 
-use script::Script;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use script::Script;
 
 /// One private node or cluster. Nodes are numbered from 0. Whatever goes wrong panics, and
 /// says what to do.
 pub struct Broker {
     script: Mutex<Script>,
-    _room: Option<Room>,
 }
 
 impl Broker {
     /// The plain node that the tests of this binary share, started by the first to ask.
     pub fn shared() -> &'static Broker {
         static SHARED: OnceLock<Broker> = OnceLock::new();
-        SHARED.get_or_init(|| Broker { script: Mutex::new(Script::run(&[])), _room: None })
+        SHARED.get_or_init(Broker::start)
     }
 
     /// The node for tests that kill, freeze or alarm theirs and set it right again: one at a
     /// time has it. A test that fails may leave it in any state, so the next gets another.
     pub fn fragile() -> MutexGuard<'static, Broker> {
         static FRAGILE: OnceLock<Mutex<Broker>> = OnceLock::new();
-        let start = || Broker { script: Mutex::new(Script::run(&[])), _room: None };
-        let fragile = FRAGILE.get_or_init(|| Mutex::new(start()));
+        let fragile = FRAGILE.get_or_init(|| Mutex::new(Broker::start()));
         fragile.lock().unwrap_or_else(|poisoned| {
             fragile.clear_poison();
             let mut broker = poisoned.into_inner();
-            *broker = start();
+            *broker = Broker::start();
             broker
         })
     }
@@ -53,17 +48,9 @@ impl Broker {
         Broker::with(&["--nodes", &nodes.to_string()])
     }
 
-    /// A broker of that kind for a `static`, so that several tests share it. It takes no room,
-    /// since it would never give it back.
-    pub fn shared_with(args: &[&str]) -> Broker {
-        Broker { script: Mutex::new(Script::run(args)), _room: None }
-    }
-
     /// A broker with these arguments of `scripts/broker.sh`, such as `--config FILE`.
     pub fn with(args: &[&str]) -> Broker {
-        // A cluster keeps the whole machine busy.
-        let room = Room::take(if args.contains(&"--nodes") { ROOMS } else { 1 });
-        Broker { script: Mutex::new(Script::run(args)), _room: Some(room) }
+        Broker { script: Mutex::new(Script::run(args)) }
     }
 
     /// Every node's URL, comma-separated.
@@ -90,11 +77,6 @@ impl Broker {
         self.script().fact(&format!("node.{node}"))
     }
 
-    /// The operating system's id of the node as it runs now.
-    pub fn pid(&self, node: usize) -> u32 {
-        number(self.script().fact(&format!("pid.{node}")))
-    }
-
     /// Ends the node as a power cut would, and returns once it is gone.
     pub fn kill(&self, node: usize) {
         self.command(&format!("kill {node}"));
@@ -108,18 +90,7 @@ impl Broker {
     /// Starts a node that was killed or stopped, with the same ports and data, and returns
     /// once it takes connections.
     pub fn start_node(&self, node: usize) {
-        self.start_nodes(&[node]);
-    }
-
-    /// Starts several nodes at once: after all were down, none may come up without the rest.
-    pub fn start_nodes(&self, nodes: &[usize]) {
-        let numbers: Vec<String> = nodes.iter().map(usize::to_string).collect();
-        let facts = self.command(&format!("start {}", numbers.join(" ")));
-        let pids = facts.split_whitespace().map(|fact| fact.replace("pid=", ""));
-        let mut script = self.script();
-        for (node, pid) in nodes.iter().zip(pids) {
-            script.set_fact(&format!("pid.{node}"), pid);
-        }
+        self.command(&format!("start {node}"));
     }
 
     /// Stops the node's clock: connections stay open and nothing answers.
@@ -133,16 +104,11 @@ impl Broker {
 
     /// What `rabbitmqctl ARGS` prints about node 0.
     pub fn ctl(&self, args: &[&str]) -> String {
-        self.ctl_on(0, args)
-    }
-
-    /// What `rabbitmqctl ARGS` prints about this node.
-    pub fn ctl_on(&self, node: usize, args: &[&str]) -> String {
         let quoted: Vec<String> =
             args.iter().map(|arg| format!("'{}'", arg.replace('\'', r#"'"'"'"#))).collect();
         // The lock is held until the output is read, which the next command overwrites.
         let mut script = self.script();
-        let answer = script.command(&format!("ctl {node} {}", quoted.join(" ")));
+        let answer = script.command(&format!("ctl 0 {}", quoted.join(" ")));
         let output = std::fs::read_to_string(script.fact("dir") + "/ctl.out");
         drop(script);
         let output = output.unwrap_or_else(|error| error.to_string());
@@ -169,9 +135,9 @@ impl Broker {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    fn command(&self, command: &str) -> String {
-        let answer = self.script().command(command);
-        answer.unwrap_or_else(|reason| panic!("broker.sh could not `{command}`: {reason}"))
+    fn command(&self, command: &str) {
+        let done = self.script().command(command);
+        done.unwrap_or_else(|reason| panic!("broker.sh could not `{command}`: {reason}"));
     }
 
     /// A test that panicked in the middle of a command leaves the others their broker.
@@ -189,36 +155,5 @@ pub fn queue_name(test: &str) -> String {
 
 fn number<N: FromStr>(fact: String) -> N {
     let parsed = fact.parse().ok();
-    parsed.expect("broker.sh prints ports and pids as numbers")
-}
-
-/// How many brokers besides the shared one may run at a time: each start takes seconds of
-/// two cores, and tests that measure time suffer first.
-const ROOMS: usize = 2;
-
-struct Room(usize);
-
-static TAKEN: Mutex<usize> = Mutex::new(0);
-static LEFT: Condvar = Condvar::new();
-
-impl Room {
-    fn take(rooms: usize) -> Room {
-        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut taken, timeout) = LEFT
-            .wait_timeout_while(taken, Duration::from_secs(900), |taken| *taken + rooms > ROOMS)
-            .unwrap_or_else(PoisonError::into_inner);
-        assert!(
-            !timeout.timed_out(),
-            "no room for another broker: a test may hold one while it asks for another"
-        );
-        *taken += rooms;
-        Room(rooms)
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) -= self.0;
-        LEFT.notify_all();
-    }
+    parsed.expect("broker.sh prints ports as numbers")
 }

@@ -1,4 +1,4 @@
-//! The client under faults, and what its tests need: servers.
+//! The client, and what its tests need: a server that is played by hand, and counters.
 
 mod deadlines;
 mod errors;
@@ -8,74 +8,20 @@ mod reconnects;
 mod threads;
 
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
 
 use amiquip::{
     AmqpProperties, Connection, ConsumerMessage, ConsumerOptions, Delivery, Publish,
     QueueDeclareOptions,
 };
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
-use rabbitmq_rpc::{
-    Brokers, ClientCounters, ClientOptions, Error, Failure, RpcClient, RpcServer, ServerOptions,
-    Stopper,
-};
+use rabbitmq_rpc::{ClientCounters, Error, RpcClient};
 
+use crate::patience::{PATIENCE, await_value};
 use crate::proxy::Proxy;
-
-/// Longer than anything takes that works.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-fn connect(url: &str, queue: &str, options: ClientOptions) -> RpcClient {
-    RpcClient::connect(Brokers::parse(url).unwrap(), queue, options).unwrap()
-}
 
 /// The counters, once they are as wanted.
 fn counters_when(client: &RpcClient, wanted: impl Fn(&ClientCounters) -> bool) -> ClientCounters {
     await_value(|| client.counters(), wanted)
-}
-
-/// Looks again and again, where nothing tells when a value changes.
-fn await_value<T: std::fmt::Debug>(look: impl Fn() -> T, wanted: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let value = look();
-        if wanted(&value) {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "after {PATIENCE:?} it is still {value:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-/// This crate's server in this process, until it is dropped.
-struct Server {
-    stopper: Stopper,
-    serving: Option<JoinHandle<()>>,
-}
-
-impl Server {
-    fn start<H>(url: &str, queue: &str, handler: H) -> Server
-    where
-        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
-    {
-        let options = ServerOptions { prefetch: 64, ..Default::default() };
-        let server = RpcServer::connect(Brokers::parse(url).unwrap(), queue, options).unwrap();
-        let stopper = server.stopper();
-        let serving = thread::spawn(move || server.serve(handler).unwrap());
-        Server { stopper, serving: Some(serving) }
-    }
-
-    fn echo(url: &str, queue: &str) -> Server {
-        Server::start(url, queue, |request| Ok(request.to_vec()))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stopper.stop();
-        let served = self.serving.take().map(JoinHandle::join);
-        assert!(thread::panicking() || matches!(served, Some(Ok(()))), "the server failed");
-    }
 }
 
 /// A server that a test plays by hand, on amiquip alone: it sees the requests as they come over
@@ -119,7 +65,7 @@ impl HandServer {
             }
             let _ = connection.close();
         });
-        is_ready.recv().unwrap();
+        is_ready.recv_timeout(PATIENCE).unwrap();
         HandServer { requests, replies: Some(replies), serving: Some(serving) }
     }
 

@@ -8,12 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{Brokers, Error, FibonacciRpcClient, fibonacci};
+use rabbitmq_rpc::{Error, FibonacciRpcClient, fibonacci};
 
 use crate::broker::{Broker, queue_name};
+use crate::embedded::connect_fibonacci;
+use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
+use crate::programs::{RPC_SERVER, rpc_server_at, stop};
 
-const PATIENCE: Duration = Duration::from_secs(60);
 const CALLERS: usize = 8;
 
 #[test]
@@ -25,15 +27,7 @@ fn a_cluster_loses_one_node_after_the_other() {
 }
 
 fn serving(urls: &str, queue: &str, kind: &str) -> Process {
-    let args = ["--url", urls, "--queue", queue, "--queue-type", kind, "--prefetch", "8"];
-    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &args);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
-    server
-}
-
-fn client(urls: &str, queue: &str) -> FibonacciRpcClient {
-    let brokers = Brokers::parse(urls).unwrap();
-    FibonacciRpcClient::with_options(brokers, queue, FibonacciRpcClient::options()).unwrap()
+    rpc_server_at(urls, queue, &["--queue-type", kind, "--prefetch", "8"])
 }
 
 /// Callers and servers begin on node 0, all but one server; the quorum queue is on all three.
@@ -45,7 +39,7 @@ fn every_call_is_answered(broker: &Broker, urls: &[String]) {
     let answers = Answers::default();
     thread::scope(|scope| {
         for _ in 0..CALLERS {
-            scope.spawn(|| answers.collect(&client(&list, &queue)));
+            scope.spawn(|| answers.collect(&connect_fibonacci(&list, &queue)));
         }
         // Callers go on until told to stop, which a panic here must not forget.
         let _over = Over(&answers.over);
@@ -70,10 +64,7 @@ fn every_call_is_answered(broker: &Broker, urls: &[String]) {
     });
     println!("{} answers", answers.count.load(Ordering::Relaxed));
     assert_eq!(*answers.wrong.lock().unwrap(), Vec::<String>::new());
-    for server in &mut servers {
-        server.signal("TERM");
-        assert!(server.wait(PATIENCE).success(), "{}", server.stderr());
-    }
+    servers.iter_mut().for_each(stop);
 }
 
 fn rounds() -> usize {
@@ -128,11 +119,7 @@ impl Answers {
 
     fn await_more(&self, answers: usize) {
         let enough = self.count.load(Ordering::Relaxed) + answers;
-        let until = Instant::now() + PATIENCE;
-        while self.count.load(Ordering::Relaxed) < enough {
-            assert!(Instant::now() < until, "too few answers: {:?}", self.wrong.lock());
-            thread::sleep(Duration::from_millis(20));
-        }
+        await_value(|| self.count.load(Ordering::Relaxed), |count| *count >= enough);
     }
 }
 
@@ -142,14 +129,13 @@ fn a_classic_queue_waits_for_its_node(broker: &Broker, urls: &[String]) {
     // A queue is at home where it was declared.
     let (home, others) = (&urls[2], format!("{},{}", urls[0], urls[1]));
     let mut server = serving(&format!("{home},{others}"), &queue, "classic");
-    let client = client(&others, &queue);
+    let client = connect_fibonacci(&others, &queue);
     assert_eq!(client.call(7), Ok(13));
 
     broker.kill(2);
     let line = server.wait_for_line("home node", PATIENCE);
     assert!(line.contains("trying again"), "{line}");
-    let mut second =
-        Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &["--url", &others, "--queue", &queue]);
+    let mut second = Process::spawn(RPC_SERVER, &["--url", &others, "--queue", &queue]);
     assert_eq!(second.wait(PATIENCE).code(), Some(69));
     assert!(second.stderr().contains("home node"), "{}", second.stderr());
     let error = client.call(7).expect_err("nobody is there");
@@ -157,11 +143,6 @@ fn a_classic_queue_waits_for_its_node(broker: &Broker, urls: &[String]) {
     assert!(matches!(error, Error::Unroutable { .. } | Error::TimedOut { .. }), "{error:?}");
 
     broker.start_node(2);
-    let until = Instant::now() + PATIENCE;
-    while let Err(error) = client.call(7) {
-        assert!(Instant::now() < until, "{error}");
-        thread::sleep(Duration::from_millis(100));
-    }
-    server.signal("TERM");
-    assert!(server.wait(PATIENCE).success(), "{}", server.stderr());
+    assert_eq!(await_value(|| client.call(7), Result::is_ok), Ok(13));
+    stop(&mut server);
 }

@@ -4,21 +4,19 @@
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
 
 use rabbitmq_rpc::{
     Brokers, ClientOptions, Error, RpcClient, RpcServer, ServerOptions, TlsFiles, fibonacci,
 };
 
+use crate::patience::PATIENCE;
 use crate::process::Process;
+use crate::programs::{RPC_CLIENT, RPC_SERVER};
 
 /// The password in every URL that is to fail. Nothing else looks like it.
 pub const PASSWORD: &str = "Tr0ub4dor&3";
 /// As it stands in a URL.
 pub const ENCODED: &str = "Tr0ub4dor%263";
-
-/// Longer than any of it takes: RabbitMQ makes a refused login wait for 3 s.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is tried.
 #[derive(Clone)]
@@ -43,14 +41,14 @@ impl Attempt {
     }
 
     pub fn fails_for_the_client(&self, code: i32, words: &[&str]) {
-        let mut program = self.start(env!("CARGO_BIN_EXE_rpc_client"), &["7"]);
+        let mut program = self.start(RPC_CLIENT, &["7"]);
         let error = self.call().expect_err("the call should fail");
         check(&[error.to_string(), format!("{error:?}")], &error.to_string(), words);
         check_program("rpc_client", &mut program, code, words);
     }
 
     pub fn fails_for_the_server(&self, code: i32, words: &[&str]) {
-        let mut program = self.start(env!("CARGO_BIN_EXE_rpc_server"), &[]);
+        let mut program = self.start(RPC_SERVER, &[]);
         let error = self.serve().expect_err("the server should fail");
         check(&[error.to_string(), format!("{error:?}")], &error.to_string(), words);
         check_program("rpc_server", &mut program, code, words);

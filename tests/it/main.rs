@@ -7,13 +7,16 @@ mod broker; // a private RabbitMQ, and what can be done to it
 mod certificates; // certificates by the openssl command
 mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod cluster; // three nodes, of which one after the other goes
+mod embedded; // this crate's client and server, in this process
 mod failing; // what fails, for client and server, and the password in none of it
 mod hostile; // requests that no client library would send
 mod logged; // what the tests' own process logs
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
 mod oversized; // replies larger than the broker takes
+mod patience; // how long tests wait, and how
 mod process; // a program under test
+mod programs; // this crate's programs, run
 mod proxy; // a TCP proxy that stops forwarding, or hangs up, when told to
 mod queue; // a request queue as another program sees it
 mod queue_kinds; // the request queue: used, declared or refused
@@ -22,6 +25,7 @@ mod readme; // the README's shell blocks, typed into a shell
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
 mod scratch; // directories for the files of one run
 mod server; // a server at work: workers, handlers, stopping
-mod server_faults; // a server whose broker, queue or fellows are taken away
+mod server_faults; // a server whose broker, connection or queue is taken away
+mod server_killed; // servers that end in the midst of a request
 mod tls; // amqps://, and each way it can go wrong
 mod tutorial_six; // pika's tutorial six on either side

@@ -3,21 +3,20 @@
 
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{Brokers, ClientOptions, Error, FibonacciRpcClient, RpcClient};
+use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
 use crate::broker::{Broker, queue_name};
+use crate::embedded::connect_fibonacci;
+use crate::patience::PATIENCE;
 use crate::process::Process;
+use crate::programs::{rpc_server_at, stop};
 use crate::proxy::{Mode, Proxy};
 
-const PATIENCE: Duration = Duration::from_secs(30);
 /// A second of heartbeat is two of silence, and up to one more until that is noticed.
 const HEARTBEAT: &str = "?heartbeat=1";
 
 fn serving(url: &str, queue: &str) -> Process {
-    let args = ["--url", url, "--queue", queue, "--connect-timeout", "1"];
-    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &args);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
-    server
+    rpc_server_at(url, queue, &["--connect-timeout", "1"])
 }
 
 fn client(urls: &str, queue: &str, idempotent: bool) -> RpcClient {
@@ -85,9 +84,7 @@ fn an_idempotent_call_is_sent_again_through_the_next_broker() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let _server = serving(&Broker::shared().url(), &queue);
     let urls = format!("{}{HEARTBEAT},{}", proxy.url(), Broker::shared().url());
-    let brokers = Brokers::parse(&urls).unwrap();
-    let options = FibonacciRpcClient::options();
-    let client = FibonacciRpcClient::with_options(brokers, &queue, options).unwrap();
+    let client = connect_fibonacci(&urls, &queue);
     proxy.set(Mode::Swallow);
     assert_eq!(client.call(7), Ok(13));
 }
@@ -122,6 +119,5 @@ fn a_server_moves_to_the_next_broker() {
     assert_eq!(client.call_timeout("7", PATIENCE), Ok(b"13".to_vec()));
     let said = server.stderr();
     assert!(said.contains("silent for two heartbeats"), "{said}");
-    server.signal("TERM");
-    assert!(server.wait(PATIENCE).success(), "{}", server.stderr());
+    stop(&mut server);
 }

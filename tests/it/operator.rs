@@ -1,23 +1,18 @@
 //! What an operator sees of clients and servers.
 
-use std::time::Duration;
-
-use amiquip::{Connection, ConsumerMessage, ConsumerOptions, Publish, QueueDeclareOptions};
-use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+use amiquip::{ConsumerMessage, ConsumerOptions, Publish, QueueDeclareOptions};
 
 use crate::broker::{Broker, queue_name};
-use crate::process::Process;
-
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::embedded::connect;
+use crate::patience::PATIENCE;
+use crate::programs::rpc_server;
+use crate::queue;
 
 #[test]
 fn connections_tell_who_they_are() {
     let (broker, queue) = (Broker::shared(), queue_name("operator"));
-    let server = ["--url", &broker.url(), "--queue", &queue];
-    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &server);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
-    let brokers = Brokers::parse(&broker.url()).unwrap();
-    let _client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+    let server = rpc_server(&queue, &[]);
+    let _client = connect(&broker.url(), &queue);
 
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
     let tell = |program: &str, process: u32| {
@@ -34,7 +29,7 @@ fn connections_tell_who_they_are() {
 #[test]
 fn requests_and_replies_name_the_program_they_come_from() {
     let broker = Broker::shared();
-    let mut connection = Connection::insecure_open(&broker.url()).unwrap();
+    let mut connection = queue::connect(&broker.url());
     let channel = connection.open_channel(None).unwrap();
     let take_one = |queue: &amiquip::Queue<'_>| {
         let consumer = queue.consume(ConsumerOptions { no_ack: true, ..Default::default() });
@@ -46,17 +41,14 @@ fn requests_and_replies_name_the_program_they_come_from() {
     let exclusive = || QueueDeclareOptions { exclusive: true, ..Default::default() };
 
     let requests = channel.queue_declare(queue_name("operator"), exclusive()).unwrap();
-    let brokers = Brokers::parse(&broker.url()).unwrap();
-    let client = RpcClient::connect(brokers, requests.name(), ClientOptions::default()).unwrap();
+    let client = connect(&broker.url(), requests.name());
     let call = client.send("7").unwrap();
     let request = take_one(&requests);
     assert_eq!(request.properties.app_id(), &Some(this_program()));
     drop(call);
 
     let queue = queue_name("operator");
-    let server = ["--url", &broker.url(), "--queue", &queue];
-    let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &server);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let _server = rpc_server(&queue, &[]);
     let replies = channel.queue_declare("", exclusive()).unwrap();
     let properties = request.properties.with_reply_to(replies.name().to_string());
     channel.basic_publish("", Publish::with_properties(b"7", &queue, properties)).unwrap();

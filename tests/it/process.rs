@@ -7,9 +7,6 @@
 //! assert!(server.wait(Duration::from_secs(10)).success(), "{}", server.stderr());
 //! ```
 
-// A harness offers what the next test may need.
-#![allow(dead_code)]
-
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};

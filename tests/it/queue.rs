@@ -1,8 +1,8 @@
 //! Looking at a queue, and making one, as another program would.
 
-use std::time::{Duration, Instant};
-
 use amiquip::{Connection, FieldTable, QueueDeclareOptions};
+
+use crate::patience::await_value;
 
 /// A connection of another program's.
 pub fn connect(url: &str) -> Connection {
@@ -21,17 +21,11 @@ pub fn declare(url: &str, queue: &str, durable: bool, arguments: FieldTable) {
 pub fn wait_until_taken(url: &str, queue: &str) {
     let mut connection = connect(url);
     let channel = connection.open_channel(None).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    loop {
+    let look = || {
         let looked = channel.queue_declare_passive(queue).unwrap();
-        let (ready, consumers) =
-            (looked.declared_message_count(), looked.declared_consumer_count());
-        if ready == Some(0) && consumers > Some(0) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{ready:?} requests wait for {consumers:?} consumers");
-        // The broker tells nobody when a queue runs empty.
-        std::thread::sleep(Duration::from_millis(10));
-    }
+        (looked.declared_message_count(), looked.declared_consumer_count())
+    };
+    // The broker tells nobody when a queue runs empty.
+    await_value(look, |(ready, consumers)| *ready == Some(0) && *consumers > Some(0));
     connection.close().unwrap();
 }

@@ -1,15 +1,12 @@
 //! The request queue: used as it is, declared as asked for, or refused with what to change.
 
-use std::time::Duration;
-
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
-use crate::basics::{rpc_client, rpc_server};
 use crate::broker::{Broker, queue_name};
+use crate::patience::PATIENCE;
 use crate::process::Process;
+use crate::programs::{RPC_SERVER, rpc_client, rpc_server};
 use crate::queue;
-
-const SOON: Duration = Duration::from_secs(20);
 
 fn text(value: &str) -> AmqpValue {
     AmqpValue::LongString(value.into())
@@ -91,8 +88,8 @@ fn a_queue_that_is_refused_ends_the_server_with_what_to_change() {
         ("q", &["--queue-type", "stream"], 64, "a queue is classic or quorum"),
     ] {
         let args = [&["--url", &url, "--queue", queue], args].concat();
-        let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &args);
-        assert_eq!(server.wait(SOON).code(), Some(code), "{queue}: {}", server.stderr());
+        let mut server = Process::spawn(RPC_SERVER, &args);
+        assert_eq!(server.wait(PATIENCE).code(), Some(code), "{queue}: {}", server.stderr());
         assert!(server.stderr().contains(sentence), "{queue}: {}", server.stderr());
         assert_eq!(server.stdout(), "");
     }

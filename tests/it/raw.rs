@@ -4,10 +4,15 @@
 //! The layout is that of the [specification](https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf),
 //! 2.3 and 4.2.
 
+mod properties;
+
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
+
+use crate::patience::PATIENCE;
+pub use properties::{Properties, entry, long, short};
 
 /// One connection with one channel, on which the broker confirms what it took.
 pub struct Raw {
@@ -36,20 +41,12 @@ pub enum Verdict {
     HungUp,
 }
 
-/// A content header's flags and properties, written by hand.
-#[derive(Debug, Clone, Default)]
-pub struct Properties {
-    flags: u16,
-    bytes: Vec<u8>,
-}
-
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 const NO_TABLE: [u8; 4] = [0; 4];
 const FRAME_END: u8 = 0xce;
 const FRAME_MAX: usize = 131_072;
-const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Raw {
     pub fn connect(port: u16) -> Raw {
@@ -230,84 +227,4 @@ impl Raw {
             }
         }
     }
-}
-
-/// Each appends one property; call them in this order, which is that of the wire.
-impl Properties {
-    pub fn content_type(self, text: &[u8]) -> Properties {
-        self.property(15, short(text))
-    }
-
-    pub fn content_encoding(self, text: &[u8]) -> Properties {
-        self.property(14, short(text))
-    }
-
-    pub fn headers(self, entries: &[u8]) -> Properties {
-        self.property(13, long(entries))
-    }
-
-    pub fn delivery_mode(self, mode: u8) -> Properties {
-        self.property(12, vec![mode])
-    }
-
-    pub fn priority(self, priority: u8) -> Properties {
-        self.property(11, vec![priority])
-    }
-
-    pub fn correlation_id(self, text: &[u8]) -> Properties {
-        self.property(10, short(text))
-    }
-
-    pub fn reply_to(self, text: &[u8]) -> Properties {
-        self.property(9, short(text))
-    }
-
-    pub fn expiration(self, text: &[u8]) -> Properties {
-        self.property(8, short(text))
-    }
-
-    pub fn message_id(self, text: &[u8]) -> Properties {
-        self.property(7, short(text))
-    }
-
-    pub fn timestamp(self, seconds: u64) -> Properties {
-        self.property(6, seconds.to_be_bytes().to_vec())
-    }
-
-    pub fn type_(self, text: &[u8]) -> Properties {
-        self.property(5, short(text))
-    }
-
-    pub fn user_id(self, text: &[u8]) -> Properties {
-        self.property(4, short(text))
-    }
-
-    pub fn app_id(self, text: &[u8]) -> Properties {
-        self.property(3, short(text))
-    }
-
-    pub fn cluster_id(self, text: &[u8]) -> Properties {
-        self.property(2, short(text))
-    }
-
-    /// Sets a flag, and writes what belongs to it as given, or nothing of it.
-    pub fn property(mut self, bit: u8, bytes: Vec<u8>) -> Properties {
-        self.flags |= 1 << bit;
-        self.bytes.extend(bytes);
-        self
-    }
-}
-
-pub fn short(text: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(text.len()).expect("a short string has at most 255 bytes");
-    [&[length], text].concat()
-}
-
-pub fn long(bytes: &[u8]) -> Vec<u8> {
-    [&(bytes.len() as u32).to_be_bytes(), bytes].concat()
-}
-
-/// An entry of a table: its key, the letter of its type, and the value as the type has it.
-pub fn entry(key: &[u8], kind: u8, value: &[u8]) -> Vec<u8> {
-    [&short(key)[..], &[kind], value].concat()
 }

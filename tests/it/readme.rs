@@ -4,16 +4,14 @@
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use crate::broker::{Broker, queue_name};
+use crate::patience::PATIENCE;
 use crate::process::Process;
+use crate::programs::RPC_SERVER;
 use crate::scratch;
 
 const README: &str = include_str!("../../README.md");
-/// For what takes longest: certificates, and 2,000 calls.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// What each comment in a block promises to be printed.
 const PROMISES: [(&str, &[&str]); 5] = [
     ("Awaiting RPC requests on rpc_queue", &["Awaiting RPC requests on rpc_queue"]),
@@ -76,7 +74,7 @@ impl Session {
         let (broker, vhost) = (Broker::shared(), queue_name("readme"));
         broker.ctl(&["add_vhost", &vhost]);
         broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
-        let programs = Path::new(env!("CARGO_BIN_EXE_rpc_server")).parent().unwrap();
+        let programs = Path::new(RPC_SERVER).parent().unwrap();
         let path = std::env::var("PATH").expect("there is a PATH");
         let mut command = Command::new("bash");
         command

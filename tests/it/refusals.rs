@@ -2,13 +2,14 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
-use std::thread;
-use std::time::Duration;
 
 use rabbitmq_rpc::{RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::failing::{Attempt, ENCODED, PASSWORD};
+use crate::patience::PATIENCE;
+use crate::programs::{RPC_SERVER, stop};
+use crate::raw::Raw;
 
 /// Users and their permissions in `/`: to configure, write, read. The first two are what client
 /// and server need and no more.
@@ -123,33 +124,26 @@ fn server_without_permission() {
     // That it may not write shows when it has an answer.
     let words = ["user \"cannot-write\"", "\"/\"", "answer requests", "exchange 'amq.default'"];
     let attempt = Attempt::new(&url("cannot-write", "%2f"), &queue);
-    thread::scope(|scope| {
-        let caller = Attempt::new(&url("caller", "%2f"), &queue);
-        scope.spawn(move || caller.call().expect_err("nobody can answer"));
-        attempt.fails_for_the_server(77, &words);
-        // The request outlives every server that fails on it; no caller waits to the end.
-        broker().ctl(&["delete_queue", &queue]);
-    });
+    // It outlives every server that fails on it, and nobody waits for its answer.
+    Raw::connect(broker().port(0)).request(&queue, b"7");
+    attempt.fails_for_the_server(77, &words);
 }
 
 #[test]
 fn these_permissions_are_enough() {
     let queue = queue_name("served");
     let answerer = Attempt::new(&url("answerer", "%2f"), &queue);
-    let mut server = answerer.start(env!("CARGO_BIN_EXE_rpc_server"), &[]);
-    server.wait_for_line("Awaiting RPC requests", Duration::from_secs(30));
+    let mut server = answerer.start(RPC_SERVER, &[]);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
     let caller = Attempt::new(&url("caller", "%2f"), &queue);
     assert_eq!(caller.call(), Ok(b"13".to_vec()));
 
     // Where the queue is there, the server need not configure anything.
     let user = Attempt::new(&url("answerer-of-a-queue", "%2f"), &queue);
-    let mut second = user.start(env!("CARGO_BIN_EXE_rpc_server"), &[]);
-    second.wait_for_line("Awaiting RPC requests", Duration::from_secs(30));
+    let mut second = user.start(RPC_SERVER, &[]);
+    second.wait_for_line("Awaiting RPC requests", PATIENCE);
 
-    for server in [&mut server, &mut second] {
-        server.signal("TERM");
-        assert!(server.wait(Duration::from_secs(30)).success(), "{}", server.stderr());
-    }
+    [&mut server, &mut second].into_iter().for_each(stop);
 }
 
 #[test]

@@ -1,64 +1,32 @@
 //! A server at work: its workers, what a handler may do, how it stops.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, RpcClient, RpcServer,
-    ServerOptions, Status, Stopper,
-};
+use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 
-use crate::basics::rpc_server;
 use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect, connect_fibonacci};
+use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
+use crate::programs::{rpc_server, rpc_server_that_logs, stop};
 use crate::raw::Raw;
 use crate::{logged, queue};
 
-const SOON: Duration = Duration::from_secs(20);
 /// By double recursion this takes hours.
 const ENDLESS: u64 = 60;
 
-fn brokers() -> Brokers {
-    Brokers::parse(&Broker::shared().url()).unwrap()
-}
-
-fn fibonacci_client(queue: &str) -> FibonacciRpcClient {
-    FibonacciRpcClient::with_options(brokers(), queue, FibonacciRpcClient::options()).unwrap()
-}
-
-fn client(queue: &str) -> RpcClient {
-    RpcClient::connect(brokers(), queue, ClientOptions::default()).unwrap()
-}
-
-/// A server in a thread of its own.
-struct Serving {
-    server: Arc<RpcServer>,
-    stopper: Stopper,
-    thread: thread::JoinHandle<Result<(), Error>>,
-}
-
-impl Serving {
-    fn start<H>(queue: &str, options: ServerOptions, handler: H) -> Serving
-    where
-        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
-    {
-        let (ready, is_ready) = mpsc::channel();
-        let server = RpcServer::connect(brokers(), queue, options).unwrap();
-        let server = Arc::new(server.on_ready(move || ready.send(()).unwrap()));
-        let serving = Arc::clone(&server);
-        let thread = thread::spawn(move || serving.serve(handler));
-        is_ready.recv_timeout(SOON).unwrap();
-        Serving { stopper: server.stopper(), server, thread }
-    }
+fn url() -> String {
+    Broker::shared().url()
 }
 
 #[test]
 fn quick_requests_do_not_wait_behind_a_slow_one() {
     let queue = queue_name("fair");
     let mut server = rpc_server(&queue, &["--recursive", "--workers", "2"]);
-    let client = fibonacci_client(&queue);
+    let client = connect_fibonacci(&url(), &queue);
     let mut slow = client.send(ENDLESS).unwrap();
     let quick: Vec<_> = (0..20).map(|_| client.send(10).unwrap()).collect();
     for call in quick {
@@ -68,9 +36,9 @@ fn quick_requests_do_not_wait_behind_a_slow_one() {
 
     // The first signal waits for the slow one, for as long as it takes; the second does not.
     server.signal("TERM");
-    server.wait_for_line("stopping; requests in progress: 1", SOON);
+    server.wait_for_line("stopping; requests in progress: 1", PATIENCE);
     server.signal("INT");
-    assert_eq!(server.wait(SOON).code(), Some(128 + 2), "{}", server.stderr());
+    assert_eq!(server.wait(PATIENCE).code(), Some(128 + 2), "{}", server.stderr());
 }
 
 #[test]
@@ -78,10 +46,10 @@ fn servers_share_a_queue_and_take_over_what_one_leaves() {
     let queue = queue_name("shared");
     let first = ["--recursive", "--drain-timeout", "0.3"];
     let mut first = rpc_server(&queue, &first);
-    let client = fibonacci_client(&queue);
+    let client = connect_fibonacci(&url(), &queue);
     let mut raw = Raw::connect(Broker::shared().port(0));
     raw.request(&queue, ENDLESS.to_string().as_bytes());
-    queue::wait_until_taken(&Broker::shared().url(), &queue);
+    queue::wait_until_taken(&url(), &queue);
 
     let mut second = rpc_server(&queue, &["--recursive", "--workers", "2"]);
     for _ in 0..10 {
@@ -89,13 +57,13 @@ fn servers_share_a_queue_and_take_over_what_one_leaves() {
     }
     let began = Instant::now();
     first.signal("TERM");
-    assert_eq!(first.wait(SOON).code(), Some(75), "{}", first.stderr());
+    assert_eq!(first.wait(PATIENCE).code(), Some(75), "{}", first.stderr());
     let took = began.elapsed();
     assert!((Duration::from_millis(300)..Duration::from_secs(5)).contains(&took), "{took:?}");
     let said = first.stderr();
     assert!(said.contains("timed out after 300ms: requests still in progress: 1; "), "{said}");
 
-    second.wait_for_line("a request comes again", SOON);
+    second.wait_for_line("a request comes again", PATIENCE);
     assert_eq!(client.call(10), Ok(55));
     second.kill();
 }
@@ -106,7 +74,7 @@ fn stopping_answers_what_is_in_progress_and_gives_back_the_rest() {
     let (began, has_begun) = crossbeam_channel::bounded(0);
     let (go, may_go) = crossbeam_channel::bounded::<()>(0);
     let options = ServerOptions { prefetch: 5, ..Default::default() };
-    let first = Serving::start(&queue, options.clone(), move |_| {
+    let first = Serving::start(&url(), &queue, options.clone(), move |_| {
         began.send(()).unwrap();
         may_go.recv().unwrap();
         Ok(b"first".to_vec())
@@ -115,24 +83,21 @@ fn stopping_answers_what_is_in_progress_and_gives_back_the_rest() {
     for _ in 0..5 {
         raw.request(&queue, b"work");
     }
-    has_begun.recv_timeout(SOON).unwrap();
-    queue::wait_until_taken(&Broker::shared().url(), &queue);
+    has_begun.recv_timeout(PATIENCE).unwrap();
+    queue::wait_until_taken(&url(), &queue);
     assert_eq!(first.server.counters().in_progress, 1);
 
     first.stopper.stop();
-    let second = Serving::start(&queue, options, |_| Ok(b"second".to_vec()));
+    let second = Serving::start(&url(), &queue, options, |_| Ok(b"second".to_vec()));
     go.send(()).unwrap();
-    assert_eq!(first.thread.join().unwrap(), Ok(()));
+    assert_eq!(first.stop().served, 1);
     let mut replies: Vec<Vec<u8>> = (0..5).map(|_| raw.reply().body).collect();
     replies.sort();
     assert_eq!(replies, [&b"first"[..], b"second", b"second", b"second", b"second"]);
-    assert_eq!(first.server.counters().served, 1);
-    assert_eq!(second.server.counters().redelivered, 4);
-
-    second.stopper.clone().stop();
-    assert_eq!(second.thread.join().unwrap(), Ok(()));
+    let server = Arc::clone(&second.server);
+    assert_eq!(second.stop().redelivered, 4);
     // It stays stopped.
-    let worker = second.server.with_worker(|worker| worker.serve_one(|_| unreachable!(), SOON));
+    let worker = server.with_worker(|worker| worker.serve_one(|_| unreachable!(), PATIENCE));
     assert!(matches!(worker, Ok(false) | Err(Error::Closed)), "{worker:?}");
 }
 
@@ -147,7 +112,7 @@ fn draining_under_load_loses_no_call_and_answers_none_twice() {
     let served = thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                let client = client(&queue);
+                let client = connect(&url(), &queue);
                 while !over.load(Ordering::Relaxed) {
                     assert_eq!(client.call("10"), Ok(b"55".to_vec()));
                     answered.fetch_add(1, Ordering::Relaxed);
@@ -159,7 +124,7 @@ fn draining_under_load_loses_no_call_and_answers_none_twice() {
         for signal in ["TERM", "INT", "TERM", "INT", "TERM", "INT"] {
             let next = rpc_server(&queue, &args);
             let until = answered.load(Ordering::Relaxed) + 200;
-            wait_for(|| answered.load(Ordering::Relaxed) >= until);
+            await_value(|| answered.load(Ordering::Relaxed), |answered| *answered >= until);
             server.signal(signal);
             served += served_until_its_end(&mut server);
             server = next;
@@ -172,16 +137,8 @@ fn draining_under_load_loses_no_call_and_answers_none_twice() {
     assert_eq!(served, answered.load(Ordering::Relaxed));
 }
 
-fn wait_for(mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !done() {
-        assert!(Instant::now() < deadline, "waited for {SOON:?}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
 fn served_until_its_end(server: &mut Process) -> u64 {
-    assert_eq!(server.wait(SOON).code(), Some(0), "{}", server.stderr());
+    assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.stderr());
     let log = server.stderr();
     let counters = log.split("stopped: ServerCounters { served: ").nth(1);
     let number = counters.and_then(|counters| counters.split(',').next());
@@ -192,14 +149,15 @@ fn served_until_its_end(server: &mut Process) -> u64 {
 fn a_handlers_failure_is_an_answer_and_its_panic_too() {
     logged::collect();
     let queue = queue_name("failure");
-    let serving = Serving::start(&queue, ServerOptions::default(), |request| match request {
-        b"panic" => panic!("the secret of {}", "the handler"),
-        b"plain panic" => panic!("another secret"),
-        b"odd panic" => std::panic::panic_any(7),
-        b"fail" => Err(Failure::new(Status::ResourceExhausted, "no paper left")),
-        _ => Ok(b"done".to_vec()),
-    });
-    let client = client(&queue);
+    let serving =
+        Serving::start(&url(), &queue, ServerOptions::default(), |request| match request {
+            b"panic" => panic!("the secret of {}", "the handler"),
+            b"plain panic" => panic!("another secret"),
+            b"odd panic" => std::panic::panic_any(7),
+            b"fail" => Err(Failure::new(Status::ResourceExhausted, "no paper left")),
+            _ => Ok(b"done".to_vec()),
+        });
+    let client = connect(&url(), &queue);
     let failure = Failure::new(Status::ResourceExhausted, "no paper left");
     assert_eq!(client.call("fail"), Err(Error::Remote(failure)));
     for request in ["panic", "plain panic", "odd panic"] {
@@ -210,25 +168,18 @@ fn a_handlers_failure_is_an_answer_and_its_panic_too() {
     for text in ["the secret of the handler", "another secret", "no text"] {
         assert!(logged::contains(&format!("the handler panicked: {text}")), "{text}");
     }
-    serving.stopper.stop();
-    serving.thread.join().unwrap().unwrap();
-    let counters = serving.server.counters();
+    let counters = serving.stop();
     assert_eq!((counters.served, counters.failed, counters.redelivered), (3, 4, 0));
 }
 
 #[test]
 fn the_log_has_what_an_operator_needs_and_no_bodies() {
     let queue = queue_name("log");
-    let url = Broker::shared().url();
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rpc_server"));
-    command.args(["--url", &url, "--queue", &queue, "--workers", "2", "--prefetch", "3"]);
-    let mut server = Process::from(command.env("RUST_LOG", "rabbitmq_rpc=debug"));
-    server.wait_for_line("Awaiting", SOON);
-    let client = client(&queue);
+    let mut server = rpc_server_that_logs(&queue, &["--workers", "2", "--prefetch", "3"]);
+    let client = connect(&url(), &queue);
     assert_eq!(client.call("00000000000000000007"), Ok(b"13".to_vec()));
     assert!(client.call("a private matter").is_err());
-    server.signal("TERM");
-    assert_eq!(server.wait(SOON).code(), Some(0));
+    stop(&mut server);
     let log = server.stderr();
     for line in [
         &format!("serving queue {queue:?} (workers: 2, prefetch: 3)"),
@@ -256,19 +207,17 @@ fn a_reply_whose_requester_has_gone_is_counted() {
     let queue = queue_name("gone");
     let (began, has_begun) = crossbeam_channel::bounded(0);
     let (go, may_go) = crossbeam_channel::bounded::<()>(0);
-    let serving = Serving::start(&queue, ServerOptions::default(), move |_| {
+    let serving = Serving::start(&url(), &queue, ServerOptions::default(), move |_| {
         began.send(()).unwrap();
         may_go.recv().unwrap();
         Ok(Vec::new())
     });
-    let gone = client(&queue);
+    let gone = connect(&url(), &queue);
     let call = gone.send("work").unwrap();
-    has_begun.recv_timeout(SOON).unwrap();
+    has_begun.recv_timeout(PATIENCE).unwrap();
     drop(call);
     gone.close();
     go.send(()).unwrap();
-    wait_for(|| serving.server.counters().returned == 1);
-    serving.stopper.stop();
-    serving.thread.join().unwrap().unwrap();
-    assert_eq!(serving.server.counters().served, 1);
+    await_value(|| serving.server.counters().returned, |returned| *returned == 1);
+    assert_eq!(serving.stop().served, 1);
 }

@@ -9,7 +9,9 @@ use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient, TlsFiles};
 use crate::broker::{Broker, queue_name};
 use crate::certificates::{CLIENT, Certificates};
 use crate::failing::{Attempt, ENCODED};
+use crate::patience::PATIENCE;
 use crate::process::Process;
+use crate::programs::{RPC_CLIENT, RPC_SERVER, stop};
 use crate::proxy::{Mode, Proxy};
 
 /// A node that asks for client certificates, with a user who is known by one.
@@ -23,7 +25,7 @@ fn tls() -> &'static Tls {
     TLS.get_or_init(|| {
         let certificates = Certificates::make();
         let directory = certificates.directory().to_str().expect("the path is text").to_string();
-        let broker = Broker::shared_with(&["--tls", &directory]);
+        let broker = Broker::with(&["--tls", &directory]);
         broker.ctl(&["add_user", CLIENT, "not used"]);
         broker.ctl(&["set_permissions", CLIENT, ".*", ".*", ".*"]);
         Tls { certificates, broker }
@@ -63,8 +65,8 @@ impl Tls {
 
 /// A server on that queue, through TLS, ready.
 fn serving(attempt: &Attempt) -> Process {
-    let mut server = attempt.start(env!("CARGO_BIN_EXE_rpc_server"), &[]);
-    server.wait_for_line("Awaiting RPC requests", Duration::from_secs(30));
+    let mut server = attempt.start(RPC_SERVER, &[]);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
     server
 }
 
@@ -74,8 +76,8 @@ fn calls_go_through() {
     let attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
     let mut server = serving(&attempt);
     assert_eq!(attempt.call(), Ok(b"13".to_vec()));
-    let mut client = attempt.start(env!("CARGO_BIN_EXE_rpc_client"), &["7", "186"]);
-    assert!(client.wait(Duration::from_secs(30)).success(), "{}", client.stderr());
+    let mut client = attempt.start(RPC_CLIENT, &["7", "186"]);
+    assert!(client.wait(PATIENCE).success(), "{}", client.stderr());
     assert_eq!(client.stdout(), "13\n332825110087067562321196029789634457848\n");
 
     // More than one TLS record, both ways.
@@ -84,8 +86,7 @@ fn calls_go_through() {
     let error = client.call(vec![b'9'; 1 << 20]).unwrap_err().to_string();
     assert!(error.contains("(1048576 bytes)"), "{error}");
 
-    server.signal("TERM");
-    assert!(server.wait(Duration::from_secs(30)).success(), "{}", server.stderr());
+    stop(&mut server);
 }
 
 /// A record that is half out has to be finished before anything else goes into the line, though
@@ -109,7 +110,7 @@ fn messages_stay_whole_on_a_line_that_stalls() {
             stalls += usize::from(stalled.is_err());
         }
         proxy.set(Mode::Forward);
-        let reply = client.call_timeout("7", Duration::from_secs(60));
+        let reply = client.call_timeout("7", PATIENCE);
         assert_eq!(reply.unwrap(), b"13", "after messages of {length} bytes");
     }
     assert_eq!(client.counters().reconnects, 0, "the connection was lost: {:?}", client.counters());
@@ -121,13 +122,13 @@ fn the_systems_authorities_are_trusted_by_default() {
     let url = tls().url("", "localhost");
     let TlsFiles { cert, key, .. } = tls().files();
     let client = |trusted| {
-        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_rpc_client"));
+        let mut command = std::process::Command::new(RPC_CLIENT);
         command.args(["--url", &url, "--queue", "no such queue", "7"]);
         command.arg("--tls-cert").arg(cert.as_ref().unwrap());
         command.arg("--tls-key").arg(key.as_ref().unwrap());
         command.env("SSL_CERT_FILE", tls().certificates.path(trusted));
         let mut client = Process::from(&mut command);
-        let code = client.wait(Duration::from_secs(30)).code();
+        let code = client.wait(PATIENCE).code();
         (code, client.stderr().to_string())
     };
     let (code, said) = client("ca.pem");

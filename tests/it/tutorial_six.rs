@@ -2,13 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use crate::basics::{rpc_client, rpc_server};
 use crate::broker::{Broker, queue_name};
+use crate::patience::PATIENCE;
 use crate::process::Process;
-
-const SOON: Duration = Duration::from_secs(20);
+use crate::programs::{rpc_client, rpc_server};
 
 /// One of the benchmark's peers: the tutorial's program, but for what it is asked for.
 fn pika(program: &str, queue: &str, args: &[&str]) -> Process {
@@ -24,7 +22,7 @@ fn a_pika_client_calls_our_server() {
     let queue = queue_name("pika-client");
     let _server = rpc_server(&queue, &[]);
     let mut client = pika("tutorial_six_client.py", &queue, &["--requests", "50", "--n", "186"]);
-    assert!(client.wait(SOON).success(), "{}", client.stderr());
+    assert!(client.wait(PATIENCE).success(), "{}", client.stderr());
     assert!(client.stdout().starts_with("50 right of 50"), "{}", client.stdout());
 }
 
@@ -32,7 +30,7 @@ fn a_pika_client_calls_our_server() {
 fn our_client_calls_a_pika_server() {
     let queue = queue_name("pika-server");
     let mut server = pika("tutorial_six_server.py", &queue, &[]);
-    server.wait_for_line("Awaiting RPC requests", SOON);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
     let output = rpc_client(&queue, &["0", "7", "186"]);
     let expected = "0\n13\n332825110087067562321196029789634457848\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
@@ -44,7 +42,7 @@ fn our_server_takes_turns_with_a_pika_server() {
     let queue = queue_name("pika-beside");
     let ours = rpc_server(&queue, &[]);
     let mut theirs = pika("tutorial_six_server.py", &queue, &[]);
-    theirs.wait_for_line("Awaiting RPC requests", SOON);
+    theirs.wait_for_line("Awaiting RPC requests", PATIENCE);
     let numbers: Vec<String> = (0..40).map(|n| n.to_string()).collect();
     let numbers: Vec<&str> = numbers.iter().map(String::as_str).collect();
     let output = rpc_client(&queue, &numbers);

@@ -70,12 +70,8 @@ impl Script {
         fact.unwrap_or_else(|| panic!("this broker has no {key}"))
     }
 
-    pub fn set_fact(&mut self, key: &str, value: String) {
-        self.facts.insert(key.to_owned(), value);
-    }
-
-    /// Gives one command; returns the new facts it led to, or the reason why it failed.
-    pub fn command(&mut self, command: &str) -> Result<String, String> {
+    /// Gives one command; returns the reason if it failed.
+    pub fn command(&mut self, command: &str) -> Result<(), String> {
         assert!(!command.contains('\n'), "a command is one line: {command}");
         let stdin = self.stdin.as_mut().expect("open until the end");
         stdin
@@ -86,7 +82,7 @@ impl Script {
             .recv_timeout(COMMAND_TIMEOUT)
             .map_err(|error| format!("no answer from broker.sh: {error}"))?;
         match answer.split_once(' ').unwrap_or((&answer, "")) {
-            ("ok", facts) => Ok(facts.to_owned()),
+            ("ok", _) => Ok(()),
             (_, reason) => Err(reason.to_owned()),
         }
     }

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
-use super::{HandServer, Server, connect, counters_when, cut_under};
+use super::{HandServer, counters_when, cut_under};
 use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect, connect_with};
 use crate::proxy::{Mode, Proxy};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -27,7 +28,7 @@ fn no_reply_ends_a_call_at_its_deadline() {
     let queue = queue_name("no-reply");
     let server = HandServer::start(&broker.url(), &queue);
     let options = ClientOptions { timeout: SECOND, ..Default::default() };
-    let client = connect(&broker.url(), &queue, options);
+    let client = connect_with(&broker.url(), &queue, options);
 
     for error in [
         at_the_deadline(|| client.call("7")),
@@ -50,7 +51,7 @@ fn a_pending_reply_can_be_waited_for_bit_by_bit() {
     let broker = Broker::shared();
     let queue = queue_name("bit-by-bit");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let client = connect(&broker.url(), &queue);
 
     let mut call = client.send("7").unwrap();
     let request = server.next();
@@ -80,7 +81,7 @@ fn dropping_a_pending_reply_gives_the_call_up() {
     let broker = Broker::shared();
     let queue = queue_name("given-up");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let client = connect(&broker.url(), &queue);
 
     let call = client.send("7").unwrap();
     assert_eq!(client.counters().in_flight, 1);
@@ -98,7 +99,7 @@ fn a_request_expires_with_its_caller() {
     let queue = queue_name("expires");
     let server = HandServer::start(&broker.url(), &queue);
     let options = ClientOptions { max_in_flight: 1, ..Default::default() };
-    let client = connect(&broker.url(), &queue, options);
+    let client = connect_with(&broker.url(), &queue, options);
     let expiration = |request: &amiquip::Delivery| {
         let expiration = request.properties.expiration().clone();
         expiration.map(|milliseconds| milliseconds.parse::<u64>().unwrap())
@@ -133,7 +134,7 @@ fn a_call_over_the_limit_waits_for_room() {
     let queue = queue_name("room");
     let server = HandServer::start(&broker.url(), &queue);
     let options = ClientOptions { max_in_flight: 2, ..Default::default() };
-    let client = connect(&broker.url(), &queue, options);
+    let client = connect_with(&broker.url(), &queue, options);
 
     let first = client.send("1").unwrap();
     let second = client.send("2").unwrap();
@@ -163,7 +164,7 @@ fn connecting_is_part_of_the_call() {
     let queue = queue_name("connecting");
     let server = HandServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+    let client = connect(&proxy.url(), &queue);
 
     for (mode, reason) in [(Mode::Swallow, "no answer yet"), (Mode::Refuse, "tried for 1s")] {
         proxy.set(Mode::Forward);
@@ -196,7 +197,7 @@ fn a_broker_that_takes_connections_and_says_nothing_does_not_hold_connect() {
 fn a_network_that_swallows_packets_ends_no_call_late() {
     let broker = Broker::shared();
     let queue = queue_name("swallowed");
-    let _server = Server::echo(&broker.url(), &queue);
+    let _server = Serving::echo(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();
     brokers.heartbeat = 2;

@@ -4,10 +4,11 @@
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, AmqpValue, Connection, FieldTable, Publish};
-use rabbitmq_rpc::{Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, RpcClient, Status};
+use rabbitmq_rpc::{Brokers, ClientOptions, Error, Failure, RpcClient, ServerOptions, Status};
 
-use super::{HandServer, Server, connect, counters_when, declare};
+use super::{HandServer, counters_when, declare};
 use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect, connect_fibonacci};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -15,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 fn no_such_queue_is_told_at_once() {
     let broker = Broker::shared();
     let queue = queue_name("no-such-queue");
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let client = connect(&broker.url(), &queue);
     let began = Instant::now();
     let error = client.call("7").unwrap_err();
     assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
@@ -25,7 +26,7 @@ fn no_such_queue_is_told_at_once() {
     assert!(text.contains(&queue) && text.contains("start a server"), "{text}");
 
     // The client goes on, and the call works once there is a server.
-    let _server = Server::echo(&broker.url(), &queue);
+    let _server = Serving::echo(&broker.url(), &queue);
     assert_eq!(client.call("7").unwrap(), b"7");
 }
 
@@ -41,7 +42,7 @@ fn a_queue_that_nobody_serves_is_told_at_the_deadline() {
     }
     channel.close().unwrap();
 
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let client = connect(&broker.url(), &queue);
     let began = Instant::now();
     let error = client.call_timeout("7", SECOND).unwrap_err();
     let took = began.elapsed();
@@ -61,10 +62,10 @@ fn a_queue_that_nobody_serves_is_told_at_the_deadline() {
 fn an_error_reply_carries_status_and_sentence() {
     let broker = Broker::shared();
     let queue = queue_name("error-reply");
-    let _server = Server::start(&broker.url(), &queue, |_| {
+    let _server = Serving::start(&broker.url(), &queue, ServerOptions::default(), |_| {
         Err(Failure::new(Status::NotFound, "there is no account 7"))
     });
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let client = connect(&broker.url(), &queue);
     let error = client.call("7").unwrap_err();
     let failure = Failure::new(Status::NotFound, "there is no account 7");
     assert_eq!(error, Error::Remote(failure));
@@ -78,7 +79,7 @@ fn an_error_reply_of_a_foreign_server_is_an_error_too() {
     let broker = Broker::shared();
     let queue = queue_name("foreign-error");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let client = connect(&broker.url(), &queue);
     let mut odd = FieldTable::new();
     odd.insert("rpc-status".into(), AmqpValue::LongString("TEAPOT".into()));
     for headers in [FieldTable::new(), odd] {
@@ -95,9 +96,7 @@ fn a_reply_that_is_no_number_shows_how_it_begins() {
     let broker = Broker::shared();
     let queue = queue_name("no-number");
     let server = HandServer::start(&broker.url(), &queue);
-    let brokers = Brokers::parse(&broker.url()).unwrap();
-    let options = FibonacciRpcClient::options();
-    let client = FibonacciRpcClient::with_options(brokers, &queue, options).unwrap();
+    let client = connect_fibonacci(&broker.url(), &queue);
     let long = [b"\xffx".as_slice(), &[b'9'; 100]].concat();
     for (reply, shown) in [
         (&b"thirteen\0"[..], "the reply is \"thirteen\\x00\", not a number"),
@@ -151,7 +150,7 @@ fn a_client_that_is_closed_ends_its_calls() {
     let broker = Broker::shared();
     let queue = queue_name("closed");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let client = connect(&broker.url(), &queue);
     let call = client.send("7").unwrap();
     let waiting = client.send("8").unwrap();
     server.next();
@@ -170,7 +169,7 @@ fn replies_that_nobody_waits_for_are_dropped_and_counted() {
     let broker = Broker::shared();
     let queue = queue_name("late");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let client = connect(&broker.url(), &queue);
 
     let call = client.send("7").unwrap();
     let request = server.next();

@@ -5,10 +5,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
-use rabbitmq_rpc::{Brokers, ClientOptions, Error, FibonacciRpcClient, RpcClient, fibonacci};
+use rabbitmq_rpc::{
+    Brokers, ClientOptions, Error, FibonacciRpcClient, RpcClient, ServerOptions, fibonacci,
+};
 
-use super::{HandServer, PATIENCE, Server, await_value, connect, counters_when};
+use super::{HandServer, counters_when};
 use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect, connect_with};
+use crate::patience::{PATIENCE, await_value};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// A deadline of a second is kept if it is passed by no more than a half.
@@ -19,7 +23,7 @@ fn a_node_that_dies_and_comes_back() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("dies"));
     let server = HandServer::start(&url, &queue);
-    let client = connect(&url, &queue, ClientOptions::default());
+    let client = connect(&url, &queue);
 
     // A Fibonacci server whose first answer comes too late for its connection.
     let fibonacci_queue = queue_name("restart");
@@ -27,13 +31,14 @@ fn a_node_that_dies_and_comes_back() {
     let (begun, has_begun) = unbounded();
     let (go_on, may_go_on) = bounded::<()>(0);
     let count = std::sync::Arc::clone(&executed);
-    let _fibonacci_server = Server::start(&url, &fibonacci_queue, move |request| {
-        if count.fetch_add(1, Ordering::Relaxed) == 0 {
-            begun.send(()).unwrap();
-            let _ = may_go_on.recv_timeout(PATIENCE);
-        }
-        fibonacci::answer(request)
-    });
+    let _fibonacci_server =
+        Serving::start(&url, &fibonacci_queue, ServerOptions::default(), move |request| {
+            if count.fetch_add(1, Ordering::Relaxed) == 0 {
+                begun.send(()).unwrap();
+                let _ = may_go_on.recv_timeout(PATIENCE);
+            }
+            fibonacci::answer(request)
+        });
     let brokers = Brokers::parse(&url).unwrap();
     let options = ClientOptions { timeout: 4 * PATIENCE, ..FibonacciRpcClient::options() };
     let fibonacci = FibonacciRpcClient::with_options(brokers, &fibonacci_queue, options).unwrap();
@@ -85,10 +90,10 @@ fn a_node_that_dies_and_comes_back() {
 fn a_node_that_freezes() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("freezes"));
-    let _server = Server::echo(&url, &queue);
-    let closed = connect(&url, &queue, ClientOptions::default());
-    let dropped = connect(&url, &queue, ClientOptions::default());
-    let busy = connect(&url, &queue, ClientOptions::default());
+    let _server = Serving::echo(&url, &queue);
+    let closed = connect(&url, &queue);
+    let dropped = connect(&url, &queue);
+    let busy = connect(&url, &queue);
     assert_eq!(closed.call("7").unwrap(), b"7");
 
     broker.freeze(0);
@@ -119,7 +124,7 @@ fn a_node_that_freezes() {
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
 
     broker.thaw(0);
-    let client = connect(&url, &queue, ClientOptions::default());
+    let client = connect(&url, &queue);
     assert_eq!(client.call("8").unwrap(), b"8");
 }
 
@@ -128,7 +133,7 @@ fn a_node_that_raises_an_alarm() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("alarm"));
     let server = HandServer::start(&url, &queue);
-    let client = connect(&url, &queue, ClientOptions::default());
+    let client = connect(&url, &queue);
     let call = client.send("7").unwrap();
     let request = server.next();
 
@@ -136,7 +141,7 @@ fn a_node_that_raises_an_alarm() {
     // The broker blocks a connection when it next publishes: that one request still passes.
     let mut passed = client.send("7").unwrap();
     assert_eq!(passed.wait_timeout(SECOND / 10), Ok(None));
-    let newcomer = connect(&url, &queue, ClientOptions::default());
+    let newcomer = connect(&url, &queue);
     for client in [&client, &newcomer] {
         // Until the notice has come a request goes out, and waits on the way.
         let error = await_value(
@@ -187,8 +192,8 @@ fn a_node_that_raises_an_alarm() {
 fn an_operator_who_closes_connections() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("operator"));
-    let _server = Server::echo(&url, &queue);
-    let client = connect(&url, &queue, ClientOptions::default());
+    let _server = Serving::echo(&url, &queue);
+    let client = connect(&url, &queue);
     assert_eq!(client.call("7").unwrap(), b"7");
 
     broker.ctl(&["close_all_connections", "back in a minute"]);
@@ -197,7 +202,7 @@ fn an_operator_who_closes_connections() {
 
     let hand_queue = queue_name("operator");
     let server = HandServer::start(&url, &hand_queue);
-    let client = connect(&url, &hand_queue, ClientOptions::default());
+    let client = connect(&url, &hand_queue);
     let call = client.send("7").unwrap();
     server.next();
     broker.ctl(&["close_all_connections", "back in a minute"]);
@@ -211,7 +216,7 @@ fn an_operator_who_deletes_the_reply_queue() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("reply-queue"));
     let server = HandServer::start(&url, &queue);
-    let client = connect(&url, &queue, ClientOptions::default());
+    let client = connect(&url, &queue);
     for (number, idle) in [(1, true), (2, false)] {
         let call = client.send("7").unwrap();
         let request = server.next();
@@ -239,12 +244,12 @@ fn an_operator_who_deletes_the_reply_queue() {
 fn a_channel_that_the_broker_closes() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("channel"));
-    let _server = Server::echo(&url, &queue);
+    let _server = Serving::echo(&url, &queue);
     // A request that is larger than the broker takes costs the channel it came on.
     broker.limit_messages(1000);
-    let client = connect(&url, &queue, ClientOptions::default());
+    let client = connect(&url, &queue);
     let idempotent = ClientOptions { idempotent: true, ..Default::default() };
-    let again = connect(&url, &queue, idempotent);
+    let again = connect_with(&url, &queue, idempotent);
     for client in [&client, &again] {
         let began = Instant::now();
         let error = client.call(vec![b'7'; 2000]).unwrap_err();

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{ClientCounters, ClientOptions, RpcClient};
 
-use super::{Server, await_value, connect, counters_when};
+use super::counters_when;
 use crate::broker::Broker;
+use crate::embedded::{Serving, connect, connect_with};
+use crate::patience::await_value;
 use crate::process::Process;
 
 /// How much of each there is, short and long.
@@ -54,7 +56,7 @@ fn amounts() -> Amounts {
 fn nothing_leaks() {
     let Amounts { cycles, limit, .. } = amounts();
     let broker = Broker::start();
-    let _server = Server::echo(&broker.url(), QUEUE);
+    let _server = Serving::echo(&broker.url(), QUEUE);
     let this_binary = env::current_exe().unwrap();
     let mut measured = Process::from(
         Command::new(this_binary)
@@ -135,7 +137,7 @@ fn measured() {
 /// Every hundredth call is given up before its reply comes.
 fn call_and_give_up(url: &str, calls: usize) -> ClientCounters {
     const IN_FLIGHT: usize = 50;
-    let client = connect(url, QUEUE, ClientOptions::default());
+    let client = connect(url, QUEUE);
     for first in (0..calls).step_by(IN_FLIGHT) {
         let mut sent = Vec::new();
         for n in first..first + IN_FLIGHT {
@@ -158,7 +160,7 @@ fn call_and_give_up(url: &str, calls: usize) -> ClientCounters {
 /// Clients that come and go, some of them with a call in flight.
 fn open_and_close(url: &str, cycles: usize) {
     for cycle in 0..cycles {
-        let client = connect(url, QUEUE, ClientOptions::default());
+        let client = connect(url, QUEUE);
         match cycle % 4 {
             0 => assert_eq!(client.call("7").unwrap(), b"7"),
             1 => drop(client.send("7").unwrap()),
@@ -171,7 +173,7 @@ fn open_and_close(url: &str, cycles: usize) {
 
 fn reconnect(url: &str, reconnects: u64, limit: Duration) {
     let options = ClientOptions { idempotent: true, ..Default::default() };
-    let clients: Vec<_> = (0..CLIENTS).map(|_| connect(url, QUEUE, options.clone())).collect();
+    let clients: Vec<_> = (0..CLIENTS).map(|_| connect_with(url, QUEUE, options.clone())).collect();
     let reconnected = || clients.iter().map(|client| client.counters().reconnects).sum::<u64>();
     let deadline = Instant::now() + limit;
     loop {

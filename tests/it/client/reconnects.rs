@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use amiquip::Connection;
 use rabbitmq_rpc::{ClientOptions, Error};
 
-use super::{HandServer, PATIENCE, Server, connect, cut_under};
+use super::{HandServer, cut_under};
 use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect, connect_with};
+use crate::patience::PATIENCE;
 use crate::proxy::{Mode, Proxy};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -18,7 +20,7 @@ fn a_call_lost_with_its_connection_may_have_executed() {
     let queue = queue_name("lost");
     let server = HandServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+    let client = connect(&proxy.url(), &queue);
 
     let call = client.send("7").unwrap();
     server.next();
@@ -42,7 +44,7 @@ fn an_idempotent_call_is_sent_again_under_another_correlation_id() {
     let server = HandServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let options = ClientOptions { idempotent: true, ..Default::default() };
-    let client = connect(&proxy.url(), &queue, options);
+    let client = connect_with(&proxy.url(), &queue, options);
 
     thread::scope(|scope| {
         let call = scope.spawn(|| client.call("7"));
@@ -71,7 +73,7 @@ fn a_call_that_was_sent_before_may_have_executed_however_it_ends() {
     // There is no queue any more when it is sent again.
     let queue = queue_name("again-unroutable");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect(&proxy.url(), &queue, options.clone());
+    let client = connect_with(&proxy.url(), &queue, options.clone());
     let call = client.send("7").unwrap();
     server.next();
     let mut connection = Connection::insecure_open(&broker.url()).unwrap();
@@ -85,7 +87,7 @@ fn a_call_that_was_sent_before_may_have_executed_however_it_ends() {
     // There is no broker any more.
     let queue = queue_name("again-unreachable");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect(&proxy.url(), &queue, options);
+    let client = connect_with(&proxy.url(), &queue, options);
     let call = client.send_timeout("7", SECOND).unwrap();
     server.next();
     proxy.set(Mode::Refuse);
@@ -102,7 +104,7 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
     let queue = queue_name("single-flight");
     let server = HandServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+    let client = connect(&proxy.url(), &queue);
     assert_eq!(proxy.tries(), 1);
 
     proxy.set(Mode::Refuse);
@@ -126,7 +128,7 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
     assert!((3..=8).contains(&tries), "{tries} tries");
 
     proxy.set(Mode::Forward);
-    let _server = Server::echo(&broker.url(), &queue);
+    let _server = Serving::echo(&broker.url(), &queue);
     thread::scope(|scope| {
         for _ in 0..16 {
             scope.spawn(|| assert_eq!(client.call("7").unwrap(), b"7"));
@@ -140,9 +142,9 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
 fn calls_too_short_to_connect_in_get_a_connection_all_the_same() {
     let broker = Broker::shared();
     let queue = queue_name("hasty");
-    let _server = Server::echo(&broker.url(), &queue);
+    let _server = Serving::echo(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+    let client = connect(&proxy.url(), &queue);
     proxy.cut();
 
     // None of these calls lasts as long as the handshakes of a connection do.
@@ -160,7 +162,7 @@ fn a_client_without_a_connection_is_closed_at_once() {
     let queue = queue_name("close-while-down");
     let server = HandServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let client = connect(&proxy.url(), &queue, ClientOptions::default());
+    let client = connect(&proxy.url(), &queue);
     cut_under(&proxy, &client, &server);
     proxy.set(Mode::Swallow);
     let error = client.call_timeout("7", SECOND / 10).unwrap_err();

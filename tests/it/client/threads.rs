@@ -2,19 +2,10 @@
 
 use std::thread;
 
-use rabbitmq_rpc::{ClientOptions, FibonacciRpcClient, PendingNumber, PendingReply, RpcClient};
+use rabbitmq_rpc::ClientOptions;
 
-use super::{Server, connect};
 use crate::broker::{Broker, queue_name};
-
-#[test]
-fn clients_are_shared_and_sent_between_threads() {
-    fn is_send_and_sync<T: Send + Sync + 'static>() {}
-    is_send_and_sync::<RpcClient>();
-    is_send_and_sync::<FibonacciRpcClient>();
-    is_send_and_sync::<PendingReply>();
-    is_send_and_sync::<PendingNumber>();
-}
+use crate::embedded::{Serving, connect, connect_with};
 
 #[test]
 fn every_reply_goes_to_its_caller() {
@@ -22,8 +13,8 @@ fn every_reply_goes_to_its_caller() {
     const CALLS: usize = 300;
     let broker = Broker::shared();
     let queue = queue_name("threads");
-    let _server = Server::echo(&broker.url(), &queue);
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let _server = Serving::echo(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
 
     thread::scope(|scope| {
         for thread in 0..THREADS {
@@ -46,9 +37,9 @@ fn every_reply_goes_to_its_caller() {
 fn more_callers_than_room_get_through() {
     let broker = Broker::shared();
     let queue = queue_name("little-room");
-    let _server = Server::echo(&broker.url(), &queue);
+    let _server = Serving::echo(&broker.url(), &queue);
     let options = ClientOptions { max_in_flight: 3, ..Default::default() };
-    let client = connect(&broker.url(), &queue, options);
+    let client = connect_with(&broker.url(), &queue, options);
 
     thread::scope(|scope| {
         for thread in 0..16 {
@@ -69,8 +60,8 @@ fn more_callers_than_room_get_through() {
 fn a_thousand_calls_of_one_thread_are_in_flight_together() {
     let broker = Broker::shared();
     let queue = queue_name("pipeline");
-    let _server = Server::echo(&broker.url(), &queue);
-    let client = connect(&broker.url(), &queue, ClientOptions::default());
+    let _server = Serving::echo(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
 
     let calls: Vec<_> = (0..1000).map(|n| client.send(n.to_string()).unwrap()).collect();
     // In any order: a reply does not wait for the one before it to be asked for.

@@ -1,0 +1,73 @@
+//! This crate's client and server, in the tests' own process.
+
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::bounded;
+use rabbitmq_rpc::{
+    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, RpcClient, RpcServer,
+    ServerCounters, ServerOptions, Stopper,
+};
+
+use crate::patience::PATIENCE;
+
+pub fn connect(url: &str, queue: &str) -> RpcClient {
+    connect_with(url, queue, ClientOptions::default())
+}
+
+pub fn connect_with(url: &str, queue: &str, options: ClientOptions) -> RpcClient {
+    RpcClient::connect(Brokers::parse(url).unwrap(), queue, options).unwrap()
+}
+
+pub fn connect_fibonacci(url: &str, queue: &str) -> FibonacciRpcClient {
+    let brokers = Brokers::parse(url).unwrap();
+    FibonacciRpcClient::with_options(brokers, queue, FibonacciRpcClient::options()).unwrap()
+}
+
+/// A server in a thread of its own, until it is stopped or dropped.
+pub struct Serving {
+    pub server: Arc<RpcServer>,
+    pub stopper: Stopper,
+    thread: Option<JoinHandle<Result<(), Error>>>,
+}
+
+impl Serving {
+    /// Returns once it takes requests.
+    pub fn start<H>(url: &str, queue: &str, options: ServerOptions, handler: H) -> Serving
+    where
+        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
+    {
+        let (ready, is_ready) = bounded(1);
+        let server = RpcServer::connect(Brokers::parse(url).unwrap(), queue, options).unwrap();
+        let server = Arc::new(server.on_ready(move || ready.send(()).unwrap()));
+        let serving = Arc::clone(&server);
+        let thread = thread::spawn(move || serving.serve(handler));
+        is_ready.recv_timeout(PATIENCE).expect("the server gets ready");
+        Serving { stopper: server.stopper(), server, thread: Some(thread) }
+    }
+
+    /// One that sends back what it gets.
+    pub fn echo(url: &str, queue: &str) -> Serving {
+        let options = ServerOptions { prefetch: 64, ..Default::default() };
+        Serving::start(url, queue, options, |request| Ok(request.to_vec()))
+    }
+
+    /// Has it leave in good order.
+    pub fn stop(mut self) -> ServerCounters {
+        self.end();
+        self.server.counters()
+    }
+
+    fn end(&mut self) {
+        self.stopper.stop();
+        let served = self.thread.take().map(JoinHandle::join);
+        let served = served.map(|joined| joined.expect("the server does not panic"));
+        assert!(thread::panicking() || matches!(served, None | Some(Ok(()))), "{served:?}");
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

@@ -1,0 +1,162 @@
+//! Servers that end in the midst of a request, and what becomes of it.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amiquip::{AmqpValue, FieldTable};
+use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
+
+use crate::broker::{Broker, queue_name};
+use crate::embedded::{connect, connect_fibonacci};
+use crate::patience::PATIENCE;
+use crate::process::Process;
+use crate::programs::{RPC_SERVER, rpc_server};
+use crate::queue;
+use crate::raw::Raw;
+
+#[test]
+fn a_request_whose_server_is_killed_goes_to_another() {
+    let queue = queue_name("killed");
+    let url = Broker::shared().url();
+    let client = connect_fibonacci(&url, &queue);
+    let mut first = rpc_server(&queue, &["--recursive"]);
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    // Some seconds' work in a build for tests.
+    raw.request(&queue, b"38");
+    queue::wait_until_taken(&url, &queue);
+    let mut second = rpc_server(&queue, &["--recursive"]);
+    first.kill();
+    assert_eq!(raw.reply().body, b"39088169");
+    second.wait_for_line("a request comes again", PATIENCE);
+    assert_eq!(client.call(7), Ok(13));
+}
+
+/// Servers are killed and started at random under the load of eight clients, for 10 s or for as
+/// many as CHAOS_SECONDS says; CHAOS_SEED repeats a run's choices.
+#[test]
+fn servers_killed_at_random_cost_no_call() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let seconds = number("CHAOS_SECONDS").unwrap_or(10);
+    let seed = number("CHAOS_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u128() as u64);
+    println!("CHAOS_SEED={seed}");
+    let mut random = {
+        let mut state = seed | 1;
+        move |below: u64| {
+            // Xorshift: enough for choosing victims.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        }
+    };
+
+    let queue = queue_name("chaos");
+    let url = Broker::shared().url();
+    let args = [["--workers", "2", "--prefetch", "1"], ["--workers", "1", "--prefetch", "8"]];
+    let mut servers = vec![rpc_server(&queue, &args[0]), rpc_server(&queue, &args[1])];
+    let over = AtomicBool::new(false);
+    let answered = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for number in 0..8u64 {
+            let (url, queue, over, answered) = (&url, &queue, &over, &answered);
+            scope.spawn(move || {
+                let client = connect_fibonacci(url, queue);
+                let mut n = number;
+                while !over.load(Ordering::Relaxed) {
+                    n = (n + 7) % 187;
+                    let began = Instant::now();
+                    let reply = client.call(n);
+                    assert_eq!(reply, Ok(fibonacci::fib(n)), "after {:?}", began.elapsed());
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+                assert_eq!(client.client().counters().in_flight, 0);
+            });
+        }
+        let end = Instant::now() + Duration::from_secs(seconds);
+        let mut killed = 0;
+        while Instant::now() < end {
+            let before = answered.load(Ordering::Relaxed);
+            let victim = random(servers.len() as u64) as usize;
+            if random(2) == 0 || servers.len() > 3 {
+                servers.remove(victim).kill();
+                killed += 1;
+            }
+            if servers.is_empty() || random(2) == 0 {
+                servers.push(rpc_server(&queue, &args[random(2) as usize]));
+            }
+            // Some choices come in the midst of work, others one upon the other.
+            let until = before + random(400) as usize;
+            while !servers.is_empty()
+                && answered.load(Ordering::Relaxed) < until
+                && Instant::now() < end
+            {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+        if servers.is_empty() {
+            servers.push(rpc_server(&queue, &[]));
+        }
+        over.store(true, Ordering::Relaxed);
+        println!("{killed} servers killed, {} calls answered", answered.load(Ordering::Relaxed));
+        assert!(killed > 0);
+    });
+}
+
+#[test]
+fn a_request_that_kills_its_servers_ends_as_a_dead_letter() {
+    let url = Broker::shared().url();
+    let queue = queue_name("poison");
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    let dead_letters = raw.reply_queue();
+    let exchange = raw.fanout_to(&dead_letters);
+    let limited = ["--queue-type", "quorum", "--delivery-limit", "2"];
+    let limited = [&limited[..], &["--dead-letter-exchange", &exchange, "--recursive"]].concat();
+    let mut server = rpc_server(&queue, &limited);
+    let client = connect_fibonacci(&url, &queue);
+    raw.request(&queue, b"60");
+    for delivery in 0..3 {
+        if delivery > 0 {
+            let args = [&["--url", &url, "--queue", &queue], &limited[..]].concat();
+            server = Process::spawn(RPC_SERVER, &args);
+            server.wait_for_line("a request comes again", PATIENCE);
+        } else {
+            queue::wait_until_taken(&url, &queue);
+        }
+        server.kill();
+    }
+    let letter = raw.reply();
+    assert_eq!(letter.body, b"60");
+    let _server = rpc_server(&queue, &limited);
+    assert_eq!(client.call(7), Ok(13));
+}
+
+#[test]
+fn a_classic_queue_says_only_that_a_request_comes_again() {
+    let url = Broker::shared().url();
+    let queue = queue_name("redelivered");
+    let limit = FieldTable::from_iter([("x-max-length".to_string(), AmqpValue::LongInt(1000))]);
+    queue::declare(&url, &queue, true, limit);
+    let client = connect(&url, &queue);
+    let call = client.send("work").unwrap();
+    for round in 0..3 {
+        let options = ServerOptions { drain_timeout: Duration::ZERO, ..Default::default() };
+        let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
+        let stopper = server.stopper();
+        let (never, hangs) = crossbeam_channel::bounded::<()>(0);
+        let last = round == 2;
+        let served = server.serve(move |_| {
+            stopper.stop();
+            if !last {
+                let _ = hangs.recv();
+            }
+            Ok(Vec::new())
+        });
+        drop(never);
+        if !last {
+            assert!(matches!(served, Err(Error::TimedOut { .. })), "{served:?}");
+        }
+        assert_eq!(server.counters().redelivered, u64::from(round > 0));
+    }
+    drop(call);
+}
