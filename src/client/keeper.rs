@@ -107,22 +107,26 @@ impl<'a> Keeper<'a> {
             move |error| endpoint.explain(&error, doing)
         };
 
-        let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
-        let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
-        let queue = consuming.queue_declare("", exclusive);
-        let queue = queue.map_err(failed("declare a reply queue"))?;
-        let consumer = queue.consume(no_ack);
-        let consumer = consumer.map_err(failed("read from its reply queue"))?;
-
+        let notices = link.connection.listen_for_connection_blocked();
+        let notices = notices.map_err(failed("listen for resource alarms"))?;
         let publisher = link.connection.open_channel(None);
         let publisher = publisher.map_err(failed("open a channel"))?;
         let returns = publisher.listen_for_returns();
         let returns = returns.map_err(failed("listen for returned requests"))?;
-        let notices = link.connection.listen_for_connection_blocked();
-        let notices = notices.map_err(failed("listen for resource alarms"))?;
+
+        // amiquip's I/O thread learns of listeners in its own time, and drops what comes before
+        // that, while requests go out past it. So the reply queue is declared behind them, on the
+        // same channel: once that is answered, they listen.
+        let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
+        let queue = publisher.queue_declare("", exclusive);
+        let reply_queue = queue.map_err(failed("declare a reply queue"))?.name().to_string();
+        let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
+        let consumer = consuming.basic_consume(reply_queue.as_str(), no_ack);
+        let consumer = consumer.map_err(failed("read from its reply queue"))?;
+
         let way = Way {
             channel: publisher.channel_id(),
-            queue: queue.name(),
+            queue: &reply_queue,
             mandatory: false,
             frame_max: link.line.frame_max(),
         };
@@ -140,7 +144,7 @@ impl<'a> Keeper<'a> {
             endpoint: link.endpoint.clone(),
             line: link.line.clone(),
             began: Instant::now(),
-            reply_queue: queue.name().to_string(),
+            reply_queue,
             publisher: publisher.channel_id(),
             pending: PendingCalls::new(config.options.max_in_flight),
             deliveries: consumer.receiver().clone(),

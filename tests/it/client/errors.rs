@@ -1,6 +1,7 @@
 //! Each error that a call can end with, as a real broker brings it about; those that take harm
 //! to a node stand in [`super::faults`].
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::{AmqpProperties, AmqpValue, Connection, FieldTable, Publish};
@@ -28,6 +29,24 @@ fn no_such_queue_is_told_at_once() {
     // The client goes on, and the call works once there is a server.
     let _server = Serving::echo(&broker.url(), &queue);
     assert_eq!(client.call("7").unwrap(), b"7");
+}
+
+/// The broker's word that there is no such queue comes so soon after the request that the client
+/// must have begun to listen before.
+#[test]
+fn no_such_queue_is_told_to_the_first_call_of_a_client() {
+    let url = Broker::shared().url();
+    thread::scope(|scope| {
+        // At the same time, since a busy machine is where it goes wrong.
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..25 {
+                    let error = connect(&url, "no such queue").call_timeout("7", 20 * SECOND);
+                    assert!(matches!(error, Err(Error::Unroutable { .. })), "{error:?}");
+                }
+            });
+        }
+    });
 }
 
 #[test]
@@ -154,7 +173,7 @@ fn a_client_that_is_closed_ends_its_calls() {
     let call = client.send("7").unwrap();
     let waiting = client.send("8").unwrap();
     server.next();
-    let waiting = std::thread::spawn(move || waiting.wait());
+    let waiting = thread::spawn(move || waiting.wait());
     let began = Instant::now();
     client.close();
     for outcome in [call.wait(), waiting.join().unwrap()] {
