@@ -12,7 +12,7 @@ use rabbitmq_rpc::{Error, FibonacciRpcClient, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::connect_fibonacci;
-use crate::patience::{PATIENCE, await_value};
+use crate::patience::{Over, PATIENCE, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server_at, stop};
 
@@ -41,7 +41,6 @@ fn every_call_is_answered(broker: &Broker, urls: &[String]) {
         for _ in 0..CALLERS {
             scope.spawn(|| answers.collect(&connect_fibonacci(&list, &queue)));
         }
-        // Callers go on until told to stop, which a panic here must not forget.
         let _over = Over(&answers.over);
         answers.await_more(500);
         answers.longest_gap();
@@ -81,14 +80,6 @@ struct Answers {
     gap: Mutex<Option<(Instant, Duration)>>,
 }
 
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 impl Answers {
     /// Calls without pause.
     fn collect(&self, client: &FibonacciRpcClient) {
@@ -119,7 +110,8 @@ impl Answers {
 
     fn await_more(&self, answers: usize) {
         let enough = self.count.load(Ordering::Relaxed) + answers;
-        await_value(|| self.count.load(Ordering::Relaxed), |count| *count >= enough);
+        let look = || (self.count.load(Ordering::Relaxed), self.wrong.lock().unwrap().clone());
+        await_value(look, |(count, _)| *count >= enough);
     }
 }
 

@@ -39,6 +39,15 @@ pub fn stop(server: &mut Process) {
     assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.stderr());
 }
 
+/// How many requests it says it has answered, once it has left in good order.
+pub fn served_until_its_end(server: &mut Process) -> u64 {
+    assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.stderr());
+    let log = server.stderr();
+    let counters = log.split("stopped: ServerCounters { served: ").nth(1);
+    let number = counters.and_then(|counters| counters.split(',').next());
+    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no counters: {log}"))
+}
+
 /// What `rpc_client` prints and exits with, on the shared broker.
 pub fn rpc_client(queue: &str, args: &[&str]) -> Output {
     run_client(&[&["--url", &Broker::shared().url(), "--queue", queue], args].concat())

@@ -9,9 +9,8 @@ use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
-use crate::patience::{PATIENCE, await_value};
-use crate::process::Process;
-use crate::programs::{rpc_server, rpc_server_that_logs, stop};
+use crate::patience::{Over, PATIENCE, await_value};
+use crate::programs::{rpc_server, rpc_server_that_logs, served_until_its_end, stop};
 use crate::raw::Raw;
 use crate::{logged, queue};
 
@@ -59,7 +58,7 @@ fn servers_share_a_queue_and_take_over_what_one_leaves() {
     first.signal("TERM");
     assert_eq!(first.wait(PATIENCE).code(), Some(75), "{}", first.stderr());
     let took = began.elapsed();
-    assert!((Duration::from_millis(300)..Duration::from_secs(5)).contains(&took), "{took:?}");
+    assert!((Duration::from_millis(300)..Duration::from_secs(10)).contains(&took), "{took:?}");
     let said = first.stderr();
     assert!(said.contains("timed out after 300ms: requests still in progress: 1; "), "{said}");
 
@@ -120,6 +119,7 @@ fn draining_under_load_loses_no_call_and_answers_none_twice() {
                 assert_eq!(client.counters().late, 0, "a request was answered twice");
             });
         }
+        let _over = Over(&over);
         let mut served = 0;
         for signal in ["TERM", "INT", "TERM", "INT", "TERM", "INT"] {
             let next = rpc_server(&queue, &args);
@@ -129,20 +129,11 @@ fn draining_under_load_loses_no_call_and_answers_none_twice() {
             served += served_until_its_end(&mut server);
             server = next;
         }
-        over.store(true, Ordering::Relaxed);
         served
     });
     server.signal("TERM");
     let served = served + served_until_its_end(&mut server);
     assert_eq!(served, answered.load(Ordering::Relaxed));
-}
-
-fn served_until_its_end(server: &mut Process) -> u64 {
-    assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.stderr());
-    let log = server.stderr();
-    let counters = log.split("stopped: ServerCounters { served: ").nth(1);
-    let number = counters.and_then(|counters| counters.split(',').next());
-    number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no counters: {log}"))
 }
 
 #[test]

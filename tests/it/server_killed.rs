@@ -9,7 +9,7 @@ use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{connect, connect_fibonacci};
-use crate::patience::PATIENCE;
+use crate::patience::{Over, PATIENCE};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server};
 use crate::queue;
@@ -73,6 +73,7 @@ fn servers_killed_at_random_cost_no_call() {
                 assert_eq!(client.client().counters().in_flight, 0);
             });
         }
+        let _over = Over(&over);
         let end = Instant::now() + Duration::from_secs(seconds);
         let mut killed = 0;
         while Instant::now() < end {
@@ -97,7 +98,6 @@ fn servers_killed_at_random_cost_no_call() {
         if servers.is_empty() {
             servers.push(rpc_server(&queue, &[]));
         }
-        over.store(true, Ordering::Relaxed);
         println!("{killed} servers killed, {} calls answered", answered.load(Ordering::Relaxed));
         assert!(killed > 0);
     });
