@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::process::Command;
 
+use rabbitmq_rpc::fibonacci;
+
 use crate::broker::{Broker, queue_name};
 use crate::patience::PATIENCE;
 use crate::process::Process;
-use crate::programs::{rpc_client, rpc_server};
+use crate::programs::{rpc_client, rpc_server, served_until_its_end};
 
 /// One of the benchmark's peers: the tutorial's program, but for what it is asked for.
 fn pika(program: &str, queue: &str, args: &[&str]) -> Process {
@@ -40,14 +42,19 @@ fn our_client_calls_a_pika_server() {
 #[test]
 fn our_server_takes_turns_with_a_pika_server() {
     let queue = queue_name("pika-beside");
-    let ours = rpc_server(&queue, &[]);
+    let mut ours = rpc_server(&queue, &[]);
     let mut theirs = pika("tutorial_six_server.py", &queue, &[]);
     theirs.wait_for_line("Awaiting RPC requests", PATIENCE);
     let numbers: Vec<String> = (0..40).map(|n| n.to_string()).collect();
     let numbers: Vec<&str> = numbers.iter().map(String::as_str).collect();
+    let expected: String = (0..40).map(|n| format!("{}\n", fibonacci::fib(n))).collect();
     let output = rpc_client(&queue, &numbers);
-    assert_eq!(output.stdout.split(|byte| *byte == b'\n').count(), 41, "{output:?}");
-    drop(ours);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
+
+    // The queue outlives our server.
+    ours.signal("TERM");
+    let served = served_until_its_end(&mut ours);
+    assert!((1..40).contains(&served), "ours answered {served} of 40");
     let output = rpc_client(&queue, &numbers);
-    assert_eq!(output.status.code(), Some(0), "the queue outlives our server: {output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
 }
