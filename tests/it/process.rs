@@ -1,10 +1,10 @@
 //! A program under test: what it prints, what it is told, how it ends.
 //!
 //! ```ignore
-//! let mut server = Process::spawn(env!("CARGO_BIN_EXE_rpc_server"), &["--url", &url]);
-//! server.wait_for_line("Awaiting RPC requests", Duration::from_secs(10));
+//! let mut server = Process::spawn(RPC_SERVER, &["--url", &url]);
+//! server.wait_for_line("Awaiting RPC requests", PATIENCE);
 //! server.signal("TERM");
-//! assert!(server.wait(Duration::from_secs(10)).success(), "{}", server.stderr());
+//! assert!(server.wait(PATIENCE).success(), "{}", server.stderr());
 //! ```
 
 use std::ffi::OsStr;

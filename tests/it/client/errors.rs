@@ -20,7 +20,7 @@ fn no_such_queue_is_told_at_once() {
     let client = connect(&broker.url(), &queue);
     let began = Instant::now();
     let error = client.call("7").unwrap_err();
-    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert!(began.elapsed() < 5 * SECOND, "{:?}", began.elapsed());
     assert_eq!(error, Error::Unroutable { queue: queue.clone() });
     assert!(!error.may_have_executed());
     let text = error.to_string();
@@ -65,7 +65,7 @@ fn a_queue_that_nobody_serves_is_told_at_the_deadline() {
     let began = Instant::now();
     let error = client.call_timeout("7", SECOND).unwrap_err();
     let took = began.elapsed();
-    assert!(SECOND <= took && took < SECOND + SECOND / 2, "{took:?}");
+    assert!(SECOND <= took && took < 2 * SECOND, "{took:?}");
     assert_eq!(
         error.to_string(),
         format!(
@@ -179,7 +179,7 @@ fn a_client_that_is_closed_ends_its_calls() {
     for outcome in [call.wait(), waiting.join().unwrap()] {
         assert_eq!(outcome, Err(Error::Closed));
     }
-    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert!(began.elapsed() < 5 * SECOND, "{:?}", began.elapsed());
     assert!(Error::Closed.may_have_executed());
 }
 

@@ -15,8 +15,11 @@ use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::{PATIENCE, await_value};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// A deadline of a second is kept if it is passed by no more than a half.
-const LATE: Duration = Duration::from_millis(1500);
+/// A deadline of a second that something takes twice is missed by more than this.
+const LATE: Duration = Duration::from_secs(2);
+/// A busy machine takes no longer for what is done at once; heartbeats take four times as long to
+/// notice that a broker is gone.
+const AT_ONCE: Duration = Duration::from_secs(5);
 
 #[test]
 fn a_node_that_dies_and_comes_back() {
@@ -58,11 +61,11 @@ fn a_node_that_dies_and_comes_back() {
             assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
             assert!(error.may_have_executed());
         }
-        assert!(killed.elapsed() < SECOND, "{:?}", killed.elapsed());
+        assert!(killed.elapsed() < AT_ONCE, "{:?}", killed.elapsed());
         for waited in waiting {
             let (error, at) = waited.join().unwrap();
             assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
-            assert!(at < killed + SECOND, "{:?} after", at - killed);
+            assert!(at < killed + AT_ONCE, "{:?} after", at - killed);
         }
     });
     assert_eq!(client.counters().in_flight, 0);
@@ -106,14 +109,14 @@ fn a_node_that_freezes() {
         assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
         assert!(error.may_have_executed());
     }
-    let within_two_seconds = |how: fn(RpcClient), client| {
+    let at_once = |how: fn(RpcClient), client| {
         let began = Instant::now();
         how(client);
-        assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
     };
-    within_two_seconds(RpcClient::close, closed);
-    within_two_seconds(drop, dropped);
-    within_two_seconds(drop, busy);
+    at_once(RpcClient::close, closed);
+    at_once(drop, dropped);
+    at_once(drop, busy);
     assert_eq!(in_flight.wait(), Err(Error::Closed));
 
     let mut brokers = Brokers::parse(&url).unwrap();
@@ -166,7 +169,7 @@ fn a_node_that_raises_an_alarm() {
     // Who is closed while blocked does not have to wait for the end of it.
     let began = Instant::now();
     drop(newcomer);
-    assert!(began.elapsed() < 2 * SECOND, "{:?}", began.elapsed());
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
 
     // A call that has time enough gets through once the alarm is over.
     thread::scope(|scope| {
@@ -253,7 +256,7 @@ fn a_channel_that_the_broker_closes() {
     for client in [&client, &again] {
         let began = Instant::now();
         let error = client.call(vec![b'7'; 2000]).unwrap_err();
-        assert!(began.elapsed() < 5 * SECOND, "{:?}", began.elapsed());
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
         let text = error.to_string();
         assert!(text.contains("406") && text.contains("message size 2000"), "{text}");
         assert!(error.may_have_executed());

