@@ -1,8 +1,8 @@
 //! A RabbitMQ of the tests' own, driven through `scripts/broker.sh`.
 //!
-//! Most tests share one node, [`Broker::shared`], and keep apart by [`queue_name`]. A test
-//! that kills, freezes or reconfigures a node takes a [`Broker`] of its own. Either ends
-//! with this process, however that ends: the script stops when its standard input closes.
+//! Most tests share one node, [`Broker::shared`], and keep apart by [`queue_name`]. Those that
+//! kill, freeze or reconfigure a node take turns at [`Broker::fragile`]. All end with this
+//! process, however that ends: the script stops when its standard input closes.
 
 mod script;
 

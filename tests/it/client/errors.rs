@@ -40,7 +40,7 @@ fn no_such_queue_is_told_to_the_first_call_of_a_client() {
         // At the same time, since a busy machine is where it goes wrong.
         for _ in 0..8 {
             scope.spawn(|| {
-                for _ in 0..25 {
+                for _ in 0..12 {
                     let error = connect(&url, "no such queue").call_timeout("7", 20 * SECOND);
                     assert!(matches!(error, Err(Error::Unroutable { .. })), "{error:?}");
                 }
