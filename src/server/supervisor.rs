@@ -168,12 +168,16 @@ impl Supervisor {
     /// Makes sure of the queue and has a channel ready for every worker.
     fn staff(&self, link: &mut Link) -> Result<Receiver<ConnectionBlockedNotification>> {
         let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
+        // First of all: the notice may come with the first reply of a worker, and amiquip drops
+        // what comes before somebody listens.
+        let notices = link.connection.listen_for_connection_blocked();
+        let notices =
+            notices.map_err(|error| link.endpoint.explain(&error, "listen for resource alarms"))?;
         queue::ensure(link, &self.shared)?;
         for _ in 0..self.shared.options.workers {
             self.assign_a_channel(link)?;
         }
-        let notices = link.connection.listen_for_connection_blocked();
-        notices.map_err(|error| link.endpoint.explain(&error, "listen for resource alarms"))
+        Ok(notices)
     }
 
     fn assign_a_channel(&self, link: &mut Link) -> Result<()> {
