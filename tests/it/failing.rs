@@ -4,6 +4,7 @@
 use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use rabbitmq_rpc::{
     Brokers, ClientOptions, Error, RpcClient, RpcServer, ServerOptions, TlsFiles, fibonacci,
@@ -17,6 +18,10 @@ use crate::programs::{RPC_CLIENT, RPC_SERVER};
 pub const PASSWORD: &str = "Tr0ub4dor&3";
 /// As it stands in a URL.
 pub const ENCODED: &str = "Tr0ub4dor%263";
+
+/// Of the five seconds it has by default, a refused login takes three, which leaves too little on
+/// a busy machine.
+const CONNECTING: Duration = Duration::from_secs(20);
 
 /// What is tried.
 #[derive(Clone)]
@@ -73,6 +78,7 @@ impl Attempt {
 
     pub fn brokers(&self) -> Brokers {
         let mut brokers = Brokers::parse(&self.url).unwrap();
+        brokers.connect_timeout = CONNECTING;
         brokers.tls = self.tls.clone();
         brokers
     }
@@ -81,6 +87,7 @@ impl Attempt {
     pub fn start(&self, program: &str, args: &[&str]) -> Process {
         let mut command = Command::new(program);
         command.args(["--url", &self.url, "--queue", &self.queue]).args(args);
+        command.args(["--connect-timeout", &CONNECTING.as_secs().to_string()]);
         let TlsFiles { ca, cert, key } = &self.tls;
         for (option, file) in [("--tls-ca", ca), ("--tls-cert", cert), ("--tls-key", key)] {
             if let Some(file) = file {

@@ -180,7 +180,7 @@ fn client_certificate_missing() {
     tls().fails(&url, files.clone(), 69, &["the broker asks for a client certificate"]);
 
     // What the broker says comes after our handshake is over, and races with what we send.
-    for _ in 0..50 {
+    for _ in 0..20 {
         let brokers = Attempt { tls: files.clone(), ..Attempt::new(&url, "q") }.brokers();
         let failed = RpcClient::connect(brokers, "q", ClientOptions::default());
         let text = failed.expect_err("no certificate").to_string();

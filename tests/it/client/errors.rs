@@ -134,7 +134,9 @@ fn a_reply_that_is_no_number_shows_how_it_begins() {
 #[test]
 fn a_wrong_password_is_refused() {
     let url = Broker::shared().url().replace("guest:guest", "guest:s3cret");
-    let brokers = Brokers::parse(&url).unwrap();
+    let mut brokers = Brokers::parse(&url).unwrap();
+    // RabbitMQ takes three seconds to say so.
+    brokers.connect_timeout = 20 * SECOND;
     let error = RpcClient::connect(brokers, "any", ClientOptions::default()).unwrap_err();
     assert!(matches!(error, Error::Refused(_)), "{error:?}");
     assert!(!error.may_have_executed());
