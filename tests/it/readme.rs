@@ -83,12 +83,18 @@ impl Session {
             .current_dir(scratch::directory("readme"))
             .process_group(0);
         let mut bash = Process::told(&mut command);
-        // The session ends with its input, also when this process is killed, and must then not
-        // leave a server behind.
-        bash.tell("set -eu\ntrap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n");
+        bash.tell(PREAMBLE);
         Session { bash }
     }
 }
+
+/// What a reader's own shell need not do: to end with the first command that fails, and to leave
+/// nothing behind, neither at its end nor when the tests' process is killed.
+const PREAMBLE: &str = r"
+set -eu
+while kill -0 $PPID; do sleep 1; done >/dev/null 2>&1 && kill -s KILL -- -$$ &
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+";
 
 impl Drop for Session {
     fn drop(&mut self) {
