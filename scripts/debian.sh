@@ -34,8 +34,10 @@ has_package() {
         # What the package is wanted for, elsewhere.
         case $1 in
             amqp-tools) command -v amqp-publish ;;
+            libc6-dev) command -v cc ;;
             librabbitmq-dev) pkg-config --exists librabbitmq ;;
             libssl-dev) pkg-config --exists openssl ;;
+            python3-kombu) python3 -c 'import kombu' ;;
             python3-pika) python3 -c 'import pika' ;;
             *) command -v "$1" ;;
         esac >/dev/null 2>&1

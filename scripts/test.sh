@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 . scripts/debian.sh
 
 main() {
-    need gcc pkg-config libssl-dev rabbitmq-server openssl python3-pika amqp-tools librabbitmq-dev
+    need gcc libc6-dev pkg-config libssl-dev rabbitmq-server openssl
+    need python3-pika python3-kombu amqp-tools librabbitmq-dev
     if ! command -v cargo >/dev/null; then
         echo 'There is no cargo. A Rust toolchain comes from https://rustup.rs' >&2
         exit 69

@@ -10,6 +10,7 @@ mod cluster; // three nodes, of which one after the other goes
 mod embedded; // this crate's client and server, in this process
 mod failing; // what fails, for client and server, and the password in none of it
 mod hostile; // requests that no client library would send
+mod interop; // programs on other AMQP clients, on either side
 mod logged; // what the tests' own process logs
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
@@ -28,4 +29,3 @@ mod server; // a server at work: workers, handlers, stopping
 mod server_faults; // a server whose broker, connection or queue is taken away
 mod server_killed; // servers that end in the midst of a request
 mod tls; // amqps://, and each way it can go wrong
-mod tutorial_six; // pika's tutorial six on either side

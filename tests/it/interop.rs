@@ -1,0 +1,59 @@
+//! Programs on other AMQP clients, on either side, and what they see of a reply.
+
+mod amqp_tools; // amqp-publish, amqp-get and amqp-consume
+mod c; // librabbitmq
+mod kombu;
+mod pika; // tutorial six itself
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::broker::{Broker, queue_name};
+use crate::patience::PATIENCE;
+use crate::process::Process;
+use crate::programs::{rpc_client, rpc_server};
+
+/// The `reply_to` for which the broker invents an address, and no queue.
+const DIRECT: &str = "amq.rabbitmq.reply-to";
+
+/// A request that is right and two that are not.
+const REQUESTS: [&str; 3] = ["7", "187", "seven"];
+
+/// What every requester prints of the replies to them. `None` stands for a property that is not
+/// there: a result comes with nothing that tutorial six does not know.
+const REPLIES: &str = "\
+type=None rpc-status=None body=13
+type=error rpc-status=OUT_OF_RANGE body=fib(187) does not fit into 128 bits; n goes from 0 to 186
+type=error rpc-status=INVALID_ARGUMENT body=the request is \"seven\", not a decimal number
+";
+
+/// What the requester prints of its replies, once it has them all.
+fn replies(mut requester: Process) -> String {
+    let status = requester.wait(PATIENCE);
+    assert!(status.success(), "{status}: {}", requester.stderr());
+    requester.stdout().to_string()
+}
+
+/// What a requester prints who is sent the first Fibonacci numbers.
+fn numbers(count: u64) -> String {
+    let line = |n| format!("type=None rpc-status=None body={}\n", rabbitmq_rpc::fibonacci::fib(n));
+    (0..count).map(line).collect()
+}
+
+/// A Python program with the shared broker's URL and a queue. Only Debian's own python3 has
+/// Debian's packages.
+fn python(program: &str, queue: &str, args: &[&str]) -> Process {
+    let mut command = Command::new("/usr/bin/python3");
+    command.arg("-B").arg(source(program));
+    Process::from(command.args(["--url", &Broker::shared().url(), "--queue", queue]).args(args))
+}
+
+fn source(program: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(program)
+}
+
+/// Checks that the durable queue is still there, with nothing in it.
+fn assert_kept_and_empty(queue: &str) {
+    let queues = Broker::shared().ctl(&["list_queues", "name", "durable", "messages"]);
+    assert!(queues.lines().any(|row| row == format!("{queue}\ttrue\t0")), "{queue}: {queues}");
+}

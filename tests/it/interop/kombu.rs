@@ -1,0 +1,27 @@
+//! kombu on either side, of which Celery is made.
+
+use super::*;
+
+#[test]
+fn a_kombu_client_calls_our_server() {
+    let queue = queue_name("kombu-client");
+    let _server = rpc_server(&queue, &[]);
+    let requester = |bodies: &[&str]| python("tests/it/interop/kombu_requester.py", &queue, bodies);
+    assert_eq!(replies(requester(&REQUESTS)), REPLIES);
+    assert_eq!(replies(requester(&["0", "1", "2", "3", "4", "5", "6"])), numbers(7));
+}
+
+#[test]
+fn our_client_calls_a_kombu_server() {
+    let queue = queue_name("kombu-server");
+    let mut server = python("tests/it/interop/kombu_server.py", &queue, &[]);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let output = rpc_client(&queue, &["0", "7", "187", "186"]);
+    let expected = "0\n13\n332825110087067562321196029789634457848\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
+
+    // Its error reply is one of ours, made after the wire contract.
+    let expected = "n = 187: OUT_OF_RANGE: 187 is too large for this server";
+    assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
+    assert_eq!(output.status.code(), Some(65));
+}

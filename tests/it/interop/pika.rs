@@ -1,0 +1,98 @@
+//! pika: tutorial six on either side, and the ways to ask for a reply.
+
+use rabbitmq_rpc::fibonacci;
+
+use super::*;
+use crate::programs::served_until_its_end;
+
+const CLIENT: &str = "scripts/bench/tutorial_six_client.py";
+const SERVER: &str = "scripts/bench/tutorial_six_server.py";
+
+fn requester(queue: &str, reply_to: &str, bodies: &[&str]) -> Process {
+    let args = [&["--reply-to", reply_to], bodies].concat();
+    python("tests/it/interop/pika_requester.py", queue, &args)
+}
+
+#[test]
+fn a_pika_client_calls_our_server() {
+    let queue = queue_name("pika-client");
+    let _server = rpc_server(&queue, &[]);
+    let mut client = python(CLIENT, &queue, &["--requests", "50", "--n", "186"]);
+    assert!(client.wait(PATIENCE).success(), "{}", client.stderr());
+    assert!(client.stdout().starts_with("50 right of 50"), "{}", client.stdout());
+}
+
+#[test]
+fn our_client_calls_a_pika_server() {
+    let queue = queue_name("pika-server");
+    let mut server = python(SERVER, &queue, &[]);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let output = rpc_client(&queue, &["0", "7", "186"]);
+    let expected = "0\n13\n332825110087067562321196029789634457848\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn our_server_takes_turns_with_a_pika_server() {
+    let queue = queue_name("pika-beside");
+    let mut ours = rpc_server(&queue, &[]);
+    let mut theirs = python(SERVER, &queue, &[]);
+    theirs.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let bodies: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
+    let expected: String = (0..40).map(|n| format!("{}\n", fibonacci::fib(n))).collect();
+    let output = rpc_client(&queue, &bodies);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
+
+    // The queue outlives our server.
+    ours.signal("TERM");
+    let served = served_until_its_end(&mut ours);
+    assert!((1..40).contains(&served), "ours answered {served} of 40");
+    let output = rpc_client(&queue, &bodies);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
+}
+
+#[test]
+fn a_pika_client_that_looks_can_tell_an_error_reply() {
+    let queue = queue_name("pika-errors");
+    let _server = rpc_server(&queue, &[]);
+    assert_eq!(replies(requester(&queue, "", &REQUESTS)), REPLIES);
+
+    // The tutorial's own client takes the sentence for a number, and says so.
+    let mut tutorial = python(CLIENT, &queue, &["--requests", "1", "--n", "187"]);
+    let expected = "ValueError: invalid literal for int() with base 10: b'fib(187) does not fit";
+    tutorial.wait_for_line(expected, PATIENCE);
+    assert_eq!(tutorial.wait(PATIENCE).code(), Some(1));
+}
+
+#[test]
+fn direct_reply_to_is_answered_like_any_other() {
+    let queue = queue_name("pika-direct");
+    let mut server = rpc_server(&queue, &["--workers", "2"]);
+    assert_eq!(replies(requester(&queue, DIRECT, &REQUESTS)), REPLIES);
+
+    let bodies: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
+    let both = [requester(&queue, DIRECT, &bodies), requester(&queue, DIRECT, &bodies)];
+    assert_eq!(both.map(replies), [numbers(100), numbers(100)]);
+
+    server.signal("TERM");
+    assert_eq!(server.wait(PATIENCE).code(), Some(0));
+    let counters = "served: 201, failed: 2, rejected: 0, redelivered: 0, returned: 0";
+    assert!(server.stderr().contains(counters), "{}", server.stderr());
+}
+
+#[test]
+fn requesters_can_share_a_durable_reply_queue() {
+    let queue = queue_name("pika-shared");
+    let shared = queue_name("pika-replies");
+    let _server = rpc_server(&queue, &[]);
+    assert_eq!(replies(requester(&queue, &shared, &REQUESTS)), REPLIES);
+
+    let bodies: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
+    let both = [requester(&queue, &shared, &bodies), requester(&queue, &shared, &bodies)];
+    assert_eq!(both.map(replies), [numbers(100), numbers(100)]);
+    assert_kept_and_empty(&shared);
+}

@@ -1,0 +1,53 @@
+"""Sends requests with pika and prints a line for each reply: what a requester sees of it."""
+import argparse
+import uuid
+
+import pika
+
+DIRECT = "amq.rabbitmq.reply-to"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--queue", required=True)
+    parser.add_argument("--reply-to", default="", help="default: an exclusive queue of its own")
+    parser.add_argument("bodies", nargs="+")
+    options = parser.parse_args()
+
+    connection = pika.BlockingConnection(pika.URLParameters(options.url))
+    channel = connection.channel()
+    direct = options.reply_to == DIRECT
+    reply_to = DIRECT if direct else declare(channel, options.reply_to)
+    replies = {str(uuid.uuid4()): None for _ in options.bodies}
+
+    def on_reply(_channel, method, properties, body):
+        ours = properties.correlation_id in replies
+        if ours:
+            replies[properties.correlation_id] = (properties, body)
+        if not direct:
+            # What is not ours is for another requester who shares the queue. With a prefetch
+            # limit the broker would give it to us again, as long as the other is at the limit.
+            settle = channel.basic_ack if ours else channel.basic_nack
+            settle(method.delivery_tag)
+
+    # With direct reply-to the broker insists that nothing be acknowledged.
+    channel.basic_consume(reply_to, on_reply, auto_ack=direct)
+    for correlation_id, body in zip(replies, options.bodies):
+        properties = pika.BasicProperties(reply_to=reply_to, correlation_id=correlation_id)
+        channel.basic_publish("", options.queue, body, properties)
+    while None in replies.values():
+        connection.process_data_events(time_limit=None)
+    connection.close()
+
+    for properties, body in replies.values():
+        status = (properties.headers or {}).get("rpc-status")
+        print(f"type={properties.type} rpc-status={status} body={body.decode()}")
+
+
+def declare(channel, name):
+    # A name is for all requesters who know it, and lasts longer than any of them.
+    return channel.queue_declare(name, durable=bool(name), exclusive=not name).method.queue
+
+
+main()
