@@ -30,7 +30,7 @@ A thread waits for its calls in the order in which it sent them.",
     error_code(64, "usage"),
     error_code(69, "no broker could be reached"),
     error_code(77, "the broker refused the user or a permission"),
-    error_code(130, "interrupted; what was there by then is printed")
+    error_code(130, "interrupted by SIGINT, after printing what was there; SIGTERM: 143")
 )]
 struct Args {
     /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else

@@ -23,7 +23,8 @@ the rest back. A second signal ends it at once.",
     error_code(69, "no broker could be reached"),
     error_code(75, "requests were still in progress after --drain-timeout"),
     error_code(77, "the broker refused the user or a permission"),
-    error_code(78, "the broker refused the queue")
+    error_code(78, "the broker refused the queue"),
+    error_code(130, "a second SIGINT ended it; SIGTERM: 143")
 )]
 struct Args {
     /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else

@@ -67,9 +67,25 @@ fn bad_arguments_are_usage_errors() {
         assert!(!stderr(&output).is_empty(), "{args:?}");
         assert!(!stderr(&output).contains("s3cret"), "{args:?}: {output:?}");
     }
-    let help = run_client(&["--help"]);
-    assert_eq!(help.status.code(), Some(0));
-    assert!(stdout(&help).contains("rpc_client 7"), "{help:?}");
+}
+
+#[test]
+fn help_tells_examples_and_exit_codes() {
+    for (program, example) in [
+        (env!("CARGO_BIN_EXE_rpc_server"), "rpc_server --url"),
+        (env!("CARGO_BIN_EXE_rpc_client"), "rpc_client 7\n"),
+        (env!("CARGO_BIN_EXE_rpc_bench"), "rpc_bench --requests"),
+    ] {
+        let help = std::process::Command::new(program).arg("--help").output().unwrap();
+        assert_eq!(help.status.code(), Some(0), "{help:?}");
+        let text = stdout(&help);
+        let (_, examples) = text.split_once("\nExamples:\n").expect(text);
+        assert!(examples.contains(example), "{text}");
+        let (_, codes) = text.split_once("\nError codes:\n").expect(text);
+        for code in ["  0 ", "  64 usage", "  69 ", "  77 "] {
+            assert!(codes.lines().any(|line| line.starts_with(code)), "{code}: {text}");
+        }
+    }
 }
 
 #[test]
