@@ -77,8 +77,9 @@
 //! # Threads
 //!
 //! A connected client has two threads: amiquip's I/O thread and a keeper that waits for what the
-//! broker has to say. A call is done by its caller's thread. A server has amiquip's I/O thread
-//! and one for each worker; [`RpcServer::serve`] supervises them on the thread that calls it.
+//! broker has to say. A call is done by its caller's thread. A server has amiquip's I/O thread,
+//! one for each worker and one that looks at the queue every 5 s; [`RpcServer::serve`] supervises
+//! them on the thread that calls it.
 //! Connecting and closing have one more for as long as they last. No thread spins or sleeps to
 //! poll.
 //!

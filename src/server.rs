@@ -5,6 +5,7 @@ mod direct;
 mod limit;
 mod queue;
 mod supervisor;
+mod watch;
 mod worker;
 
 use std::fmt;
@@ -128,7 +129,8 @@ impl RpcServer {
 
     /// Serves until stopped. A connection that is lost is made again, a little later after each
     /// try that fails (100 ms to 5 s, or half a second where nobody listens at all). Runs in
-    /// [`ServerOptions::workers`] threads of its own, besides the caller's and one of amiquip's.
+    /// [`ServerOptions::workers`] threads of its own and one more, besides the caller's and one of
+    /// amiquip's. Every 5 s it looks whether the queue is there and gives its workers what waits.
     ///
     /// A handler gets a request at least once, and twice if its process or its connection is
     /// lost before the broker has the acknowledgement

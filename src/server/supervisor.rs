@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use amiquip::{Channel, ConnectionBlockedNotification};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select, unbounded};
 
+use super::watch::{Starvation, Watch};
 use super::worker::{Halt, Worker};
 use super::{ServerOptions, Shared, queue};
 use crate::broker::{Endpoint, Line, Link, reason};
@@ -31,6 +32,7 @@ pub(crate) struct Supervisor {
     news: Receiver<News>,
     /// Counts connections, to tell news of an earlier one.
     session: u64,
+    starvation: Starvation,
     on_ready: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -83,7 +85,8 @@ impl Supervisor {
             })?;
         }
         let shared = Arc::clone(shared);
-        Ok(Supervisor { shared, channels, unassigned, news, session: 0, on_ready })
+        let starvation = Starvation::default();
+        Ok(Supervisor { shared, channels, unassigned, news, session: 0, starvation, on_ready })
     }
 
     /// Serves on that connection if there is one, and on another whenever one is lost.
@@ -132,8 +135,8 @@ impl Supervisor {
 
     fn serve_on(&mut self, link: &mut Link) -> End {
         self.session += 1;
-        let notices = match self.staff(link) {
-            Ok(notices) => notices,
+        let (notices, watch) = match self.staff(link) {
+            Ok(staffed) => staffed,
             Err(error) => return End::Failed(error),
         };
         loop {
@@ -158,6 +161,10 @@ impl Supervisor {
                     }
                     Err(_) => Some(End::Gone),
                 },
+                recv(watch.looks) -> seen => match seen {
+                    Ok(seen) => self.judge(seen, link),
+                    Err(_) => Some(End::Gone),
+                },
             };
             if let Some(end) = end {
                 return end;
@@ -165,8 +172,8 @@ impl Supervisor {
         }
     }
 
-    /// Makes sure of the queue and has a channel ready for every worker.
-    fn staff(&self, link: &mut Link) -> Result<Receiver<ConnectionBlockedNotification>> {
+    /// Makes sure of the queue, has a channel ready for every worker, and one to watch on.
+    fn staff(&self, link: &mut Link) -> Result<(Receiver<ConnectionBlockedNotification>, Watch)> {
         let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
         // First of all: the notice may come with the first reply of a worker, and amiquip drops
         // what comes before somebody listens.
@@ -177,18 +184,42 @@ impl Supervisor {
         for _ in 0..self.shared.options.workers {
             self.assign_a_channel(link)?;
         }
-        Ok(notices)
+        let watch = Watch::start(open_channel(link)?, self.shared.queue.clone());
+        let watch = watch.map_err(|error| {
+            link.endpoint.unreachable(format!("no thread to watch the queue in: {error}"))
+        })?;
+        Ok((notices, watch))
     }
 
     fn assign_a_channel(&self, link: &mut Link) -> Result<()> {
-        let channel = link.connection.open_channel(None);
-        let channel = channel.map_err(|error| link.endpoint.explain(&error, "open a channel"))?;
+        let channel = open_channel(link)?;
         let endpoint = Arc::new(link.endpoint.clone());
         let assignment =
             Assignment { session: self.session, endpoint, line: link.line.clone(), channel };
         // It fails only if every worker has left, and then nobody needs it.
         let _ = self.channels.send(assignment);
         Ok(())
+    }
+
+    /// Whether there is still work to be had here, by what was seen of the queue.
+    fn judge(&mut self, seen: Result<u32, amiquip::Error>, link: &Link) -> Option<End> {
+        let queue = &self.shared.queue;
+        match seen {
+            Ok(waiting) => {
+                let starve = self.starvation.shows(waiting, self.shared.counters.read());
+                let error =
+                    || format!("requests wait in {queue:?} and the broker gives the workers none");
+                starve.then(|| End::Failed(link.endpoint.unreachable(error())))
+            }
+            Err(amiquip::Error::ServerClosedChannel { code: 404, message, .. }) => {
+                let error = format!("the queue {queue:?} went without a word ({message})");
+                Some(End::Failed(link.endpoint.unreachable(error)))
+            }
+            Err(error) => {
+                log::debug!("watching the queue: {}", reason(&error));
+                Some(End::Gone)
+            }
+        }
     }
 
     fn take(&mut self, event: Event, link: &mut Link) -> Option<End> {
@@ -269,6 +300,11 @@ impl Supervisor {
     }
 }
 
+fn open_channel(link: &mut Link) -> Result<Channel> {
+    let channel = link.connection.open_channel(None);
+    channel.map_err(|error| link.endpoint.explain(&error, "open a channel"))
+}
+
 /// What a worker's thread does: one channel after the other, until told to stop.
 fn work<H>(shared: &Shared, handler: &H, assignments: &Receiver<Assignment>, news: &Sender<News>)
 where
@@ -308,8 +344,7 @@ pub(crate) fn lend_a_worker<T>(
     let fuse = link.line.fuse(shared.brokers.connect_timeout);
     queue::ensure(&mut link, shared)?;
     let (endpoint, line) = (link.endpoint.clone(), link.line.clone());
-    let channel = link.connection.open_channel(None);
-    let channel = channel.map_err(|error| endpoint.explain(&error, "open a channel"))?;
+    let channel = open_channel(&mut link)?;
     let worker = Worker::begin(shared, &endpoint, &line, &channel).map_err(|halt| match halt {
         Halt::Channel(error) | Halt::Connection(error) => error,
         Halt::Stopped => Error::Closed,

@@ -52,6 +52,39 @@ fn a_queue_deleted_under_a_server_is_made_again() {
     stop(&mut server);
 }
 
+/// The broker's record of a queue goes, and no consumer is told: as was seen in a cluster that had
+/// lost a node.
+fn forget(queue: &str) {
+    let name = format!("{{resource, <<\"/\">>, queue, <<\"{queue}\">>}}");
+    let forget = |table| format!("ok = mnesia:dirty_delete({table}, {name})");
+    let both = format!("{}, {}.", forget("rabbit_durable_queue"), forget("rabbit_queue"));
+    Broker::shared().ctl(&["eval", &both]);
+}
+
+#[test]
+fn a_queue_that_goes_without_a_word_is_made_again() {
+    let queue = queue_name("forgotten");
+    let mut server = rpc_server(&queue, &[]);
+    forget(&queue);
+    server.wait_for_line("went without a word", PATIENCE);
+    server.wait_for_line("taking requests", PATIENCE);
+    let client = connect_fibonacci(&Broker::shared().url(), &queue);
+    assert_eq!(client.call(7), Ok(13));
+    stop(&mut server);
+}
+
+#[test]
+fn a_server_whose_queue_another_made_again_consumes_anew() {
+    let queue = queue_name("usurped");
+    let mut server = rpc_server(&queue, &[]);
+    forget(&queue);
+    queue::declare(&Broker::shared().url(), &queue, true, Default::default());
+    let client = connect_fibonacci(&Broker::shared().url(), &queue);
+    assert_eq!(client.call(7), Ok(13));
+    assert!(server.stderr().contains("gives the workers none"), "{}", server.stderr());
+    stop(&mut server);
+}
+
 #[test]
 fn an_operator_who_closes_its_connection() {
     let broker = Broker::fragile();
