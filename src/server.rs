@@ -1,6 +1,7 @@
 //! The server: workers on one connection, set up again whenever it is lost.
 
 mod counters;
+mod crew;
 mod direct;
 mod limit;
 mod queue;
@@ -16,6 +17,7 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use self::counters::Counters;
 pub use self::counters::ServerCounters;
+use self::crew::Crew;
 use self::direct::DirectReplies;
 use self::limit::ReplyLimit;
 use self::supervisor::Supervisor;
@@ -146,7 +148,8 @@ impl RpcServer {
         H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
     {
         let on_ready = self.on_ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Supervisor::new(&self.shared, handler, on_ready)?.serve(self.take_link())
+        let crew = Crew::hire(&self.shared, handler)?;
+        Supervisor::new(&self.shared, crew, on_ready).serve(self.take_link())
     }
 
     /// Lends a single worker to `work`, on this thread, for a loop of one's own around

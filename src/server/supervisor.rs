@@ -1,22 +1,19 @@
 //! Keeps the workers in channels: connects, hands each worker a channel, replaces what is lost,
 //! and waits for the workers when the server is to stop.
-//!
-//! The workers are threads that outlive connections. One that is busy while its connection is
-//! lost finishes its request, finds that it cannot answer it, and takes its new channel then.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::{Channel, ConnectionBlockedNotification};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select, unbounded};
+use amiquip::ConnectionBlockedNotification;
+use crossbeam_channel::{Receiver, RecvTimeoutError, select};
 
+use super::crew::{Crew, Event, News, open_channel};
 use super::watch::{Starvation, Watch};
 use super::worker::{Halt, Worker};
 use super::{ServerOptions, Shared, queue};
-use crate::broker::{Endpoint, Line, Link, reason};
+use crate::broker::{Link, reason};
 use crate::deadline::{Deadline, backoff};
-use crate::error::{Error, Failure, Result};
+use crate::error::{Error, Result};
 
 /// How long closing in good order may take before the connection is cut.
 const CLOSING: Duration = Duration::from_secs(1);
@@ -25,33 +22,11 @@ const STEADY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
-    /// Channels for whichever worker is free.
-    channels: Sender<Assignment>,
-    unassigned: Receiver<Assignment>,
-    /// What the workers tell; disconnected once all of them have left.
-    news: Receiver<News>,
+    crew: Crew,
     /// Counts connections, to tell news of an earlier one.
     session: u64,
     starvation: Starvation,
     on_ready: Option<Box<dyn FnOnce() + Send>>,
-}
-
-/// A channel to work on.
-struct Assignment {
-    session: u64,
-    endpoint: Arc<Endpoint>,
-    line: Line,
-    channel: Channel,
-}
-
-struct News {
-    session: u64,
-    event: Event,
-}
-
-enum Event {
-    Consuming,
-    Halted { halt: Halt, after: Duration },
 }
 
 /// How work on one connection ended.
@@ -63,30 +38,13 @@ enum End {
 }
 
 impl Supervisor {
-    /// Starts the workers' threads, which wait for channels then. Without room for them all
-    /// none stays.
-    pub(crate) fn new<H>(
+    pub(crate) fn new(
         shared: &Arc<Shared>,
-        handler: H,
+        crew: Crew,
         on_ready: Option<Box<dyn FnOnce() + Send>>,
-    ) -> Result<Supervisor>
-    where
-        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
-    {
-        let handler = Arc::new(handler);
-        let (channels, unassigned) = unbounded();
-        let (newsroom, news) = unbounded();
-        for _ in 0..shared.options.workers {
-            let (shared, handler) = (Arc::clone(shared), Arc::clone(&handler));
-            let (assignments, newsroom) = (unassigned.clone(), newsroom.clone());
-            let work = move || work(&shared, &*handler, &assignments, &newsroom);
-            thread::Builder::new().name("rpc-worker".into()).spawn(work).map_err(|error| {
-                Error::Config(format!("no thread for a worker: {error}; ask for fewer workers"))
-            })?;
-        }
-        let shared = Arc::clone(shared);
-        let starvation = Starvation::default();
-        Ok(Supervisor { shared, channels, unassigned, news, session: 0, starvation, on_ready })
+    ) -> Supervisor {
+        let (shared, starvation) = (Arc::clone(shared), Starvation::default());
+        Supervisor { shared, crew, session: 0, starvation, on_ready }
     }
 
     /// Serves on that connection if there is one, and on another whenever one is lost.
@@ -142,7 +100,7 @@ impl Supervisor {
         loop {
             let end = select! {
                 recv(self.shared.stopper.signal()) -> _ => Some(End::ToldToStop),
-                recv(self.news) -> news => match news {
+                recv(self.crew.news) -> news => match news {
                     Ok(News { session, event }) if session == self.session => {
                         self.take(event, link)
                     }
@@ -182,23 +140,13 @@ impl Supervisor {
             notices.map_err(|error| link.endpoint.explain(&error, "listen for resource alarms"))?;
         queue::ensure(link, &self.shared)?;
         for _ in 0..self.shared.options.workers {
-            self.assign_a_channel(link)?;
+            self.crew.assign(self.session, link)?;
         }
         let watch = Watch::start(open_channel(link)?, self.shared.queue.clone());
         let watch = watch.map_err(|error| {
             link.endpoint.unreachable(format!("no thread to watch the queue in: {error}"))
         })?;
         Ok((notices, watch))
-    }
-
-    fn assign_a_channel(&self, link: &mut Link) -> Result<()> {
-        let channel = open_channel(link)?;
-        let endpoint = Arc::new(link.endpoint.clone());
-        let assignment =
-            Assignment { session: self.session, endpoint, line: link.line.clone(), channel };
-        // It fails only if every worker has left, and then nobody needs it.
-        let _ = self.channels.send(assignment);
-        Ok(())
     }
 
     /// Whether there is still work to be had here, by what was seen of the queue.
@@ -239,7 +187,7 @@ impl Supervisor {
                 log::warn!("{error}; going on with another channel");
                 let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
                 queue::ensure(link, &self.shared)
-                    .and_then(|()| self.assign_a_channel(link))
+                    .and_then(|()| self.crew.assign(self.session, link))
                     .err()
                     .map(End::Failed)
             }
@@ -263,8 +211,7 @@ impl Supervisor {
         };
         // Whatever ended this connection may have ended that one as well.
         self.shared.direct.close(CLOSING);
-        // Nobody needs the channels any more that nobody has taken.
-        self.unassigned.try_iter().for_each(drop);
+        self.crew.forget_assignments();
         error
     }
 
@@ -275,7 +222,7 @@ impl Supervisor {
         let counters = &self.shared.counters;
         log::info!("stopping; requests in progress: {}", counters.read().in_progress);
         let left = loop {
-            match self.news.recv_deadline(deadline.at) {
+            match self.crew.news.recv_deadline(deadline.at) {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => break None,
                 Err(RecvTimeoutError::Timeout) => break Some(counters.read().in_progress),
@@ -297,41 +244,6 @@ impl Supervisor {
                 sent: true,
             })
         })
-    }
-}
-
-fn open_channel(link: &mut Link) -> Result<Channel> {
-    let channel = link.connection.open_channel(None);
-    channel.map_err(|error| link.endpoint.explain(&error, "open a channel"))
-}
-
-/// What a worker's thread does: one channel after the other, until told to stop.
-fn work<H>(shared: &Shared, handler: &H, assignments: &Receiver<Assignment>, news: &Sender<News>)
-where
-    H: Fn(&[u8]) -> Result<Vec<u8>, Failure>,
-{
-    loop {
-        let assignment = select! {
-            recv(shared.stopper.signal()) -> _ => return,
-            recv(assignments) -> assignment => assignment,
-        };
-        // Without a supervisor there are no further channels.
-        let Ok(Assignment { session, endpoint, line, channel }) = assignment else { return };
-        // News to a supervisor that has left is no news.
-        let tell = |event| drop(news.send(News { session, event }));
-        let began = Instant::now();
-        let halt = match Worker::begin(shared, &endpoint, &line, &channel) {
-            Ok(worker) => {
-                tell(Event::Consuming);
-                worker.serve(handler)
-            }
-            Err(halt) => halt,
-        };
-        drop(channel);
-        if let Halt::Stopped = halt {
-            return;
-        }
-        tell(Event::Halted { halt, after: began.elapsed() });
     }
 }
 
