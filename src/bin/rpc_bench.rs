@@ -162,8 +162,10 @@ impl Load {
                 self.settle_oldest(&mut flying, until);
             }
             thread::sleep(due.saturating_duration_since(Instant::now()));
+            // In a closed loop a call is due as soon as there is room for it.
+            let due = if self.args.rate > 0.0 { due } else { Instant::now() };
             match client.send(self.args.n) {
-                Ok(call) => flying.push_back((due.max(self.began), call)),
+                Ok(call) => flying.push_back((due, call)),
                 Err(error) => self.count(due, Err(error)),
             }
         }
@@ -172,12 +174,12 @@ impl Load {
         }
     }
 
-    /// When the next call is due: now in a closed loop, by its number in an open one.
+    /// When the next call is due: long since in a closed loop, by its number in an open one.
     fn next_due(&self) -> Option<Instant> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         (number < self.args.requests).then(|| match self.args.rate > 0.0 {
             true => self.began + Duration::from_secs_f64(number as f64 / self.args.rate),
-            false => Instant::now(),
+            false => self.began,
         })
     }
 

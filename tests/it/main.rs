@@ -11,6 +11,7 @@ mod embedded; // this crate's client and server, in this process
 mod failing; // what fails, for client and server, and the password in none of it
 mod hostile; // requests that no client library would send
 mod interop; // programs on other AMQP clients, on either side
+mod load; // rpc_bench: the load it makes, and what it says of it
 mod logged; // what the tests' own process logs
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers

@@ -1,0 +1,97 @@
+//! `rpc_bench`: the load it makes, and what it says of it.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::broker::{Broker, queue_name};
+use crate::patience::{PATIENCE, await_value};
+use crate::process::Process;
+use crate::programs::rpc_server;
+use crate::queue;
+
+fn rpc_bench(queue: &str, args: &[&str]) -> Process {
+    let place = ["--url", &Broker::shared().url(), "--queue", queue];
+    Process::spawn(env!("CARGO_BIN_EXE_rpc_bench"), &[&place, args].concat())
+}
+
+/// What it prints with `--json`, once it has ended with that exit code.
+fn report(mut bench: Process, code: i32) -> String {
+    assert_eq!(bench.wait(PATIENCE).code(), Some(code), "{}", bench.stderr());
+    assert_eq!(bench.stderr(), "", "there is no progress bar where there is no terminal");
+    bench.stdout().to_string()
+}
+
+fn number(report: &str, name: &str) -> f64 {
+    let (_, value) = report.split_once(&format!("\"{name}\":")).expect(report);
+    let end = value.find([',', '}']).expect(report);
+    value[..end].parse().expect(report)
+}
+
+#[test]
+fn a_closed_loop_keeps_that_many_calls_in_flight() {
+    let queue = queue_name("closed-loop");
+    let _server = rpc_server(&queue, &["--prefetch", "16"]);
+    for (in_flight, threads) in [(1, 1), (16, 1), (16, 4)] {
+        let (flight, threads) = (in_flight.to_string(), threads.to_string());
+        let args = ["--requests", "400", "--n", "186", "--json"];
+        let args = [&args[..], &["--in-flight", &flight, "--threads", &threads]].concat();
+        let said = report(rpc_bench(&queue, &args), 0);
+        for (name, count) in [("requests", 400.0), ("ok", 400.0), ("errors", 0.0)] {
+            assert_eq!(number(&said, name), count, "{said}");
+        }
+        // Little's law: no more than that many calls are under way at any time.
+        let under_way = number(&said, "mean") * 400.0 / 1e6 / number(&said, "seconds");
+        assert!((0.3..=1.05).contains(&(under_way / f64::from(in_flight))), "{said}");
+        let rate = number(&said, "calls_per_second") * number(&said, "seconds");
+        assert!((399.0..=401.0).contains(&rate), "{said}");
+        let [p50, p99, max] = ["p50", "p99", "max"].map(|name| number(&said, name));
+        assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{said}");
+    }
+}
+
+#[test]
+fn an_open_loop_does_not_hide_a_stall() {
+    const STALL: Duration = Duration::from_secs(1);
+    let queue = queue_name("open-loop");
+    let server = rpc_server(&queue, &[]);
+    server.signal("STOP");
+    let bench = rpc_bench(&queue, &["--requests", "150", "--rate", "100", "--json"]);
+    let mut other = queue::connect(&Broker::shared().url());
+    let channel = other.open_channel(None).unwrap();
+    let waiting =
+        || channel.queue_declare_passive(queue.as_str()).unwrap().declared_message_count();
+    await_value(waiting, |waiting| *waiting > Some(0));
+    other.close().unwrap();
+    thread::sleep(STALL);
+    server.signal("CONT");
+    let said = report(bench, 0);
+    assert_eq!(number(&said, "ok"), 150.0, "{said}");
+    // The last is due a second and a half after the first.
+    assert!(number(&said, "seconds") >= 1.49, "{said}");
+    // Calls were due all through the stall, and each of them waited for its end.
+    assert!(number(&said, "p50") >= 50_000.0, "{said}");
+    assert!(number(&said, "max") >= 500_000.0, "{said}");
+}
+
+#[test]
+fn errors_are_counted_by_kind() {
+    let said = report(rpc_bench(&queue_name("no-such"), &["--requests", "20", "--json"]), 1);
+    assert!(
+        said.contains("\"ok\":0,\"errors\":20,\"errors_by_kind\":{\"no such queue\":20}"),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_interrupt_prints_what_there_is_so_far() {
+    let queue = queue_name("interrupted");
+    let _server = rpc_server(&queue, &[]);
+    let mut bench = rpc_bench(&queue, &["--requests", "1000000000"]);
+    thread::sleep(Duration::from_secs(1));
+    bench.signal("INT");
+    assert_eq!(bench.wait(PATIENCE).code(), Some(130), "{}", bench.stderr());
+    let table = bench.stdout();
+    for row in ["calls  ", "errors              0", "latency  ", "p50", "p999", "max"] {
+        assert!(table.contains(row), "no {row}: {table}");
+    }
+}
