@@ -30,3 +30,4 @@ mod server; // a server at work: workers, handlers, stopping
 mod server_faults; // a server whose broker, connection or queue is taken away
 mod server_killed; // servers that end in the midst of a request
 mod tls; // amqps://, and each way it can go wrong
+mod usage; // what a process takes of the machine

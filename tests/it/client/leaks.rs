@@ -4,7 +4,6 @@
 //! own: this test binary again, with [`measured`] alone. `scripts/leaks.sh` makes it long.
 
 use std::env;
-use std::fs;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use crate::broker::Broker;
 use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::await_value;
 use crate::process::Process;
+use crate::usage::Usage;
 
 /// How much of each there is, short and long.
 struct Amounts {
@@ -119,7 +119,7 @@ fn measured() {
     // What stays for good with first use is no leak.
     call_and_give_up(&url, calls / 5);
     open_and_close(&url, cycles / 5);
-    let before = Usage::now();
+    let before = Usage::of(std::process::id());
 
     let counters = call_and_give_up(&url, calls);
     report(&format!("{calls} calls, {} replies late", counters.late), before);
@@ -129,7 +129,7 @@ fn measured() {
     // Threads that come and go make the allocator settle anew.
     println!("close our connections");
     reconnect(&url, reconnects / 5, limit);
-    let before = Usage::now();
+    let before = Usage::of(std::process::id());
     reconnect(&url, reconnects, limit);
     report(&format!("{reconnects} reconnects"), before);
 }
@@ -190,33 +190,13 @@ fn reconnect(url: &str, reconnects: u64, limit: Duration) {
     clients.into_iter().for_each(RpcClient::close);
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Usage {
-    memory: i64,
-    threads: usize,
-    descriptors: usize,
-}
-
-impl Usage {
-    fn now() -> Usage {
-        let status = fs::read_to_string("/proc/self/status").unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.and_then(|line| line.trim().strip_suffix(" kB")).unwrap();
-        let count = |directory| fs::read_dir(directory).unwrap().count();
-        Usage {
-            memory: resident.parse::<i64>().unwrap(),
-            threads: count("/proc/self/task"),
-            descriptors: count("/proc/self/fd"),
-        }
-    }
-}
-
 /// Tells what has become of the process meanwhile, and fails if it has grown.
 fn report(what: &str, before: Usage) {
     // A thread that has done its work takes a moment to end.
-    let now = await_value(Usage::now, |now| {
-        now.threads <= before.threads && now.descriptors <= before.descriptors
-    });
+    let now = await_value(
+        || Usage::of(std::process::id()),
+        |now| now.threads <= before.threads && now.descriptors <= before.descriptors,
+    );
     let grown = now.memory - before.memory;
     println!("{what}: {} kB resident, {grown:+} kB since the warm-up, {now:?}", now.memory);
     assert!(grown < 2048, "after {what} it has grown by {grown} kB from {before:?}");
