@@ -39,15 +39,28 @@ impl Process {
 
     /// Runs a command that needs more than arguments, such as environment variables.
     pub fn from(command: &mut Command) -> Process {
-        Process::reading(Stdio::null(), command)
+        Process::reading(Stdio::null(), command, |_| {})
     }
 
     /// Runs a command that is told what to do on its standard input, by [`Process::tell`].
     pub fn told(command: &mut Command) -> Process {
-        Process::reading(Stdio::piped(), command)
+        Process::reading(Stdio::piped(), command, |_| {})
     }
 
-    fn reading(stdin: Stdio, command: &mut Command) -> Process {
+    /// As [`Process::from`]; also gives each line of either stream to `watch` as it comes, on
+    /// threads of its own. Once [`Process::wait`] returns it has had all of them.
+    pub fn watched(
+        command: &mut Command,
+        watch: impl FnMut(&str) + Clone + Send + 'static,
+    ) -> Process {
+        Process::reading(Stdio::null(), command, watch)
+    }
+
+    fn reading(
+        stdin: Stdio,
+        command: &mut Command,
+        watch: impl FnMut(&str) + Clone + Send + 'static,
+    ) -> Process {
         let name = format!("{command:?}");
         let mut child = command
             .stdin(stdin)
@@ -58,8 +71,8 @@ impl Process {
         let (sender, lines) = mpsc::channel();
         let stdout = child.stdout.take().expect("stdout was asked for");
         let stderr = child.stderr.take().expect("stderr was asked for");
-        read_lines(stdout, Stream::Stdout, sender.clone());
-        read_lines(stderr, Stream::Stderr, sender);
+        read_lines(stdout, Stream::Stdout, sender.clone(), watch.clone());
+        read_lines(stderr, Stream::Stderr, sender, watch);
         let (stdin, [stdout, stderr]) = (child.stdin.take(), [String::new(), String::new()]);
         Process { child, name, stdin, lines, stdout, stderr, seen: [0; 2] }
     }
@@ -75,14 +88,19 @@ impl Process {
     /// earlier call returned or passed over do not count again. Panics when the program ends
     /// or the time is over first.
     pub fn wait_for_line(&mut self, text: &str, timeout: Duration) -> String {
+        self.find_line(text, timeout).unwrap_or_else(|error| {
+            self.fail(&format!("printed no line with {text:?} ({error})"));
+        })
+    }
+
+    /// As [`Process::wait_for_line`], for a program that may end or be late.
+    pub fn find_line(&mut self, text: &str, timeout: Duration) -> Result<String, RecvTimeoutError> {
         let deadline = Instant::now() + timeout;
         loop {
             if let Some(line) = self.next_line_with(text) {
-                return line;
+                return Ok(line);
             }
-            if let Err(error) = self.collect(deadline) {
-                self.fail(&format!("printed no line with {text:?} ({error})"));
-            }
+            self.collect(deadline)?;
         }
     }
 
@@ -111,15 +129,26 @@ impl Process {
     /// it does not in time.
     pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
         drop(self.stdin.take());
+        let ended = self.ends_within(timeout);
+        ended.unwrap_or_else(|| self.fail(&format!("still runs after {timeout:?}")))
+    }
+
+    /// How the program ended, or `None` if it still runs after that time.
+    pub fn ends_within(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + timeout;
         // Both streams end when the program does.
         while let Ok(()) = self.collect(deadline) {}
         if Instant::now() >= deadline
             && let Ok(None) = self.child.try_wait()
         {
-            self.fail(&format!("still runs after {timeout:?}"));
+            return None;
         }
-        self.child.wait().expect("the child was not waited for elsewhere")
+        Some(self.child.wait().expect("the child was not waited for elsewhere"))
+    }
+
+    /// Whether the program still runs.
+    pub fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
     }
 
     /// Ends the program at once, as a crash would.
@@ -185,12 +214,18 @@ impl Drop for Process {
     }
 }
 
-fn read_lines(stream: impl Read + Send + 'static, kind: Stream, sender: Sender<(Stream, String)>) {
+fn read_lines(
+    stream: impl Read + Send + 'static,
+    kind: Stream,
+    sender: Sender<(Stream, String)>,
+    mut watch: impl FnMut(&str) + Send + 'static,
+) {
     thread::spawn(move || {
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
         while matches!(stream.read_until(b'\n', &mut line), Ok(length) if length > 0) {
             let text = String::from_utf8_lossy(&line).into_owned();
+            watch(&text);
             // Nobody listens any more once the process is dropped.
             if sender.send((kind, text)).is_err() {
                 break;
