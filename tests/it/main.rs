@@ -27,7 +27,8 @@ mod readme; // the README's shell blocks, typed into a shell
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
 mod scratch; // directories for the files of one run
 mod server; // a server at work: workers, handlers, stopping
-mod server_faults; // a server whose broker, connection or queue is taken away
+mod server_faults; // a server whose broker, queue or fellows are taken away
 mod server_killed; // servers that end in the midst of a request
+mod soak; // minutes of faults under load, by a seed's choice
 mod tls; // amqps://, and each way it can go wrong
 mod usage; // what a process takes of the machine

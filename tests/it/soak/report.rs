@@ -1,0 +1,105 @@
+//! What a soak comes to, as a table.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Service;
+use super::ledger::{OFFENCES, Totals};
+use crate::usage::Usage;
+
+pub struct Report {
+    pub seed: u64,
+    pub took: Duration,
+    pub path: PathBuf,
+    pub totals: Totals,
+    pub history: History,
+}
+
+/// What has happened so far.
+#[derive(Default)]
+pub struct History {
+    /// Each fault's kind, and how long a client got no answer from a service over it.
+    pub faults: Vec<(&'static str, Duration)>,
+    /// A process that lived from beginning to end: after the warm-up and at the end.
+    pub growth: Vec<(String, Usage, Usage)>,
+    /// By how much the machine was late to wake a thread of the soak's own, at worst: whatever
+    /// takes time here cannot be told more precisely.
+    pub stall: Duration,
+}
+
+impl Report {
+    pub fn is_good(&self) -> bool {
+        self.totals.offences.is_empty()
+    }
+}
+
+impl Display for Report {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Report { seed, took, path, totals, history } = self;
+        let faults = history.faults.len();
+        writeln!(f, "seed {seed}: {faults} faults in {:.0} s", took.as_secs_f64())?;
+        writeln!(f, "every call, and what the processes logged: {}.csv, .log", path.display())?;
+        self.calls(f)?;
+        self.by_fault(f)?;
+        writeln!(
+            f,
+            "\n{:<42}{:>10}{:>9}{:>13}",
+            "growth since the warm-up", "memory", "threads", "descriptors"
+        )?;
+        for (name, before, after) in &history.growth {
+            let memory = format!("{:+} kB", after.memory - before.memory);
+            let threads = after.threads as i64 - before.threads as i64;
+            let descriptors = after.descriptors as i64 - before.descriptors as i64;
+            writeln!(f, "  {name:<40}{memory:>10}{threads:>+9}{descriptors:>+13}")?;
+        }
+        writeln!(f, "\n{:<42}{:>10}", "must not be", "")?;
+        for heading in OFFENCES {
+            let count = totals.offences.get(heading).map_or(0, Vec::len);
+            writeln!(f, "  {heading:<40}{count:>10}")?;
+        }
+        writeln!(f, "\nthe machine's longest stall: {:.2} s", history.stall.as_secs_f64())?;
+        match self.is_good() {
+            true => writeln!(f, "good"),
+            false => writeln!(f, "NOT GOOD; to run it again: scripts/soak.sh MINUTES {seed}"),
+        }
+    }
+}
+
+impl Report {
+    fn calls(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let totals = &self.totals;
+        write!(f, "\n{:<42}", "calls")?;
+        Service::ALL.iter().try_for_each(|service| write!(f, "{:>12}", service.name()))?;
+        write!(f, "\n  {:<40}", "answered rightly")?;
+        for service in Service::ALL {
+            write!(f, "{:>12}", totals.right.get(&service).unwrap_or(&0))?;
+        }
+        let kinds: std::collections::BTreeSet<_> =
+            totals.errors.keys().map(|(_, kind)| kind).collect();
+        for kind in kinds {
+            write!(f, "\n  {kind:<40}")?;
+            for service in Service::ALL {
+                write!(f, "{:>12}", totals.errors.get(&(service, kind.clone())).unwrap_or(&0))?;
+            }
+        }
+        writeln!(f, "\n  {:<40}{:>12}", "client killed", totals.client_killed)?;
+        writeln!(f, "  {:<40}{:>12}", "all", totals.calls)?;
+        let by: Vec<String> = totals.by.iter().map(|(by, count)| format!("{by} {count}")).collect();
+        writeln!(f, "  answered by {}", by.join(", "))
+    }
+
+    fn by_fault(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\n{:<42}{:>10}{:>28}", "fault", "times", "longest without an answer")?;
+        let mut kinds: BTreeMap<&str, (u32, Duration)> = BTreeMap::new();
+        for (kind, gap) in &self.history.faults {
+            let (times, longest) = kinds.entry(kind).or_default();
+            (*times, *longest) = (*times + 1, *gap.max(longest));
+        }
+        for (kind, (times, longest)) in kinds {
+            writeln!(f, "  {kind:<40}{times:>10}{:>26.2} s", longest.as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
