@@ -39,19 +39,20 @@ impl Process {
 
     /// Runs a command that needs more than arguments, such as environment variables.
     pub fn from(command: &mut Command) -> Process {
-        Process::reading(Stdio::null(), command, |_| {})
+        Process::reading(Stdio::null(), command, |_| true)
     }
 
     /// Runs a command that is told what to do on its standard input, by [`Process::tell`].
     pub fn told(command: &mut Command) -> Process {
-        Process::reading(Stdio::piped(), command, |_| {})
+        Process::reading(Stdio::piped(), command, |_| true)
     }
 
     /// As [`Process::from`]; also gives each line of either stream to `watch` as it comes, on
-    /// threads of its own. Once [`Process::wait`] returns it has had all of them.
+    /// threads of its own, and keeps those for which it returns true. Once [`Process::wait`]
+    /// returns it has had all of them.
     pub fn watched(
         command: &mut Command,
-        watch: impl FnMut(&str) + Clone + Send + 'static,
+        watch: impl FnMut(&str) -> bool + Clone + Send + 'static,
     ) -> Process {
         Process::reading(Stdio::null(), command, watch)
     }
@@ -59,7 +60,7 @@ impl Process {
     fn reading(
         stdin: Stdio,
         command: &mut Command,
-        watch: impl FnMut(&str) + Clone + Send + 'static,
+        watch: impl FnMut(&str) -> bool + Clone + Send + 'static,
     ) -> Process {
         let name = format!("{command:?}");
         let mut child = command
@@ -218,19 +219,18 @@ fn read_lines(
     stream: impl Read + Send + 'static,
     kind: Stream,
     sender: Sender<(Stream, String)>,
-    mut watch: impl FnMut(&str) + Send + 'static,
+    mut watch: impl FnMut(&str) -> bool + Send + 'static,
 ) {
     thread::spawn(move || {
         let mut stream = BufReader::new(stream);
         let mut line = Vec::new();
         while matches!(stream.read_until(b'\n', &mut line), Ok(length) if length > 0) {
             let text = String::from_utf8_lossy(&line).into_owned();
-            watch(&text);
+            line.clear();
             // Nobody listens any more once the process is dropped.
-            if sender.send((kind, text)).is_err() {
+            if watch(&text) && sender.send((kind, text)).is_err() {
                 break;
             }
-            line.clear();
         }
     });
 }

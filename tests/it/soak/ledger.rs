@@ -93,11 +93,13 @@ impl Ledger {
     }
 
     /// Takes a line of a client's or server's output; see [`super::roles`] for what they say. All
-    /// else is for the log. Calls' names begin with the process id of their client.
-    pub fn take(&self, process: &str, line: &str) {
+    /// else goes to the log, and is worth keeping. Calls' names begin with the process id of their
+    /// client.
+    pub fn take(&self, process: &str, line: &str) -> bool {
         let line = line.trim_end();
         let Some(words) = line.strip_prefix("soak ") else {
-            return self.book().log(&format!("{process}: {line}"));
+            self.book().log(&format!("{process}: {line}"));
+            return true;
         };
         let (verb, words) = words.split_once(' ').unwrap_or((words, ""));
         let mut words = words.splitn(3, ' ');
@@ -113,8 +115,9 @@ impl Ledger {
                 self.ended(id, Duration::from_micros(took.parse().unwrap()), outcome);
             }
             "ran" => drop(self.book().ran.insert(word().to_owned())),
-            _ => {}
+            _ => return true,
         }
+        false
     }
 
     pub fn asked(&self, id: &str, service: Service, timeout: Duration) {
@@ -136,6 +139,8 @@ impl Ledger {
         let Call { service, .. } = call;
         match verdict {
             "right" => {
+                // A soak may last for hours; what was executed and answered needs no memory.
+                book.ran.remove(id);
                 book.row(id, &call, took, verdict, rest);
                 book.answer(id, service, rest);
                 self.answered.notify_all();
