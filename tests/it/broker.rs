@@ -104,11 +104,16 @@ impl Broker {
 
     /// What `rabbitmqctl ARGS` prints about node 0.
     pub fn ctl(&self, args: &[&str]) -> String {
+        self.ctl_on(0, args)
+    }
+
+    /// What `rabbitmqctl ARGS` prints about this node.
+    pub fn ctl_on(&self, node: usize, args: &[&str]) -> String {
         let quoted: Vec<String> =
             args.iter().map(|arg| format!("'{}'", arg.replace('\'', r#"'"'"'"#))).collect();
         // The lock is held until the output is read, which the next command overwrites.
         let mut script = self.script();
-        let answer = script.command(&format!("ctl 0 {}", quoted.join(" ")));
+        let answer = script.command(&format!("ctl {node} {}", quoted.join(" ")));
         let output = std::fs::read_to_string(script.fact("dir") + "/ctl.out");
         drop(script);
         let output = output.unwrap_or_else(|error| error.to_string());

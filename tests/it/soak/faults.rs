@@ -9,7 +9,7 @@ use super::fleet::Fleet;
 use super::ledger::Ledger;
 use super::schedule::Fault;
 use crate::broker::Broker;
-use crate::proxy::Proxy;
+use crate::proxy::{Mode, Proxy};
 
 /// All that faults happen to.
 pub struct Ground {
@@ -28,7 +28,7 @@ impl Ground {
         let nodes = 0..Ground::NODES;
         let proxies: Vec<Proxy> = nodes.clone().map(|node| Proxy::to(broker.port(node))).collect();
         let direct = nodes.map(|node| broker.url_of(node) + HEARTBEAT).collect();
-        let proxied = proxies.iter().map(|proxy| proxy.url(HEARTBEAT)).collect();
+        let proxied = proxies.iter().map(|proxy| proxy.url() + HEARTBEAT).collect();
         let fleet = Fleet::launch(Arc::clone(ledger), direct, proxied);
         Ground { broker, fleet, proxies }
     }
@@ -70,12 +70,12 @@ impl Ground {
             }
             Fault::SwallowPackets { nodes, lasting, hang_up } => {
                 let hit = || proxies.iter().zip(nodes).filter(|(_, hit)| *hit);
-                hit().for_each(|(proxy, _)| proxy.swallow());
+                hit().for_each(|(proxy, _)| proxy.set(Mode::Swallow));
                 thread::sleep(lasting);
                 if hang_up {
-                    hit().for_each(|(proxy, _)| proxy.hang_up());
+                    hit().for_each(|(proxy, _)| proxy.cut());
                 }
-                hit().for_each(|(proxy, _)| proxy.resume());
+                hit().for_each(|(proxy, _)| proxy.set(Mode::Forward));
             }
         }
     }
