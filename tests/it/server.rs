@@ -10,7 +10,8 @@ use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::{Over, PATIENCE, await_value};
-use crate::programs::{rpc_server, rpc_server_that_logs, served_until_its_end, stop};
+use crate::process::Process;
+use crate::programs::{RPC_SERVER, rpc_server, rpc_server_that_logs, served_until_its_end, stop};
 use crate::raw::Raw;
 use crate::{logged, queue};
 
@@ -211,4 +212,16 @@ fn a_reply_whose_requester_has_gone_is_counted() {
     go.send(()).unwrap();
     await_value(|| serving.server.counters().returned, |returned| *returned == 1);
     assert_eq!(serving.stop().served, 1);
+}
+
+#[test]
+fn more_workers_than_there_is_room_for_are_refused() {
+    let (url, queue) = (Broker::shared().url(), queue_name("crowd"));
+    // A thread takes 2 MiB of address space for its stack.
+    let limited = ["-c", "ulimit -v 400000; exec \"$0\" \"$@\"", RPC_SERVER];
+    let args = ["--url", &url, "--queue", &queue, "--workers", "500"];
+    let mut server = Process::spawn("sh", &[&limited[..], &args].concat());
+    assert_eq!(server.wait(PATIENCE).code(), Some(64), "{}", server.stderr());
+    assert!(server.stderr().contains("ask for fewer workers"), "{}", server.stderr());
+    assert_eq!(server.stdout(), "");
 }
