@@ -45,6 +45,8 @@ impl PendingCalls {
     pub(crate) fn register(&self, id: Uuid) -> Registered {
         let mut table = self.lock();
         if table.ended.is_some() {
+            // Whoever else waits for room has to learn it too.
+            self.announce_room();
             return Registered::Ended;
         }
         if table.calls.len() >= self.limit {

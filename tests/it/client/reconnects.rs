@@ -172,3 +172,32 @@ fn a_client_without_a_connection_is_closed_at_once() {
     // Connecting may take five seconds; nobody waits for it.
     assert!(began.elapsed() < 3 * SECOND, "{:?}", began.elapsed());
 }
+
+#[test]
+fn all_who_wait_for_room_move_on_when_the_connection_is_lost() {
+    let broker = Broker::shared();
+    let queue = queue_name("room");
+    let server = HandServer::start(&broker.url(), &queue);
+    let proxy = Proxy::to(broker.port(0));
+    let options = ClientOptions { max_in_flight: 2, ..Default::default() };
+    let client = connect_with(&proxy.url(), &queue, options);
+
+    let full = client.send("first").unwrap();
+    server.next();
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let _second = client.send("second").unwrap();
+        server.next();
+        let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| client.call("7"))).collect();
+        // They wait for room, and nobody can see it from outside.
+        thread::sleep(SECOND / 5);
+        let _others = Serving::echo(&broker.url(), &queue);
+        drop(server);
+        proxy.cut();
+        for call in waiting {
+            assert_eq!(call.join().unwrap().unwrap(), b"7");
+        }
+    });
+    assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
+    assert!(matches!(full.wait(), Err(Error::ConnectionLost { .. })));
+}
