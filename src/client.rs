@@ -2,6 +2,7 @@
 
 mod call;
 mod keeper;
+mod late;
 mod link;
 mod pending;
 mod session;

@@ -65,11 +65,11 @@ pub(crate) fn start(
 
 /// Waits until the request queue tells of consumers; without any it goes on after a while.
 ///
-/// When a node of a cluster is lost, its quorum queues are without a leader for a while. Clients
-/// that reconnected and published at once were seen, on RabbitMQ 3.10, to lose every request of
-/// that session: none returned, none refused, none in the queue. The likely reason is that their
-/// channel goes on sending to the leader that is gone. A queue without a reachable leader should
-/// tell of no consumers, and the broker has no event for a leader's coming, hence the asking.
+/// When a node of a cluster is lost, its quorum queues are without a leader for a while, and tell
+/// of no consumers. The first message that a channel publishes to such a queue waits for a leader
+/// that may never answer, for up to 65 s, with all behind it (RabbitMQ's `rabbit_fifo_client.erl`).
+/// Clients that reconnected and published at once were seen to lose every request of that
+/// session. The broker has no event for a leader's coming, hence the asking.
 fn await_consumers(link: &mut Link, config: &Config) {
     const LONGEST: Duration = Duration::from_secs(3);
     const STEP: Duration = Duration::from_millis(50);
@@ -172,7 +172,7 @@ impl<'a> Keeper<'a> {
 
     fn run(mut self) {
         log::info!("ready to call {:?} through {}", self.session.config.queue, self.link.endpoint);
-        loop {
+        while !self.session.pending.are_through() {
             select! {
                 recv(self.orders) -> order => match order {
                     Ok(Order::Inspect(answer)) => self.inspect(&answer),

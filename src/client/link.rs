@@ -1,7 +1,7 @@
 //! Which session the calls go through, and how there comes to be another.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::session::Session;
@@ -19,6 +19,8 @@ pub(crate) struct Link {
 
 struct State {
     phase: Phase,
+    /// Sessions that take no more calls, of which some may have calls in flight.
+    retired: Vec<Weak<Session>>,
     /// The place in the list of the broker to begin with: the one that was good last.
     broker: usize,
     was_up: bool,
@@ -42,6 +44,7 @@ impl Link {
     pub(super) fn new(config: Config) -> Link {
         let state = State {
             phase: Phase::Down,
+            retired: Vec::new(),
             broker: 0,
             was_up: false,
             failures: 0,
@@ -145,7 +148,10 @@ impl Link {
 
     /// Ends everything: callers that wait for a session or for a reply get [`Error::Closed`].
     pub(super) fn close(&self) {
-        let phase = std::mem::replace(&mut lock(&self.state).phase, Phase::Closed);
+        let mut state = lock(&self.state);
+        let phase = std::mem::replace(&mut state.phase, Phase::Closed);
+        state.retired_sessions().for_each(|session| session.abandon());
+        drop(state);
         self.changed.notify_all();
         if let Phase::Up(session) = phase {
             session.close();
@@ -154,12 +160,15 @@ impl Link {
 
     /// The calls in flight, once every reply that is here by now has been handed out.
     pub(super) fn in_flight(&self) -> usize {
-        match &lock(&self.state).phase {
-            Phase::Up(session) => {
-                session.hand_out_what_came();
-                session.in_flight()
-            }
-            _ => 0,
+        let state = lock(&self.state);
+        let in_flight = |session: &Session| {
+            session.hand_out_what_came();
+            session.in_flight()
+        };
+        let retired: usize = state.retired_sessions().map(|session| in_flight(&session)).sum();
+        match &state.phase {
+            Phase::Up(session) => in_flight(session) + retired,
+            _ => retired,
         }
     }
 
@@ -171,15 +180,23 @@ impl Link {
 }
 
 impl State {
+    fn retired_sessions(&self) -> impl Iterator<Item = Arc<Session>> {
+        self.retired.iter().filter_map(Weak::upgrade)
+    }
+
     /// A session that ended soon after it began counts like a failure to connect: a broker that
     /// throws everybody out is left alone for a while.
     fn put_away_an_ended_session(&mut self) {
         const SOON: Duration = Duration::from_secs(1);
         let Phase::Up(session) = &self.phase else { return };
-        if session.ended().is_none() {
-            return;
-        }
+        let Some(end) = session.ended() else { return };
         let soon = session.began.elapsed() < SOON;
+        if let Error::TimedOut { .. } = end {
+            // No replies come through this broker; they may through the next.
+            self.broker += 1;
+        }
+        self.retired.retain(|session| session.strong_count() > 0);
+        self.retired.push(Arc::downgrade(session));
         self.phase = Phase::Down;
         match soon {
             true => self.wait_before_the_next_try(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use uuid::Uuid;
@@ -22,8 +23,10 @@ pub(crate) struct PendingCalls {
 #[derive(Default)]
 struct Table {
     calls: HashMap<Uuid, Sender<Outcome>>,
-    /// Set once the session is over: why no further call may begin.
+    /// Why no further call may begin, once that is so.
     ended: Option<Error>,
+    /// When the first call was entered behind the last sign of an answer, to whomever.
+    unanswered: Option<Instant>,
 }
 
 /// The answer to [`PendingCalls::register`].
@@ -32,7 +35,7 @@ pub(crate) enum Registered {
     Waiting(Receiver<Outcome>),
     /// As many calls as may be are in flight.
     Full,
-    /// The session is over.
+    /// The session takes no more calls.
     Ended,
 }
 
@@ -54,6 +57,7 @@ impl PendingCalls {
         }
         let (sender, receiver) = bounded(1);
         table.calls.insert(id, sender);
+        table.unanswered.get_or_insert_with(Instant::now);
         if table.calls.len() < self.limit {
             self.announce_room();
         }
@@ -67,39 +71,59 @@ impl PendingCalls {
 
     /// Gives a call its outcome. False if nobody waits for that id (any more).
     pub(crate) fn settle(&self, id: Uuid, outcome: Outcome) -> bool {
-        let Some(sender) = self.remove(id) else { return false };
+        let mut table = self.lock();
+        table.unanswered = None;
+        let Some(sender) = self.remove(&mut table, id) else { return false };
+        drop(table);
         // A caller may go away between the two lines; then nobody wants the outcome.
         sender.send(outcome).is_ok()
     }
 
-    /// Takes out a call that nobody waits for any more.
-    pub(crate) fn forget(&self, id: Uuid) {
-        self.remove(id);
+    /// Takes out a call that nobody waits for any more. True if no call is left then, and none
+    /// may begin.
+    pub(crate) fn forget(&self, id: Uuid) -> bool {
+        let mut table = self.lock();
+        self.remove(&mut table, id);
+        table.is_through()
     }
 
-    /// Ends the session: every call gets this error, and so does whoever comes after. The first
-    /// reason stays.
+    /// For how long calls have begun while nothing came back.
+    pub(crate) fn silence(&self) -> Duration {
+        self.lock().unanswered.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Lets no further call begin. Those in flight go on.
+    pub(crate) fn retire(&self, error: Error) {
+        self.lock().ended.get_or_insert(error);
+        self.announce_room();
+    }
+
+    /// Ends the session: every call gets this error, and none may begin. The first reason why
+    /// none may begin stays.
     pub(crate) fn end(&self, error: Error) {
         let mut table = self.lock();
-        if table.ended.is_none() {
-            table.ended = Some(error.clone());
-        }
+        table.ended.get_or_insert_with(|| error.clone());
         for (_, sender) in table.calls.drain() {
             let _ = sender.send(Err(error.clone()));
         }
         self.announce_room();
     }
 
+    /// Why no further call may begin.
     pub(crate) fn ended(&self) -> Option<Error> {
         self.lock().ended.clone()
+    }
+
+    /// Whether no call is left, and none may begin.
+    pub(crate) fn are_through(&self) -> bool {
+        self.lock().is_through()
     }
 
     pub(crate) fn len(&self) -> usize {
         self.lock().calls.len()
     }
 
-    fn remove(&self, id: Uuid) -> Option<Sender<Outcome>> {
-        let mut table = self.lock();
+    fn remove(&self, table: &mut Table, id: Uuid) -> Option<Sender<Outcome>> {
         let was_full = table.calls.len() >= self.limit;
         let sender = table.calls.remove(&id);
         if was_full {
@@ -116,5 +140,11 @@ impl PendingCalls {
     /// No code that holds the lock can panic half-way through a change.
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn is_through(&self) -> bool {
+        self.ended.is_some() && self.calls.is_empty()
     }
 }

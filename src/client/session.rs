@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use amiquip::{ConsumerMessage, Return};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, select};
 use uuid::Uuid;
 
 use super::pending::{Outcome, PendingCalls, Registered};
@@ -21,8 +21,6 @@ use crate::wire::{self, RequestHead, Way};
 
 /// How long closing in good order may take before the connection is cut.
 pub(super) const CLOSING: Duration = Duration::from_secs(1);
-/// How long to ask the broker about a queue from which no reply came.
-const INSPECTING: Duration = Duration::from_millis(200);
 
 /// What callers and keeper share of one connection.
 pub(crate) struct Session {
@@ -70,7 +68,10 @@ pub(crate) struct Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.session.pending.forget(self.id);
+        if self.session.pending.forget(self.id) {
+            // If there is an order already, the keeper looks whether to end when it is done.
+            let _ = self.session.orders.try_send(Order::Close);
+        }
     }
 }
 
@@ -167,22 +168,6 @@ impl Session {
         }
     }
 
-    /// Why there is no outcome at the deadline, though the request went out.
-    pub(crate) fn explain_silence(&self, deadline: Deadline) -> Error {
-        let after = deadline.timeout;
-        if let Some(reason) = lock(&self.blocked).clone() {
-            return Error::Blocked { reason, after, sent: true };
-        }
-        let mut what = format!("no reply from queue {:?}", self.config.queue);
-        let (sender, answer) = bounded(1);
-        if self.orders.try_send(Order::Inspect(sender)).is_ok()
-            && let Ok((consumers, messages)) = answer.recv_timeout(INSPECTING)
-        {
-            what += &format!(" ({consumers} consumers, {messages} messages waiting)");
-        }
-        Error::TimedOut { what, after, sent: true }
-    }
-
     /// Whether a call that was lost with this session may go out again: not where one of the
     /// requests is what ended it, since that one would end every session after it too.
     pub(crate) fn may_send_again(&self) -> bool {
@@ -241,27 +226,6 @@ impl Session {
     pub(super) fn wake_the_blocked(&self) {
         drop(lock(&self.blocked));
         self.unblocked.notify_all();
-    }
-
-    /// The broker did not read the request until the deadline, or not all of it.
-    fn not_taken(&self, deadline: Deadline, begun: bool) -> Error {
-        let (after, sent) = (deadline.timeout, begun);
-        match lock(&self.blocked).clone() {
-            Some(reason) => Error::Blocked { reason, after, sent },
-            None => {
-                let what = format!("the broker at {} does not read", self.endpoint);
-                Error::TimedOut { what, after, sent }
-            }
-        }
-    }
-
-    fn no_room(&self, deadline: Deadline) -> Error {
-        let limit = self.config.options.max_in_flight;
-        Error::TimedOut {
-            what: format!("no room for the request: {limit} calls are in flight already"),
-            after: deadline.timeout,
-            sent: false,
-        }
     }
 
     fn route(&self, message: ConsumerMessage) {

@@ -5,6 +5,7 @@ mod errors;
 mod faults;
 mod leaks;
 mod reconnects;
+mod silence;
 mod threads;
 
 use std::thread::{self, JoinHandle};
