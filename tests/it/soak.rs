@@ -10,6 +10,7 @@
 mod faults;
 mod fleet;
 mod ledger;
+mod planted;
 mod report;
 mod roles;
 mod schedule;
@@ -91,38 +92,49 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     }
 
     for ((name, process), before) in steady.into_iter().zip(before) {
-        let after = settled(process, before);
-        if has_grown(before, after) {
-            ledger.offend(GROWTH, format!("{name}: from {before:?} to {after:?}"));
+        let growth = settled(name, process, before);
+        if growth.is_too_much() {
+            ledger.offend(GROWTH, format!("{growth:?}"));
         }
-        history.growth.push((name, before, after));
+        history.growth.push(growth);
     }
     visitors.end();
     ground.fleet.end_clients();
     expect_empty_queues(&ground.broker, ledger);
     ground.fleet.end_servers();
     history.stall = stall.longest();
+    history.is_complete = true;
 }
 
-/// What a process takes, once the threads that only connect and close have ended.
-fn settled(process: u32, before: Usage) -> Usage {
-    let until = Instant::now() + Duration::from_secs(20);
-    loop {
-        let usage = Usage::of(process);
-        if !has_grown(before, usage) || Instant::now() > until {
-            return usage;
-        }
-        thread::sleep(Duration::from_millis(100));
+/// A process that lives from beginning to end: after the warm-up, and at the end.
+#[derive(Debug)]
+struct Growth {
+    name: String,
+    before: Usage,
+    after: Usage,
+}
+
+impl Growth {
+    /// Threads that come and go with connections leave the allocator arenas of different sizes,
+    /// which settle within some reconnects; a leak of any call, reply or connection goes on.
+    fn is_too_much(&self) -> bool {
+        const MOST: i64 = 3 * 1024;
+        let Growth { before, after, .. } = self;
+        after.memory - before.memory > MOST
+            || after.threads > before.threads
+            || after.descriptors > before.descriptors
     }
 }
 
-/// Threads that come and go with connections leave the allocator arenas of different sizes, which
-/// settle within some reconnects; a leak of any call, reply or connection goes on.
-fn has_grown(before: Usage, after: Usage) -> bool {
-    const MOST: i64 = 3 * 1024;
-    after.memory - before.memory > MOST
-        || after.threads > before.threads
-        || after.descriptors > before.descriptors
+/// What a process has grown by, once the threads that only connect and close have ended.
+fn settled(name: String, process: u32, before: Usage) -> Growth {
+    let until = Instant::now() + Duration::from_secs(20);
+    let mut growth = Growth { name, before, after: Usage::of(process) };
+    while growth.is_too_much() && Instant::now() < until {
+        thread::sleep(Duration::from_millis(100));
+        growth.after = Usage::of(process);
+    }
+    growth
 }
 
 /// After the clients have ended nothing is left to do, and their reply queues are gone.

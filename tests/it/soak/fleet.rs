@@ -52,7 +52,7 @@ impl Fleet {
 
     /// Returns once another has taken its place.
     pub fn terminate_server(&mut self, place: usize) {
-        terminate(&mut self.servers[place], &self.ledger);
+        terminate(&mut self.servers[place], &self.ledger, END_TIMEOUT);
         self.servers[place] = self.start_server(place);
     }
 
@@ -67,7 +67,7 @@ impl Fleet {
 
     pub fn terminate_client(&mut self) {
         let client = &mut self.clients[Fleet::MORTAL];
-        terminate(client, &self.ledger);
+        terminate(client, &self.ledger, END_TIMEOUT);
         self.ledger.close(client.pid(), false);
         self.clients[Fleet::MORTAL] = self.start_client(Fleet::MORTAL);
     }
@@ -91,13 +91,15 @@ impl Fleet {
 
     pub fn end_clients(&mut self) {
         for client in &mut self.clients {
-            terminate(client, &self.ledger);
+            terminate(client, &self.ledger, END_TIMEOUT);
             self.ledger.close(client.pid(), false);
         }
     }
 
     pub fn end_servers(&mut self) {
-        self.servers.iter_mut().for_each(|server| terminate(server, &self.ledger));
+        for server in &mut self.servers {
+            terminate(server, &self.ledger, END_TIMEOUT);
+        }
     }
 
     pub fn clients(&self) -> Vec<u32> {
@@ -172,18 +174,18 @@ fn is_proxied_client(place: usize) -> bool {
     place > 0
 }
 
-/// Ends it in good order.
-fn terminate(process: &mut Process, ledger: &Ledger) {
+/// Ends it in good order, and notes if that fails or takes longer than `limit`.
+pub fn terminate(process: &mut Process, ledger: &Ledger, limit: Duration) {
     if !process.runs() {
         return report_death(process, ledger);
     }
     process.signal("TERM");
-    match process.ends_within(END_TIMEOUT) {
+    match process.ends_within(limit) {
         Some(status) if status.success() => {}
         Some(status) => report(process, ledger, DIED, &format!("ended with {status}")),
         None => {
             process.kill();
-            report(process, ledger, HUNG, &format!("ran {END_TIMEOUT:?} after SIGTERM"));
+            report(process, ledger, HUNG, &format!("ran {limit:?} after SIGTERM"));
         }
     }
 }
