@@ -1,9 +1,10 @@
 //! Drives any tutorial-six server with load, and tells how it bears it.
 
 mod common;
+#[path = "rpc_bench/tally.rs"]
+mod tally;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt::Write as _;
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::{ExitCode, exit};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,11 +13,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
-use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, fibonacci};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tally::Tally;
 
 /// Put load on the servers of a RabbitMQ queue, check every answer, and print rate and latency.
 #[derive(FromArgs, Clone)]
@@ -209,7 +210,7 @@ impl Load {
         match answer {
             Ok(number) if number == self.expected => tally.right(latency),
             Ok(_) => tally.wrong("wrong answer"),
-            Err(error) => tally.wrong(kind(&error)),
+            Err(error) => tally.wrong(tally::kind(&error)),
         }
         if tally.errors() > 0 {
             self.progress.set_message(format!("{} errors", tally.errors()));
@@ -224,89 +225,6 @@ impl Load {
             true => println!("{}", tally.json(seconds)),
             false => print!("{}", tally.table(seconds)),
         }
-    }
-}
-
-/// What came of the calls.
-struct Tally {
-    ok: u64,
-    /// In microseconds, of the calls that were answered rightly.
-    latency: Histogram<u64>,
-    errors: BTreeMap<&'static str, u64>,
-}
-
-impl Tally {
-    fn new() -> Tally {
-        const DAY: u64 = 86_400_000_000;
-        let latency = Histogram::new_with_max(DAY, 3).expect("three digits are allowed");
-        Tally { ok: 0, latency, errors: BTreeMap::new() }
-    }
-
-    fn right(&mut self, latency: Duration) {
-        self.ok += 1;
-        self.latency.saturating_record(latency.as_micros() as u64);
-    }
-
-    fn wrong(&mut self, kind: &'static str) {
-        *self.errors.entry(kind).or_default() += 1;
-    }
-
-    fn errors(&self) -> u64 {
-        self.errors.values().sum()
-    }
-
-    fn percentiles(&self) -> [(&'static str, u64); 5] {
-        [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)]
-            .map(|(name, quantile)| (name, self.latency.value_at_quantile(quantile)))
-    }
-
-    fn table(&self, seconds: f64) -> String {
-        let mut table = format!(
-            "calls      {:>10}   in {seconds:.2} s, {:.0} a second\nerrors     {:>10}\n",
-            self.ok + self.errors(),
-            self.ok as f64 / seconds,
-            self.errors()
-        );
-        for (kind, count) in &self.errors {
-            let _ = writeln!(table, "           {count:>10}   {kind}");
-        }
-        let _ = writeln!(table, "latency    {:>10.1} µs mean", self.latency.mean());
-        for (name, value) in self.percentiles() {
-            let _ = writeln!(table, "           {value:>10} µs {name}");
-        }
-        table
-    }
-
-    fn json(&self, seconds: f64) -> String {
-        let errors: Vec<String> =
-            self.errors.iter().map(|(kind, count)| format!("\"{kind}\":{count}")).collect();
-        let percentiles: Vec<String> =
-            self.percentiles().iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
-        format!(
-            "{{\"requests\":{},\"ok\":{},\"errors\":{},\"errors_by_kind\":{{{}}},\
-             \"seconds\":{seconds:.6},\"calls_per_second\":{:.1},\
-             \"latency_us\":{{\"mean\":{:.1},{}}}}}",
-            self.ok + self.errors(),
-            self.ok,
-            self.errors(),
-            errors.join(","),
-            self.ok as f64 / seconds,
-            self.latency.mean(),
-            percentiles.join(",")
-        )
-    }
-}
-
-fn kind(error: &Error) -> &'static str {
-    match error {
-        Error::TimedOut { .. } => "timed out",
-        Error::Blocked { .. } => "broker blocked",
-        Error::Unreachable { .. } => "broker unreachable",
-        Error::Unroutable { .. } => "no such queue",
-        Error::ConnectionLost { .. } => "connection lost",
-        Error::Remote(_) => "error reply",
-        Error::BadReply(_) => "bad reply",
-        _ => "other",
     }
 }
 
