@@ -26,6 +26,8 @@ main() {
         check 'scripts' shellcheck -x scripts/*.sh .ci/run
     fi
     run_tests
+    # By a seed that stays, so that what differs between two runs is what was changed.
+    check 'a minute of faults' scripts/soak.sh 1 1
 
     ((${#failures[@]} == 0)) || echo "Not in order: $(printf '%s; ' "${failures[@]}" | sed 's/; $//')." >&2
     echo "$passed passed, $failed failed"
