@@ -178,7 +178,7 @@ fn explain_handshake(
     const REFUSAL_TAKES: Duration = Duration::from_millis(2500);
     let Endpoint { user, vhost, .. } = endpoint;
     match error {
-        amiquip::Error::InvalidCredentials if line.was_cut() => endpoint.unreachable(
+        _ if line.was_cut() => endpoint.unreachable(
             "it did not finish the login in time (a refused login takes RabbitMQ 3 s)",
         ),
         amiquip::Error::InvalidCredentials if began.elapsed() < REFUSAL_TAKES => {

@@ -125,6 +125,7 @@ fn a_node_that_freezes() {
     let error = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap_err();
     assert!(began.elapsed() < LATE, "{:?}", began.elapsed());
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    assert!(error.to_string().contains("did not finish the login in time"), "{error}");
 
     broker.thaw(0);
     let client = connect(&url, &queue);
