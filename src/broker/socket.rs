@@ -45,8 +45,6 @@ pub(crate) struct Socket {
     clean: Vec<u8>,
     handed: usize,
     anything_came: bool,
-    /// The last read took all there was.
-    drained: bool,
 }
 
 impl Socket {
@@ -58,22 +56,15 @@ impl Socket {
             clean: Vec::new(),
             handed: 0,
             anything_came: false,
-            drained: false,
         })
     }
 
     fn refill(&mut self) -> io::Result<()> {
-        // amiquip reads until nothing is left, and is then told of anything new by an event. A
-        // read that did not fill its buffer has told as much as the next one would (epoll(7)).
-        if std::mem::take(&mut self.drained) {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
         let mut raw = [0; 16 << 10];
         let length = self.line.read(&mut raw)?;
         if length == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.drained = length < raw.len() && self.line.is_plain();
         if !std::mem::replace(&mut self.anything_came, true) {
             check_protocol(raw[0])?;
         }
@@ -154,6 +145,23 @@ mod tests {
         let endpoint: Endpoint = format!("amqp://localhost:{port}").parse().unwrap();
         let tcp = dial(&endpoint, Deadline::after(Duration::from_secs(5))).unwrap();
         assert!(tcp.nodelay().unwrap());
+    }
+
+    /// An edge-triggered event may be the only one for both.
+    #[test]
+    fn an_end_right_behind_the_last_bytes_is_seen_at_once() {
+        const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut socket = Socket::new(Line::new(tcp)).unwrap();
+        socket.anything_came = true;
+        let (mut peer, _) = listener.accept().unwrap();
+        peer.write_all(&HEARTBEAT).unwrap();
+        // On loopback it is there as soon as it has gone out.
+        drop(peer);
+        let mut into = [0; 64];
+        assert_eq!(socket.read(&mut into).unwrap(), HEARTBEAT.len());
+        assert_eq!(socket.read(&mut into).unwrap(), 0);
     }
 
     #[test]
