@@ -94,6 +94,9 @@ impl Line {
         let mut written = 0;
         let mut way_out = self.way_out();
         while written < frames.len() {
+            if self.was_cut() {
+                return Err(Unwritten::Gone);
+            }
             if way_out.taken || way_out.owed_by_amiquip > 0 {
                 let now = Instant::now();
                 if until <= now {
@@ -110,13 +113,18 @@ impl Line {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     way_out.taken = true;
                     drop(way_out);
-                    let room = self.wait_for_room(until);
+                    let room = self.wait_for_room(until).inspect_err(|error| {
+                        log::error!("waiting for room to write: {error}");
+                        // Nobody may write behind half a message.
+                        self.cut();
+                    });
                     way_out = self.way_out();
                     way_out.taken = false;
                     self.0.free.notify_all();
                     if !room.map_err(|_| Unwritten::Gone)? {
                         // Without a rest before it, its own first record may be half out.
-                        let sealed = !self.is_plain() && way_out.rest.is_empty();
+                        let is_tls = self.0.over_tcp.get().is_some();
+                        let sealed = is_tls && way_out.rest.is_empty();
                         let begun = written > 0 || sealed;
                         if begun {
                             way_out.rest = frames[written..].to_vec();
@@ -180,12 +188,6 @@ impl Line {
         }
     }
 
-    /// Whether a read that does not fill its buffer has taken all there was. In TLS there may
-    /// be a further record.
-    pub(super) fn is_plain(&self) -> bool {
-        self.0.over_tcp.get().is_none()
-    }
-
     pub(super) fn descriptor(&self) -> RawFd {
         self.0.tcp.as_raw_fd()
     }
@@ -209,7 +211,11 @@ impl Line {
     /// Ends the connection at once: amiquip's I/O thread sees its end, and every call that waits
     /// for the broker returns.
     pub(crate) fn cut(&self) {
+        // Who has just looked, and holds the lock, is waiting once the lock is free.
+        let way_out = self.way_out();
         self.0.was_cut.store(true, Ordering::Relaxed);
+        drop(way_out);
+        self.0.free.notify_all();
         // It fails only on a connection that has ended already.
         let _ = self.0.tcp.shutdown(Shutdown::Both);
     }

@@ -90,3 +90,23 @@ fn many_writers_do_not_mix_their_messages() {
         }
     });
 }
+
+#[test]
+fn a_line_that_is_cut_lets_go_of_who_waits_for_amiquips_rest() {
+    let (line, _peer) = line();
+    let mut filled = false;
+    while !filled {
+        let written = line.write_for_amiquip(&[7; 1 << 16]);
+        filled = written.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock);
+    }
+    let began = Instant::now();
+    let late = began + Duration::from_secs(10);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| line.write(b"behind it", late));
+        thread::sleep(Duration::from_millis(100));
+        assert!(!waiting.is_finished(), "amiquip's bytes have to go first");
+        line.cut();
+        assert!(matches!(waiting.join().unwrap(), Err(Unwritten::Gone)));
+    });
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
