@@ -107,7 +107,11 @@ impl PendingReply {
                     match self.depart(Deadline { at: until, ..self.deadline }) {
                         Ok(()) => continue,
                         // Only this wait is over, not the call: it goes out in the next one.
-                        Err(_) if until < self.deadline.at && until <= Instant::now() => {
+                        Err(
+                            Error::Unreachable { .. }
+                            | Error::Blocked { .. }
+                            | Error::TimedOut { .. },
+                        ) if until < self.deadline.at && until <= Instant::now() => {
                             return Ok(None);
                         }
                         Err(error) => return Err(error),
@@ -124,7 +128,11 @@ impl PendingReply {
                 }
                 Some(outcome) => return outcome.map(Some),
                 None if until < self.deadline.at => return Ok(None),
-                None => return Err(flight.session.explain_silence(self.deadline)),
+                None => {
+                    let error = flight.session.explain_silence(self.deadline);
+                    // It may have come while the broker was asked.
+                    return flight.outcome.try_recv().unwrap_or(Err(error)).map(Some);
+                }
             }
         }
     }

@@ -150,6 +150,7 @@ impl<'a> Keeper<'a> {
             deliveries: consumer.receiver().clone(),
             turn,
             offended: AtomicBool::new(false),
+            doubtful: AtomicBool::new(false),
             proved: AtomicBool::new(false),
             blocked: Mutex::new(None),
             unblocked: Condvar::new(),
@@ -225,7 +226,9 @@ impl<'a> Keeper<'a> {
         }
     }
 
+    /// A broker that does not answer for as long as connecting may take is left.
     fn inspect(&mut self, answer: &Sender<(u32, u32)>) {
+        let _fuse = self.link.line.fuse(self.session.config.brokers.connect_timeout);
         let asked = self.link.connection.open_channel(None).and_then(|channel| {
             let queue = channel.queue_declare_passive(self.session.config.queue.as_str())?;
             Ok((queue.declared_consumer_count(), queue.declared_message_count()))

@@ -1,5 +1,6 @@
 //! What a session says of a call at its deadline, and what that tells about the session.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -17,11 +18,11 @@ const SILENCE: Duration = Duration::from_secs(3);
 impl Session {
     /// Why there is no outcome at the deadline, though the request went out.
     ///
-    /// If nothing has come back for long, the session takes no more calls, and the next ones get
-    /// another: requests may be lost on a connection that is well. A channel's first message to
-    /// a quorum queue waits for the queue's leader, for up to 65 s, and holds back all behind it;
-    /// if one is lost on its way to a leader that dies, those behind it wait for that one. Without
-    /// confirms nobody is told (`rabbit_fifo_client.erl`).
+    /// If nothing has come back for long, the session becomes doubtful: requests may be lost on a
+    /// connection that is well. A channel's first message to a quorum queue waits for the queue's
+    /// leader, for up to 65 s, and holds back all behind it; if one is lost on its way to a leader
+    /// that dies, those behind it wait for that one. Without confirms nobody is told
+    /// (`rabbit_fifo_client.erl`).
     pub(crate) fn explain_silence(&self, deadline: Deadline) -> Error {
         let after = deadline.timeout;
         if let Some(reason) = lock(&self.blocked).clone() {
@@ -29,19 +30,39 @@ impl Session {
         }
         let mut what = format!("no reply from queue {:?}", self.config.queue);
         let (sender, answer) = bounded(1);
-        let asked = self.orders.try_send(Order::Inspect(sender));
-        let found = asked.ok().and_then(|()| answer.recv_timeout(INSPECTING).ok());
-        if let Some((consumers, messages)) = found {
-            what += &format!(" ({consumers} consumers, {messages} messages waiting)");
+        // Full is who is asked by others at this moment.
+        if self.orders.try_send(Order::Inspect(sender)).is_ok() {
+            let found = answer.recv_timeout(INSPECTING).ok();
+            if let Some((consumers, messages)) = found {
+                what += &format!(" ({consumers} consumers, {messages} messages waiting)");
+            }
+            // Where nobody serves, another session would hear nothing either.
+            let is_served = found.is_none_or(|(consumers, _)| consumers > 0);
+            if is_served && self.pending.silence() >= SILENCE {
+                self.doubtful.store(true, Ordering::Relaxed);
+            }
         }
-        let error = Error::TimedOut { what, after, sent: true };
-        // Where nobody serves, another session would hear nothing either.
-        let is_served = found.is_none_or(|(consumers, _)| consumers > 0);
-        if is_served && self.pending.silence() >= SILENCE && self.ended().is_none() {
-            log::info!("no replies through {}: the next calls connect anew", self.endpoint);
-            self.pending.retire(error.clone());
+        Error::TimedOut { what, after, sent: true }
+    }
+
+    /// Whether requests may be lost here: calls have timed out, and still nothing has come back.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        if !self.doubtful.load(Ordering::Relaxed) {
+            return false;
         }
-        error
+        let still = self.pending.silence() >= SILENCE;
+        self.doubtful.store(still, Ordering::Relaxed);
+        still
+    }
+
+    /// Takes no more calls, and closes the connection once those in flight have ended.
+    pub(crate) fn retire(&self) {
+        log::info!("no replies through {}: the next calls connect anew", self.endpoint);
+        let reason = "no replies came through it".into();
+        self.pending.retire(Error::ConnectionLost { reason });
+        if self.pending.are_through() {
+            self.order_to_close();
+        }
     }
 
     /// The broker did not read the request until the deadline, or not all of it.

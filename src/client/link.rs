@@ -19,8 +19,8 @@ pub(crate) struct Link {
 
 struct State {
     phase: Phase,
-    /// Sessions that take no more calls, of which some may have calls in flight.
-    retired: Vec<Weak<Session>>,
+    /// The session before, that takes no more calls and may have some in flight.
+    retired: Weak<Session>,
     /// The place in the list of the broker to begin with: the one that was good last.
     broker: usize,
     was_up: bool,
@@ -44,7 +44,7 @@ impl Link {
     pub(super) fn new(config: Config) -> Link {
         let state = State {
             phase: Phase::Down,
-            retired: Vec::new(),
+            retired: Weak::new(),
             broker: 0,
             was_up: false,
             failures: 0,
@@ -75,6 +75,7 @@ impl Link {
         let mut state = lock(&self.state);
         let failures_before = state.failures;
         loop {
+            state.put_away_a_doubtful_session();
             state.put_away_an_ended_session();
             let now = Instant::now();
             let until = match &state.phase {
@@ -85,16 +86,16 @@ impl Link {
                     let failed = state.failures > failures_before;
                     match state.last_failure.as_ref().filter(|failure| is_final(failure)) {
                         Some(failure) if failed => return Err(failure.clone()),
+                        _ if state.next_try <= now => {
+                            self.begin_to_connect(&mut state, deadline);
+                            continue;
+                        }
                         _ => deadline.at.min(state.next_try),
                     }
                 }
             };
             if deadline.at <= now {
                 return Err(self.not_in_time(&state, deadline));
-            }
-            if until <= now {
-                self.begin_to_connect(&mut state, deadline);
-                continue;
             }
             let waited = self.changed.wait_timeout(state, until - now);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -150,9 +151,12 @@ impl Link {
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         let phase = std::mem::replace(&mut state.phase, Phase::Closed);
-        state.retired_sessions().for_each(|session| session.abandon());
+        let retired = state.retired.upgrade();
         drop(state);
         self.changed.notify_all();
+        if let Some(session) = retired {
+            session.abandon();
+        }
         if let Phase::Up(session) = phase {
             session.close();
         }
@@ -165,7 +169,7 @@ impl Link {
             session.hand_out_what_came();
             session.in_flight()
         };
-        let retired: usize = state.retired_sessions().map(|session| in_flight(&session)).sum();
+        let retired = state.retired.upgrade().map_or(0, |session| in_flight(&session));
         match &state.phase {
             Phase::Up(session) => in_flight(session) + retired,
             _ => retired,
@@ -180,8 +184,15 @@ impl Link {
 }
 
 impl State {
-    fn retired_sessions(&self) -> impl Iterator<Item = Arc<Session>> {
-        self.retired.iter().filter_map(Weak::upgrade)
+    /// One session at a time may be retired: each keeps its connection and its calls in flight.
+    fn put_away_a_doubtful_session(&mut self) {
+        let Phase::Up(session) = &self.phase else { return };
+        if session.is_doubtful() && self.retired.strong_count() == 0 {
+            session.retire();
+            self.retired = Arc::downgrade(session);
+            // No replies come through this broker; they may through the next.
+            self.broker += 1;
+        }
     }
 
     /// A session that ended soon after it began counts like a failure to connect: a broker that
@@ -189,14 +200,10 @@ impl State {
     fn put_away_an_ended_session(&mut self) {
         const SOON: Duration = Duration::from_secs(1);
         let Phase::Up(session) = &self.phase else { return };
-        let Some(end) = session.ended() else { return };
-        let soon = session.began.elapsed() < SOON;
-        if let Error::TimedOut { .. } = end {
-            // No replies come through this broker; they may through the next.
-            self.broker += 1;
+        if session.ended().is_none() {
+            return;
         }
-        self.retired.retain(|session| session.strong_count() > 0);
-        self.retired.push(Arc::downgrade(session));
+        let soon = session.began.elapsed() < SOON;
         self.phase = Phase::Down;
         match soon {
             true => self.wait_before_the_next_try(),

@@ -37,6 +37,8 @@ pub(crate) struct Session {
     pub(super) turn: (Sender<()>, Receiver<()>),
     /// Whether the broker closed the publishing channel: it took offence at a request.
     pub(super) offended: AtomicBool,
+    /// Whether calls timed out here without a sign of anybody's reply.
+    pub(super) doubtful: AtomicBool,
     /// Whether the broker is known to take messages from us: [`PROBE`] has come back.
     pub(super) proved: AtomicBool,
     /// The broker's reason for taking none at present.
@@ -69,8 +71,7 @@ pub(crate) struct Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         if self.session.pending.forget(self.id) {
-            // If there is an order already, the keeper looks whether to end when it is done.
-            let _ = self.session.orders.try_send(Order::Close);
+            self.session.order_to_close();
         }
     }
 }
@@ -196,7 +197,11 @@ impl Session {
     /// Closes the connection as soon as the keeper gets to it. Does not wait.
     pub(crate) fn abandon(&self) {
         self.pending.end(Error::Closed);
-        // The keeper of a session that nobody has used yet has no other order.
+        self.order_to_close();
+    }
+
+    pub(super) fn order_to_close(&self) {
+        // If there is an order already, the keeper looks whether to end when it is done with it.
         let _ = self.orders.try_send(Order::Close);
     }
 

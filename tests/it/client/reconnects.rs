@@ -9,7 +9,7 @@ use rabbitmq_rpc::{ClientOptions, Error};
 use super::{HandServer, cut_under};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
-use crate::patience::PATIENCE;
+use crate::patience::{PATIENCE, await_value};
 use crate::proxy::{Mode, Proxy};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,6 +62,37 @@ fn an_idempotent_call_is_sent_again_under_another_correlation_id() {
     });
     let counters = client.counters();
     assert_eq!((counters.calls, counters.replies, counters.reconnects), (1, 1, 1));
+}
+
+#[test]
+fn an_idempotent_call_is_sent_again_without_waiting_for_it() {
+    let broker = Broker::shared();
+    let queue = queue_name("again-by-try");
+    let server = HandServer::start(&broker.url(), &queue);
+    let proxy = Proxy::to(broker.port(0));
+    let options = ClientOptions { idempotent: true, ..Default::default() };
+    let client = connect_with(&proxy.url(), &queue, options);
+
+    let mut call = client.send("7").unwrap();
+    server.next();
+    proxy.cut();
+    // Nobody else calls, and this caller never waits.
+    let reply = await_value(
+        || {
+            server.requests.try_iter().for_each(|request| server.reply(&request, b"13"));
+            call.try_wait().unwrap()
+        },
+        Option::is_some,
+    );
+    assert_eq!(reply.as_deref(), Some(&b"13"[..]));
+
+    let mut call = client.send("8").unwrap();
+    server.next();
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    drop(client);
+    let error = await_value(|| call.try_wait(), Result::is_err);
+    assert!(matches!(error, Err(Error::ConnectionLost { .. } | Error::Closed)), "{error:?}");
 }
 
 #[test]

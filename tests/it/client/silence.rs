@@ -78,7 +78,10 @@ fn time_outs_that_another_connection_would_not_spare_change_nothing() {
     connection.close().unwrap();
     let client = connect(&broker.url(), &unserved);
     thread::scope(|scope| {
-        scope.spawn(|| (0..5).for_each(|_| time_out(&client)));
+        // So many at a time that not each of them gets to ask the broker.
+        for _ in 0..16 {
+            scope.spawn(|| (0..5).for_each(|_| time_out(&client)));
+        }
 
         // Other calls are answered.
         let queue = queue_name("half-served");
