@@ -67,8 +67,9 @@ impl Default for ClientOptions {
 impl RpcClient {
     /// Connects to the first broker that takes the connection and makes a reply queue there.
     ///
-    /// Blocks for at most [`Brokers::connect_timeout`] a broker and handshake, and for as long
-    /// as the system takes to look up names. What is lost later is made anew by the next call.
+    /// Blocks for at most [`Brokers::connect_timeout`] a broker, as long again to set up the reply
+    /// queue, and for as long as the system takes to look up names. What is lost later is made
+    /// anew by the next call.
     ///
     /// # Errors
     /// [`Error::Unreachable`](crate::Error::Unreachable) if no broker takes the connection, [`Error::Refused`](crate::Error::Refused) if one
@@ -91,7 +92,8 @@ impl RpcClient {
     /// Sends a request and waits for its reply, for at most [`ClientOptions::timeout`].
     ///
     /// # Errors
-    /// Every variant of [`Error`](crate::Error) except [`Error::QueueRefused`](crate::Error::QueueRefused);
+    /// Every variant of [`Error`](crate::Error) except
+    /// [`Error::QueueRefused`](crate::Error::QueueRefused) and [`Error::BadReply`](crate::Error::BadReply);
     /// [`Error::may_have_executed`](crate::Error::may_have_executed) tells whether it is safe to try again.
     pub fn call(&self, body: impl Into<Vec<u8>>) -> Result<Vec<u8>> {
         self.send(body)?.wait()
@@ -110,7 +112,8 @@ impl RpcClient {
     /// [`ClientOptions::timeout`], which also is the call's deadline.
     ///
     /// # Errors
-    /// As [`RpcClient::call`], but none that says that the request may have been executed.
+    /// As [`RpcClient::call`]. The request may have been executed only if the broker stopped
+    /// reading in the middle of it.
     pub fn send(&self, body: impl Into<Vec<u8>>) -> Result<PendingReply> {
         self.send_timeout(body, self.link.config.options.timeout)
     }
@@ -175,7 +178,8 @@ pub struct ClientCounters {
     pub replies: u64,
     /// Replies thrown away: too late, twice, or to no request of ours.
     pub late: u64,
-    /// Calls that ended at their deadline.
+    /// Calls that ended with [`Error::TimedOut`](crate::Error::TimedOut) or
+    /// [`Error::Blocked`](crate::Error::Blocked).
     pub timed_out: u64,
     /// Connections made after the first.
     pub reconnects: u64,

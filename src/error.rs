@@ -25,7 +25,8 @@ pub enum Error {
     /// The broker refused the credentials, the virtual host or the permission. Trying again
     /// does not help; the text names the user, the virtual host and the resource.
     Refused(String),
-    /// The broker refused the queue as it was asked for (AMQP's 405, 406 and 541).
+    /// The broker refused the queue: it is another connection's alone, or cannot be made as it was
+    /// asked for (AMQP's 405, 406 and 541).
     QueueRefused {
         /// The queue's name.
         queue: String,
@@ -106,16 +107,17 @@ impl fmt::Display for Error {
                 "there is no queue {queue:?}: nobody got the request; start a server on it, or \
                  check the name"
             ),
-            Error::Blocked { reason, after, .. } => write!(
+            Error::Blocked { reason, after, sent } => write!(
                 f,
                 "the broker took no requests for {after:?} ({reason}); free the resource it \
-                 names, then try again"
+                 names, then {}",
+                if *sent { "see whether the request was executed" } else { "try again" }
             ),
             Error::TimedOut { what, after, .. } => write!(f, "timed out after {after:?}: {what}"),
             Error::ConnectionLost { reason } => write!(
                 f,
                 "the connection was lost before the reply came ({reason}); the request may have \
-                 been executed"
+                 been executed: try again only if that is safe"
             ),
             Error::Remote(failure) => failure.fmt(f),
             Error::Closed => f.write_str("closed by this program before the reply came"),

@@ -107,8 +107,8 @@ impl PendingNumber {
         self.reply.wait_timeout(timeout)?.map(|body| decode_number(&body)).transpose()
     }
 
-    /// The number if its reply has come already. Does not block. After a number or an error the
-    /// call is over.
+    /// The number if its reply has come already. Does not block but for some 200 ms at the call's
+    /// deadline. After a number or an error the call is over.
     ///
     /// # Errors
     /// As [`FibonacciRpcClient::call`].

@@ -50,9 +50,9 @@
 //! | [`Config`](Error::Config) | a URL or an option makes no sense | no | change what it names |
 //! | [`Unreachable`](Error::Unreachable) | no broker until the deadline | no | try again later |
 //! | [`Refused`](Error::Refused) | login, virtual host or permission refused | no | grant it |
-//! | [`QueueRefused`](Error::QueueRefused) | the queue is of another kind | no | change the options |
+//! | [`QueueRefused`](Error::QueueRefused) | the queue is another's, or cannot be made so | no | change name or options |
 //! | [`Unroutable`](Error::Unroutable) | no such queue | no | start a server |
-//! | [`Blocked`](Error::Blocked) | a memory or disk alarm until the deadline | if it says so | free the resource |
+//! | [`Blocked`](Error::Blocked) | a memory or disk alarm until the deadline | if it was sent | free the resource |
 //! | [`TimedOut`](Error::TimedOut) | no reply, or no room, until the deadline | if it was sent | retry if that is safe |
 //! | [`ConnectionLost`](Error::ConnectionLost) | lost with the request out | yes | retry if that is safe |
 //! | [`Remote`](Error::Remote) | the server answered with a [`Failure`] | yes | read its status |
@@ -68,9 +68,10 @@
 //! - A call that timed out, was refused or failed: never.
 //! - A lost connection: by the next call, or by a server at once, a little later after each try
 //!   that fails, at random, so that not all come back at the same moment.
-//! - Credentials that a broker refused: never, and not on the next broker either.
+//! - Credentials that a broker refused: not on the next broker, and not before the next call.
 //!
-//! A handler gets each request at least once. It gets one twice if its server is lost before the
+//! A handler gets each request at least once that the broker neither loses nor lets expire, since
+//! requests are not persistent. It gets one twice if its server is lost before the
 //! broker has the acknowledgement, or if an idempotent call is sent again; the `message_id` then
 //! stays the same.
 //!
@@ -80,8 +81,9 @@
 //! broker has to say. A call is done by its caller's thread. A server has amiquip's I/O thread,
 //! one for each worker and one that looks at the queue every 5 s; [`RpcServer::serve`] supervises
 //! them on the thread that calls it.
-//! Connecting and closing have one more for as long as they last. No thread spins or sleeps to
-//! poll.
+//! Connecting and closing have one more for as long as they last; direct replies have a
+//! connection of their own. No thread spins, and none sleeps to poll but the one that connects to
+//! a cluster anew, for up to 3 s.
 //!
 //! # Logging
 //!
@@ -92,7 +94,7 @@
 //!
 //! # Limits
 //!
-//! It runs on Unix. Delivery is at least once. A reply goes to one requester; there are no
+//! It runs on Unix. A reply goes to one requester; there are no
 //! streams. Looking up a host name takes as long as the system's resolver does, in a thread that
 //! no call waits for past its deadline. The AMQP client beneath, amiquip 0.4.2, is no longer
 //! developed; none of its types are in this crate's interface, so that it can be replaced.

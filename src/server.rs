@@ -59,7 +59,7 @@ pub struct ServerOptions {
     /// The kind of queue to declare where there is none: classic unless set. Where there is one,
     /// it is used, whatever its kind.
     pub queue_type: QueueType,
-    /// How often a request is delivered, at most, to workers that die of it: quorum queues only
+    /// How often a request is delivered again, at most, after workers died of it: quorum queues only
     /// ([Poison messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)).
     pub delivery_limit: Option<u32>,
     /// The exchange that gets requests that were rejected, expired or delivered too often
@@ -95,7 +95,7 @@ impl Default for ServerOptions {
 impl RpcServer {
     /// Connects to the first broker that takes the connection, and makes sure of the queue.
     ///
-    /// Blocks for at most [`Brokers::connect_timeout`] a broker and step.
+    /// Blocks for at most [`Brokers::connect_timeout`] a broker, and as long again for the queue.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one

@@ -46,7 +46,7 @@ struct Args {
     /// kind of queue to declare where there is none: classic or quorum (default: classic)
     #[argh(option, default = "QueueType::Classic", from_str_fn(queue_type))]
     queue_type: QueueType,
-    /// deliveries of one request, at most (quorum queues only)
+    /// how often a request is delivered again, at most (quorum queues only)
     #[argh(option)]
     delivery_limit: Option<u32>,
     /// exchange for requests that were rejected, expired or delivered too often

@@ -69,7 +69,8 @@ impl PendingReply {
         self.wait_until(Deadline::after(timeout).at)
     }
 
-    /// The reply if it has come already. Does not block.
+    /// The reply if it has come already. Does not block but for some 200 ms at the call's deadline,
+    /// to ask the broker why there is none.
     ///
     /// # Errors
     /// As [`PendingReply::wait_timeout`].

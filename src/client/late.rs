@@ -34,7 +34,11 @@ impl Session {
         if self.orders.try_send(Order::Inspect(sender)).is_ok() {
             let found = answer.recv_timeout(INSPECTING).ok();
             if let Some((consumers, messages)) = found {
-                what += &format!(" ({consumers} consumers, {messages} messages waiting)");
+                let advice = match consumers {
+                    0 => "start a server",
+                    _ => "allow more time, or start more servers",
+                };
+                what += &format!(" ({consumers} consumers, {messages} messages waiting); {advice}");
             }
             // Where nobody serves, another session would hear nothing either.
             let is_served = found.is_none_or(|(consumers, _)| consumers > 0);
@@ -80,7 +84,9 @@ impl Session {
     pub(super) fn no_room(&self, deadline: Deadline) -> Error {
         let limit = self.config.options.max_in_flight;
         Error::TimedOut {
-            what: format!("no room for the request: {limit} calls are in flight already"),
+            what: format!(
+                "no room for the request: {limit} calls are in flight already; raise max_in_flight"
+            ),
             after: deadline.timeout,
             sent: false,
         }

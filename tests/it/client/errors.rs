@@ -69,7 +69,8 @@ fn a_queue_that_nobody_serves_is_told_at_the_deadline() {
     assert_eq!(
         error.to_string(),
         format!(
-            "timed out after 1s: no reply from queue {queue:?} (0 consumers, 17 messages waiting)"
+            "timed out after 1s: no reply from queue {queue:?} (0 consumers, 17 messages waiting); \
+             start a server"
         )
     );
     assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
