@@ -22,6 +22,9 @@
 #   quit
 #
 # The end of standard input, INT and TERM end everything at once, even midway.
+#
+# It is long for one file, since what starts the nodes, what the commands do and what cleans
+# up share their state.
 set -eu
 shopt -s extglob
 

@@ -150,7 +150,6 @@ impl<'a> Keeper<'a> {
             deliveries: consumer.receiver().clone(),
             turn,
             offended: AtomicBool::new(false),
-            doubtful: AtomicBool::new(false),
             proved: AtomicBool::new(false),
             blocked: Mutex::new(None),
             unblocked: Condvar::new(),

@@ -1,6 +1,5 @@
 //! What a session says of a call at its deadline, and what that tells about the session.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -42,8 +41,8 @@ impl Session {
             }
             // Where nobody serves, another session would hear nothing either.
             let is_served = found.is_none_or(|(consumers, _)| consumers > 0);
-            if is_served && self.pending.silence() >= SILENCE {
-                self.doubtful.store(true, Ordering::Relaxed);
+            if is_served {
+                self.pending.doubt_after(SILENCE);
             }
         }
         Error::TimedOut { what, after, sent: true }
@@ -51,12 +50,7 @@ impl Session {
 
     /// Whether requests may be lost here: calls have timed out, and still nothing has come back.
     pub(crate) fn is_doubtful(&self) -> bool {
-        if !self.doubtful.load(Ordering::Relaxed) {
-            return false;
-        }
-        let still = self.pending.silence() >= SILENCE;
-        self.doubtful.store(still, Ordering::Relaxed);
-        still
+        self.pending.are_doubtful()
     }
 
     /// Takes no more calls, and closes the connection once those in flight have ended.

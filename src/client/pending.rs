@@ -25,8 +25,10 @@ struct Table {
     calls: HashMap<Uuid, Sender<Outcome>>,
     /// Why no further call may begin, once that is so.
     ended: Option<Error>,
-    /// When the first call was entered behind the last sign of an answer, to whomever.
+    /// When the first call was entered behind the last answer, to whomever.
     unanswered: Option<Instant>,
+    /// Whether that silence gives reason to think that requests are lost.
+    doubtful: bool,
 }
 
 /// The answer to [`PendingCalls::register`].
@@ -72,7 +74,7 @@ impl PendingCalls {
     /// Gives a call its outcome. False if nobody waits for that id (any more).
     pub(crate) fn settle(&self, id: Uuid, outcome: Outcome) -> bool {
         let mut table = self.lock();
-        table.unanswered = None;
+        (table.unanswered, table.doubtful) = (None, false);
         let Some(sender) = self.remove(&mut table, id) else { return false };
         drop(table);
         // A caller may go away between the two lines; then nobody wants the outcome.
@@ -87,9 +89,16 @@ impl PendingCalls {
         table.is_through()
     }
 
-    /// For how long calls have begun while nothing came back.
-    pub(crate) fn silence(&self) -> Duration {
-        self.lock().unanswered.map_or(Duration::ZERO, |since| since.elapsed())
+    /// Notes that a call timed out: it casts doubt on all of them if calls have begun for `least`
+    /// and nothing came back, until something does.
+    pub(crate) fn doubt_after(&self, least: Duration) {
+        let mut table = self.lock();
+        table.doubtful |= table.unanswered.is_some_and(|since| since.elapsed() >= least);
+    }
+
+    /// Whether requests may be lost here.
+    pub(crate) fn are_doubtful(&self) -> bool {
+        self.lock().doubtful
     }
 
     /// Lets no further call begin. Those in flight go on.

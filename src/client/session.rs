@@ -37,8 +37,6 @@ pub(crate) struct Session {
     pub(super) turn: (Sender<()>, Receiver<()>),
     /// Whether the broker closed the publishing channel: it took offence at a request.
     pub(super) offended: AtomicBool,
-    /// Whether calls timed out here without a sign of anybody's reply.
-    pub(super) doubtful: AtomicBool,
     /// Whether the broker is known to take messages from us: [`PROBE`] has come back.
     pub(super) proved: AtomicBool,
     /// The broker's reason for taking none at present.

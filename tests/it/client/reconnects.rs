@@ -90,9 +90,12 @@ fn an_idempotent_call_is_sent_again_without_waiting_for_it() {
     server.next();
     proxy.set(Mode::Refuse);
     proxy.cut();
+    assert_eq!(call.wait_timeout(SECOND), Ok(None), "it is to be sent again");
     drop(client);
+    let began = Instant::now();
     let error = await_value(|| call.try_wait(), Result::is_err);
-    assert!(matches!(error, Err(Error::ConnectionLost { .. } | Error::Closed)), "{error:?}");
+    assert!(began.elapsed() < PATIENCE / 4, "at once, not at its deadline: {:?}", began.elapsed());
+    assert_eq!(error, Err(Error::Closed));
 }
 
 #[test]
