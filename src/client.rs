@@ -1,11 +1,12 @@
 //! The client: calls from many threads over one connection, made anew when it is lost.
 
 mod call;
-mod keeper;
-mod late;
-mod link;
+mod dispatcher;
 mod pending;
+mod reconnector;
 mod session;
+mod session_thread;
+mod silence;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,9 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use self::call::PendingReply;
-use self::link::Link;
+use self::reconnector::Reconnector;
 use crate::broker::{Brokers, program};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::wire;
 
 /// A client of the servers on one request queue. Bytes go in, bytes come out.
@@ -32,7 +33,7 @@ use crate::wire;
 /// # Ok::<(), rabbitmq_rpc::Error>(())
 /// ```
 pub struct RpcClient {
-    link: Arc<Link>,
+    reconnector: Arc<Reconnector>,
 }
 
 /// How a client calls.
@@ -75,8 +76,11 @@ impl RpcClient {
     /// [`Error::Unreachable`](crate::Error::Unreachable) if no broker takes the connection, [`Error::Refused`](crate::Error::Refused) if one
     /// refuses the user, [`Error::Config`](crate::Error::Config) if the TLS files cannot be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ClientOptions) -> Result<RpcClient> {
-        wire::check_length("queue's name", queue)?;
+        wire::check_queue(queue)?;
         wire::check_length("content type", &options.content_type)?;
+        if options.max_in_flight == 0 {
+            return Err(Error::Config("max_in_flight is at least 1".into()));
+        }
         let config = Config {
             brokers,
             queue: queue.to_string(),
@@ -84,8 +88,8 @@ impl RpcClient {
             app_id: program(),
             counters: Counters::default(),
         };
-        let client = RpcClient { link: Arc::new(Link::new(config)) };
-        client.link.first_session()?;
+        let client = RpcClient { reconnector: Arc::new(Reconnector::new(config)) };
+        client.reconnector.first_session()?;
         Ok(client)
     }
 
@@ -115,7 +119,7 @@ impl RpcClient {
     /// As [`RpcClient::call`]. The request may have been executed only if the broker stopped
     /// reading in the middle of it.
     pub fn send(&self, body: impl Into<Vec<u8>>) -> Result<PendingReply> {
-        self.send_timeout(body, self.link.config.options.timeout)
+        self.send_timeout(body, self.reconnector.config.options.timeout)
     }
 
     /// As [`RpcClient::send`], with a timeout of its own.
@@ -127,13 +131,13 @@ impl RpcClient {
         body: impl Into<Vec<u8>>,
         timeout: Duration,
     ) -> Result<PendingReply> {
-        PendingReply::send(&self.link, body.into(), timeout)
+        PendingReply::send(&self.reconnector, body.into(), timeout)
     }
 
     /// What has happened so far.
     pub fn counters(&self) -> ClientCounters {
-        let in_flight = self.link.in_flight();
-        let counters = &self.link.config.counters;
+        let in_flight = self.reconnector.in_flight();
+        let counters = &self.reconnector.config.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientCounters {
             calls: read(&counters.calls),
@@ -154,16 +158,16 @@ impl RpcClient {
 
 impl Drop for RpcClient {
     fn drop(&mut self) {
-        self.link.close();
+        self.reconnector.close();
     }
 }
 
 impl fmt::Debug for RpcClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RpcClient")
-            .field("brokers", &self.link.config.brokers)
-            .field("queue", &self.link.config.queue)
-            .field("options", &self.link.config.options)
+            .field("brokers", &self.reconnector.config.brokers)
+            .field("queue", &self.reconnector.config.queue)
+            .field("options", &self.reconnector.config.options)
             .finish_non_exhaustive()
     }
 }
@@ -205,7 +209,7 @@ struct Config {
     counters: Counters,
 }
 
-/// No code here that holds a lock can panic half-way through a change.
+/// A panic cannot poison these locks: no code panics while it holds one.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -125,7 +125,7 @@ pub use broker::{Brokers, TlsFiles};
 pub use client::{ClientCounters, ClientOptions, PendingReply, RpcClient};
 pub use error::{Error, Failure, Result, Status};
 pub use fibonacci::{FibonacciRpcClient, PendingNumber};
-pub use server::{QueueType, RpcServer, ServerCounters, ServerOptions, Stopper, Worker};
+pub use server::{QueueType, RpcServer, Served, ServerCounters, ServerOptions, Stopper, Worker};
 
 /// The README's Rust, compiled as tests.
 #[cfg(doctest)]

@@ -1,28 +1,30 @@
 //! The server: workers on one connection, set up again whenever it is lost.
 
 mod counters;
-mod crew;
 mod direct;
+mod inbox;
 mod limit;
 mod queue;
+mod queue_monitor;
 mod supervisor;
-mod watch;
 mod worker;
+mod worker_pool;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::counters::Counters;
 pub use self::counters::ServerCounters;
-use self::crew::Crew;
 use self::direct::DirectReplies;
 use self::limit::ReplyLimit;
 use self::supervisor::Supervisor;
-pub use self::worker::Worker;
-use crate::broker::{Brokers, Link, program};
+pub use self::worker::{Served, Worker};
+use self::worker_pool::WorkerPool;
+use crate::broker::{Brokers, Connection, DataPlane, program};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
 use crate::wire;
@@ -43,7 +45,7 @@ use crate::wire;
 pub struct RpcServer {
     shared: Arc<Shared>,
     /// The connection made by `connect`, until somebody serves on it.
-    link: Mutex<Option<Link>>,
+    connection: Mutex<Option<Connection>>,
     on_ready: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
@@ -103,7 +105,7 @@ impl RpcServer {
     /// the options or TLS files cannot be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         options.check()?;
-        wire::check_length("queue's name", queue)?;
+        wire::check_queue(queue)?;
         let shared = Shared {
             brokers,
             queue: queue.to_string(),
@@ -112,20 +114,21 @@ impl RpcServer {
             counters: Counters::default(),
             direct: DirectReplies::default(),
             reply_limit: ReplyLimit::default(),
+            stalled_at: AtomicU64::new(u64::MAX),
             stopper: Stopper::new(),
         };
-        let mut link = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
-        queue::ensure(&mut link, &shared)?;
+        let mut connection = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
+        queue::ensure(&mut connection, &shared)?;
         Ok(RpcServer {
             shared: Arc::new(shared),
-            link: Mutex::new(Some(link)),
+            connection: Mutex::new(Some(connection)),
             on_ready: Mutex::default(),
         })
     }
 
     /// Calls `notice` once, as soon as [`RpcServer::serve`] takes requests for the first time.
     pub fn on_ready(self, notice: impl FnOnce() + Send + 'static) -> RpcServer {
-        *self.on_ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(notice));
+        *lock(&self.on_ready) = Some(Box::new(notice));
         self
     }
 
@@ -147,9 +150,9 @@ impl RpcServer {
     where
         H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
     {
-        let on_ready = self.on_ready.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let crew = Crew::hire(&self.shared, handler)?;
-        Supervisor::new(&self.shared, crew, on_ready).serve(self.take_link())
+        let on_ready = lock(&self.on_ready).take();
+        let workers = WorkerPool::spawn(&self.shared, handler)?;
+        Supervisor::new(&self.shared, workers, on_ready).serve(lock(&self.connection).take())
     }
 
     /// Lends a single worker to `work`, on this thread, for a loop of one's own around
@@ -157,12 +160,12 @@ impl RpcServer {
     ///
     /// ```no_run
     /// # use std::time::Duration;
-    /// # use rabbitmq_rpc::{Brokers, RpcServer, ServerOptions, fibonacci};
+    /// # use rabbitmq_rpc::{Brokers, RpcServer, Served, ServerOptions, fibonacci};
     /// # let brokers = Brokers::parse("amqp://localhost")?;
     /// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
     /// server.with_worker(|worker| {
-    ///     while worker.serve_one(fibonacci::answer, Duration::from_secs(60))? {}
-    ///     Ok(()) // Nobody asked for a minute.
+    ///     while worker.serve_one(fibonacci::answer, Duration::from_secs(60))? == Served::Request {}
+    ///     Ok(()) // Nobody asked for a minute, or the server is to stop.
     /// })?;
     /// # Ok::<(), rabbitmq_rpc::Error>(())
     /// ```
@@ -170,11 +173,12 @@ impl RpcServer {
     /// # Errors
     /// As [`RpcServer::connect`], and whatever `work` returns.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
-        let link = match self.take_link() {
-            Some(link) => link,
+        let connection = lock(&self.connection).take();
+        let connection = match connection {
+            Some(connection) => connection,
             None => self.shared.brokers.connect(0, Deadline::after(Duration::MAX))?,
         };
-        supervisor::lend_a_worker(&self.shared, link, work)
+        supervisor::lend_a_worker(&self.shared, connection, work)
     }
 
     /// What stops the server, from any thread.
@@ -185,10 +189,6 @@ impl RpcServer {
     /// What has happened so far.
     pub fn counters(&self) -> ServerCounters {
         self.shared.counters.read()
-    }
-
-    fn take_link(&self) -> Option<Link> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -217,32 +217,63 @@ impl ServerOptions {
 
 /// Stops a server: it takes no further request, answers those in progress, gives back those it
 /// has not begun with, and [`RpcServer::serve`] returns.
-#[derive(Clone, Debug)]
-pub struct Stopper {
+#[derive(Clone)]
+pub struct Stopper(Arc<Stop>);
+
+struct Stop {
+    is_stopped: AtomicBool,
     /// Taken out by the first to stop: the signal's other end then is disconnected, which every
     /// thread sees that waits for it.
-    running: Arc<Mutex<Option<Sender<()>>>>,
+    running: Mutex<Option<Sender<()>>>,
     signal: Receiver<()>,
+    /// Where workers may wait.
+    data_planes: Mutex<Vec<Weak<DataPlane>>>,
 }
 
 impl Stopper {
     fn new() -> Stopper {
         let (sender, signal) = bounded(1);
-        Stopper { running: Arc::new(Mutex::new(Some(sender))), signal }
+        Stopper(Arc::new(Stop {
+            is_stopped: AtomicBool::new(false),
+            running: Mutex::new(Some(sender)),
+            signal,
+            data_planes: Mutex::default(),
+        }))
     }
 
     /// Tells the server to stop. Does not block.
     pub fn stop(&self) {
-        drop(self.running.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.0.is_stopped.store(true, Ordering::SeqCst);
+        drop(lock(&self.0.running).take());
+        let data_planes: Vec<_> =
+            lock(&self.0.data_planes).iter().filter_map(Weak::upgrade).collect();
+        data_planes.iter().for_each(|data_plane| data_plane.wake_all());
     }
 
     fn is_stopped(&self) -> bool {
-        self.signal.try_recv() == Err(TryRecvError::Disconnected)
+        self.0.is_stopped.load(Ordering::SeqCst)
     }
 
     /// Ready once the server is to stop.
     fn signal(&self) -> &Receiver<()> {
-        &self.signal
+        &self.0.signal
+    }
+
+    /// Has workers that wait on this connection learn of the stop.
+    fn attach(&self, data_plane: &Arc<DataPlane>) {
+        let mut data_planes = lock(&self.0.data_planes);
+        data_planes.retain(|other| other.strong_count() > 0);
+        data_planes.push(Arc::downgrade(data_plane));
+        drop(data_planes);
+        if self.is_stopped() {
+            data_plane.wake_all();
+        }
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper").field("is_stopped", &self.is_stopped()).finish_non_exhaustive()
     }
 }
 
@@ -255,5 +286,13 @@ pub(crate) struct Shared {
     counters: Counters,
     direct: DirectReplies,
     reply_limit: ReplyLimit,
+    /// How many requests had been taken when the broker last gave the workers none of those that
+    /// waited.
+    stalled_at: AtomicU64,
     stopper: Stopper,
+}
+
+/// A panic cannot poison these locks: no code panics while it holds one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,11 +5,10 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use amiquip::{AmqpProperties, AmqpValue};
 use uuid::Uuid;
 
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{self, Properties};
+use crate::frames::{self, Message, Properties};
 
 /// The `type` of a reply that carries a [`Failure`].
 const ERROR: &str = "error";
@@ -18,6 +17,17 @@ const STATUS: &str = "rpc-status";
 /// AMQP's `delivery_mode` of a message that a broker need not keep through a restart: neither
 /// a request nor its reply outlives its caller.
 const TRANSIENT: u8 = 1;
+
+/// Refuses a queue's name that AMQP has no room for, and the empty one, for which a broker makes up
+/// a new name each time.
+pub(crate) fn check_queue(queue: &str) -> Result<()> {
+    if queue.is_empty() {
+        return Err(Error::Config(
+            "the queue's name is empty: give the request queue a name".into(),
+        ));
+    }
+    check_length("queue's name", queue)
+}
 
 /// Refuses a text that AMQP has no room for: a queue's name, a property.
 pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {
@@ -31,12 +41,12 @@ pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {
     }
 }
 
-/// Where the frames of a message go.
+/// Where the frames of a message go, through the default exchange.
 #[derive(Clone, Copy)]
-pub(crate) struct Way<'a> {
+pub(crate) struct Route<'a> {
     pub(crate) channel: u16,
     pub(crate) queue: &'a str,
-    /// Whether it comes back where there is no such queue.
+    /// Whether the broker returns it if there is no such queue.
     pub(crate) mandatory: bool,
     pub(crate) frame_max: usize,
 }
@@ -55,7 +65,7 @@ pub(crate) struct RequestHead<'a> {
 }
 
 /// The frames of a request.
-pub(crate) fn encode_request(way: Way<'_>, head: &RequestHead<'_>, body: &[u8]) -> Vec<u8> {
+pub(crate) fn encode_request(route: Route<'_>, head: &RequestHead<'_>, body: &[u8]) -> Vec<u8> {
     let (mut correlation_id, mut message_id) = (Uuid::encode_buffer(), Uuid::encode_buffer());
     let expiration = expiration(head.remaining);
     let properties = Properties {
@@ -69,13 +79,13 @@ pub(crate) fn encode_request(way: Way<'_>, head: &RequestHead<'_>, body: &[u8]) 
         app_id: Some(head.app_id),
         ..Default::default()
     };
-    encode(way, &properties, body)
+    encode(route, &properties, body)
 }
 
-fn encode(way: Way<'_>, properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
+fn encode(route: Route<'_>, properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
     const ENOUGH_FOR_HEADERS: usize = 512;
     let mut out = Vec::with_capacity(body.len() + ENOUGH_FOR_HEADERS);
-    let Way { channel, queue, mandatory, frame_max } = way;
+    let Route { channel, queue, mandatory, frame_max } = route;
     frames::publish(&mut out, channel, (queue, mandatory), properties, body, frame_max);
     out
 }
@@ -92,32 +102,29 @@ fn seconds_since_1970() -> u64 {
 }
 
 /// Where the reply to a request goes, and under which id; a requester that gave no id gets none.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ReplyAddress {
-    pub(crate) reply_to: String,
-    pub(crate) correlation_id: Option<String>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReplyAddress<'a> {
+    pub(crate) reply_to: &'a str,
+    pub(crate) correlation_id: Option<&'a str>,
 }
 
 /// Reads the reply address of a request that was taken from `queue`; in words why there is none
 /// to be had.
-pub(crate) fn reply_address(
-    properties: &AmqpProperties,
+pub(crate) fn reply_address<'a>(
+    properties: &Properties<'a>,
     queue: &str,
-) -> Result<ReplyAddress, &'static str> {
-    match properties.reply_to() {
+) -> Result<ReplyAddress<'a>, &'static str> {
+    match properties.reply_to {
         None => Err("it has no reply_to that could be read"),
-        Some(reply_to) if reply_to.is_empty() => Err("its reply_to is empty"),
+        Some("") => Err("its reply_to is empty"),
         Some(reply_to) if reply_to == queue => Err("its reply_to is the request queue itself"),
-        Some(reply_to) => Ok(ReplyAddress {
-            reply_to: reply_to.clone(),
-            correlation_id: properties.correlation_id().clone(),
-        }),
+        Some(reply_to) => Ok(ReplyAddress { reply_to, correlation_id: properties.correlation_id }),
     }
 }
 
 /// The frames of a reply.
 pub(crate) fn encode_reply(
-    way: Way<'_>,
+    route: Route<'_>,
     correlation_id: Option<&str>,
     app_id: &str,
     outcome: &Result<Vec<u8>, Failure>,
@@ -129,68 +136,66 @@ pub(crate) fn encode_reply(
         ..Default::default()
     };
     match outcome {
-        Ok(body) => encode(way, &result, body),
+        Ok(body) => encode(route, &result, body),
         Err(Failure { status, message }) => {
+            let mut headers = Vec::new();
+            frames::append_header(&mut headers, STATUS, status.name());
             let failure = Properties {
                 type_: Some(ERROR),
                 content_type: Some("text/plain"),
-                header: Some((STATUS, status.name())),
+                headers: &headers,
                 ..result
             };
-            encode(way, &failure, message.as_bytes())
+            encode(route, &failure, message.as_bytes())
         }
     }
 }
 
-/// The call that a reply belongs to; `None` for an id that is none of ours.
-pub(crate) fn correlation_id(properties: &AmqpProperties) -> Option<Uuid> {
-    Uuid::try_parse(properties.correlation_id().as_ref()?).ok()
+/// The call that a message belongs to; `None` for an id that is none of ours.
+pub(crate) fn correlation_id(message: &Message) -> Option<Uuid> {
+    Uuid::try_parse(message.properties().correlation_id?).ok()
 }
 
 /// What a reply says.
-pub(crate) fn decode_reply(properties: &AmqpProperties, body: Vec<u8>) -> Result<Vec<u8>> {
-    if properties.type_().as_deref() != Some(ERROR) {
-        return Ok(body);
+pub(crate) fn decode_reply(reply: Message) -> Result<Vec<u8>> {
+    let properties = reply.properties();
+    if properties.type_ != Some(ERROR) {
+        return Ok(reply.body);
     }
-    let status = match properties.headers().as_ref().and_then(|headers| headers.get(STATUS)) {
-        Some(AmqpValue::LongString(name)) => Status::from_name(name),
-        _ => Status::Unknown,
-    };
-    let message = String::from_utf8_lossy(&body).into_owned();
+    let status = frames::find_header(properties.headers, STATUS);
+    let status = status.map_or(Status::Unknown, Status::from_name);
+    let message = String::from_utf8_lossy(&reply.body).into_owned();
     Err(Error::Remote(Failure { status, message }))
 }
 
 #[cfg(test)]
 mod tests {
-    use amq_protocol::frame::{AMQPFrame, parsing::parse_frame};
-
     use super::*;
+    use crate::frames::{Decoder, Incoming};
 
-    const WAY: Way<'_> = Way { channel: 3, queue: "rpc_queue", mandatory: true, frame_max: 4096 };
+    const ROUTE: Route<'_> =
+        Route { channel: 3, queue: "rpc_queue", mandatory: true, frame_max: 4096 };
 
-    /// What amiquip makes of the frames of one message.
-    fn decode(mut frames: &[u8]) -> (AmqpProperties, Vec<u8>) {
-        let (mut properties, mut body) = (None, Vec::new());
-        while !frames.is_empty() {
-            let length = 8 + u32::from_be_bytes(frames[3..7].try_into().unwrap()) as usize;
-            assert!(length <= WAY.frame_max);
-            match parse_frame(&frames[..length]).expect("amiquip decodes it").1 {
-                AMQPFrame::Header(3, 60, header) => properties = Some(header.properties),
-                AMQPFrame::Body(3, part) => body.extend(part),
-                AMQPFrame::Method(3, method) => {
-                    let method = format!("{method:?}");
-                    assert!(method.contains("routing_key: \"rpc_queue\""), "{method}");
-                    assert!(method.contains("mandatory: true"), "{method}");
-                }
-                other => panic!("{other:?}"),
-            }
-            frames = &frames[length..];
+    /// The message of these frames, as the broker delivers it.
+    fn deliver(frames: &[u8]) -> Message {
+        const DELIVER: &[u8] = b"\x01\0\x03\0\0\0\x11\0\x3c\0\x3c\x01t\0\0\0\0\0\0\0\x01\0\0\0\xce";
+        let publish = 8 + u32::from_be_bytes(frames[3..7].try_into().unwrap()) as usize;
+        let bytes = [DELIVER, &frames[publish..]].concat();
+        let mut decoder = Decoder::default();
+        decoder.room()[..bytes.len()].copy_from_slice(&bytes);
+        decoder.arrived(bytes.len());
+        match decoder.next() {
+            Ok(Some(Incoming::Delivery { channel: 3, delivery })) => delivery.message,
+            other => panic!("{other:?}"),
         }
-        (properties.unwrap(), body)
+    }
+
+    fn reply(properties: &Properties<'_>, body: &[u8]) -> Message {
+        deliver(&encode(ROUTE, properties, body))
     }
 
     #[test]
-    fn a_request_says_where_the_reply_goes() {
+    fn request_names_where_the_reply_goes() {
         let head = RequestHead {
             reply_to: "amq.gen-7",
             correlation_id: Uuid::from_u128(7),
@@ -200,55 +205,55 @@ mod tests {
             remaining: Duration::from_micros(1500),
         };
         let large = vec![b'7'; 10_000];
-        let (properties, body) = decode(&encode_request(WAY, &head, &large));
-        assert_eq!(body, large);
+        let request = deliver(&encode_request(ROUTE, &head, &large));
+        assert_eq!(request.body, large);
+        let properties = request.properties();
         let address = reply_address(&properties, "rpc_queue").unwrap();
         assert_eq!(address.reply_to, "amq.gen-7");
-        assert_eq!(address.correlation_id, Some(Uuid::from_u128(7).to_string()));
-        assert_eq!(properties.message_id(), &Some(Uuid::from_u128(8).to_string()));
-        assert_eq!(properties.content_type().as_deref(), Some("text/plain"));
-        assert_eq!(properties.app_id().as_deref(), Some("test"));
-        assert_eq!(properties.expiration().as_deref(), Some("1"));
-        assert_eq!(properties.delivery_mode(), &Some(1));
-        assert!(properties.timestamp().unwrap() > 1_600_000_000);
+        assert_eq!(address.correlation_id, Some(&*Uuid::from_u128(7).to_string()));
+        assert_eq!(properties.message_id, Some(&*Uuid::from_u128(8).to_string()));
+        assert_eq!(properties.content_type, Some("text/plain"));
+        assert_eq!(properties.app_id, Some("test"));
+        assert_eq!(properties.expiration, Some("1"));
+        assert_eq!(properties.delivery_mode, Some(1));
+        assert!(properties.timestamp.unwrap() > 1_600_000_000);
 
         let patient = RequestHead { remaining: Duration::MAX, ..head };
-        let (properties, body) = decode(&encode_request(WAY, &patient, b""));
-        assert_eq!((properties.expiration(), body), (&None, vec![]));
+        let request = deliver(&encode_request(ROUTE, &patient, b""));
+        assert_eq!((request.properties().expiration, &*request.body), (None, &b""[..]));
     }
 
     #[test]
-    fn a_request_without_a_usable_reply_to_is_told_apart() {
-        let none = AmqpProperties::default();
-        assert!(reply_address(&none, "q").unwrap_err().contains("no reply_to"));
-        let empty = none.clone().with_reply_to(String::new());
-        assert!(reply_address(&empty, "q").unwrap_err().contains("empty"));
-        let loops = none.with_reply_to("q".into());
-        assert!(reply_address(&loops, "q").unwrap_err().contains("itself"));
+    fn request_without_a_usable_reply_to_is_told_apart() {
+        let why = |reply_to| {
+            reply_address(&Properties { reply_to, ..Default::default() }, "q").unwrap_err()
+        };
+        assert!(why(None).contains("no reply_to"));
+        assert!(why(Some("")).contains("empty"));
+        assert!(why(Some("q")).contains("itself"));
     }
 
     #[test]
-    fn a_result_goes_bare_and_a_failure_with_its_status() {
+    fn result_goes_bare_and_failure_with_its_status() {
         let id = Uuid::from_u128(7);
-        let shown = id.to_string();
-        let reply = encode_reply(WAY, Some(&shown), "test", &Ok(b"13".to_vec()));
-        let (properties, body) = decode(&reply);
-        assert_eq!((properties.type_(), properties.headers()), (&None, &None));
-        assert_eq!(correlation_id(&properties), Some(id));
-        assert_eq!(decode_reply(&properties, body), Ok(b"13".to_vec()));
+        let good =
+            deliver(&encode_reply(ROUTE, Some(&id.to_string()), "test", &Ok(b"13".to_vec())));
+        assert_eq!((good.properties().type_, good.properties().headers), (None, &b""[..]));
+        assert_eq!(correlation_id(&good), Some(id));
+        assert_eq!(decode_reply(good), Ok(b"13".to_vec()));
 
         let failure = Failure::new(Status::OutOfRange, "too large");
-        let (properties, body) = decode(&encode_reply(WAY, None, "test", &Err(failure.clone())));
-        assert_eq!(properties.correlation_id(), &None);
-        assert_eq!(decode_reply(&properties, body), Err(Error::Remote(failure)));
+        let bad = deliver(&encode_reply(ROUTE, None, "test", &Err(failure.clone())));
+        assert_eq!(bad.properties().correlation_id, None);
+        assert_eq!(decode_reply(bad), Err(Error::Remote(failure)));
     }
 
     #[test]
-    fn a_foreign_error_reply_is_of_unknown_status() {
-        let properties = AmqpProperties::default().with_type_("error".into());
-        let error = decode_reply(&properties, b"\xff!".to_vec()).unwrap_err();
+    fn foreign_error_reply_has_an_unknown_status() {
+        let error = Properties { type_: Some(ERROR), ..Default::default() };
         let expected = Failure::new(Status::Unknown, "\u{fffd}!");
-        assert_eq!(error, Error::Remote(expected));
-        assert_eq!(correlation_id(&properties.with_correlation_id("7".into())), None);
+        assert_eq!(decode_reply(reply(&error, b"\xff!")), Err(Error::Remote(expected)));
+        let foreign = Properties { correlation_id: Some("7"), ..Default::default() };
+        assert_eq!(correlation_id(&reply(&foreign, b"")), None);
     }
 }

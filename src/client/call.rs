@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::link::Link;
-use super::session::Flight;
+use super::reconnector::Reconnector;
+use super::session::InFlight;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 
@@ -19,34 +19,41 @@ use crate::error::{Error, Result};
 /// [`Error::Closed`].
 #[must_use = "dropping it gives the call up"]
 pub struct PendingReply {
-    link: Arc<Link>,
+    reconnector: Arc<Reconnector>,
     body: Vec<u8>,
     message_id: Uuid,
     deadline: Deadline,
     /// Why the connection was lost through which it was sent before, if it was.
     lost: Option<String>,
-    stage: Stage,
+    state: CallState,
 }
 
-enum Stage {
+const ALREADY_DONE: &str =
+    "this call is over: its reply or its error has been returned already; make another call";
+
+enum CallState {
     /// To be sent, for the first time or again.
-    Grounded,
-    Flying(Flight),
-    Over,
+    Unsent,
+    InFlight(InFlight),
+    Done,
 }
 
 impl PendingReply {
-    pub(crate) fn send(link: &Arc<Link>, body: Vec<u8>, timeout: Duration) -> Result<PendingReply> {
-        link.config.counters.calls.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn send(
+        reconnector: &Arc<Reconnector>,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<PendingReply> {
+        reconnector.config.counters.calls.fetch_add(1, Ordering::Relaxed);
         let mut call = PendingReply {
-            link: Arc::clone(link),
+            reconnector: Arc::clone(reconnector),
             body,
             message_id: Uuid::new_v4(),
             deadline: Deadline::after(timeout),
             lost: None,
-            stage: Stage::Grounded,
+            state: CallState::Unsent,
         };
-        call.depart(call.deadline).inspect_err(|error| link.count(error))?;
+        call.send_until(call.deadline).inspect_err(|error| reconnector.count(error))?;
         Ok(call)
     }
 
@@ -64,7 +71,7 @@ impl PendingReply {
     /// error the call is over.
     ///
     /// # Errors
-    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::Closed`] if the call was over.
+    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::Config`] if the call was over.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
         self.wait_until(Deadline::after(timeout).at)
     }
@@ -81,10 +88,10 @@ impl PendingReply {
     fn wait_until(&mut self, until: Instant) -> Result<Option<Vec<u8>>> {
         let ended = self.poll_until(until.min(self.deadline.at));
         if let Err(error) = &ended {
-            self.link.count(error);
+            self.reconnector.count(error);
         }
         if !matches!(ended, Ok(None)) {
-            self.stage = Stage::Over;
+            self.state = CallState::Done;
         }
         ended.map_err(|error| self.in_hindsight(error))
     }
@@ -101,11 +108,11 @@ impl PendingReply {
 
     fn poll_until(&mut self, until: Instant) -> Result<Option<Vec<u8>>> {
         loop {
-            let flight = match &self.stage {
-                Stage::Over => return Err(Error::Closed),
-                Stage::Flying(flight) => flight,
-                Stage::Grounded => {
-                    match self.depart(Deadline { at: until, ..self.deadline }) {
+            let in_flight = match &self.state {
+                CallState::Done => return Err(Error::Config(ALREADY_DONE.into())),
+                CallState::InFlight(in_flight) => in_flight,
+                CallState::Unsent => {
+                    match self.send_until(Deadline { at: until, ..self.deadline }) {
                         Ok(()) => continue,
                         // Only this wait is over, not the call: it goes out in the next one.
                         Err(
@@ -119,20 +126,20 @@ impl PendingReply {
                     }
                 }
             };
-            match flight.session.poll(&flight.outcome, until) {
+            match in_flight.wait(until) {
                 Some(Err(Error::ConnectionLost { reason }))
-                    if flight.session.may_send_again() && !self.deadline.has_passed() =>
+                    if in_flight.session.may_send_again() && !self.deadline.has_passed() =>
                 {
                     log::info!("sending request {} again: {reason}", self.message_id);
                     self.lost = Some(reason);
-                    self.stage = Stage::Grounded;
+                    self.state = CallState::Unsent;
                 }
                 Some(outcome) => return outcome.map(Some),
                 None if until < self.deadline.at => return Ok(None),
                 None => {
-                    let error = flight.session.explain_silence(self.deadline);
+                    let error = in_flight.session.explain_silence(self.deadline);
                     // It may have come while the broker was asked.
-                    return flight.outcome.try_recv().unwrap_or(Err(error)).map(Some);
+                    return in_flight.wait(Instant::now()).unwrap_or(Err(error)).map(Some);
                 }
             }
         }
@@ -140,13 +147,13 @@ impl PendingReply {
 
     /// Gets the request out until `limit`, through one session after the other if need be. The
     /// request always carries the deadline of the whole call.
-    fn depart(&mut self, limit: Deadline) -> Result<()> {
-        while let Stage::Grounded = self.stage {
-            let session = self.link.session(limit)?;
-            if let Some(flight) =
+    fn send_until(&mut self, limit: Deadline) -> Result<()> {
+        while let CallState::Unsent = self.state {
+            let session = self.reconnector.session(limit)?;
+            if let Some(in_flight) =
                 session.publish(&self.body, self.message_id, limit, self.deadline)?
             {
-                self.stage = Stage::Flying(flight);
+                self.state = CallState::InFlight(in_flight);
             }
         }
         Ok(())
@@ -156,7 +163,7 @@ impl PendingReply {
 impl fmt::Debug for PendingReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingReply")
-            .field("queue", &self.link.config.queue)
+            .field("queue", &self.reconnector.config.queue)
             .field("message_id", &self.message_id)
             .finish_non_exhaustive()
     }

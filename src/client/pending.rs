@@ -1,121 +1,168 @@
-//! The calls of one session whose outcome is still to come.
+//! The calls of one session that have no outcome yet.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use uuid::Uuid;
 
+use crate::broker::Waiter;
 use crate::error::{Error, Result};
 
 /// What a call ends with.
 pub(crate) type Outcome = Result<Vec<u8>>;
 
-/// Correlation ids and who waits for them, at most `limit` at once.
+/// The calls by their correlation ids, at most `limit` at once. A call past its deadline does not
+/// count, whether or not anybody waits for it.
+///
+/// Whatever makes a thread ready that may be waiting returns or passes on its [`Waiter`].
 pub(crate) struct PendingCalls {
     table: Mutex<Table>,
     limit: usize,
-    /// Holds a token while there may be room for somebody who waits for it.
-    room: (Sender<()>, Receiver<()>),
 }
 
 #[derive(Default)]
 struct Table {
-    calls: HashMap<Uuid, Sender<Outcome>>,
+    calls: HashMap<Uuid, Registered>,
+    /// No call in the table has an earlier deadline.
+    earliest: Option<Instant>,
+    /// Who waits for room.
+    waiting: Vec<Arc<Waiter>>,
     /// Why no further call may begin, once that is so.
     ended: Option<Error>,
-    /// When the first call was entered behind the last answer, to whomever.
+    /// When the first call was registered behind the last answer, to whomever.
     unanswered: Option<Instant>,
     /// Whether that silence gives reason to think that requests are lost.
-    doubtful: bool,
+    suspect: bool,
 }
 
-/// The answer to [`PendingCalls::register`].
-pub(crate) enum Registered {
-    /// Here the outcome is going to arrive.
-    Waiting(Receiver<Outcome>),
-    /// As many calls as may be are in flight.
-    Full,
+struct Registered {
+    call: Arc<Call>,
+    deadline: Instant,
+}
+
+/// What a caller and the reader of the socket share of one call.
+#[derive(Default)]
+pub(crate) struct Call {
+    pub(crate) waiter: Arc<Waiter>,
+    outcome: Mutex<Option<Outcome>>,
+}
+
+/// Why a call was not registered.
+#[derive(Debug)]
+pub(crate) enum NotRegistered {
+    /// As many calls as may be are in flight: the first of them ends at that moment, if not before.
+    Full(Instant),
     /// The session takes no more calls.
     Ended,
 }
 
+impl Call {
+    pub(crate) fn has_outcome(&self) -> bool {
+        lock(&self.outcome).is_some()
+    }
+
+    pub(crate) fn take_outcome(&self) -> Option<Outcome> {
+        lock(&self.outcome).take()
+    }
+}
+
 impl PendingCalls {
     pub(crate) fn new(limit: usize) -> PendingCalls {
-        PendingCalls { table: Mutex::default(), limit, room: bounded(1) }
+        PendingCalls { table: Mutex::default(), limit }
     }
 
     /// Enters a call, before its request goes out.
-    pub(crate) fn register(&self, id: Uuid) -> Registered {
+    pub(crate) fn register(
+        &self,
+        id: Uuid,
+        call: &Arc<Call>,
+        deadline: Instant,
+    ) -> Result<(), NotRegistered> {
         let mut table = self.lock();
         if table.ended.is_some() {
-            // Whoever else waits for room has to learn it too.
-            self.announce_room();
-            return Registered::Ended;
+            return Err(NotRegistered::Ended);
         }
         if table.calls.len() >= self.limit {
-            return Registered::Full;
+            let earliest = table.remove_expired();
+            if table.calls.len() >= self.limit {
+                return Err(NotRegistered::Full(earliest));
+            }
         }
-        let (sender, receiver) = bounded(1);
-        table.calls.insert(id, sender);
+        table.calls.insert(id, Registered { call: Arc::clone(call), deadline });
+        table.earliest = Some(table.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
         table.unanswered.get_or_insert_with(Instant::now);
-        if table.calls.len() < self.limit {
-            self.announce_room();
-        }
-        Registered::Waiting(receiver)
+        Ok(())
     }
 
-    /// Gets a token when there may be room again; whoever takes it tries to register.
-    pub(crate) fn room(&self) -> &Receiver<()> {
-        &self.room.1
+    /// Has this waiter notified when there may be room.
+    pub(crate) fn await_room(&self, waiter: &Arc<Waiter>) {
+        self.lock().waiting.push(Arc::clone(waiter));
     }
 
-    /// Gives a call its outcome. False if nobody waits for that id (any more).
-    pub(crate) fn settle(&self, id: Uuid, outcome: Outcome) -> bool {
+    /// Ends that. Returns who has to be notified in its place, if there is room.
+    pub(crate) fn stop_awaiting_room(&self, waiter: &Arc<Waiter>) -> Option<Arc<Waiter>> {
         let mut table = self.lock();
-        (table.unanswered, table.doubtful) = (None, false);
-        let Some(sender) = self.remove(&mut table, id) else { return false };
+        table.waiting.retain(|other| !Arc::ptr_eq(other, waiter));
+        self.next_for_room(&table)
+    }
+
+    /// Whether a call can be registered, or has an error to learn.
+    pub(crate) fn is_open(&self) -> bool {
+        let table = self.lock();
+        table.ended.is_some() || table.calls.len() < self.limit
+    }
+
+    /// Gives a call its outcome, and has its waiter notified. False if the call is not here (any
+    /// more).
+    pub(crate) fn settle(&self, id: Uuid, outcome: Outcome, notify: impl Fn(&Arc<Waiter>)) -> bool {
+        let mut table = self.lock();
+        (table.unanswered, table.suspect) = (None, false);
+        let Some(Registered { call, .. }) = table.calls.remove(&id) else { return false };
+        let next = self.next_for_room(&table);
         drop(table);
-        // A caller may go away between the two lines; then nobody wants the outcome.
-        sender.send(outcome).is_ok()
+        *lock(&call.outcome) = Some(outcome);
+        notify(&call.waiter);
+        next.iter().for_each(notify);
+        true
     }
 
-    /// Takes out a call that nobody waits for any more. True if no call is left then, and none
-    /// may begin.
-    pub(crate) fn forget(&self, id: Uuid) -> bool {
+    /// Takes out a call that nobody waits for any more. Returns who may have room now.
+    pub(crate) fn forget(&self, id: Uuid) -> Option<Arc<Waiter>> {
         let mut table = self.lock();
-        self.remove(&mut table, id);
-        table.is_through()
+        table.calls.remove(&id)?;
+        self.next_for_room(&table)
     }
 
-    /// Notes that a call timed out: it casts doubt on all of them if calls have begun for `least`
-    /// and nothing came back, until something does.
-    pub(crate) fn doubt_after(&self, least: Duration) {
+    /// Notes that a call timed out: that makes the session suspect if calls have begun for `least`
+    /// and nothing has come back, until something does.
+    pub(crate) fn suspect_after(&self, least: Duration) {
         let mut table = self.lock();
-        table.doubtful |= table.unanswered.is_some_and(|since| since.elapsed() >= least);
+        table.suspect |= table.unanswered.is_some_and(|since| since.elapsed() >= least);
     }
 
     /// Whether requests may be lost here.
-    pub(crate) fn are_doubtful(&self) -> bool {
-        self.lock().doubtful
+    pub(crate) fn are_suspect(&self) -> bool {
+        self.lock().suspect
     }
 
-    /// Lets no further call begin. Those in flight go on.
-    pub(crate) fn retire(&self, error: Error) {
-        self.lock().ended.get_or_insert(error);
-        self.announce_room();
-    }
-
-    /// Ends the session: every call gets this error, and none may begin. The first reason why
-    /// none may begin stays.
-    pub(crate) fn end(&self, error: Error) {
+    /// Lets no further call begin. Those in flight go on. Returns who has to learn it.
+    pub(crate) fn retire(&self, error: Error) -> Vec<Arc<Waiter>> {
         let mut table = self.lock();
-        table.ended.get_or_insert_with(|| error.clone());
-        for (_, sender) in table.calls.drain() {
-            let _ = sender.send(Err(error.clone()));
+        table.ended.get_or_insert(error);
+        std::mem::take(&mut table.waiting)
+    }
+
+    /// Ends every call with this error, and lets none begin. The first reason why none may begin
+    /// stays.
+    pub(crate) fn end(&self, error: Error, notify: impl Fn(&Arc<Waiter>)) {
+        let waiting = self.retire(error.clone());
+        waiting.iter().for_each(&notify);
+        let calls = std::mem::take(&mut self.lock().calls);
+        for Registered { call, .. } in calls.into_values() {
+            *lock(&call.outcome) = Some(Err(error.clone()));
+            notify(&call.waiter);
         }
-        self.announce_room();
     }
 
     /// Why no further call may begin.
@@ -124,36 +171,41 @@ impl PendingCalls {
     }
 
     /// Whether no call is left, and none may begin.
-    pub(crate) fn are_through(&self) -> bool {
-        self.lock().is_through()
+    pub(crate) fn are_over(&self) -> bool {
+        let mut table = self.lock();
+        table.remove_expired();
+        table.ended.is_some() && table.calls.is_empty()
     }
 
+    /// Number of calls in flight.
     pub(crate) fn len(&self) -> usize {
-        self.lock().calls.len()
+        let mut table = self.lock();
+        table.remove_expired();
+        table.calls.len()
     }
 
-    fn remove(&self, table: &mut Table, id: Uuid) -> Option<Sender<Outcome>> {
-        let was_full = table.calls.len() >= self.limit;
-        let sender = table.calls.remove(&id);
-        if was_full {
-            self.announce_room();
-        }
-        sender
+    fn next_for_room(&self, table: &Table) -> Option<Arc<Waiter>> {
+        table.waiting.first().filter(|_| table.calls.len() < self.limit).cloned()
     }
 
-    fn announce_room(&self) {
-        // A token that is there already says the same.
-        let _ = self.room.0.try_send(());
-    }
-
-    /// No code that holds the lock can panic half-way through a change.
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 }
 
 impl Table {
-    fn is_through(&self) -> bool {
-        self.ended.is_some() && self.calls.is_empty()
+    /// Takes out the calls whose deadlines have passed. Returns the earliest deadline of the others.
+    fn remove_expired(&mut self) -> Instant {
+        let now = Instant::now();
+        if self.earliest.is_some_and(|earliest| earliest <= now) {
+            self.calls.retain(|_, registered| registered.deadline > now);
+            self.earliest = self.calls.values().map(|registered| registered.deadline).min();
+        }
+        self.earliest.unwrap_or(now)
     }
+}
+
+/// A panic cannot poison these locks: no code panics while it holds one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -47,6 +47,12 @@ impl Counters {
         }
     }
 
+    /// Number of requests that workers have finished with, one way or another.
+    pub(crate) fn taken(&self) -> u64 {
+        let ServerCounters { served, failed, rejected, .. } = self.read();
+        served + failed + rejected
+    }
+
     /// Counts a request as in progress until what this returns is dropped.
     pub(crate) fn begin(&self) -> InProgress<'_> {
         add(&self.in_progress);

@@ -1,5 +1,5 @@
-//! Replies by [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to), over a
-//! connection of their own.
+//! Replies by [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to), over connections
+//! of their own.
 //!
 //! Such a `reply_to` names a process of the broker, in a form that the requester can write as
 //! well. Where the broker cannot make out the process, or its node is gone, RabbitMQ up to 3.x
@@ -7,27 +7,36 @@
 //! be the connection on which requests are worked on: they would all be delivered again, and the
 //! one that did it would do it again.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use amiquip::Channel;
 
-use crate::broker::{Brokers, Link};
+use super::limit::ReplyLimit;
+use crate::broker::{Brokers, Connection, closed_channel};
 use crate::deadline::Deadline;
 use crate::error::Result;
-use crate::wire::Way;
+use crate::wire::Route;
 
-/// The connection, once a request has asked for it.
+/// The connections that no worker uses at present: as many as workers have replied at once.
 #[derive(Default)]
 pub(crate) struct DirectReplies {
-    open: Mutex<Option<(Channel, Link)>>,
+    idle: Mutex<Vec<Direct>>,
+}
+
+/// The connection is dropped first: closing a channel of one that has ended does not block.
+struct Direct {
+    connection: Connection,
+    channel: Channel,
 }
 
 /// What became of a reply.
-pub(crate) enum Fate {
+pub(crate) enum ReplyOutcome {
     Sent,
     /// The broker failed on its address.
     Undeliverable,
+    /// The broker refused it over a size limit that was not known before.
+    TooLarge,
 }
 
 pub(crate) fn is_direct(reply_to: &str) -> bool {
@@ -35,53 +44,65 @@ pub(crate) fn is_direct(reply_to: &str) -> bool {
 }
 
 impl DirectReplies {
-    /// Publishes a reply and waits until the broker has dealt with it, for as long as connecting
-    /// may take.
+    /// Publishes a reply and waits until the broker has dealt with it: for as long as connecting
+    /// may take, and as long again if a connection has to be made first.
     pub(crate) fn send(
         &self,
         brokers: &Brokers,
+        limit: &ReplyLimit,
         reply_to: &str,
-        encode: impl FnOnce(Way<'_>) -> Vec<u8>,
-    ) -> Result<Fate> {
-        let mut kept = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let open = kept.take().map_or_else(|| open(brokers), Ok)?;
-        let (channel, link) = &open;
+        encode: impl FnOnce(Route<'_>) -> Vec<u8>,
+    ) -> Result<ReplyOutcome> {
+        let idle = self.lock().pop();
+        let direct = idle.map_or_else(|| connect(brokers), Ok)?;
+        let Direct { connection, channel } = &direct;
+        let data_plane = &connection.data_plane;
         let deadline = Deadline::after(brokers.connect_timeout);
-        let _fuse = link.line.fuse(deadline.timeout);
-        let way = Way {
+        let route = Route {
             channel: channel.channel_id(),
             queue: reply_to,
-            // The address is no queue: the broker would give back what it has delivered.
+            // The address is no queue: the broker would return what it has delivered.
             mandatory: false,
-            frame_max: link.line.frame_max(),
+            frame_max: data_plane.frame_max(),
         };
-        // What becomes of the reply is told before the answer to whatever is asked behind it.
-        let _ = link.line.write(&encode(way), deadline.at);
-        match channel.qos(0, 0, false) {
+        let time_limit = data_plane.time_limit(deadline.timeout);
+        // Whether that worked shows in the answer to the next call, which the broker gives after
+        // it has dealt with the reply.
+        let _ = data_plane.write(route.channel, &encode(route), deadline.at);
+        let answer = channel.qos(0, 0, false);
+        drop(time_limit);
+        match answer {
             Ok(()) => {
-                *kept = Some(open);
-                Ok(Fate::Sent)
+                self.lock().push(direct);
+                Ok(ReplyOutcome::Sent)
             }
             Err(amiquip::Error::ServerClosedConnection { code: 541, .. }) => {
-                Ok(Fate::Undeliverable)
+                Ok(ReplyOutcome::Undeliverable)
             }
-            Err(error) => Err(link.endpoint.explain(&error, "answer requests")),
+            Err(error) if closed_channel(&error).is_some_and(|close| limit.learn(&close)) => {
+                Ok(ReplyOutcome::TooLarge)
+            }
+            Err(error) => Err(connection.endpoint.explain(&error, "answer requests")),
         }
     }
 
-    /// Closes the connection, in good order if the broker answers within `limit`.
-    pub(crate) fn close(&self, limit: Duration) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((_, link)) = open {
-            link.close(limit);
-        }
+    /// Closes the connections. Blocks for at most a second for each.
+    pub(crate) fn close(&self) {
+        let idle = std::mem::take(&mut *self.lock());
+        drop(idle);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Direct>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn open(brokers: &Brokers) -> Result<(Channel, Link)> {
-    let mut link = brokers.connect(0, Deadline::after(Duration::MAX))?;
-    let _fuse = link.line.fuse(brokers.connect_timeout);
-    let channel = link.connection.open_channel(None);
-    let channel = channel.map_err(|error| link.endpoint.explain(&error, "open a channel"))?;
-    Ok((channel, link))
+fn connect(brokers: &Brokers) -> Result<Direct> {
+    let mut connection = brokers.connect(0, Deadline::after(Duration::MAX))?;
+    let data_plane = Arc::clone(&connection.data_plane);
+    let _limit = data_plane.time_limit(brokers.connect_timeout);
+    match connection.open_channel() {
+        Ok(channel) => Ok(Direct { connection, channel }),
+        Err(error) => Err(connection.endpoint.explain(&error, "open a channel")),
+    }
 }

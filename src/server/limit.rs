@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Failure, Result, Status};
+use crate::frames::Close;
 
 pub(crate) struct ReplyLimit(AtomicUsize);
 
@@ -18,13 +19,13 @@ impl Default for ReplyLimit {
 }
 
 impl ReplyLimit {
-    /// Takes the limit from what the broker closed a channel with, if it is there.
-    pub(crate) fn learn(&self, error: &amiquip::Error) {
-        if let amiquip::Error::ServerClosedChannel { code: 406, message, .. } = error
-            && let Some((_, limit)) = message.split_once("larger than configured max size ")
-            && let Ok(limit) = limit.trim().parse()
-        {
-            self.0.store(limit, Ordering::Relaxed);
+    /// Takes the limit from what the broker closed a channel with. True if it is there and was not
+    /// known before.
+    pub(crate) fn learn(&self, close: &Close) -> bool {
+        let limit = close.text.split_once("larger than configured max size ");
+        match limit.map(|(_, limit)| limit.trim().parse()) {
+            Some(Ok(limit)) if close.code == 406 => self.0.swap(limit, Ordering::Relaxed) != limit,
+            _ => false,
         }
     }
 

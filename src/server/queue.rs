@@ -1,19 +1,22 @@
 //! The request queue: used as it is, or else declared.
 
+use std::sync::Arc;
+
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
 use super::{QueueType, ServerOptions, Shared};
-use crate::broker::{Endpoint, Link};
+use crate::broker::{Connection, Endpoint};
 use crate::error::{Error, Result};
 
 /// Makes sure that there is a queue of that name, in as long as connecting may take.
-pub(crate) fn ensure(link: &mut Link, shared: &Shared) -> Result<()> {
+pub(crate) fn ensure(connection: &mut Connection, shared: &Shared) -> Result<()> {
     let limit = shared.brokers.connect_timeout;
-    let _fuse = link.line.fuse(limit);
-    look_or_declare(link, &shared.queue, &shared.options).map_err(|error| {
-        match link.line.was_cut() {
+    let data_plane = Arc::clone(&connection.data_plane);
+    let _limit = data_plane.time_limit(limit);
+    look_or_declare(connection, &shared.queue, &shared.options).map_err(|error| {
+        match data_plane.exceeded_time_limit() {
             // RabbitMQ 4 waits for the home node, for a minute, before it says anything.
-            true => link.endpoint.unreachable(format!(
+            true => connection.endpoint.unreachable(format!(
                 "it did not say within {limit:?} whether there is a queue {:?}: a cluster may be \
                  waiting for the queue's home node",
                 shared.queue
@@ -24,29 +27,33 @@ pub(crate) fn ensure(link: &mut Link, shared: &Shared) -> Result<()> {
 }
 
 /// Looks passively first: whoever made the queue knew what kind it should be.
-fn look_or_declare(link: &mut Link, queue: &str, options: &ServerOptions) -> Result<()> {
-    let looked = declare(link, queue, None);
+fn look_or_declare(
+    connection: &mut Connection,
+    queue: &str,
+    options: &ServerOptions,
+) -> Result<()> {
+    let looked = declare(connection, queue, None);
     match looked {
         Err(amiquip::Error::ServerClosedChannel { code: 404, message, .. })
             if !is_its_node_down(&message) =>
         {
-            let declared = declare(link, queue, Some(as_asked_for(options)));
-            declared.map_err(|error| explain(&link.endpoint, queue, error))?;
+            let declared = declare(connection, queue, Some(as_asked_for(options)));
+            declared.map_err(|error| explain(&connection.endpoint, queue, error))?;
             log::info!("declared the queue {queue:?}");
             Ok(())
         }
-        looked => looked.map_err(|error| explain(&link.endpoint, queue, error)),
+        looked => looked.map_err(|error| explain(&connection.endpoint, queue, error)),
     }
 }
 
 /// Declares the queue on a channel of its own, since a refusal closes the channel; without
 /// options only looks whether it is there.
 fn declare(
-    link: &mut Link,
+    connection: &mut Connection,
     queue: &str,
     options: Option<QueueDeclareOptions>,
 ) -> Result<(), amiquip::Error> {
-    let channel = link.connection.open_channel(None)?;
+    let channel = connection.open_channel()?;
     match options {
         Some(options) => channel.queue_declare(queue, options)?,
         None => channel.queue_declare_passive(queue)?,

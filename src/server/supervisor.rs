@@ -1,127 +1,125 @@
-//! Keeps the workers in channels: connects, hands each worker a channel, replaces what is lost,
+//! Keeps the workers in channels: connects, assigns each worker a channel, replaces what is lost,
 //! and waits for the workers when the server is to stop.
 
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::ConnectionBlockedNotification;
-use crossbeam_channel::{Receiver, RecvTimeoutError, select};
+use crossbeam_channel::{RecvTimeoutError, bounded, select};
 
-use super::crew::{Crew, Event, News, open_channel};
-use super::watch::{Starvation, Watch};
-use super::worker::{Halt, Worker};
+use super::inbox::Inboxes;
+use super::queue_monitor::QueueMonitor;
+use super::worker::{StopReason, Worker};
+use super::worker_pool::{Assignment, SessionEvent, WorkerEvent, WorkerPool};
 use super::{ServerOptions, Shared, queue};
-use crate::broker::{Link, reason};
+use crate::broker::{Connection, NoConnection};
 use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Result};
 
-/// How long closing in good order may take before the connection is cut.
-const CLOSING: Duration = Duration::from_secs(1);
 /// What lasted less has failed, rather than been lost.
 const STEADY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
-    crew: Crew,
-    /// Counts connections, to tell news of an earlier one.
+    workers: WorkerPool,
+    /// Counts connections, to tell the events of an earlier one.
     session: u64,
-    starvation: Starvation,
+    /// The workers whose threads have ended.
+    left: usize,
     on_ready: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// How work on one connection ended.
-enum End {
+enum SessionEnd {
     ToldToStop,
-    /// The connection is gone; closing it tells why.
-    Gone,
+    ConnectionLost,
     Failed(Error),
 }
 
 impl Supervisor {
     pub(crate) fn new(
         shared: &Arc<Shared>,
-        crew: Crew,
+        workers: WorkerPool,
         on_ready: Option<Box<dyn FnOnce() + Send>>,
     ) -> Supervisor {
-        let (shared, starvation) = (Arc::clone(shared), Starvation::default());
-        Supervisor { shared, crew, session: 0, starvation, on_ready }
+        Supervisor { shared: Arc::clone(shared), workers, session: 0, left: 0, on_ready }
     }
 
     /// Serves on that connection if there is one, and on another whenever one is lost.
-    pub(crate) fn serve(mut self, first: Option<Link>) -> Result<()> {
+    pub(crate) fn serve(mut self, first: Option<Connection>) -> Result<()> {
         let ServerOptions { workers, prefetch, .. } = &self.shared.options;
         let queue = &self.shared.queue;
         log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
-        let mut link = first;
+        let mut connected = first.map(Ok);
         let mut broker = 0;
         let mut tries = 0;
         while !self.shared.stopper.is_stopped() {
             let began = Instant::now();
-            let mut most = Duration::from_secs(5);
-            let connected = match link.take() {
-                Some(link) => Ok(link),
-                None => self.shared.brokers.connect(broker, Deadline::after(Duration::MAX)),
-            };
-            let error = match connected {
-                Ok(mut link) => {
-                    let end = self.serve_on(&mut link);
-                    if let End::ToldToStop = end {
-                        return self.drain(link);
+            let mut longest = Duration::from_secs(5);
+            let error = match connected.take().or_else(|| self.connect_unless_stopped(broker)) {
+                Some(Ok(mut connection)) => {
+                    let end = self.serve_on(&mut connection);
+                    if let SessionEnd::ToldToStop = end {
+                        return self.drain(connection);
                     }
                     // A broker that takes the login but not the work is the last to be tried
                     // again; one that was lost is the first.
-                    broker = link.index + usize::from(matches!(end, End::Failed(_)));
-                    self.abandon(link, end)
+                    broker = connection.index + usize::from(matches!(end, SessionEnd::Failed(_)));
+                    self.abandon(connection, end)
                 }
-                Err(no_link) => {
-                    if no_link.nobody_listens {
-                        most = Duration::from_millis(500);
+                Some(Err(failed)) => {
+                    if failed.nobody_listens {
+                        longest = Duration::from_millis(500);
                     }
-                    no_link.error
+                    failed.error
                 }
+                None => break,
             };
             if !matches!(error, Error::Unreachable { .. }) {
                 return Err(error);
             }
             tries = if began.elapsed() < STEADY { tries + 1 } else { 1 };
-            let wait = backoff(tries, Duration::from_millis(100), most);
+            let wait = backoff(tries, Duration::from_millis(100), longest);
             log::warn!("{error}; trying again in {wait:.1?}");
             let _ = self.shared.stopper.signal().recv_timeout(wait);
         }
         Ok(())
     }
 
-    fn serve_on(&mut self, link: &mut Link) -> End {
+    /// Connects in a thread of its own, which nobody waits for once the server is to stop: looking
+    /// up a name takes as long as the system's resolver does.
+    fn connect_unless_stopped(&self, broker: usize) -> Option<Result<Connection, NoConnection>> {
+        let shared = Arc::clone(&self.shared);
+        let (report, connected) = bounded(1);
+        let connect = move || {
+            // Without a supervisor the connection is closed again.
+            let never = Deadline::after(Duration::MAX);
+            let _ = report.send(shared.brokers.connect(broker, never));
+        };
+        if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
+            let reason = format!("there is no thread to connect in: {error}");
+            let error = Error::Unreachable { brokers: self.shared.brokers.to_string(), reason };
+            return Some(Err(NoConnection { error, nobody_listens: false }));
+        }
+        select! {
+            recv(connected) -> result => result.ok(),
+            recv(self.shared.stopper.signal()) -> _ => None,
+        }
+    }
+
+    fn serve_on(&mut self, connection: &mut Connection) -> SessionEnd {
         self.session += 1;
-        let (notices, watch) = match self.staff(link) {
-            Ok(staffed) => staffed,
-            Err(error) => return End::Failed(error),
+        let (inboxes, _monitor) = match self.set_up(connection) {
+            Ok(set_up) => set_up,
+            Err(_) if self.shared.stopper.is_stopped() => return SessionEnd::ToldToStop,
+            Err(error) => return SessionEnd::Failed(error),
         };
         loop {
             let end = select! {
-                recv(self.shared.stopper.signal()) -> _ => Some(End::ToldToStop),
-                recv(self.crew.news) -> news => match news {
-                    Ok(News { session, event }) if session == self.session => {
-                        self.take(event, link)
-                    }
-                    Ok(_) => None,
-                    // Every worker has left, as they do when told to stop.
-                    Err(_) => Some(End::ToldToStop),
-                },
-                recv(notices) -> notice => match notice {
-                    Ok(ConnectionBlockedNotification::Blocked(reason)) => {
-                        log::warn!("the broker takes no replies at present: {reason}");
-                        None
-                    }
-                    Ok(ConnectionBlockedNotification::Unblocked) => {
-                        log::info!("the broker takes replies again");
-                        None
-                    }
-                    Err(_) => Some(End::Gone),
-                },
-                recv(watch.looks) -> seen => match seen {
-                    Ok(seen) => self.judge(seen, link),
-                    Err(_) => Some(End::Gone),
+                recv(self.shared.stopper.signal()) -> _ => Some(SessionEnd::ToldToStop),
+                recv(self.workers.events) -> event => match event {
+                    Ok(event) => self.take(event, connection, &inboxes),
+                    Err(_) => Some(SessionEnd::ToldToStop),
                 },
             };
             if let Some(end) = end {
@@ -130,144 +128,168 @@ impl Supervisor {
         }
     }
 
-    /// Makes sure of the queue, has a channel ready for every worker, and one to watch on.
-    fn staff(&self, link: &mut Link) -> Result<(Receiver<ConnectionBlockedNotification>, Watch)> {
-        let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
-        // First of all: the notice may come with the first reply of a worker, and amiquip drops
-        // what comes before somebody listens.
-        let notices = link.connection.listen_for_connection_blocked();
-        let notices =
-            notices.map_err(|error| link.endpoint.explain(&error, "listen for resource alarms"))?;
-        queue::ensure(link, &self.shared)?;
+    /// Makes sure of the queue, and has a channel ready for every worker, and one to look at the
+    /// queue on.
+    fn set_up(&self, connection: &mut Connection) -> Result<(Arc<Inboxes>, QueueMonitor)> {
+        let data_plane = Arc::clone(&connection.data_plane);
+        let events = Some(self.workers.report.clone());
+        let inboxes = Inboxes::attach(&self.shared, &data_plane, self.session, events);
+        let _limit = data_plane.time_limit(self.shared.brokers.connect_timeout);
+        queue::ensure(connection, &self.shared)?;
         for _ in 0..self.shared.options.workers {
-            self.crew.assign(self.session, link)?;
+            self.workers.assign(self.assignment(connection, &inboxes)?);
         }
-        let watch = Watch::start(open_channel(link)?, self.shared.queue.clone());
-        let watch = watch.map_err(|error| {
-            link.endpoint.unreachable(format!("no thread to watch the queue in: {error}"))
-        })?;
-        Ok((notices, watch))
+        self.shared.stopper.attach(&data_plane);
+        Ok((inboxes, monitor(&self.shared, connection)?))
     }
 
-    /// Whether there is still work to be had here, by what was seen of the queue.
-    fn judge(&mut self, seen: Result<u32, amiquip::Error>, link: &Link) -> Option<End> {
-        let queue = &self.shared.queue;
-        match seen {
-            Ok(waiting) => {
-                let starve = self.starvation.shows(waiting, self.shared.counters.read());
-                let error =
-                    || format!("requests wait in {queue:?} and the broker gives the workers none");
-                starve.then(|| End::Failed(link.endpoint.unreachable(error())))
-            }
-            Err(amiquip::Error::ServerClosedChannel { code: 404, message, .. }) => {
-                let error = format!("the queue {queue:?} went without a word ({message})");
-                Some(End::Failed(link.endpoint.unreachable(error)))
-            }
-            Err(error) => {
-                log::debug!("watching the queue: {}", reason(&error));
-                Some(End::Gone)
-            }
-        }
+    fn assignment(&self, connection: &mut Connection, inboxes: &Inboxes) -> Result<Assignment> {
+        assignment(self.session, connection, inboxes)
     }
 
-    fn take(&mut self, event: Event, link: &mut Link) -> Option<End> {
+    fn take(
+        &mut self,
+        WorkerEvent { session, event }: WorkerEvent,
+        connection: &mut Connection,
+        inboxes: &Inboxes,
+    ) -> Option<SessionEnd> {
         match event {
-            Event::Consuming => {
-                log::info!("taking requests from {:?} on {}", self.shared.queue, link.endpoint);
+            SessionEvent::Left => {
+                self.left += 1;
+                None
+            }
+            _ if session != self.session => None,
+            SessionEvent::Consuming => {
+                let queue = &self.shared.queue;
+                log::info!("taking requests from {queue:?} on {}", connection.endpoint);
                 if let Some(on_ready) = self.on_ready.take() {
                     on_ready();
                 }
                 None
             }
-            Event::Halted { halt: Halt::Stopped, .. } => None,
-            Event::Halted { halt: Halt::Connection(_), .. } => Some(End::Gone),
-            Event::Halted { halt: Halt::Channel(error @ Error::Unreachable { .. }), after }
-                if after >= STEADY =>
-            {
-                log::warn!("{error}; going on with another channel");
-                let _fuse = link.line.fuse(self.shared.brokers.connect_timeout);
-                queue::ensure(link, &self.shared)
-                    .and_then(|()| self.crew.assign(self.session, link))
-                    .err()
-                    .map(End::Failed)
+            SessionEvent::ConnectionEnded
+            | SessionEvent::Stopped { reason: StopReason::Connection(_), .. } => {
+                Some(SessionEnd::ConnectionLost)
             }
-            Event::Halted { halt: Halt::Channel(error), .. } => Some(End::Failed(error)),
+            SessionEvent::Stopped {
+                reason: StopReason::Channel(error @ Error::Unreachable { .. }),
+                after,
+            } if after >= STEADY => {
+                log::warn!("{error}; going on with another channel");
+                let data_plane = Arc::clone(&connection.data_plane);
+                let _limit = data_plane.time_limit(self.shared.brokers.connect_timeout);
+                let assigned = queue::ensure(connection, &self.shared)
+                    .and_then(|()| self.assignment(connection, inboxes));
+                match assigned {
+                    Ok(assignment) => {
+                        self.workers.assign(assignment);
+                        None
+                    }
+                    Err(error) => Some(SessionEnd::Failed(error)),
+                }
+            }
+            SessionEvent::Stopped { reason: StopReason::Channel(error), .. } => {
+                Some(SessionEnd::Failed(error))
+            }
+            SessionEvent::Stopped { reason: StopReason::Stopped, .. } => None,
         }
     }
 
     /// Ends a connection that is lost or of no use. Returns why.
-    fn abandon(&self, link: Link, end: End) -> Error {
-        let error = match end {
-            End::Failed(error) => {
-                link.line.cut();
-                drop(link.connection);
-                error
-            }
-            End::Gone | End::ToldToStop => {
-                let _fuse = link.line.fuse(CLOSING);
-                let reason = link.connection.close().err().map(|error| reason(&error));
-                link.endpoint.unreachable(reason.unwrap_or_else(|| "it was closed".into()))
-            }
-        };
-        // Whatever ended this connection may have ended that one as well.
-        self.shared.direct.close(CLOSING);
-        self.crew.forget_assignments();
-        error
+    fn abandon(&self, connection: Connection, end: SessionEnd) -> Error {
+        let endpoint = connection.endpoint.clone();
+        if let SessionEnd::Failed(error) = &end {
+            connection.data_plane.cut(&error.to_string());
+        }
+        let reason = connection.close();
+        // Whatever ended this connection may have ended those as well.
+        self.shared.direct.close();
+        self.workers.drop_assignments();
+        match end {
+            SessionEnd::Failed(error) => error,
+            _ => endpoint.unreachable(reason),
+        }
     }
 
     /// Waits for the workers, which leave as soon as they have answered.
-    fn drain(self, link: Link) -> Result<()> {
-        let limit = self.shared.options.drain_timeout;
+    fn drain(mut self, connection: Connection) -> Result<()> {
+        let ServerOptions { workers, drain_timeout: limit, .. } = self.shared.options;
         let deadline = Deadline::after(limit);
         let counters = &self.shared.counters;
         log::info!("stopping; requests in progress: {}", counters.read().in_progress);
-        let left = loop {
-            match self.crew.news.recv_deadline(deadline.at) {
+        while self.left < workers {
+            match self.workers.events.recv_deadline(deadline.at) {
+                Ok(WorkerEvent { event: SessionEvent::Left, .. }) => self.left += 1,
                 Ok(_) => {}
-                Err(RecvTimeoutError::Disconnected) => break None,
-                Err(RecvTimeoutError::Timeout) => break Some(counters.read().in_progress),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
-        };
-        match left {
-            None => link.close(CLOSING),
-            Some(_) => link.line.cut(),
         }
-        self.shared.direct.close(CLOSING);
-        log::info!("stopped: {:?}", counters.read());
         // Without any in progress there is only a broker that does not answer.
-        left.filter(|left| *left > 0).map_or(Ok(()), |left| {
-            Err(Error::TimedOut {
+        let in_progress = counters.read().in_progress;
+        let is_drained = self.left == workers || in_progress == 0;
+        if self.left < workers {
+            connection.data_plane.cut("the server stops with requests in progress");
+        }
+        drop(connection);
+        self.shared.direct.close();
+        log::info!("stopped: {:?}", counters.read());
+        match is_drained {
+            true => Ok(()),
+            false => Err(Error::TimedOut {
                 what: format!(
-                    "requests still in progress: {left}; the broker gives them to another server"
+                    "requests still in progress: {in_progress}; the broker gives them to another \
+                     server"
                 ),
                 after: limit,
                 sent: true,
-            })
-        })
+            }),
+        }
     }
+}
+
+/// Opens a channel for a worker. Set a time limit before.
+fn assignment(session: u64, connection: &mut Connection, inboxes: &Inboxes) -> Result<Assignment> {
+    let channel = connection.open_channel();
+    let channel = channel.map_err(|error| connection.endpoint.explain(&error, "open a channel"))?;
+    Ok(Assignment {
+        session,
+        endpoint: Arc::new(connection.endpoint.clone()),
+        data_plane: Arc::clone(&connection.data_plane),
+        inbox: inboxes.open(channel.channel_id()),
+        channel,
+    })
+}
+
+/// Opens a channel to look at the queue on, and does so. Set a time limit before.
+fn monitor(shared: &Arc<Shared>, connection: &mut Connection) -> Result<QueueMonitor> {
+    let channel = connection.open_channel();
+    let channel = channel.map_err(|error| connection.endpoint.explain(&error, "open a channel"))?;
+    QueueMonitor::start(shared, &connection.data_plane, channel).map_err(|error| {
+        connection.endpoint.unreachable(format!("no thread to look at the queue in: {error}"))
+    })
 }
 
 /// Lends a worker on that connection to `work`, and closes the connection after it.
 pub(crate) fn lend_a_worker<T>(
-    shared: &Shared,
-    mut link: Link,
+    shared: &Arc<Shared>,
+    mut connection: Connection,
     work: impl FnOnce(&Worker<'_>) -> Result<T>,
 ) -> Result<T> {
-    let fuse = link.line.fuse(shared.brokers.connect_timeout);
-    queue::ensure(&mut link, shared)?;
-    let (endpoint, line) = (link.endpoint.clone(), link.line.clone());
-    let channel = open_channel(&mut link)?;
-    let worker = Worker::begin(shared, &endpoint, &line, &channel).map_err(|halt| match halt {
-        Halt::Channel(error) | Halt::Connection(error) => error,
-        Halt::Stopped => Error::Closed,
+    let data_plane = Arc::clone(&connection.data_plane);
+    let inboxes = Inboxes::attach(shared, &data_plane, 0, None);
+    let limit = data_plane.time_limit(shared.brokers.connect_timeout);
+    queue::ensure(&mut connection, shared)?;
+    let assignment = assignment(0, &mut connection, &inboxes)?;
+    let _monitor = monitor(shared, &mut connection)?;
+    drop(limit);
+    shared.stopper.attach(&data_plane);
+    let worker = Worker::begin(shared, &assignment).map_err(|reason| match reason {
+        StopReason::Channel(error) | StopReason::Connection(error) => error,
+        StopReason::Stopped => Error::Closed,
     })?;
-    drop(fuse);
     let done = work(&worker);
-    let fuse = link.line.fuse(CLOSING);
     drop(worker);
-    drop(channel);
-    drop(fuse);
-    link.close(CLOSING);
-    shared.direct.close(CLOSING);
+    drop(connection);
+    shared.direct.close();
     done
 }

@@ -4,33 +4,42 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use amiquip::{Channel, Consumer, ConsumerMessage, ConsumerOptions, Delivery, Return};
-use crossbeam_channel::{Receiver, TryRecvError, select};
+use amiquip::{Consumer, ConsumerOptions};
 
 use super::Shared;
 use super::counters::add;
-use super::direct::{self, Fate};
-use crate::broker::{Endpoint, Line, reason};
+use super::direct::{self, ReplyOutcome};
+use super::inbox::ChannelEnd;
+use super::worker_pool::Assignment;
+use crate::broker::{CLOSING, WriteError, reason};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames;
-use crate::wire::{self, ReplyAddress, Way};
+use crate::frames::{self, Delivery};
+use crate::wire::{self, ReplyAddress, Route};
 
 /// Takes requests from the queue and answers them, on the thread that it was made on. Dropping
 /// it gives back the requests that it holds and has not answered.
 pub struct Worker<'a> {
     shared: &'a Shared,
-    endpoint: &'a Endpoint,
-    line: &'a Line,
-    channel: &'a Channel,
+    assignment: &'a Assignment,
     channel_id: u16,
     consumer: Consumer<'a>,
-    returns: Receiver<Return>,
+}
+
+/// What came of [`Worker::serve_one`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// A request was taken and answered.
+    Request,
+    /// None came in time.
+    Nothing,
+    /// The server is to stop: no further request will be taken.
+    Stopped,
 }
 
 /// Why a worker does not go on.
 #[derive(Debug)]
-pub(crate) enum Halt {
+pub(crate) enum StopReason {
     /// It was told to.
     Stopped,
     /// The broker closed its channel; the connection may still be good.
@@ -39,85 +48,89 @@ pub(crate) enum Halt {
 }
 
 impl<'a> Worker<'a> {
-    /// Begins to consume. Blocks until the broker answers.
+    /// Begins to consume. Blocks until the broker answers, for at most the time that connecting
+    /// may take.
     pub(crate) fn begin(
         shared: &'a Shared,
-        endpoint: &'a Endpoint,
-        line: &'a Line,
-        channel: &'a Channel,
-    ) -> Result<Worker<'a>, Halt> {
-        let refused = |error| Halt::after(&error, endpoint, READ);
-        channel.qos(0, shared.options.prefetch, false).map_err(refused)?;
-        let returns = channel.listen_for_returns().map_err(refused)?;
-        let consumer = channel.basic_consume(shared.queue.as_str(), ConsumerOptions::default());
-        let consumer = consumer.map_err(refused)?;
-        let channel_id = channel.channel_id();
-        Ok(Worker { shared, endpoint, line, channel, channel_id, consumer, returns })
+        assignment: &'a Assignment,
+    ) -> Result<Worker<'a>, StopReason> {
+        let Assignment { endpoint, data_plane, channel, .. } = assignment;
+        let _limit = data_plane.time_limit(shared.brokers.connect_timeout);
+        let begun = channel.qos(0, shared.options.prefetch, false).and_then(|()| {
+            channel.basic_consume(shared.queue.as_str(), ConsumerOptions::default())
+        });
+        match begun {
+            Ok(consumer) => {
+                Ok(Worker { shared, assignment, channel_id: channel.channel_id(), consumer })
+            }
+            Err(error) => {
+                let explained = endpoint.explain(&error, "read from the request queue");
+                Err(match error {
+                    amiquip::Error::ServerClosedChannel { .. } => StopReason::Channel(explained),
+                    _ => StopReason::Connection(explained),
+                })
+            }
+        }
     }
 
-    /// Waits for a request for at most `timeout`, and answers it. False if none came, or if the
-    /// server is to stop. Blocks for as long as the handler takes, besides.
+    /// Waits for a request for at most `timeout`, and answers it. Blocks for as long as the handler
+    /// takes, besides.
     ///
     /// The reply goes out before the acknowledgement, on one channel, so that the broker has the
-    /// reply when it forgets the request. Whoever dies in between leaves the request to another.
+    /// reply when it forgets the request. A worker that dies in between leaves the request to
+    /// another.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if the connection is lost.
-    pub fn serve_one<H>(&self, handler: H, timeout: Duration) -> Result<bool>
+    pub fn serve_one<H>(&self, handler: H, timeout: Duration) -> Result<Served>
     where
         H: FnOnce(&[u8]) -> Result<Vec<u8>, Failure>,
     {
-        match self.next(Deadline::after(timeout)).and_then(|delivery| match delivery {
-            Some(delivery) => self.answer(delivery, handler).map(|()| true),
-            None => Ok(false),
-        }) {
+        let served = self.next(Deadline::after(timeout)).and_then(|delivery| match delivery {
+            Some(delivery) => self.answer(delivery, handler).map(|()| Served::Request),
+            None => Ok(Served::Nothing),
+        });
+        match served {
             Ok(served) => Ok(served),
-            Err(Halt::Stopped) => Ok(false),
-            Err(Halt::Channel(error) | Halt::Connection(error)) => Err(error),
+            Err(StopReason::Stopped) => Ok(Served::Stopped),
+            Err(StopReason::Channel(error) | StopReason::Connection(error)) => Err(error),
         }
     }
 
     /// Serves until there is a reason not to.
-    pub(crate) fn serve<H>(&self, handler: &H) -> Halt
+    pub(crate) fn serve<H>(&self, handler: &H) -> StopReason
     where
         H: Fn(&[u8]) -> Result<Vec<u8>, Failure>,
     {
-        let for_ever = Deadline::after(Duration::MAX);
+        let never = Deadline::after(Duration::MAX);
         loop {
-            let delivery = match self.next(for_ever) {
+            let delivery = match self.next(never) {
                 Ok(Some(delivery)) => delivery,
                 Ok(None) => continue,
-                Err(halt) => return halt,
+                Err(reason) => return reason,
             };
-            if let Err(halt) = self.answer(delivery, handler) {
-                return halt;
+            if let Err(reason) = self.answer(delivery, handler) {
+                return reason;
             }
         }
     }
 
-    fn next(&self, deadline: Deadline) -> Result<Option<Delivery>, Halt> {
-        let stop = &self.shared.stopper;
-        loop {
-            if stop.is_stopped() {
-                return Err(Halt::Stopped);
-            }
-            select! {
-                recv(self.consumer.receiver()) -> message => return match message {
-                    Ok(ConsumerMessage::Delivery(delivery)) => Ok(Some(delivery)),
-                    Ok(other) => Err(self.halt_by(&other)),
-                    Err(_) => Err(Halt::Connection(self.endpoint.unreachable("it is gone"))),
-                },
-                recv(self.returns) -> returned => match returned {
-                    Ok(returned) => self.note_return(&returned.reply_text),
-                    Err(_) => return Err(self.halt_of_the_channel()),
-                },
-                recv(stop.signal()) -> _ => return Err(Halt::Stopped),
-                default(deadline.remaining()) => return Ok(None),
-            }
+    fn next(&self, deadline: Deadline) -> Result<Option<Delivery>, StopReason> {
+        let Assignment { data_plane, inbox, .. } = self.assignment;
+        let stopper = &self.shared.stopper;
+        let is_ready = || inbox.is_ready() || stopper.is_stopped();
+        data_plane.wait(&inbox.waiter, deadline.at, is_ready);
+        if stopper.is_stopped() {
+            return Err(StopReason::Stopped);
+        }
+        match inbox.take() {
+            Err(end) => Err(self.channel_ended(end)),
+            Ok(None) if data_plane.ended().is_some() => Err(self.connection_ended()),
+            Ok(delivery) => Ok(delivery),
         }
     }
 
-    fn answer<H>(&self, delivery: Delivery, handler: H) -> Result<(), Halt>
+    fn answer<H>(&self, delivery: Delivery, handler: H) -> Result<(), StopReason>
     where
         H: FnOnce(&[u8]) -> Result<Vec<u8>, Failure>,
     {
@@ -127,25 +140,27 @@ impl<'a> Worker<'a> {
             add(&counters.redelivered);
             log::info!("a request comes again: whoever had it before may have begun with it");
         }
-        let address = match wire::reply_address(&delivery.properties, &self.shared.queue) {
+        let body = &delivery.message.body;
+        let address = match wire::reply_address(&delivery.message.properties(), &self.shared.queue)
+        {
             Ok(address) => address,
-            Err(why) => return self.reject(delivery, why),
+            Err(why) => return self.reject(&delivery, why),
         };
         let in_progress = counters.begin();
-        let outcome = self.shared.reply_limit.apply(run(handler, &delivery.body));
+        let outcome = self.shared.reply_limit.apply(run(handler, body));
         let (status, count) = match &outcome {
             Ok(_) => ("OK", &counters.served),
             Err(failure) => (failure.status.name(), &counters.failed),
         };
-        if let Fate::Undeliverable = self.reply(&address, &outcome, delivery.delivery_tag())? {
-            return self.reject(delivery, "the broker fails on its reply_to");
+        if let ReplyOutcome::Undeliverable = self.reply(&address, &outcome, delivery.tag)? {
+            return self.reject(&delivery, "the broker fails on its reply_to");
         }
         drop(in_progress);
         add(count);
         log::debug!(
             "request {}: {status}, {} bytes in, {} out, {:?}",
-            address.correlation_id.as_deref().unwrap_or("without id"),
-            delivery.body.len(),
+            address.correlation_id.unwrap_or("without id"),
+            body.len(),
             outcome.map_or_else(|failure| failure.message.len(), |body| body.len()),
             began.elapsed()
         );
@@ -155,101 +170,101 @@ impl<'a> Worker<'a> {
     /// Reply and acknowledgement go out together, in that order.
     fn reply(
         &self,
-        address: &ReplyAddress,
+        address: &ReplyAddress<'_>,
         outcome: &Result<Vec<u8>, Failure>,
         delivery_tag: u64,
-    ) -> Result<Fate, Halt> {
-        // What the broker gets on a channel that it has closed ends the whole connection.
-        self.note_returns()?;
-        let Shared { brokers, app_id, direct, .. } = self.shared;
-        let encode = |way: Way<'_>| {
-            wire::encode_reply(way, address.correlation_id.as_deref(), app_id, outcome)
+    ) -> Result<ReplyOutcome, StopReason> {
+        let Shared { brokers, app_id, direct, reply_limit, .. } = self.shared;
+        let encode = |route: Route<'_>, outcome: &_| {
+            wire::encode_reply(route, address.correlation_id, app_id, outcome)
         };
         let mut frames = Vec::new();
-        if direct::is_direct(&address.reply_to) {
-            match direct.send(brokers, &address.reply_to, encode).map_err(Halt::Channel)? {
-                Fate::Sent => {}
-                Fate::Undeliverable => return Ok(Fate::Undeliverable),
+        if direct::is_direct(address.reply_to) {
+            let send = |outcome| {
+                direct
+                    .send(brokers, reply_limit, address.reply_to, |route| encode(route, outcome))
+                    .map_err(StopReason::Channel)
+            };
+            let sent = match send(outcome)? {
+                ReplyOutcome::TooLarge => send(&reply_limit.apply(outcome.clone()))?,
+                sent => sent,
+            };
+            if let ReplyOutcome::Undeliverable = sent {
+                return Ok(sent);
             }
         } else {
-            frames = encode(Way {
+            let route = Route {
                 channel: self.channel_id,
-                queue: &address.reply_to,
+                queue: address.reply_to,
                 mandatory: true,
-                frame_max: self.line.frame_max(),
-            });
+                frame_max: self.assignment.data_plane.frame_max(),
+            };
+            frames = encode(route, outcome);
         }
         frames::ack(&mut frames, self.channel_id, delivery_tag);
-        // A broker that does not read is lost by its heartbeat; then the line is cut.
-        let for_ever = Deadline::after(Duration::MAX);
-        match self.line.write(&frames, for_ever.at) {
-            Ok(()) => Ok(Fate::Sent),
-            Err(_) => Err(Halt::Connection(self.endpoint.unreachable("the connection is gone"))),
-        }
-    }
-
-    /// Takes note of the replies that have come back, unless the broker has closed the channel.
-    fn note_returns(&self) -> Result<(), Halt> {
-        loop {
-            match self.returns.try_recv() {
-                Ok(returned) => self.note_return(&returned.reply_text),
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(self.halt_of_the_channel()),
-            }
-        }
+        self.write(&frames)?;
+        Ok(ReplyOutcome::Sent)
     }
 
     /// Takes a request that cannot be answered off the queue, for good.
-    fn reject(&self, delivery: Delivery, why: &str) -> Result<(), Halt> {
+    fn reject(&self, delivery: &Delivery, why: &str) -> Result<(), StopReason> {
         add(&self.shared.counters.rejected);
-        log::warn!("rejected a request of {} bytes: {why}", delivery.body.len());
-        let rejected = self.consumer.reject(delivery, false);
-        rejected.map_err(|error| Halt::after(&error, self.endpoint, READ))
+        log::warn!("rejected a request of {} bytes: {why}", delivery.message.body.len());
+        let mut frames = Vec::new();
+        frames::reject(&mut frames, self.channel_id, delivery.tag);
+        self.write(&frames)
     }
 
-    fn note_return(&self, why: &str) {
-        add(&self.shared.counters.returned);
-        log::info!("a reply came back: its requester is gone ({why})");
-    }
-
-    /// The broker closed the channel; whatever is tried on it tells why.
-    fn halt_of_the_channel(&self) -> Halt {
-        match self.channel.listen_for_returns() {
-            Err(error) => self.halt_after(&error),
-            Ok(_) => Halt::Channel(self.endpoint.unreachable("the channel is gone")),
-        }
-    }
-
-    /// After a message to the consumer that is no delivery.
-    fn halt_by(&self, message: &ConsumerMessage) -> Halt {
-        let unreachable = |reason| self.endpoint.unreachable(reason);
-        match message {
-            ConsumerMessage::ServerCancelled => {
-                Halt::Channel(unreachable("the request queue was deleted"))
+    /// Blocks while the broker does not read. When it has been silent for two heartbeats, the
+    /// connection is lost.
+    fn write(&self, frames: &[u8]) -> Result<(), StopReason> {
+        let Assignment { data_plane, inbox, .. } = self.assignment;
+        let never = Deadline::after(Duration::MAX);
+        match data_plane.write(self.channel_id, frames, never.at) {
+            Ok(()) => Ok(()),
+            Err(WriteError::ChannelClosed) => Err(match inbox.take() {
+                Err(end) => self.channel_ended(end),
+                Ok(_) => self.connection_ended(),
+            }),
+            Err(WriteError::Disconnected | WriteError::TimedOut { .. }) => {
+                // Whoever reads is about to learn why.
+                data_plane.wait(&inbox.waiter, Instant::now() + CLOSING, || false);
+                Err(self.connection_ended())
             }
-            ConsumerMessage::ServerClosedChannel(error)
-            | ConsumerMessage::ServerClosedConnection(error) => self.halt_after(error),
-            _ => Halt::Connection(unreachable("the connection was closed")),
         }
     }
 
-    fn halt_after(&self, error: &amiquip::Error) -> Halt {
-        self.shared.reply_limit.learn(error);
-        Halt::after(error, self.endpoint, ANSWER)
+    fn channel_ended(&self, end: ChannelEnd) -> StopReason {
+        let endpoint = &self.assignment.endpoint;
+        StopReason::Channel(match end {
+            // Replies take the permission to write to the default exchange.
+            ChannelEnd::Closed(close) => endpoint.explain_close(&close, "answer requests"),
+            ChannelEnd::Cancelled => endpoint.unreachable("the request queue was deleted"),
+        })
+    }
+
+    fn connection_ended(&self) -> StopReason {
+        let reason = self.assignment.data_plane.ended().unwrap_or("the connection is gone");
+        StopReason::Connection(self.assignment.endpoint.unreachable(reason))
     }
 }
 
 impl Drop for Worker<'_> {
-    /// amiquip takes the whole connection down when it has a message for a consumer that is
-    /// gone. So: cancel, then take everything up to the last message.
+    /// Cancels the consumer, and has the broker give to others what this worker has not begun
+    /// with. amiquip ends the connection when it has a message for a consumer that was dropped:
+    /// everything up to the last message has to be received.
     fn drop(&mut self) {
+        let Assignment { data_plane, inbox, .. } = self.assignment;
+        let _limit = data_plane.time_limit(CLOSING);
         if let Err(error) = self.consumer.cancel() {
             log::debug!("a worker leaves: {}", reason(&error));
         }
-        for message in self.consumer.receiver() {
-            if let ConsumerMessage::Delivery(delivery) = message {
-                let _ = self.consumer.nack(delivery, true);
-            }
+        self.consumer.receiver().iter().for_each(drop);
+        if let Some(last) = inbox.discard() {
+            let mut frames = Vec::new();
+            frames::nack(&mut frames, self.channel_id, last);
+            // If it cannot be written, the broker gives them to others anyway.
+            let _ = data_plane.write(self.channel_id, &frames, Instant::now() + CLOSING);
         }
     }
 }
@@ -272,18 +287,3 @@ where
         Err(Failure::new(Status::Internal, "the server failed on this request"))
     })
 }
-
-impl Halt {
-    /// After an error of the channel, while it was `doing` that.
-    fn after(error: &amiquip::Error, endpoint: &Endpoint, doing: &str) -> Halt {
-        let explained = endpoint.explain(error, doing);
-        match error {
-            amiquip::Error::ServerClosedChannel { .. } => Halt::Channel(explained),
-            _ => Halt::Connection(explained),
-        }
-    }
-}
-
-const READ: &str = "read from the request queue";
-/// Takes the permission to write to the default exchange.
-const ANSWER: &str = "answer requests";

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{
     Brokers, Error, Failure, FibonacciRpcClient, PendingNumber, PendingReply, RpcClient, RpcServer,
-    ServerOptions, Status, Stopper, fibonacci,
+    Served, ServerOptions, Status, Stopper, fibonacci,
 };
 
 use crate::broker::{Broker, queue_name};
@@ -183,9 +183,10 @@ fn a_worker_can_be_lent_for_a_loop_of_ones_own() {
     let client = connect_fibonacci(&url, &queue);
     server
         .with_worker(|worker| {
-            assert!(!worker.serve_one(fibonacci::answer, Duration::from_millis(50))?);
+            let briefly = Duration::from_millis(50);
+            assert_eq!(worker.serve_one(fibonacci::answer, briefly)?, Served::Nothing);
             let call = client.send(9)?;
-            assert!(worker.serve_one(fibonacci::answer, PATIENCE)?);
+            assert_eq!(worker.serve_one(fibonacci::answer, PATIENCE)?, Served::Request);
             assert_eq!(call.wait()?, 34);
             Ok(())
         })

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
+use rabbitmq_rpc::{Error, Failure, Served, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
@@ -98,7 +98,7 @@ fn stopping_answers_what_is_in_progress_and_gives_back_the_rest() {
     assert_eq!(second.stop().redelivered, 4);
     // It stays stopped.
     let worker = server.with_worker(|worker| worker.serve_one(|_| unreachable!(), PATIENCE));
-    assert!(matches!(worker, Ok(false) | Err(Error::Closed)), "{worker:?}");
+    assert_eq!(worker, Ok(Served::Stopped));
 }
 
 /// Servers come and go, each in good order, while eight clients call without pause.

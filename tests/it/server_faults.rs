@@ -67,7 +67,7 @@ fn a_queue_that_goes_without_a_word_is_made_again() {
     let queue = queue_name("forgotten");
     let mut server = rpc_server(&queue, &[]);
     forget(&queue);
-    server.wait_for_line("went without a word", PATIENCE);
+    server.wait_for_line("was deleted without a word", PATIENCE);
     server.wait_for_line("taking requests", PATIENCE);
     let client = connect_fibonacci(&Broker::shared().url(), &queue);
     assert_eq!(client.call(7), Ok(13));

@@ -5,19 +5,21 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
 use openssl::ssl::{
-    HandshakeError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslStream,
+    ErrorCode, HandshakeError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslStream,
     SslVerifyMode, SslVersion,
 };
 use openssl::x509::verify::X509CheckFlags;
+use rustix::event::PollFlags;
 
 use super::TlsFiles;
 use crate::broker::Endpoint;
-use crate::broker::line::Stream;
+use crate::broker::transport::{Stream, await_socket};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 
@@ -37,6 +39,8 @@ impl Connector {
                 | SslMode::ACCEPT_MOVING_WRITE_BUFFER
                 | SslMode::ENABLE_PARTIAL_WRITE,
         );
+        // One read of the socket for a record, instead of two.
+        context.set_read_ahead(true);
         match &files.ca {
             Some(ca) => context
                 .set_ca_file(ca)
@@ -67,7 +71,7 @@ impl Connector {
         Ok(Connector(context.build()))
     }
 
-    /// Blocks until whoever holds the connection cuts it; then says that this took too long.
+    /// Blocks until the deadline at most.
     pub(crate) fn handshake(
         self,
         tcp: TcpStream,
@@ -77,13 +81,25 @@ impl Connector {
         let ssl = self.expecting(&endpoint.host).map_err(|error| {
             Error::Config(format!("TLS cannot verify the host name {}: {error}", endpoint.host))
         })?;
-        ssl.connect(tcp).map(explaining).map_err(|error| {
-            endpoint.unreachable(match error {
-                HandshakeError::WouldBlock(_) => "the TLS handshake took too long".into(),
-                _ if deadline.has_passed() => "the TLS handshake took too long".into(),
-                error => explain(&error.to_string(), &endpoint.host),
-            })
-        })
+        tcp.set_nonblocking(true).map_err(|error| endpoint.unreachable(error))?;
+        let mut handshake = ssl.connect(tcp);
+        loop {
+            match handshake {
+                Ok(stream) => return Ok(Box::new(Explaining(stream))),
+                Err(HandshakeError::WouldBlock(unfinished)) => {
+                    let wants = match unfinished.error().code() {
+                        ErrorCode::WANT_WRITE => PollFlags::OUT,
+                        _ => PollFlags::IN,
+                    };
+                    await_socket(unfinished.get_ref().as_fd(), wants, deadline.at)
+                        .map_err(|_| endpoint.unreachable("the TLS handshake took too long"))?;
+                    handshake = unfinished.handshake();
+                }
+                Err(error) => {
+                    return Err(endpoint.unreachable(explain(&error.to_string(), &endpoint.host)));
+                }
+            }
+        }
     }
 
     /// A connection to that host, and to no other: the certificate has to be for its name or
@@ -102,48 +118,27 @@ impl Connector {
     }
 }
 
-/// In TLS 1.3 the client is through with its handshake before the broker has looked at the
-/// client certificate: what it says to that comes with the first read.
-fn explaining(stream: SslStream<TcpStream>) -> Box<dyn Stream> {
-    struct Explaining(SslStream<TcpStream>);
+/// In TLS 1.3 the client has finished its handshake before the broker has looked at the client
+/// certificate: what the broker says to that comes with the first read.
+struct Explaining(SslStream<TcpStream>);
 
-    impl Read for Explaining {
-        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-            self.0.read(into).map_err(|error| match alert(&error.to_string()) {
-                Some(meaning) => io::Error::other(meaning),
-                None => error,
-            })
-        }
+impl Read for Explaining {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into).map_err(|error| match alert(&error.to_string()) {
+            Some(meaning) => io::Error::other(meaning),
+            None => error,
+        })
+    }
+}
+
+impl Write for Explaining {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
     }
 
-    impl Explaining {
-        /// A broker that hangs up on us has said why, and what we write then fails before that
-        /// is read.
-        fn instead_of(&mut self, error: io::Error) -> io::Error {
-            match self.read(&mut [0]) {
-                Err(said) if said.kind() == io::ErrorKind::Other => said,
-                _ => error,
-            }
-        }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
-
-    impl Write for Explaining {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let written = self.0.write(bytes);
-            written.map_err(|error| match error.kind() {
-                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-                    self.instead_of(error)
-                }
-                _ => error,
-            })
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            self.0.flush()
-        }
-    }
-
-    Box::new(Explaining(stream))
 }
 
 fn unusable(path: &Path, purpose: &str, error: &ErrorStack) -> Error {

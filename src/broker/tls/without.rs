@@ -4,7 +4,7 @@ use std::net::TcpStream;
 
 use super::TlsFiles;
 use crate::broker::Endpoint;
-use crate::broker::line::Stream;
+use crate::broker::transport::Stream;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 

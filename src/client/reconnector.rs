@@ -5,12 +5,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::session::Session;
-use super::{Config, keeper, lock};
+use super::{Config, lock, session_thread};
 use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Result};
 
-/// The client proper, shared with its pending replies and with the thread that connects.
-pub(crate) struct Link {
+/// What makes the sessions of a client, shared with its pending replies and with the thread that connects.
+pub(crate) struct Reconnector {
     pub(super) config: Arc<Config>,
     state: Mutex<State>,
     /// Notified whenever connecting has ended, one way or the other.
@@ -40,8 +40,8 @@ enum Phase {
     Closed,
 }
 
-impl Link {
-    pub(super) fn new(config: Config) -> Link {
+impl Reconnector {
+    pub(super) fn new(config: Config) -> Reconnector {
         let state = State {
             phase: Phase::Down,
             retired: Weak::new(),
@@ -52,30 +52,30 @@ impl Link {
             in_a_row: 0,
             next_try: Instant::now(),
         };
-        Link { config: Arc::new(config), state: Mutex::new(state), changed: Condvar::new() }
+        Reconnector { config: Arc::new(config), state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// A first session, or what kept the only try from making one.
-    pub(super) fn first_session(self: &Arc<Link>) -> Result<Arc<Session>> {
+    pub(super) fn first_session(self: &Arc<Reconnector>) -> Result<Arc<Session>> {
         self.session_unless(Deadline::after(Duration::MAX), |_| true)
     }
 
     /// The session there is, or else a new one. One caller at a time has a thread connect; all
     /// of them wait until their own deadlines. A failed try is followed by another, a little
     /// later each time, unless it cannot help.
-    pub(super) fn session(self: &Arc<Link>, deadline: Deadline) -> Result<Arc<Session>> {
+    pub(super) fn session(self: &Arc<Reconnector>, deadline: Deadline) -> Result<Arc<Session>> {
         self.session_unless(deadline, |failure| !matches!(failure, Error::Unreachable { .. }))
     }
 
     fn session_unless(
-        self: &Arc<Link>,
+        self: &Arc<Reconnector>,
         deadline: Deadline,
         is_final: impl Fn(&Error) -> bool,
     ) -> Result<Arc<Session>> {
         let mut state = lock(&self.state);
         let failures_before = state.failures;
         loop {
-            state.put_away_a_doubtful_session();
+            state.put_away_a_suspect_session();
             state.put_away_an_ended_session();
             let now = Instant::now();
             let until = match &state.phase {
@@ -104,18 +104,18 @@ impl Link {
 
     /// The thread that connects goes on when the caller has left, for those who come next: if
     /// callers who wait for less than the handshakes take cut it short, none would ever succeed.
-    fn begin_to_connect(self: &Arc<Link>, state: &mut State, deadline: Deadline) {
+    fn begin_to_connect(self: &Arc<Reconnector>, state: &mut State, deadline: Deadline) {
         const LEAST: Duration = Duration::from_secs(1);
         let deadline = Deadline::after(deadline.remaining().max(LEAST));
         state.phase = Phase::Connecting;
-        let link = Arc::clone(self);
-        let report = move |broker, result| link.connected(broker, result);
+        let reconnector = Arc::clone(self);
+        let report = move |broker, result| reconnector.connected(broker, result);
         let config = Arc::clone(&self.config);
-        let started = keeper::start(config, state.broker, state.was_up, deadline, report);
+        let started = session_thread::start(config, state.broker, state.was_up, deadline, report);
         if let Err(error) = started {
             let brokers = self.config.brokers.to_string();
             let reason = format!("there is no thread to connect in: {error}");
-            state.fall(Error::Unreachable { brokers, reason });
+            state.failed(Error::Unreachable { brokers, reason });
         }
     }
 
@@ -132,7 +132,7 @@ impl Link {
                 }
                 state.phase = Phase::Up(session);
             }
-            (_, Err(error)) => state.fall(error),
+            (_, Err(error)) => state.failed(error),
         }
         drop(state);
         self.changed.notify_all();
@@ -162,16 +162,12 @@ impl Link {
         }
     }
 
-    /// The calls in flight, once every reply that is here by now has been handed out.
+    /// Number of calls in flight.
     pub(super) fn in_flight(&self) -> usize {
         let state = lock(&self.state);
-        let in_flight = |session: &Session| {
-            session.hand_out_what_came();
-            session.in_flight()
-        };
-        let retired = state.retired.upgrade().map_or(0, |session| in_flight(&session));
+        let retired = state.retired.upgrade().map_or(0, |session| session.in_flight());
         match &state.phase {
-            Phase::Up(session) => in_flight(session) + retired,
+            Phase::Up(session) => session.in_flight() + retired,
             _ => retired,
         }
     }
@@ -185,9 +181,9 @@ impl Link {
 
 impl State {
     /// One session at a time may be retired: each keeps its connection and its calls in flight.
-    fn put_away_a_doubtful_session(&mut self) {
+    fn put_away_a_suspect_session(&mut self) {
         let Phase::Up(session) = &self.phase else { return };
-        if session.is_doubtful() && self.retired.strong_count() == 0 {
+        if session.is_suspect() && self.retired.strong_count() == 0 {
             session.retire();
             self.retired = Arc::downgrade(session);
             // No replies come through this broker; they may through the next.
@@ -214,7 +210,7 @@ impl State {
         }
     }
 
-    fn fall(&mut self, error: Error) {
+    fn failed(&mut self, error: Error) {
         log::info!("{error}");
         self.phase = Phase::Down;
         self.failures += 1;

@@ -1,0 +1,128 @@
+//! amiquip's stream: bytes in memory, instead of a socket.
+//!
+//! What it reads are the control frames among those that [`super::data_plane`] reads from the
+//! socket; what it writes goes out between the messages of others.
+
+use std::io::{self, Read, Write};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mio::{Evented, Poll, PollOpt, Ready, Registration, SetReadiness, Token};
+
+use super::data_plane::DataPlane;
+
+/// Control frames on their way from the reader of the socket to amiquip's I/O thread.
+pub(super) struct ControlFrames {
+    incoming: Mutex<Incoming>,
+    ready: SetReadiness,
+}
+
+#[derive(Default)]
+struct Incoming {
+    bytes: Vec<u8>,
+    /// How many of them amiquip has read.
+    read: usize,
+    ended: bool,
+}
+
+/// amiquip's end. It belongs to amiquip's I/O thread, and is dropped when that ends.
+pub(super) struct ControlStream {
+    data_plane: Arc<DataPlane>,
+    registration: Registration,
+}
+
+impl ControlFrames {
+    pub(super) fn new() -> (ControlFrames, Registration) {
+        let (registration, ready) = Registration::new2();
+        let frames = ControlFrames { incoming: Mutex::default(), ready };
+        frames.wake_amiquip();
+        (frames, registration)
+    }
+
+    pub(super) fn push(&self, frame: &[u8]) -> Result<(), String> {
+        const MOST: usize = 4 << 20;
+        let mut incoming = self.lock();
+        if incoming.bytes.len() > MOST {
+            return Err("the broker floods the connection with control frames".into());
+        }
+        incoming.bytes.extend_from_slice(frame);
+        drop(incoming);
+        self.wake_amiquip();
+        Ok(())
+    }
+
+    /// No more frames follow.
+    pub(super) fn end(&self) {
+        self.lock().ended = true;
+        self.wake_amiquip();
+    }
+
+    /// The stream can always be written to. Setting the readiness again counts as a new event.
+    fn wake_amiquip(&self) {
+        if let Err(error) = self.ready.set_readiness(Ready::readable() | Ready::writable()) {
+            log::error!("waking amiquip's I/O thread: {error}");
+        }
+    }
+
+    /// A panic cannot poison this lock: no code panics while it holds it.
+    fn lock(&self) -> MutexGuard<'_, Incoming> {
+        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ControlStream {
+    pub(super) fn new(data_plane: Arc<DataPlane>, registration: Registration) -> ControlStream {
+        ControlStream { data_plane, registration }
+    }
+}
+
+impl Read for ControlStream {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut incoming = self.data_plane.control.lock();
+        let length = (&incoming.bytes[incoming.read..]).read(into)?;
+        incoming.read += length;
+        if incoming.read == incoming.bytes.len() {
+            incoming.bytes.clear();
+            incoming.read = 0;
+        }
+        match length {
+            0 if !incoming.ended => Err(io::ErrorKind::WouldBlock.into()),
+            length => Ok(length),
+        }
+    }
+}
+
+impl Write for ControlStream {
+    /// Takes everything: amiquip writes whole frames, and little of them. If the connection has
+    /// ended, whoever reads it knows why, and amiquip learns of it by reading.
+    fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
+        self.data_plane.write_control(frames);
+        Ok(frames.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// amiquip's I/O thread has ended, and with it the connection.
+impl Drop for ControlStream {
+    fn drop(&mut self) {
+        self.data_plane.amiquip_ended();
+    }
+}
+
+impl Evented for ControlStream {
+    fn register(&self, poll: &Poll, token: Token, on: Ready, how: PollOpt) -> io::Result<()> {
+        self.registration.register(poll, token, on, how)
+    }
+
+    fn reregister(&self, poll: &Poll, token: Token, on: Ready, how: PollOpt) -> io::Result<()> {
+        self.registration.reregister(poll, token, on, how)
+    }
+
+    fn deregister(&self, poll: &Poll) -> io::Result<()> {
+        Evented::deregister(&self.registration, poll)
+    }
+}
+
+impl amiquip::IoStream for ControlStream {}

@@ -1,0 +1,299 @@
+//! The socket of one connection, plain or TLS, written by whole frames.
+//!
+//! Callers, workers and amiquip all write on it. The lock is held for as long as one write takes
+//! that does not block; a writer who finds the socket full waits outside of it, until its own
+//! deadline, and knows then whether some of its message is out.
+
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::bell::Bell;
+use crate::frames::RABBITMQ_FRAME_MAX;
+
+pub(crate) struct Transport {
+    tcp: TcpStream,
+    tls: Option<Mutex<Box<dyn Stream>>>,
+    tls_may_hold_more: AtomicBool,
+    write: Mutex<WriteState>,
+    /// Notified when the socket may be free for another message.
+    free: Condvar,
+    /// Whether [`WriteState::due`] holds anything that nobody is writing.
+    is_due: AtomicBool,
+    frame_max: AtomicUsize,
+}
+
+/// A TLS session over the socket.
+pub(super) trait Stream: Read + Write + Send {}
+impl<S: Read + Write + Send> Stream for S {}
+
+#[derive(Default)]
+struct WriteState {
+    /// Goes out before the next message: the rest of a message whose writer ran out of time, and
+    /// frames of amiquip's, which never waits.
+    due: Vec<u8>,
+    /// A writer waits for room in the socket, perhaps in the middle of its message.
+    has_writer: bool,
+    /// The channels that the broker has closed. A frame on one of them ends the connection.
+    closed_channels: Vec<u16>,
+    is_cut: bool,
+}
+
+/// Why a message was not written.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum WriteError {
+    /// The deadline passed. What had `begun` goes out before anything else, and whole.
+    TimedOut { begun: bool },
+    /// The broker has closed the channel.
+    ChannelClosed,
+    /// The connection has ended. Who reads it learns why.
+    Disconnected,
+}
+
+/// What [`Transport::poll`] found.
+pub(super) struct Polled {
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+}
+
+impl Transport {
+    pub(super) fn new(tcp: TcpStream, tls: Option<Box<dyn Stream>>) -> io::Result<Transport> {
+        tcp.set_nonblocking(true)?;
+        Ok(Transport {
+            tcp,
+            tls_may_hold_more: AtomicBool::new(tls.is_some()),
+            tls: tls.map(Mutex::new),
+            write: Mutex::default(),
+            free: Condvar::new(),
+            is_due: AtomicBool::new(false),
+            frame_max: AtomicUsize::new(RABBITMQ_FRAME_MAX),
+        })
+    }
+
+    /// Writes the frames of one message on a channel, with nothing in between. Blocks until
+    /// `until` while the broker does not read.
+    pub(super) fn write(
+        &self,
+        channel: u16,
+        frames: &[u8],
+        until: Instant,
+    ) -> Result<(), WriteError> {
+        let mut written = 0;
+        let mut begun = false;
+        let mut state = self.lock();
+        loop {
+            if state.is_cut {
+                return Err(WriteError::Disconnected);
+            }
+            if state.has_writer {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(WriteError::TimedOut { begun: false });
+                }
+                let waited = self.free.wait_timeout(state, left);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            if !begun && state.closed_channels.contains(&channel) {
+                return Err(WriteError::ChannelClosed);
+            }
+            let flushed = if begun { Ok(()) } else { self.flush(&mut state) };
+            let is_flushed = flushed.is_ok();
+            match flushed.and_then(|()| self.write_some(&frames[written..])) {
+                Ok(length) => {
+                    written += length;
+                    begun = true;
+                    if written == frames.len() {
+                        // What amiquip wrote meanwhile. An error shows at the next write.
+                        let _ = self.flush(&mut state);
+                        return Ok(());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    // A part of the first TLS record may be out although nothing was written: then
+                    // no other bytes may be tried before the same (SSL_write(3)).
+                    begun |= is_flushed && self.tls.is_some();
+                    state.has_writer = true;
+                    // The writer has room for it first.
+                    self.is_due.store(false, Ordering::Release);
+                    drop(state);
+                    let has_room = self.poll(None, PollFlags::OUT, Some(until));
+                    state = self.lock();
+                    state.has_writer = false;
+                    self.free.notify_all();
+                    match has_room {
+                        Ok(Polled { writable: true, .. }) => {}
+                        Ok(_) if until > Instant::now() => {}
+                        Ok(_) => {
+                            if begun {
+                                state.due.splice(0..0, frames[written..].iter().copied());
+                            }
+                            self.is_due.store(!state.due.is_empty(), Ordering::Release);
+                            return Err(WriteError::TimedOut { begun });
+                        }
+                        Err(error) => {
+                            log::error!("waiting for room to write: {error}");
+                            drop(state);
+                            // Nobody may write behind half a message.
+                            self.cut();
+                            return Err(WriteError::Disconnected);
+                        }
+                    }
+                }
+                Err(_) => return Err(WriteError::Disconnected),
+            }
+        }
+    }
+
+    /// Writes whole frames of amiquip's, now or as soon as there is room. Never blocks.
+    pub(super) fn write_control(&self, frames: &[u8]) {
+        let mut state = self.lock();
+        state.due.extend_from_slice(frames);
+        if !state.has_writer {
+            // An error shows to whoever reads.
+            let _ = self.flush(&mut state);
+        }
+    }
+
+    /// Writes what is due, if nobody else is at it. Whoever reads does this when there is room.
+    pub(super) fn write_due(&self) {
+        let mut state = self.lock();
+        if !state.has_writer {
+            let _ = self.flush(&mut state);
+        }
+    }
+
+    /// Whether something waits for room that whoever reads has to write.
+    pub(super) fn is_due(&self) -> bool {
+        self.is_due.load(Ordering::Acquire)
+    }
+
+    fn flush(&self, state: &mut WriteState) -> io::Result<()> {
+        let mut flushed = Ok(());
+        while !state.due.is_empty() {
+            match self.write_some(&state.due) {
+                Ok(length) => drop(state.due.drain(..length)),
+                Err(error) => {
+                    flushed = Err(error);
+                    break;
+                }
+            }
+        }
+        let is_blocked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        self.is_due.store(flushed.as_ref().is_err_and(is_blocked), Ordering::Release);
+        flushed
+    }
+
+    fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.tls {
+            None => (&self.tcp).write(bytes),
+            Some(tls) => lock(tls).write(bytes),
+        }
+    }
+
+    /// Reads some of what is there. Never blocks.
+    pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &self.tls else { return (&self.tcp).read(into) };
+        let read = lock(tls).read(into);
+        self.tls_may_hold_more.store(read.is_ok(), Ordering::Relaxed);
+        read
+    }
+
+    /// Blocks until the socket is ready for one of `events` or has ended, the bell was rung, or
+    /// the time is up. What TLS holds does not show on the socket: until a read has told that there
+    /// is no more, this does not block.
+    pub(super) fn poll(
+        &self,
+        bell: Option<&Bell>,
+        events: PollFlags,
+        until: Option<Instant>,
+    ) -> io::Result<Polled> {
+        if events.contains(PollFlags::IN) && self.tls_may_hold_more.load(Ordering::Relaxed) {
+            return Ok(Polled { readable: true, writable: false });
+        }
+        let timeout = until.map(timespec_until);
+        let socket = PollFd::from_borrowed_fd(self.tcp.as_fd(), events);
+        let rings = bell.map(|bell| PollFd::from_borrowed_fd(bell.as_fd(), PollFlags::IN));
+        let mut fds = [socket.clone(), rings.unwrap_or(socket)];
+        let count = 1 + usize::from(bell.is_some());
+        match poll(&mut fds[..count], timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Polled { readable: false, writable: false }),
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(bell) = bell.filter(|_| !fds[1].revents().is_empty()) {
+            bell.hear();
+        }
+        let found = fds[0].revents();
+        let ended = found.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+        Ok(Polled {
+            readable: ended || found.contains(PollFlags::IN),
+            writable: ended || found.contains(PollFlags::OUT),
+        })
+    }
+
+    /// The largest frame, in bytes, that the broker takes.
+    pub(super) fn frame_max(&self) -> usize {
+        self.frame_max.load(Ordering::Relaxed)
+    }
+
+    /// Notes the broker's limit. Larger frames than RabbitMQ's default are of no use to us.
+    pub(super) fn set_frame_max(&self, frame_max: usize) {
+        const FRAME_MIN_SIZE: usize = 4096;
+        let frame_max = frame_max.clamp(FRAME_MIN_SIZE, RABBITMQ_FRAME_MAX);
+        self.frame_max.store(frame_max, Ordering::Relaxed);
+    }
+
+    /// Lets nobody write on this channel any more. amiquip confirms the close only after this, and
+    /// from then on a frame on the channel would end the connection.
+    pub(super) fn channel_closed(&self, channel: u16) {
+        self.lock().closed_channels.push(channel);
+    }
+
+    /// The channel is open, perhaps again.
+    pub(super) fn channel_opened(&self, channel: u16) {
+        self.lock().closed_channels.retain(|closed| *closed != channel);
+    }
+
+    /// Ends the connection at once. Whoever waits for it, to read or to write, returns.
+    pub(super) fn cut(&self) {
+        self.lock().is_cut = true;
+        self.free.notify_all();
+        // It fails only on a connection that has ended already.
+        let _ = self.tcp.shutdown(Shutdown::Both);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WriteState> {
+        lock(&self.write)
+    }
+}
+
+/// Blocks until a socket that nobody else uses yet is ready for one of `events`, or the time is up.
+pub(super) fn await_socket(
+    fd: BorrowedFd<'_>,
+    events: PollFlags,
+    until: Instant,
+) -> io::Result<()> {
+    let found = poll(&mut [PollFd::from_borrowed_fd(fd, events)], Some(&timespec_until(until)))?;
+    if found == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+}
+
+/// How long to poll: at most an hour, since whoever polls looks at its deadline after that.
+fn timespec_until(until: Instant) -> Timespec {
+    const LONGEST: Duration = Duration::from_secs(3600);
+    let left = until.saturating_duration_since(Instant::now()).min(LONGEST);
+    Timespec::try_from(left).expect("an hour has few seconds")
+}
+
+/// A panic cannot poison these locks: no code panics while it holds one.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

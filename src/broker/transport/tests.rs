@@ -1,0 +1,137 @@
+//! A transport between two sockets of this process.
+
+use std::net::TcpListener;
+use std::thread;
+
+use super::*;
+
+const CHANNEL: u16 = 1;
+
+fn transport() -> (Transport, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    (Transport::new(tcp, None).unwrap(), peer)
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_millis(200)
+}
+
+fn late() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+#[test]
+fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
+    let (transport, mut peer) = transport();
+    let mut sent = Vec::new();
+    let mut was_begun = false;
+    // Nobody reads, so that at some point the sockets are full: first in the middle of a
+    // message, and in the end before the next.
+    loop {
+        let message = vec![sent.len() as u8; 1 << 20];
+        match transport.write(CHANNEL, &message, soon()) {
+            Ok(()) => sent.extend(message),
+            Err(WriteError::TimedOut { begun: true }) => {
+                was_begun = true;
+                sent.extend(message);
+            }
+            Err(WriteError::TimedOut { begun: false }) => break,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert!(was_begun, "a message of a megabyte does not just fit");
+    assert!(transport.is_due(), "the reader has to write the rest");
+    transport.write_control(b"amiquip");
+
+    let reading = thread::spawn(move || {
+        let mut received = vec![0; sent.len() + 11];
+        peer.read_exact(&mut received).unwrap();
+        let last = received.split_off(sent.len());
+        assert!(received == sent, "what was begun arrives first, and whole");
+        assert_eq!(last, b"amiquiplast");
+    });
+    transport.write(CHANNEL, b"last", late()).unwrap();
+    assert!(!transport.is_due());
+    reading.join().unwrap();
+}
+
+#[test]
+fn messages_of_many_writers_do_not_mix() {
+    const LENGTH: usize = 100_000;
+    let (transport, mut peer) = transport();
+    thread::scope(|scope| {
+        for writer in 0..8u8 {
+            let transport = &transport;
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    transport.write(CHANNEL, &[writer; LENGTH], late()).unwrap();
+                }
+            });
+        }
+        let mut message = vec![0; LENGTH];
+        for _ in 0..8 * 20 {
+            peer.read_exact(&mut message).unwrap();
+            assert!(message.iter().all(|byte| *byte == message[0]));
+        }
+    });
+}
+
+#[test]
+fn cut_wakes_writers_that_wait() {
+    let (transport, _peer) = transport();
+    transport.write_control(&vec![7; 64 << 20]);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        let writers = [0, 1].map(|_| scope.spawn(|| transport.write(CHANNEL, b"behind", late())));
+        thread::sleep(Duration::from_millis(100));
+        assert!(writers.iter().all(|writer| !writer.is_finished()), "amiquip's bytes go first");
+        transport.cut();
+        for writer in writers {
+            assert_eq!(writer.join().unwrap(), Err(WriteError::Disconnected));
+        }
+    });
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn nothing_is_written_on_a_channel_that_the_broker_closed() {
+    let (transport, mut peer) = transport();
+    transport.channel_closed(CHANNEL);
+    assert_eq!(transport.write(CHANNEL, b"no", late()), Err(WriteError::ChannelClosed));
+    transport.write(CHANNEL + 1, b"other", late()).unwrap();
+    transport.channel_opened(CHANNEL);
+    transport.write(CHANNEL, b"again", late()).unwrap();
+    let mut received = [0; 10];
+    peer.read_exact(&mut received).unwrap();
+    assert_eq!(&received, b"otheragain");
+}
+
+#[test]
+fn end_right_behind_the_last_bytes_is_read_at_once() {
+    let (transport, mut peer) = transport();
+    peer.write_all(b"last").unwrap();
+    // On loopback it is there as soon as it has gone out.
+    drop(peer);
+    let mut into = [0; 64];
+    for expected in [4, 0] {
+        assert!(transport.poll(None, PollFlags::IN, Some(soon())).unwrap().readable);
+        assert_eq!(transport.read(&mut into).unwrap(), expected);
+    }
+}
+
+#[test]
+fn bell_ends_a_poll_once() {
+    let (transport, _peer) = transport();
+    let bell = Bell::new().unwrap();
+    bell.ring();
+    bell.ring();
+    let began = Instant::now();
+    transport.poll(Some(&bell), PollFlags::IN, Some(late())).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    let until = soon();
+    transport.poll(Some(&bell), PollFlags::IN, Some(until)).unwrap();
+    assert!(Instant::now() >= until);
+}

@@ -1,0 +1,259 @@
+//! The turn to read the socket.
+//!
+//! One thread at a time reads. A thread that waits for a reply or a request takes the turn if it
+//! is free, reads until it has what it waits for, and gives others what is theirs. Threads that
+//! find the turn taken stand by: each is woken when it has something, or when the turn is free.
+//!
+//! A *reserve* thread reads while nobody waits, so that heartbeats, notices and the end of the
+//! connection are noticed then too. It blocks in `poll`; a newcomer takes the turn from it and
+//! rings, without waiting for it. The reserve then looks once a tick, and takes the turn again when
+//! that was free for a whole tick, so that it does not disturb a busy caller. When it finds that a
+//! thread keeps the turn for a whole tick, it sleeps until that thread has left: an idle process
+//! has no ticks at all. While a synchronous call of amiquip's is under way, the reserve does not
+//! wait for a tick; and it cuts the connection when the time limit of such a call is over.
+//!
+//! [`super::model`] runs this file under a model checker.
+
+use std::time::Duration;
+
+use super::sync::{
+    Arc, Condvar, Moment, Mutex, MutexGuard, PoisonError, after, has_passed, wait_until,
+};
+
+#[derive(Default)]
+pub(super) struct ReadTurn {
+    state: Mutex<State>,
+    /// Notified when the reserve has to look at the state.
+    reserve: Condvar,
+}
+
+/// What is read in turns.
+pub(super) trait Socket {
+    /// Blocks until there is something to read, the reader was rung for, or the time is up. True
+    /// if there is something to read.
+    fn poll(&self, reader: Reader, until: Option<Moment>) -> bool;
+    /// Reads some of what is there, without blocking, and gives it to whom it belongs.
+    fn read(&self);
+    /// Makes the reader's present or next `poll` return.
+    fn ring(&self, reader: Reader);
+    /// Ends the connection since the broker did not answer in time.
+    fn time_limit_passed(&self);
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    Waiter,
+    Reserve,
+}
+
+/// A thread that may wait, or several of which one waits at a time.
+#[derive(Default)]
+pub(crate) struct Waiter {
+    notified: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    turn: Turn,
+    standby: Vec<Arc<Waiter>>,
+    /// Counts how often a waiter took the turn.
+    taken: u64,
+    reserve_sleeps: bool,
+    /// The ends of the time limits for the synchronous calls that are under way.
+    limits: Vec<(u64, Moment)>,
+    next_limit: u64,
+    ended: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    #[default]
+    Free,
+    /// The reserve blocks in `poll`: whoever comes may take the turn from it.
+    Polled,
+    /// Somebody reads.
+    Taken(Reader),
+}
+use Turn::{Free, Polled, Taken};
+
+/// How long the turn has to be free before the reserve takes it.
+const TICK: Duration = Duration::from_millis(10);
+
+impl ReadTurn {
+    /// Blocks until `is_ready`, until the connection has ended, or until the time is up; reads
+    /// the socket if nobody else does. Reads at least once if the turn can be had, however little
+    /// time is left.
+    pub(super) fn wait(
+        &self,
+        socket: &impl Socket,
+        waiter: &Arc<Waiter>,
+        until: Moment,
+        is_ready: impl Fn() -> bool,
+    ) {
+        let mut has_read = false;
+        let mut state = self.lock();
+        while !is_ready() && !state.ended {
+            if let Taken(_) = state.turn {
+                if has_passed(until) {
+                    break;
+                }
+                state.standby.push(Arc::clone(waiter));
+                state = wait_until(&waiter.notified, state, Some(until));
+                state.standby.retain(|other| !Arc::ptr_eq(other, waiter));
+                continue;
+            }
+            if has_read && has_passed(until) {
+                break;
+            }
+            let reserve_polls = state.turn == Polled;
+            state.turn = Taken(Reader::Waiter);
+            state.taken += 1;
+            drop(state);
+            if reserve_polls {
+                socket.ring(Reader::Reserve);
+            }
+            if socket.poll(Reader::Waiter, Some(until)) {
+                socket.read();
+            }
+            has_read = true;
+            state = self.lock();
+            state.turn = Free;
+        }
+        self.leave(state);
+    }
+
+    /// If the turn is free, somebody else has to learn it.
+    fn leave(&self, state: MutexGuard<'_, State>) {
+        if state.turn != Free {
+            return;
+        }
+        match state.standby.last() {
+            Some(next) => next.notified.notify_one(),
+            None if state.reserve_sleeps || !state.limits.is_empty() => self.reserve.notify_one(),
+            None => {}
+        }
+    }
+
+    /// What the reserve thread does until the connection has ended.
+    pub(super) fn keep_in_reserve(&self, socket: &impl Socket) {
+        // What `taken` was at the last look, if the reserve has looked since it read.
+        let mut taken = None;
+        let mut state = self.lock();
+        while !state.ended {
+            let limit = state.limits.iter().map(|(_, limit)| *limit).min();
+            if limit.is_some_and(has_passed) {
+                drop(state);
+                socket.time_limit_passed();
+                state = self.lock();
+                continue;
+            }
+            let is_stale = taken == Some(state.taken);
+            if state.turn == Free && (is_stale || limit.is_some()) {
+                state.turn = Polled;
+                drop(state);
+                let is_readable = socket.poll(Reader::Reserve, limit);
+                state = self.lock();
+                if state.turn != Polled {
+                    continue;
+                }
+                if is_readable {
+                    state.turn = Taken(Reader::Reserve);
+                    drop(state);
+                    socket.read();
+                    state = self.lock();
+                }
+                state.turn = Free;
+                taken = Some(state.taken);
+                if !state.standby.is_empty() {
+                    taken = None;
+                    self.leave(state);
+                    state = self.lock();
+                }
+                continue;
+            }
+            state.reserve_sleeps = state.turn != Free && is_stale;
+            taken = Some(state.taken);
+            let tick = if state.reserve_sleeps { None } else { Some(after(TICK)) };
+            let until = tick.into_iter().chain(limit).min();
+            state = wait_until(&self.reserve, state, until);
+            if std::mem::take(&mut state.reserve_sleeps) {
+                taken = None;
+            }
+        }
+    }
+
+    /// Lets a waiter look whether it is ready. For whoever reads: it looks itself after that.
+    pub(super) fn notify(&self, waiter: &Arc<Waiter>) {
+        self.lock().notify(waiter);
+    }
+
+    /// Lets a waiter look whether it is ready, also if it is the one who reads.
+    pub(super) fn wake(&self, socket: &impl Socket, waiter: &Arc<Waiter>) {
+        let mut state = self.lock();
+        if !state.notify(waiter) && state.turn == Taken(Reader::Waiter) {
+            drop(state);
+            socket.ring(Reader::Waiter);
+        }
+    }
+
+    /// Lets every waiter look whether it is ready.
+    pub(super) fn wake_all(&self, socket: &impl Socket) {
+        let state = self.lock();
+        state.standby.iter().for_each(|waiter| waiter.notified.notify_one());
+        if state.turn == Taken(Reader::Waiter) {
+            drop(state);
+            socket.ring(Reader::Waiter);
+        }
+    }
+
+    /// Has whoever polls look whether there is something to write.
+    pub(super) fn ring(&self, socket: &impl Socket) {
+        let turn = self.lock().turn;
+        match turn {
+            Free => {}
+            Polled => socket.ring(Reader::Reserve),
+            Taken(reader) => socket.ring(reader),
+        }
+    }
+
+    /// The connection has ended: nobody waits any longer.
+    pub(super) fn end(&self, socket: &impl Socket) {
+        self.lock().ended = true;
+        self.wake_all(socket);
+        self.reserve.notify_one();
+        socket.ring(Reader::Reserve);
+    }
+
+    /// Has the reserve read whenever nobody else does, and cut the connection at `limit`, until
+    /// [`ReadTurn::end_limit`] is called with what this returns.
+    pub(super) fn begin_limit(&self, socket: &impl Socket, limit: Moment) -> u64 {
+        let mut state = self.lock();
+        state.next_limit += 1;
+        let id = state.next_limit;
+        state.limits.push((id, limit));
+        let reserve_polls = state.turn == Polled;
+        drop(state);
+        self.reserve.notify_one();
+        if reserve_polls {
+            socket.ring(Reader::Reserve);
+        }
+        id
+    }
+
+    pub(super) fn end_limit(&self, id: u64) {
+        self.lock().limits.retain(|(other, _)| *other != id);
+    }
+
+    /// A panic cannot poison this lock: no code panics while it holds it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// True if the waiter stood by.
+    fn notify(&mut self, waiter: &Arc<Waiter>) -> bool {
+        let index = self.standby.iter().position(|other| Arc::ptr_eq(other, waiter));
+        index.map(|index| self.standby.swap_remove(index).notified.notify_one()).is_some()
+    }
+}

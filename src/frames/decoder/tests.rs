@@ -1,0 +1,266 @@
+//! Frames at random.
+//!
+//! `PROPTEST_CASES=1000000 cargo test --release frames::` tries a million of each kind.
+
+use amq_protocol::frame::parse_frame;
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::super::{append_header, find_header, publish};
+use super::*;
+
+const CHANNEL: u16 = 7;
+const QUEUE_DECLARE_OK: MethodId = [0, 50, 0, 11];
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn takes_any_bytes(bytes in vec(any::<u8>(), 0..600)) {
+        decode_all(&bytes, &[]).ok();
+        for kind in [METHOD, HEADER, BODY, HEARTBEAT] {
+            decode_all(&frame(kind, &bytes), &[]).ok();
+        }
+        for id in [BASIC_DELIVER, BASIC_RETURN, CONNECTION_START, CONNECTION_CLOSE] {
+            decode_all(&[frame(METHOD, &[&id, &bytes[..]].concat()), frame(HEADER, &bytes)].concat(), &[])
+                .ok();
+        }
+    }
+
+    #[test]
+    fn result_does_not_depend_on_where_reads_end(
+        bodies in vec(vec(any::<u8>(), 0..80), 1..6),
+        cuts in vec(any::<Index>(), 0..8),
+    ) {
+        let stream: Vec<u8> = bodies
+            .iter()
+            .flat_map(|body| [delivery(&Properties::default(), body), frame(HEARTBEAT, b"")].concat())
+            .collect();
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len())).collect();
+        cuts.sort();
+        let whole = decode_all(&stream, &[]).unwrap();
+        prop_assert_eq!(decode_all(&stream, &cuts).unwrap(), whole.clone());
+        prop_assert_eq!(whole.messages.len(), bodies.len());
+        for (message, body) in whole.messages.iter().zip(&bodies) {
+            prop_assert_eq!(&message.body, body);
+        }
+        prop_assert_eq!(whole.control, frame(HEARTBEAT, b"").repeat(bodies.len()));
+    }
+
+    #[test]
+    fn properties_survive_encoding(
+        texts in vec(option::of(".{0,40}"), 8),
+        header in ("[a-z]{1,20}", ".{0,40}"),
+        timestamp in option::of(any::<u64>()),
+        delivery_mode in option::of(any::<u8>()),
+    ) {
+        let text = |index: usize| texts[index].as_deref();
+        let mut headers = Vec::new();
+        append_header(&mut headers, &header.0, &header.1);
+        let properties = Properties {
+            content_type: text(0),
+            headers: &headers,
+            delivery_mode,
+            correlation_id: text(1),
+            reply_to: text(2),
+            expiration: text(3),
+            message_id: text(4),
+            timestamp,
+            type_: text(5),
+            user_id: text(6),
+            app_id: text(7),
+        };
+        let messages = decode_all(&delivery(&properties, b"7"), &[]).unwrap().messages;
+        prop_assert_eq!(messages[0].properties(), properties);
+        prop_assert_eq!(find_header(&headers, &header.0), Some(&*header.1));
+        prop_assert_eq!(find_header(&headers, "UPPER"), None);
+    }
+
+    #[test]
+    fn damaged_properties_are_absent_and_the_message_arrives(
+        flags in any::<u16>(),
+        properties in vec(any::<u8>(), 0..200),
+    ) {
+        let header = [&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &flags.to_be_bytes(), &properties].concat();
+        let stream = [deliver(), frame(HEADER, &header), frame(BODY, b"7")].concat();
+        let messages = decode_all(&stream, &[]).unwrap().messages;
+        let _ = messages[0].properties();
+        prop_assert_eq!(&messages[0].body, b"7");
+    }
+
+    #[test]
+    fn text_among_odd_headers_is_found(
+        before in vec(entry(), 0..5),
+        after in vec(any::<u8>(), 0..20),
+        value in ".{0,40}",
+    ) {
+        let mut table = before.concat();
+        append_header(&mut table, "RPC-STATUS", &value);
+        table.extend(after);
+        prop_assert_eq!(find_header(&table, "RPC-STATUS"), Some(&*value));
+    }
+}
+
+#[test]
+fn deep_nesting_of_the_brokers_properties_does_not_reach_amiquip() {
+    let mut properties = Vec::new();
+    for _ in 0..8_000 {
+        let length = (properties.len() as u32).to_be_bytes();
+        properties = [b"\x01tF", &length[..], &properties].concat();
+    }
+    properties.truncate(60_000);
+    let table = [&(properties.len() as u32).to_be_bytes()[..], &properties].concat();
+    let start =
+        [&CONNECTION_START[..], &[0, 9], &table, b"\0\0\0\x05PLAIN\0\0\0\x05en_US"].concat();
+    let control = decode_all(&frame_on(0, METHOD, &start), &[]).unwrap().control;
+    let (rest, decoded) = parse_frame(&control).expect("amiquip decodes it");
+    assert!(rest.is_empty());
+    let decoded = format!("{decoded:?}");
+    assert!(decoded.contains("PLAIN") && decoded.contains("en_US"), "{decoded}");
+}
+
+#[test]
+fn each_breach_of_the_protocol_is_named() {
+    let header =
+        |size: u64| frame(HEADER, &[&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat());
+    let mut cut_off = frame(HEARTBEAT, b"x");
+    cut_off.pop();
+    cut_off.push(0);
+    let large = [&[METHOD, 0, 7][..], &200_000u32.to_be_bytes(), b"x"].concat();
+    for (stream, named) in [
+        ([deliver(), header(1 << 63)].concat(), "announced a message of 9223372036854775808 bytes"),
+        ([deliver(), header(1), frame(BODY, b"22")].concat(), "longer than its header said"),
+        ([deliver(), frame(BODY, b"2")].concat(), "wrong order"),
+        ([deliver(), header(1), header(1)].concat(), "wrong order"),
+        ([deliver(), frame(HEADER, b"\0\x3c")].concat(), "cut short"),
+        ([deliver(), large].concat(), "a frame of 200008 bytes; the limit is 131072"),
+        ([deliver(), cut_off].concat(), "does not end where it should"),
+        ([deliver(), frame(5, b"")].concat(), "unknown type 5"),
+        (frame(METHOD, b"\0\x32\0\x0a"), "unexpected method"),
+        (frame(METHOD, b"\0"), "cut short"),
+        (b"HTTP/1.1 400 Bad Request".to_vec(), "does not speak AMQP"),
+        (b"\x15\x03\x03\0\x02".to_vec(), "amqps://"),
+    ] {
+        let error = decode_all(&stream, &[]).expect_err(named);
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn content_that_belongs_to_no_message_is_passed_over() {
+    let given_up = [deliver(), frame(METHOD, &QUEUE_DECLARE_OK)].concat();
+    let stream =
+        [given_up, frame(HEADER, b""), frame(BODY, b"x"), delivery(&Properties::default(), b"7")];
+    let decoded = decode_all(&stream.concat(), &[]).unwrap();
+    assert_eq!(decoded.messages.len(), 1);
+    assert_eq!(decoded.control, frame(METHOD, &QUEUE_DECLARE_OK));
+}
+
+#[test]
+fn announced_memory_is_not_taken() {
+    let size = MESSAGE_MAX as u64;
+    let header = frame(HEADER, &[&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat());
+    let mut decoder = Decoder::default();
+    feed(&mut decoder, &[deliver(), header, frame(BODY, b"7")].concat());
+    assert_eq!(decoder.next(), Ok(None));
+    assert!(decoder.unfinished[0].message.body.capacity() < 100);
+}
+
+#[test]
+fn notices_are_read_as_they_pass() {
+    let text = |code: u16, text: &str| {
+        [&code.to_be_bytes()[..], &[text.len() as u8], text.as_bytes(), &[0; 4]].concat()
+    };
+    let close = Close { code: 406, text: "PRECONDITION_FAILED".into() };
+    let arguments = text(406, "PRECONDITION_FAILED");
+    for (id, arguments, expected) in [
+        (
+            CHANNEL_CLOSE,
+            &arguments,
+            Notice::ChannelClosed { channel: CHANNEL, close: close.clone() },
+        ),
+        (CONNECTION_CLOSE, &arguments, Notice::ConnectionClosed(close)),
+        (CONNECTION_TUNE, &b"\x07\xff\0\x01\0\0\0\x3c".to_vec(), Notice::FrameMax(65_536)),
+        (CONNECTION_TUNE, &b"\x07\xff\0\0\0\0\0\x3c".to_vec(), Notice::FrameMax(MESSAGE_MAX)),
+        (CONNECTION_BLOCKED, &b"\x04disk".to_vec(), Notice::Blocked("disk".into())),
+        (CONNECTION_UNBLOCKED, &vec![], Notice::Unblocked),
+        (BASIC_CANCEL, &b"\x01t\0".to_vec(), Notice::ConsumerCancelled { channel: CHANNEL }),
+    ] {
+        let frame = frame(METHOD, &[&id, &arguments[..]].concat());
+        let mut decoder = Decoder::default();
+        feed(&mut decoder, &frame);
+        let expected = Incoming::Control { frame: &frame, notice: Some(expected) };
+        assert_eq!(decoder.next(), Ok(Some(expected)));
+    }
+}
+
+/// What a stream consists of.
+#[derive(Debug, Default, Clone, PartialEq)]
+struct Decoded {
+    messages: Vec<Message>,
+    control: Vec<u8>,
+}
+
+fn decode_all(stream: &[u8], cuts: &[usize]) -> Result<Decoded, String> {
+    let mut decoder = Decoder::default();
+    let mut decoded = Decoded::default();
+    let mut begin = 0;
+    for end in cuts.iter().copied().chain([stream.len()]) {
+        feed(&mut decoder, &stream[begin..end]);
+        begin = end;
+        while let Some(incoming) = decoder.next()? {
+            match incoming {
+                Incoming::Control { frame, .. } => decoded.control.extend_from_slice(frame),
+                Incoming::Delivery { delivery, .. } => decoded.messages.push(delivery.message),
+                Incoming::Return { message, .. } => decoded.messages.push(message),
+            }
+        }
+    }
+    Ok(decoded)
+}
+
+fn feed(decoder: &mut Decoder, bytes: &[u8]) {
+    decoder.room()[..bytes.len()].copy_from_slice(bytes);
+    decoder.arrived(bytes.len());
+}
+
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    frame_on(CHANNEL, kind, payload)
+}
+
+fn frame_on(channel: u16, kind: u8, payload: &[u8]) -> Vec<u8> {
+    let size = (payload.len() as u32).to_be_bytes();
+    [&[kind], &channel.to_be_bytes()[..], &size, payload, &[END]].concat()
+}
+
+fn deliver() -> Vec<u8> {
+    frame(METHOD, &[&BASIC_DELIVER[..], b"\x01t\0\0\0\0\0\0\0\x07\x01\0\x01q"].concat())
+}
+
+/// The frames of a delivery, of which all but the first are those of a publish.
+fn delivery(properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
+    let mut published = Vec::new();
+    publish(&mut published, CHANNEL, ("q", true), properties, body, 4096);
+    let method = OVERHEAD + u32::from_be_bytes(published[3..7].try_into().unwrap()) as usize;
+    [&deliver(), &published[method..]].concat()
+}
+
+/// An entry of a headers table, of any type.
+fn entry() -> impl Strategy<Value = Vec<u8>> {
+    let long = |value: Vec<u8>| [&(value.len() as u32).to_be_bytes()[..], &value].concat();
+    let value = prop_oneof![
+        (prop::sample::select(&b"SxAF"[..]), vec(any::<u8>(), 0..20))
+            .prop_map(move |(kind, value)| [vec![kind], long(value)].concat()),
+        prop::sample::select(
+            &[("V", 0), ("tbB", 1), ("suU", 2), ("Iif", 4), ("D", 5), ("lLdT", 8)][..]
+        )
+        .prop_flat_map(|(kinds, length)| {
+            (prop::sample::select(kinds.as_bytes()), vec(any::<u8>(), length))
+        })
+        .prop_map(|(kind, value)| [vec![kind], value].concat()),
+    ];
+    ("[a-z]{0,20}", value)
+        .prop_map(|(name, value)| [&[name.len() as u8], name.as_bytes(), &value].concat())
+}

@@ -1,0 +1,81 @@
+//! The fields that methods, properties and tables consist of.
+
+/// Takes fields off the front of a payload; `None` where it is cut short.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl<'a> Fields<'a> {
+    pub(super) fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    pub(super) fn u8(&mut self) -> Option<u8> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    pub(super) fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_be_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_be_bytes)
+    }
+
+    /// A short string's bytes: its length is one byte.
+    pub(super) fn short(&mut self) -> Option<&'a [u8]> {
+        let length = self.u8()?;
+        self.take(length.into())
+    }
+
+    /// A short string as text, in which U+FFFD stands for what is not UTF-8.
+    pub(super) fn short_text(&mut self) -> Option<String> {
+        self.short().map(|text| String::from_utf8_lossy(text).into_owned())
+    }
+
+    /// What has its length before it in four bytes: a long string, a table, an array.
+    pub(super) fn long(&mut self) -> Option<&'a [u8]> {
+        let length = self.u32()?;
+        self.take(length as usize)
+    }
+
+    /// A value of a table. Its content is not looked into, so nesting costs nothing. `None` where
+    /// it is cut short, or of a type whose length is not known.
+    pub(super) fn value(&mut self, kind: u8) -> Option<&'a [u8]> {
+        match kind {
+            b'S' | b'x' | b'A' | b'F' => self.long(),
+            b'V' => self.take(0),
+            b't' | b'b' | b'B' => self.take(1),
+            b's' | b'u' | b'U' => self.take(2),
+            b'I' | b'i' | b'f' => self.take(4),
+            b'D' => self.take(5),
+            b'l' | b'L' | b'd' | b'T' => self.take(8),
+            _ => None,
+        }
+    }
+}
+
+/// Appends what `content` appends, with its length before it in four bytes.
+pub(super) fn append_long(out: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>)) {
+    let length_at = out.len();
+    out.extend_from_slice(&[0; 4]);
+    content(out);
+    let length = (out.len() - length_at - 4) as u32;
+    out[length_at..length_at + 4].copy_from_slice(&length.to_be_bytes());
+}
+
+/// Appends a short string. Every text that is sent as one is at most 255 bytes long: it arrived
+/// as a short string, or its length was checked when it was configured.
+pub(super) fn append_short(out: &mut Vec<u8>, text: &str) {
+    debug_assert!(text.len() <= 255, "{text:?} is too long for a short string");
+    out.push(text.len() as u8);
+    out.extend_from_slice(text.as_bytes());
+}

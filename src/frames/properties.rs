@@ -1,0 +1,135 @@
+//! The properties of a message.
+//!
+//! What a peer writes there reaches us byte for byte. A property that cannot be decoded is absent,
+//! and the message is delivered all the same: whoever gets it is at least able to answer.
+
+use super::fields::{Fields, append_long, append_short};
+
+/// The properties that this crate reads or writes; AMQP has a few more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Properties<'a> {
+    pub(crate) content_type: Option<&'a str>,
+    /// The entries of the headers table, as [`append_header`] writes and [`find_header`] reads
+    /// them. No entries is the same as no table.
+    pub(crate) headers: &'a [u8],
+    pub(crate) delivery_mode: Option<u8>,
+    pub(crate) correlation_id: Option<&'a str>,
+    pub(crate) reply_to: Option<&'a str>,
+    pub(crate) expiration: Option<&'a str>,
+    pub(crate) message_id: Option<&'a str>,
+    /// Seconds since 1970.
+    pub(crate) timestamp: Option<u64>,
+    pub(crate) type_: Option<&'a str>,
+    pub(crate) user_id: Option<&'a str>,
+    pub(crate) app_id: Option<&'a str>,
+}
+
+/// The bits of the flags that tell which properties are there. The properties stand in the order
+/// of their bits, the highest first.
+const CONTENT_TYPE: u16 = 1 << 15;
+const CONTENT_ENCODING: u16 = 1 << 14;
+const HEADERS: u16 = 1 << 13;
+const DELIVERY_MODE: u16 = 1 << 12;
+const PRIORITY: u16 = 1 << 11;
+const CORRELATION_ID: u16 = 1 << 10;
+const REPLY_TO: u16 = 1 << 9;
+const EXPIRATION: u16 = 1 << 8;
+const MESSAGE_ID: u16 = 1 << 7;
+const TIMESTAMP: u16 = 1 << 6;
+const TYPE: u16 = 1 << 5;
+const USER_ID: u16 = 1 << 4;
+const APP_ID: u16 = 1 << 3;
+
+impl<'a> Properties<'a> {
+    /// Decodes flags and properties. A property that is not what it should be is absent; behind
+    /// one that is cut short there are no others.
+    pub(super) fn decode(bytes: &'a [u8]) -> Properties<'a> {
+        let mut properties = Properties::default();
+        properties.fill(Fields(bytes));
+        properties
+    }
+
+    fn fill(&mut self, mut fields: Fields<'a>) -> Option<()> {
+        let flags = fields.u16()?;
+        let has = |bit| flags & bit != 0;
+        let text = |fields: &mut Fields<'a>, bit| -> Option<Option<&'a str>> {
+            Some(if has(bit) { std::str::from_utf8(fields.short()?).ok() } else { None })
+        };
+        self.content_type = text(&mut fields, CONTENT_TYPE)?;
+        text(&mut fields, CONTENT_ENCODING)?;
+        if has(HEADERS) {
+            self.headers = fields.long()?;
+        }
+        if has(DELIVERY_MODE) {
+            self.delivery_mode = Some(fields.u8()?);
+        }
+        if has(PRIORITY) {
+            fields.u8()?;
+        }
+        self.correlation_id = text(&mut fields, CORRELATION_ID)?;
+        self.reply_to = text(&mut fields, REPLY_TO)?;
+        self.expiration = text(&mut fields, EXPIRATION)?;
+        self.message_id = text(&mut fields, MESSAGE_ID)?;
+        if has(TIMESTAMP) {
+            self.timestamp = Some(fields.u64()?);
+        }
+        self.type_ = text(&mut fields, TYPE)?;
+        self.user_id = text(&mut fields, USER_ID)?;
+        self.app_id = text(&mut fields, APP_ID)?;
+        Some(())
+    }
+
+    pub(super) fn append(&self, out: &mut Vec<u8>) {
+        let flags_at = out.len();
+        out.extend_from_slice(&[0, 0]);
+        let mut flags = append_text(out, CONTENT_TYPE, self.content_type);
+        if !self.headers.is_empty() {
+            flags |= HEADERS;
+            append_long(out, |out| out.extend_from_slice(self.headers));
+        }
+        if let Some(mode) = self.delivery_mode {
+            flags |= DELIVERY_MODE;
+            out.push(mode);
+        }
+        flags |= append_text(out, CORRELATION_ID, self.correlation_id);
+        flags |= append_text(out, REPLY_TO, self.reply_to);
+        flags |= append_text(out, EXPIRATION, self.expiration);
+        flags |= append_text(out, MESSAGE_ID, self.message_id);
+        if let Some(seconds) = self.timestamp {
+            flags |= TIMESTAMP;
+            out.extend_from_slice(&seconds.to_be_bytes());
+        }
+        flags |= append_text(out, TYPE, self.type_);
+        flags |= append_text(out, USER_ID, self.user_id);
+        flags |= append_text(out, APP_ID, self.app_id);
+        out[flags_at..flags_at + 2].copy_from_slice(&flags.to_be_bytes());
+    }
+}
+
+/// Appends a text property if it is there, and returns its flag then.
+fn append_text(out: &mut Vec<u8>, flag: u16, text: Option<&str>) -> u16 {
+    text.map_or(0, |text| {
+        append_short(out, text);
+        flag
+    })
+}
+
+/// Appends an entry to a headers table.
+pub(crate) fn append_header(table: &mut Vec<u8>, name: &str, value: &str) {
+    append_short(table, name);
+    table.push(b'S');
+    append_long(table, |table| table.extend_from_slice(value.as_bytes()));
+}
+
+/// The text (`S`) that a headers table has under this name; `None` if it is of another type or
+/// not UTF-8, or if the table cannot be read as far as that.
+pub(crate) fn find_header<'a>(table: &'a [u8], name: &str) -> Option<&'a str> {
+    let mut fields = Fields(table);
+    loop {
+        let (key, kind) = (fields.short()?, fields.u8()?);
+        let value = fields.value(kind)?;
+        if key == name.as_bytes() {
+            return std::str::from_utf8(value).ok().filter(|_| kind == b'S');
+        }
+    }
+}
