@@ -13,10 +13,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use self::call::PendingReply;
+pub use self::call::{CallBuilder, PendingReply};
 use self::reconnector::Reconnector;
 use crate::broker::{Brokers, program};
+use crate::deadline::Deadline;
 use crate::error::{Error, Result};
+use crate::observation::{Observation, Observer};
 use crate::wire;
 
 /// A client of the servers on one request queue. Bytes go in, bytes come out.
@@ -33,7 +35,23 @@ use crate::wire;
 /// # Ok::<(), rabbitmq_rpc::Error>(())
 /// ```
 pub struct RpcClient {
+    shared: Arc<Shared>,
+    queue: Arc<str>,
+}
+
+/// What the clients on one connection share. The last of them closes it.
+struct Shared {
     reconnector: Arc<Reconnector>,
+}
+
+/// What the broker says of a queue: see [`RpcClient::queue`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueStatus {
+    /// How many workers take requests from it.
+    pub consumers: u32,
+    /// How many requests wait in it that no worker has.
+    pub messages: u32,
 }
 
 /// How a client calls.
@@ -52,6 +70,11 @@ pub struct ClientOptions {
     pub idempotent: bool,
     /// The requests' `content_type`: `application/octet-stream` unless set.
     pub content_type: String,
+    /// How often the server is to give a sign of life while it works on a request: never unless
+    /// set, and at least 100 ms. When it gave one and none follows for three intervals, or when
+    /// nobody serves the queue, the call ends with [`Error::ServerSilent`]. A server that knows
+    /// nothing of this, such as one of tutorial six, gives none, and the call has its deadline.
+    pub keep_alive: Option<Duration>,
 }
 
 impl Default for ClientOptions {
@@ -61,6 +84,7 @@ impl Default for ClientOptions {
             max_in_flight: 1024,
             idempotent: false,
             content_type: "application/octet-stream".into(),
+            keep_alive: None,
         }
     }
 }
@@ -73,32 +97,44 @@ impl RpcClient {
     /// anew by the next call.
     ///
     /// # Errors
-    /// [`Error::Unreachable`](crate::Error::Unreachable) if no broker takes the connection, [`Error::Refused`](crate::Error::Refused) if one
-    /// refuses the user, [`Error::Config`](crate::Error::Config) if the TLS files cannot be used.
+    /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one
+    /// refuses the user, [`Error::Config`] if the TLS files cannot be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ClientOptions) -> Result<RpcClient> {
         wire::check_queue(queue)?;
         wire::check_length("content type", &options.content_type)?;
         if options.max_in_flight == 0 {
             return Err(Error::Config("max_in_flight is at least 1".into()));
         }
+        wire::check_keep_alive(options.keep_alive)?;
         let config = Config {
             brokers,
             queue: queue.to_string(),
             options,
             app_id: program(),
             counters: Counters::default(),
+            observer: Observer::default(),
         };
-        let client = RpcClient { reconnector: Arc::new(Reconnector::new(config)) };
-        client.reconnector.first_session()?;
-        Ok(client)
+        let reconnector = Arc::new(Reconnector::new(config));
+        reconnector.first_session()?;
+        Ok(RpcClient { shared: Arc::new(Shared { reconnector }), queue: queue.into() })
+    }
+
+    /// A client of the servers on another queue, through the same connection and reply queue, with
+    /// the same options, counters and limit of calls in flight. Does not block.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there can be no queue of that name.
+    pub fn for_queue(&self, queue: &str) -> Result<RpcClient> {
+        wire::check_queue(queue)?;
+        Ok(RpcClient { shared: Arc::clone(&self.shared), queue: queue.into() })
     }
 
     /// Sends a request and waits for its reply, for at most [`ClientOptions::timeout`].
     ///
     /// # Errors
-    /// Every variant of [`Error`](crate::Error) except
-    /// [`Error::QueueRefused`](crate::Error::QueueRefused) and [`Error::BadReply`](crate::Error::BadReply);
-    /// [`Error::may_have_executed`](crate::Error::may_have_executed) tells whether it is safe to try again.
+    /// Every variant of [`Error`] except
+    /// [`Error::QueueRefused`] and [`Error::BadReply`];
+    /// [`Error::may_have_executed`] tells whether it is safe to try again.
     pub fn call(&self, body: impl Into<Vec<u8>>) -> Result<Vec<u8>> {
         self.send(body)?.wait()
     }
@@ -119,7 +155,7 @@ impl RpcClient {
     /// As [`RpcClient::call`]. The request may have been executed only if the broker stopped
     /// reading in the middle of it.
     pub fn send(&self, body: impl Into<Vec<u8>>) -> Result<PendingReply> {
-        self.send_timeout(body, self.reconnector.config.options.timeout)
+        self.request(body).send()
     }
 
     /// As [`RpcClient::send`], with a timeout of its own.
@@ -131,13 +167,34 @@ impl RpcClient {
         body: impl Into<Vec<u8>>,
         timeout: Duration,
     ) -> Result<PendingReply> {
-        PendingReply::send(&self.reconnector, body.into(), timeout)
+        self.request(body).timeout(timeout).send()
+    }
+
+    /// A call with options of its own.
+    pub fn request(&self, body: impl Into<Vec<u8>>) -> CallBuilder<'_> {
+        CallBuilder::new(self, body.into())
+    }
+
+    /// Asks the broker who serves the queue, and how many requests wait there. Blocks for at most
+    /// [`ClientOptions::timeout`].
+    ///
+    /// # Errors
+    /// [`Error::Unroutable`] if there is no such queue; otherwise as [`RpcClient::call`].
+    pub fn queue(&self) -> Result<QueueStatus> {
+        let deadline = Deadline::after(self.config().options.timeout);
+        self.reconnector().session(deadline)?.ask_about(&self.queue, deadline)
+    }
+
+    /// Calls `hook` after each call of this client, and of those made from it, on the thread that
+    /// learns the outcome. It should not block. There is one hook: the first that is set.
+    pub fn on_call(&self, hook: impl Fn(&Observation<'_>) + Send + Sync + 'static) {
+        self.config().observer.set(hook);
     }
 
     /// What has happened so far.
     pub fn counters(&self) -> ClientCounters {
-        let in_flight = self.reconnector.in_flight();
-        let counters = &self.reconnector.config.counters;
+        let in_flight = self.reconnector().in_flight();
+        let counters = &self.config().counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientCounters {
             calls: read(&counters.calls),
@@ -149,14 +206,23 @@ impl RpcClient {
         }
     }
 
-    /// Closes the connection; calls that are in flight end with [`Error::Closed`](crate::Error::Closed). Takes at most
-    /// two seconds, also if the broker does not answer. Dropping the client does the same.
+    /// Closes the connection, unless another client made by [`RpcClient::for_queue`] still uses it;
+    /// calls that are in flight end with [`Error::Closed`]. Blocks for at most two seconds, also if
+    /// the broker does not answer. Dropping the client does the same.
     pub fn close(self) {
         drop(self);
     }
+
+    fn reconnector(&self) -> &Arc<Reconnector> {
+        &self.shared.reconnector
+    }
+
+    fn config(&self) -> &Config {
+        &self.reconnector().config
+    }
 }
 
-impl Drop for RpcClient {
+impl Drop for Shared {
     fn drop(&mut self) {
         self.reconnector.close();
     }
@@ -165,9 +231,9 @@ impl Drop for RpcClient {
 impl fmt::Debug for RpcClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RpcClient")
-            .field("brokers", &self.reconnector.config.brokers)
-            .field("queue", &self.reconnector.config.queue)
-            .field("options", &self.reconnector.config.options)
+            .field("brokers", &self.config().brokers)
+            .field("queue", &self.queue)
+            .field("options", &self.config().options)
             .finish_non_exhaustive()
     }
 }
@@ -182,8 +248,8 @@ pub struct ClientCounters {
     pub replies: u64,
     /// Replies thrown away: too late, twice, or to no request of ours.
     pub late: u64,
-    /// Calls that ended with [`Error::TimedOut`](crate::Error::TimedOut) or
-    /// [`Error::Blocked`](crate::Error::Blocked).
+    /// Calls that ended with [`Error::TimedOut`] or
+    /// [`Error::Blocked`].
     pub timed_out: u64,
     /// Connections made after the first.
     pub reconnects: u64,
@@ -203,10 +269,12 @@ struct Counters {
 /// What stays the same from session to session.
 struct Config {
     brokers: Brokers,
+    /// The queue that the client was made for: others may have other queues.
     queue: String,
     options: ClientOptions,
     app_id: String,
     counters: Counters,
+    observer: Observer,
 }
 
 /// A panic cannot poison these locks: no code panics while it holds one.

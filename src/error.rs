@@ -58,6 +58,16 @@ pub enum Error {
         /// Whether the request had been sent when the deadline passed.
         sent: bool,
     },
+    /// The caller had asked for signs of life, and they stay away: no server works on the request
+    /// any more, as far as can be told.
+    ServerSilent {
+        /// The queue's name.
+        queue: String,
+        /// How long there was no sign.
+        after: Duration,
+        /// Whether the queue has no consumers: nobody serves it at present.
+        unserved: bool,
+    },
     /// The connection was lost after the request had been sent.
     ConnectionLost {
         /// What ended it.
@@ -84,11 +94,52 @@ impl Error {
             | Error::QueueRefused { .. }
             | Error::Unroutable { .. } => false,
             Error::Blocked { sent, .. } | Error::TimedOut { sent, .. } => *sent,
-            Error::ConnectionLost { .. }
+            Error::ServerSilent { .. }
+            | Error::ConnectionLost { .. }
             | Error::Remote(_)
             | Error::BadReply(_)
             | Error::Closed => true,
         }
+    }
+
+    /// The kind of error as a name for logs and metrics, such as `TIMED_OUT`; the status's name for
+    /// one that the server answered with.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Error::Config(_) => "CONFIG",
+            Error::Unreachable { .. } => "UNREACHABLE",
+            Error::Refused(_) => "REFUSED",
+            Error::QueueRefused { .. } => "QUEUE_REFUSED",
+            Error::Unroutable { .. } => "UNROUTABLE",
+            Error::Blocked { .. } => "BLOCKED",
+            Error::TimedOut { .. } => "TIMED_OUT",
+            Error::ServerSilent { .. } => "SERVER_SILENT",
+            Error::ConnectionLost { .. } => "CONNECTION_LOST",
+            Error::Remote(failure) => failure.status.name(),
+            Error::BadReply(_) => "BAD_REPLY",
+            Error::Closed => "CLOSED",
+        }
+    }
+}
+
+/// What a handler answers whose own call to another server failed: a failure of that server's
+/// goes on to the requester as it is.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        let status = match &error {
+            Error::Remote(failure) => return failure.clone(),
+            Error::TimedOut { .. } | Error::Blocked { .. } => Status::DeadlineExceeded,
+            Error::Unreachable { .. }
+            | Error::Unroutable { .. }
+            | Error::ServerSilent { .. }
+            | Error::ConnectionLost { .. }
+            | Error::Closed => Status::Unavailable,
+            Error::Config(_)
+            | Error::Refused(_)
+            | Error::QueueRefused { .. }
+            | Error::BadReply(_) => Status::Internal,
+        };
+        Failure::new(status, error.to_string())
     }
 }
 
@@ -114,6 +165,12 @@ impl fmt::Display for Error {
                 if *sent { "see whether the request was executed" } else { "try again" }
             ),
             Error::TimedOut { what, after, .. } => write!(f, "timed out after {after:?}: {what}"),
+            Error::ServerSilent { queue, after, unserved } => write!(
+                f,
+                "no sign of life for {after:?} from the server of queue {queue:?}{}; the request \
+                 may have been executed: try again only if that is safe",
+                if *unserved { ", which nobody serves now (start a server)" } else { "" }
+            ),
             Error::ConnectionLost { reason } => write!(
                 f,
                 "the connection was lost before the reply came ({reason}); the request may have \

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::broker::Brokers;
 use crate::client::{ClientOptions, PendingReply, RpcClient};
 use crate::error::{Error, Failure, Result, Status};
+use crate::wire::Request;
 
 /// A client of the Fibonacci service of
 /// [tutorial six](https://www.rabbitmq.com/tutorials/tutorial-six-python), with whichever server
@@ -121,17 +122,18 @@ impl PendingNumber {
 /// [`RpcServer::serve`](crate::RpcServer::serve).
 ///
 /// ```
-/// use rabbitmq_rpc::{Status, fibonacci};
+/// use rabbitmq_rpc::{Request, Status, fibonacci};
 ///
-/// assert_eq!(fibonacci::answer(b"7"), Ok(b"13".to_vec()));
-/// assert_eq!(fibonacci::answer(b"187").unwrap_err().status, Status::OutOfRange);
-/// assert_eq!(fibonacci::answer(b"seven").unwrap_err().status, Status::InvalidArgument);
+/// let answer = |body: &str| fibonacci::answer(&Request::new(body));
+/// assert_eq!(answer("7"), Ok("13".to_string()));
+/// assert_eq!(answer("187").unwrap_err().status, Status::OutOfRange);
+/// assert_eq!(answer("seven").unwrap_err().status, Status::InvalidArgument);
 /// ```
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` for what is no number, `OUT_OF_RANGE` for one above [`MAX_N`].
-pub fn answer(request: &[u8]) -> Result<Vec<u8>, Failure> {
-    Ok(fib(decode_request(request)?).to_string().into_bytes())
+pub fn answer(request: &Request) -> Result<String, Failure> {
+    Ok(fib(decode_request(request.body())?).to_string())
 }
 
 /// As [`answer`], by double recursion as tutorial six has it: a slow job on purpose. Each step of
@@ -139,8 +141,8 @@ pub fn answer(request: &[u8]) -> Result<Vec<u8>, Failure> {
 ///
 /// # Errors
 /// As [`answer`].
-pub fn answer_slowly(request: &[u8]) -> Result<Vec<u8>, Failure> {
-    Ok(fib_by_double_recursion(decode_request(request)?).to_string().into_bytes())
+pub fn answer_slowly(request: &Request) -> Result<String, Failure> {
+    Ok(fib_by_double_recursion(decode_request(request.body())?).to_string())
 }
 
 /// The largest `n` whose Fibonacci number fits into 128 bits.

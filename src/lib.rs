@@ -10,12 +10,12 @@
 //! The core moves bytes. [`RpcServer`] calls a closure for each request:
 //!
 //! ```no_run
-//! use rabbitmq_rpc::{Brokers, Failure, RpcServer, ServerOptions, Status};
+//! use rabbitmq_rpc::{Brokers, Failure, Request, RpcServer, ServerOptions, Status};
 //!
 //! let brokers = Brokers::parse("amqp://guest:guest@localhost")?;
 //! let server = RpcServer::connect(brokers, "upper_case", ServerOptions::default())?;
-//! server.serve(|request: &[u8]| match std::str::from_utf8(request) {
-//!     Ok(text) => Ok(text.to_uppercase().into_bytes()),
+//! server.serve(|request: &Request| match std::str::from_utf8(request.body()) {
+//!     Ok(text) => Ok(text.to_uppercase()),
 //!     Err(_) => Err(Failure::new(Status::InvalidArgument, "the request is not UTF-8")),
 //! })?;
 //! # Ok::<(), rabbitmq_rpc::Error>(())
@@ -118,14 +118,19 @@ mod deadline;
 mod error;
 pub mod fibonacci;
 mod frames;
+mod observation;
 mod server;
 mod wire;
 
 pub use broker::{Brokers, TlsFiles};
-pub use client::{ClientCounters, ClientOptions, PendingReply, RpcClient};
+pub use client::{
+    CallBuilder, ClientCounters, ClientOptions, PendingReply, QueueStatus, RpcClient,
+};
 pub use error::{Error, Failure, Result, Status};
 pub use fibonacci::{FibonacciRpcClient, PendingNumber};
+pub use observation::Observation;
 pub use server::{QueueType, RpcServer, Served, ServerCounters, ServerOptions, Stopper, Worker};
+pub use wire::{Reply, Request};
 
 /// The README's Rust, compiled as tests.
 #[cfg(doctest)]

@@ -3,6 +3,7 @@
 mod counters;
 mod direct;
 mod inbox;
+mod keep_alive;
 mod limit;
 mod queue;
 mod queue_monitor;
@@ -20,6 +21,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use self::counters::Counters;
 pub use self::counters::ServerCounters;
 use self::direct::DirectReplies;
+use self::keep_alive::KeepAlive;
 use self::limit::ReplyLimit;
 use self::supervisor::Supervisor;
 pub use self::worker::{Served, Worker};
@@ -27,19 +29,17 @@ use self::worker_pool::WorkerPool;
 use crate::broker::{Brokers, Connection, DataPlane, program};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
-use crate::wire;
+use crate::observation::{Observation, Observer};
+use crate::wire::{self, Reply, Request};
 
 /// A server of one request queue. Bytes come in, bytes go out.
 ///
 /// ```no_run
-/// use rabbitmq_rpc::{Brokers, Failure, RpcServer, ServerOptions, Status};
+/// use rabbitmq_rpc::{Brokers, Request, RpcServer, ServerOptions};
 ///
 /// let brokers = Brokers::parse("amqp://localhost")?;
 /// let server = RpcServer::connect(brokers, "upper_case", ServerOptions::default())?;
-/// server.serve(|request: &[u8]| match std::str::from_utf8(request) {
-///     Ok(text) => Ok(text.to_uppercase().into_bytes()),
-///     Err(_) => Err(Failure::new(Status::InvalidArgument, "the request is not UTF-8")),
-/// })?;
+/// server.serve(|request: &Request| Ok(request.body().to_ascii_uppercase()))?;
 /// # Ok::<(), rabbitmq_rpc::Error>(())
 /// ```
 pub struct RpcServer {
@@ -115,7 +115,9 @@ impl RpcServer {
             direct: DirectReplies::default(),
             reply_limit: ReplyLimit::default(),
             stalled_at: AtomicU64::new(u64::MAX),
-            stopper: Stopper::new(),
+            keep_alive: KeepAlive::default(),
+            observer: Observer::default(),
+            stop: Stop::new(),
         };
         let mut connection = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
         queue::ensure(&mut connection, &shared)?;
@@ -146,9 +148,10 @@ impl RpcServer {
     /// [`Error::TimedOut`] if requests were still in progress when the drain timeout was over:
     /// their threads go on, and the broker gives the requests to another server. What no further
     /// try can mend ends it too: [`Error::Refused`], [`Error::QueueRefused`], [`Error::Config`].
-    pub fn serve<H>(&self, handler: H) -> Result<()>
+    pub fn serve<H, R>(&self, handler: H) -> Result<()>
     where
-        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
+        H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
+        R: Into<Reply>,
     {
         let on_ready = lock(&self.on_ready).take();
         let workers = WorkerPool::spawn(&self.shared, handler)?;
@@ -181,9 +184,15 @@ impl RpcServer {
         supervisor::lend_a_worker(&self.shared, connection, work)
     }
 
-    /// What stops the server, from any thread.
+    /// Calls `hook` after each request, on the worker's thread. It should not block. There is one
+    /// hook: the first that is set.
+    pub fn on_request(&self, hook: impl Fn(&Observation<'_>) + Send + Sync + 'static) {
+        self.shared.observer.set(hook);
+    }
+
+    /// What stops the server and reads its counters, from any thread.
     pub fn stopper(&self) -> Stopper {
-        self.shared.stopper.clone()
+        Stopper(Arc::clone(&self.shared))
     }
 
     /// What has happened so far.
@@ -215,11 +224,45 @@ impl ServerOptions {
     }
 }
 
-/// Stops a server: it takes no further request, answers those in progress, gives back those it
-/// has not begun with, and [`RpcServer::serve`] returns.
+/// Stops a server, and reads its counters, from any thread, while another is in
+/// [`RpcServer::serve`]:
+///
+/// ```no_run
+/// # use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
+/// # let brokers = Brokers::parse("amqp://localhost")?;
+/// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
+/// let stopper = server.stopper();
+/// let serving = std::thread::spawn(move || server.serve(fibonacci::answer));
+/// // … whatever else the program does, calls to that server among it …
+/// println!("{} requests answered", stopper.counters().served);
+/// stopper.stop();
+/// serving.join().expect("serving does not panic")?;
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone)]
-pub struct Stopper(Arc<Stop>);
+pub struct Stopper(Arc<Shared>);
 
+impl Stopper {
+    /// Tells the server to stop: it takes no further request, answers those in progress, gives back
+    /// those it has not begun with, and [`RpcServer::serve`] returns. It stays stopped: `serve`
+    /// returns at once from then on. Does not block.
+    pub fn stop(&self) {
+        self.0.stop.stop();
+    }
+
+    /// As [`RpcServer::counters`].
+    pub fn counters(&self) -> ServerCounters {
+        self.0.counters.read()
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper").field("is_stopped", &self.0.stop.is_stopped()).finish()
+    }
+}
+
+/// Whether a server is to stop, and who has to learn it.
 struct Stop {
     is_stopped: AtomicBool,
     /// Taken out by the first to stop: the signal's other end then is disconnected, which every
@@ -230,50 +273,43 @@ struct Stop {
     data_planes: Mutex<Vec<Weak<DataPlane>>>,
 }
 
-impl Stopper {
-    fn new() -> Stopper {
+impl Stop {
+    fn new() -> Stop {
         let (sender, signal) = bounded(1);
-        Stopper(Arc::new(Stop {
+        Stop {
             is_stopped: AtomicBool::new(false),
             running: Mutex::new(Some(sender)),
             signal,
             data_planes: Mutex::default(),
-        }))
+        }
     }
 
-    /// Tells the server to stop. Does not block.
-    pub fn stop(&self) {
-        self.0.is_stopped.store(true, Ordering::SeqCst);
-        drop(lock(&self.0.running).take());
+    fn stop(&self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        drop(lock(&self.running).take());
         let data_planes: Vec<_> =
-            lock(&self.0.data_planes).iter().filter_map(Weak::upgrade).collect();
+            lock(&self.data_planes).iter().filter_map(Weak::upgrade).collect();
         data_planes.iter().for_each(|data_plane| data_plane.wake_all());
     }
 
     fn is_stopped(&self) -> bool {
-        self.0.is_stopped.load(Ordering::SeqCst)
+        self.is_stopped.load(Ordering::SeqCst)
     }
 
     /// Ready once the server is to stop.
     fn signal(&self) -> &Receiver<()> {
-        &self.0.signal
+        &self.signal
     }
 
     /// Has workers that wait on this connection learn of the stop.
     fn attach(&self, data_plane: &Arc<DataPlane>) {
-        let mut data_planes = lock(&self.0.data_planes);
+        let mut data_planes = lock(&self.data_planes);
         data_planes.retain(|other| other.strong_count() > 0);
         data_planes.push(Arc::downgrade(data_plane));
         drop(data_planes);
         if self.is_stopped() {
             data_plane.wake_all();
         }
-    }
-}
-
-impl fmt::Debug for Stopper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stopper").field("is_stopped", &self.is_stopped()).finish_non_exhaustive()
     }
 }
 
@@ -289,7 +325,9 @@ pub(crate) struct Shared {
     /// How many requests had been taken when the broker last gave the workers none of those that
     /// waited.
     stalled_at: AtomicU64,
-    stopper: Stopper,
+    keep_alive: KeepAlive,
+    observer: Observer,
+    stop: Stop,
 }
 
 /// A panic cannot poison these locks: no code panics while it holds one.

@@ -3,17 +3,33 @@
 //! It is RabbitMQ's tutorial six with additions that a program which does not know them can
 //! leave unread. Whatever is absent, foreign or undecodable is normal weather here.
 
+mod reply;
+mod request;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-use crate::error::{Error, Failure, Result, Status};
+pub use self::reply::Reply;
+pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
+pub use self::request::Request;
+use crate::error::{Error, Result};
 use crate::frames::{self, Message, Properties};
 
-/// The `type` of a reply that carries a [`Failure`].
-const ERROR: &str = "error";
-/// The header of such a reply that holds the status's name.
+/// What the names of this crate's own headers begin with.
+const OWN_PREFIX: &str = "rpc-";
+/// The header of an error reply that holds the status's name.
 const STATUS: &str = "rpc-status";
+/// The header of a request that tells when its caller stops waiting, in milliseconds since 1970.
+const DEADLINE: &str = "rpc-deadline";
+/// The header of a request that tells how often its caller wants a sign of life, in milliseconds.
+const KEEP_ALIVE: &str = "rpc-keep-alive";
+/// A server gives no more signs of life than this, whatever it is asked for.
+pub(crate) const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(100);
+/// The headers of W3C Trace Context and [Baggage](https://www.w3.org/TR/baggage/).
+pub(crate) const TRACEPARENT: &str = "traceparent";
+pub(crate) const TRACESTATE: &str = "tracestate";
+pub(crate) const BAGGAGE: &str = "baggage";
 /// AMQP's `delivery_mode` of a message that a broker need not keep through a restart: neither
 /// a request nor its reply outlives its caller.
 const TRANSIENT: u8 = 1;
@@ -27,6 +43,14 @@ pub(crate) fn check_queue(queue: &str) -> Result<()> {
         ));
     }
     check_length("queue's name", queue)
+}
+
+/// Refuses intervals that are of no use: the signs of life would be a load of their own.
+pub(crate) fn check_keep_alive(interval: Option<Duration>) -> Result<()> {
+    match interval.is_some_and(|interval| interval < SHORTEST_KEEP_ALIVE) {
+        true => Err(Error::Config(format!("keep_alive is at least {SHORTEST_KEEP_ALIVE:?}"))),
+        false => Ok(()),
+    }
 }
 
 /// Refuses a text that AMQP has no room for: a queue's name, a property.
@@ -56,9 +80,12 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) reply_to: &'a str,
     pub(crate) correlation_id: Uuid,
     /// Stays the same when a request is sent again under a new correlation id.
-    pub(crate) message_id: Uuid,
+    pub(crate) message_id: &'a str,
     pub(crate) content_type: &'a str,
     pub(crate) app_id: &'a str,
+    pub(crate) headers: &'a Headers,
+    /// How often the caller wants a sign of life.
+    pub(crate) keep_alive: Option<Duration>,
     /// How long the caller is going to wait: the broker drops the request after that, so that
     /// nobody works on what nobody waits for.
     pub(crate) remaining: Duration,
@@ -66,16 +93,27 @@ pub(crate) struct RequestHead<'a> {
 
 /// The frames of a request.
 pub(crate) fn encode_request(route: Route<'_>, head: &RequestHead<'_>, body: &[u8]) -> Vec<u8> {
-    let (mut correlation_id, mut message_id) = (Uuid::encode_buffer(), Uuid::encode_buffer());
+    let mut correlation_id = Uuid::encode_buffer();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let expiration = expiration(head.remaining);
+    let mut headers = Headers::default();
+    if expiration.is_some() {
+        let deadline = (now + head.remaining).as_millis();
+        headers.append_own(DEADLINE, &deadline.to_string());
+    }
+    if let Some(interval) = head.keep_alive {
+        headers.append_own(KEEP_ALIVE, &interval.as_millis().to_string());
+    }
+    headers.entries.extend_from_slice(head.headers.entries());
     let properties = Properties {
         content_type: Some(head.content_type),
+        headers: headers.entries(),
         delivery_mode: Some(TRANSIENT),
         correlation_id: Some(head.correlation_id.hyphenated().encode_lower(&mut correlation_id)),
         reply_to: Some(head.reply_to),
         expiration: expiration.as_deref(),
-        message_id: Some(head.message_id.hyphenated().encode_lower(&mut message_id)),
-        timestamp: Some(seconds_since_1970()),
+        message_id: Some(head.message_id),
+        timestamp: Some(now.as_secs()),
         app_id: Some(head.app_id),
         ..Default::default()
     };
@@ -95,10 +133,6 @@ fn encode(route: Route<'_>, properties: &Properties<'_>, body: &[u8]) -> Vec<u8>
 fn expiration(remaining: Duration) -> Option<String> {
     let milliseconds = u32::try_from(remaining.as_millis()).ok()?;
     Some(milliseconds.max(1).to_string())
-}
-
-fn seconds_since_1970() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Where the reply to a request goes, and under which id; a requester that gave no id gets none.
@@ -122,56 +156,93 @@ pub(crate) fn reply_address<'a>(
     }
 }
 
-/// The frames of a reply.
-pub(crate) fn encode_reply(
-    route: Route<'_>,
-    correlation_id: Option<&str>,
-    app_id: &str,
-    outcome: &Result<Vec<u8>, Failure>,
-) -> Vec<u8> {
-    let result = Properties {
-        delivery_mode: Some(TRANSIENT),
-        correlation_id,
-        app_id: Some(app_id),
-        ..Default::default()
-    };
-    match outcome {
-        Ok(body) => encode(route, &result, body),
-        Err(Failure { status, message }) => {
-            let mut headers = Vec::new();
-            frames::append_header(&mut headers, STATUS, status.name());
-            let failure = Properties {
-                type_: Some(ERROR),
-                content_type: Some("text/plain"),
-                headers: &headers,
-                ..result
-            };
-            encode(route, &failure, message.as_bytes())
-        }
-    }
-}
-
 /// The call that a message belongs to; `None` for an id that is none of ours.
 pub(crate) fn correlation_id(message: &Message) -> Option<Uuid> {
     Uuid::try_parse(message.properties().correlation_id?).ok()
 }
 
-/// What a reply says.
-pub(crate) fn decode_reply(reply: Message) -> Result<Vec<u8>> {
-    let properties = reply.properties();
-    if properties.type_ != Some(ERROR) {
-        return Ok(reply.body);
+/// The trace id in a `traceparent` of [W3C Trace Context](https://www.w3.org/TR/trace-context/),
+/// 3.2; `None` for one that is not as it should be.
+pub(crate) fn trace_id(traceparent: &str) -> Option<&str> {
+    let is_hex = |part: &str, length| {
+        part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let mut parts = traceparent.split('-');
+    let (version, trace, parent, flags) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    // A version above 00 may add parts.
+    let is_valid = is_hex(version, 2)
+        && version != "ff"
+        && (version != "00" || parts.next().is_none())
+        && is_hex(trace, 32)
+        && is_hex(parent, 16)
+        && is_hex(flags, 2)
+        && [trace, parent].iter().all(|id| id.bytes().any(|byte| byte != b'0'));
+    is_valid.then_some(trace)
+}
+
+/// The entries of a headers table, and the first reason why they cannot be sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Headers {
+    entries: Vec<u8>,
+    invalid: Option<Error>,
+}
+
+impl Headers {
+    /// Those of a message that has arrived.
+    fn received(entries: &[u8]) -> Headers {
+        Headers { entries: entries.to_vec(), invalid: None }
     }
-    let status = frames::find_header(properties.headers, STATUS);
-    let status = status.map_or(Status::Unknown, Status::from_name);
-    let message = String::from_utf8_lossy(&reply.body).into_owned();
-    Err(Error::Remote(Failure { status, message }))
+
+    /// Appends a header of the user's.
+    pub(crate) fn append(&mut self, name: &str, value: &str) {
+        let checked = match name {
+            "" => Err(Error::Config("a header's name is empty".into())),
+            name if name.starts_with(OWN_PREFIX) => Err(Error::Config(format!(
+                "the header {name:?} cannot be set: names that begin with {OWN_PREFIX:?} are this \
+                 crate's own"
+            ))),
+            name => check_length("header's name", name),
+        };
+        match checked {
+            Ok(()) => frames::append_header(&mut self.entries, name, value),
+            Err(error) => drop(self.invalid.get_or_insert(error)),
+        }
+    }
+
+    fn append_own(&mut self, name: &str, value: &str) {
+        frames::append_header(&mut self.entries, name, value);
+    }
+
+    pub(crate) fn entries(&self) -> &[u8] {
+        &self.entries
+    }
+
+    /// # Errors
+    /// [`Error::Config`] names what cannot be sent.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.invalid.clone().map_or(Ok(()), Err)
+    }
+
+    /// Whether they fit into a frame, with room for the other properties.
+    pub(crate) fn check_size(&self, frame_max: usize) -> Result<()> {
+        const OTHER_PROPERTIES: usize = 2048;
+        let size = self.entries.len();
+        match size + OTHER_PROPERTIES <= frame_max {
+            true => Ok(()),
+            false => Err(Error::Config(format!(
+                "the headers have {size} bytes; this broker takes {} at most",
+                frame_max - OTHER_PROPERTIES
+            ))),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frames::{Decoder, Incoming};
+    use crate::error::{Failure, Status};
+    use crate::frames::{Decoder, Delivery, Incoming};
 
     const ROUTE: Route<'_> =
         Route { channel: 3, queue: "rpc_queue", mandatory: true, frame_max: 4096 };
@@ -196,12 +267,16 @@ mod tests {
 
     #[test]
     fn request_names_where_the_reply_goes() {
+        let mut headers = Headers::default();
+        headers.append("tenant", "7");
         let head = RequestHead {
             reply_to: "amq.gen-7",
             correlation_id: Uuid::from_u128(7),
-            message_id: Uuid::from_u128(8),
+            message_id: "order-17",
             content_type: "text/plain",
             app_id: "test",
+            headers: &headers,
+            keep_alive: Some(Duration::from_secs(1)),
             remaining: Duration::from_micros(1500),
         };
         let large = vec![b'7'; 10_000];
@@ -211,7 +286,10 @@ mod tests {
         let address = reply_address(&properties, "rpc_queue").unwrap();
         assert_eq!(address.reply_to, "amq.gen-7");
         assert_eq!(address.correlation_id, Some(&*Uuid::from_u128(7).to_string()));
-        assert_eq!(properties.message_id, Some(&*Uuid::from_u128(8).to_string()));
+        assert_eq!(properties.message_id, Some("order-17"));
+        let header = |name| frames::find_header(properties.headers, name);
+        assert_eq!((header("tenant"), header(KEEP_ALIVE)), (Some("7"), Some("1000")));
+        assert!(header(DEADLINE).unwrap().parse::<u64>().unwrap() > 1_600_000_000_000);
         assert_eq!(properties.content_type, Some("text/plain"));
         assert_eq!(properties.app_id, Some("test"));
         assert_eq!(properties.expiration, Some("1"));
@@ -237,10 +315,10 @@ mod tests {
     fn result_goes_bare_and_failure_with_its_status() {
         let id = Uuid::from_u128(7);
         let good =
-            deliver(&encode_reply(ROUTE, Some(&id.to_string()), "test", &Ok(b"13".to_vec())));
+            deliver(&encode_reply(ROUTE, Some(&id.to_string()), "test", &Ok(Reply::from("13"))));
         assert_eq!((good.properties().type_, good.properties().headers), (None, &b""[..]));
         assert_eq!(correlation_id(&good), Some(id));
-        assert_eq!(decode_reply(good), Ok(b"13".to_vec()));
+        assert_eq!(decode_reply(good), Ok(Reply::from("13")));
 
         let failure = Failure::new(Status::OutOfRange, "too large");
         let bad = deliver(&encode_reply(ROUTE, None, "test", &Err(failure.clone())));
@@ -250,10 +328,70 @@ mod tests {
 
     #[test]
     fn foreign_error_reply_has_an_unknown_status() {
-        let error = Properties { type_: Some(ERROR), ..Default::default() };
+        let error = Properties { type_: Some("error"), ..Default::default() };
         let expected = Failure::new(Status::Unknown, "\u{fffd}!");
         assert_eq!(decode_reply(reply(&error, b"\xff!")), Err(Error::Remote(expected)));
         let foreign = Properties { correlation_id: Some("7"), ..Default::default() };
         assert_eq!(correlation_id(&reply(&foreign, b"")), None);
+    }
+
+    #[test]
+    fn remaining_is_the_least_that_deadline_and_expiration_tell() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let remaining = |expiration, deadline: Option<Duration>| {
+            let mut headers = Headers::default();
+            if let Some(deadline) = deadline {
+                headers.append_own(DEADLINE, &deadline.as_millis().to_string());
+            }
+            let (expiration, headers) = (Some(expiration), headers.entries());
+            let message = reply(&Properties { expiration, headers, ..Default::default() }, b"7");
+            let delivery = Delivery { tag: 1, redelivered: false, message };
+            let request = Request::from_delivery(delivery, std::time::Instant::now());
+            request.remaining().map(|remaining| remaining.as_secs_f64().round())
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(remaining("8000", None), Some(8.0));
+        assert_eq!(remaining("8000", Some(now + 3 * second)), Some(3.0), "5 s on the way");
+        assert_eq!(remaining("8000", Some(now + 99 * second)), Some(8.0), "a clock in advance");
+        assert_eq!(remaining("8000", Some(now - 99 * second)), Some(8.0), "a clock behind");
+        assert_eq!(remaining("soon", Some(now + second)), None);
+        assert_eq!(remaining("0", None), Some(0.0));
+        assert!(Request::new("7").remaining().is_none() && !Request::new("7").is_abandoned());
+    }
+
+    #[test]
+    fn trace_id_is_read_from_a_valid_traceparent_only() {
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        for (traceparent, found) in [
+            (format!("00-{id}-00f067aa0ba902b7-01"), true),
+            (format!("cc-{id}-00f067aa0ba902b7-01-more"), true),
+            (format!("00-{id}-00f067aa0ba902b7-01-more"), false),
+            (format!("ff-{id}-00f067aa0ba902b7-01"), false),
+            (format!("00-{id}-0000000000000000-01"), false),
+            (format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)), false),
+            (format!("00-{}-00f067aa0ba902b7-01", id.to_uppercase()), false),
+            (format!("00-{id}-00f067aa0ba902b7"), false),
+            ("x".repeat(1_000_000), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(trace_id(&traceparent).is_some_and(|found| found == id), found);
+        }
+    }
+
+    #[test]
+    fn headers_that_cannot_be_sent_are_named() {
+        for (name, named) in
+            [("", "empty"), ("rpc-status", "own"), (&*"n".repeat(256), "256 bytes")]
+        {
+            let mut headers = Headers::default();
+            headers.append(name, "7");
+            headers.append("fine", "7");
+            let error = headers.check().unwrap_err().to_string();
+            assert!(error.contains(named), "{error}");
+        }
+        let mut headers = Headers::default();
+        headers.append("large", &"7".repeat(8192));
+        assert!(headers.check_size(4096).unwrap_err().to_string().contains("8203 bytes"));
+        assert_eq!(headers.check_size(16384), Ok(()));
     }
 }

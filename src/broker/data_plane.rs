@@ -48,8 +48,9 @@ pub(crate) enum Event {
         channel: u16,
         delivery: Delivery,
     },
-    /// A mandatory message that the broker could not route, with its reason.
+    /// A mandatory message for this queue that the broker could not route, for this reason.
     Return {
+        queue: String,
         reason: String,
         message: Message,
     },
@@ -235,7 +236,9 @@ impl DataPlane {
             Incoming::Delivery { channel, delivery } => {
                 self.handle(Event::Delivery { channel, delivery });
             }
-            Incoming::Return { reason, message } => self.handle(Event::Return { reason, message }),
+            Incoming::Return { queue, reason, message } => {
+                self.handle(Event::Return { queue, reason, message });
+            }
             Incoming::Control { frame, notice } => {
                 match notice {
                     None => {}

@@ -65,9 +65,8 @@ impl Dispatcher {
     pub(super) fn dispatch(&self, data_plane: &DataPlane, event: Event) {
         match event {
             Event::Delivery { delivery, .. } => self.route_reply(data_plane, delivery.message),
-            Event::Return { message, .. } => {
+            Event::Return { queue, message, .. } => {
                 if let Some(id) = wire::correlation_id(&message) {
-                    let queue = self.config.queue.clone();
                     let unroutable = Err(Error::Unroutable { queue });
                     self.pending.settle(id, unroutable, |waiter| data_plane.notify(waiter));
                 }
@@ -91,6 +90,9 @@ impl Dispatcher {
         let id = wire::correlation_id(&reply);
         if id == Some(PROBE) {
             return self.publish_verified.store(true, Ordering::Relaxed);
+        }
+        if wire::is_sign_of_life(&reply) {
+            return id.into_iter().for_each(|id| self.pending.note_sign_of_life(id));
         }
         let notify = |waiter: &_| data_plane.notify(waiter);
         let is_ours =

@@ -6,11 +6,9 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::call::Outcome;
 use crate::broker::Waiter;
 use crate::error::{Error, Result};
-
-/// What a call ends with.
-pub(crate) type Outcome = Result<Vec<u8>>;
 
 /// The calls by their correlation ids, at most `limit` at once. A call past its deadline does not
 /// count, whether or not anybody waits for it.
@@ -37,15 +35,17 @@ struct Table {
 }
 
 struct Registered {
-    call: Arc<Call>,
+    slot: Arc<CallSlot>,
     deadline: Instant,
 }
 
 /// What a caller and the reader of the socket share of one call.
 #[derive(Default)]
-pub(crate) struct Call {
+pub(crate) struct CallSlot {
     pub(crate) waiter: Arc<Waiter>,
     outcome: Mutex<Option<Outcome>>,
+    /// When the server gave the last sign of life, if it has given any.
+    last_sign: Mutex<Option<Instant>>,
 }
 
 /// Why a call was not registered.
@@ -57,13 +57,17 @@ pub(crate) enum NotRegistered {
     Ended,
 }
 
-impl Call {
+impl CallSlot {
     pub(crate) fn has_outcome(&self) -> bool {
         lock(&self.outcome).is_some()
     }
 
     pub(crate) fn take_outcome(&self) -> Option<Outcome> {
         lock(&self.outcome).take()
+    }
+
+    pub(crate) fn last_sign(&self) -> Option<Instant> {
+        *lock(&self.last_sign)
     }
 }
 
@@ -76,7 +80,7 @@ impl PendingCalls {
     pub(crate) fn register(
         &self,
         id: Uuid,
-        call: &Arc<Call>,
+        slot: &Arc<CallSlot>,
         deadline: Instant,
     ) -> Result<(), NotRegistered> {
         let mut table = self.lock();
@@ -89,7 +93,7 @@ impl PendingCalls {
                 return Err(NotRegistered::Full(earliest));
             }
         }
-        table.calls.insert(id, Registered { call: Arc::clone(call), deadline });
+        table.calls.insert(id, Registered { slot: Arc::clone(slot), deadline });
         table.earliest = Some(table.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
         table.unanswered.get_or_insert_with(Instant::now);
         Ok(())
@@ -118,13 +122,22 @@ impl PendingCalls {
     pub(crate) fn settle(&self, id: Uuid, outcome: Outcome, notify: impl Fn(&Arc<Waiter>)) -> bool {
         let mut table = self.lock();
         (table.unanswered, table.suspect) = (None, false);
-        let Some(Registered { call, .. }) = table.calls.remove(&id) else { return false };
+        let Some(Registered { slot, .. }) = table.calls.remove(&id) else { return false };
         let next = self.next_for_room(&table);
         drop(table);
-        *lock(&call.outcome) = Some(outcome);
-        notify(&call.waiter);
+        *lock(&slot.outcome) = Some(outcome);
+        notify(&slot.waiter);
         next.iter().for_each(notify);
         true
+    }
+
+    /// Notes a sign of life from the server that works on a call.
+    pub(crate) fn note_sign_of_life(&self, id: Uuid) {
+        let mut table = self.lock();
+        (table.unanswered, table.suspect) = (None, false);
+        if let Some(Registered { slot, .. }) = table.calls.get(&id) {
+            *lock(&slot.last_sign) = Some(Instant::now());
+        }
     }
 
     /// Takes out a call that nobody waits for any more. Returns who may have room now.
@@ -159,9 +172,9 @@ impl PendingCalls {
         let waiting = self.retire(error.clone());
         waiting.iter().for_each(&notify);
         let calls = std::mem::take(&mut self.lock().calls);
-        for Registered { call, .. } in calls.into_values() {
-            *lock(&call.outcome) = Some(Err(error.clone()));
-            notify(&call.waiter);
+        for Registered { slot, .. } in calls.into_values() {
+            *lock(&slot.outcome) = Some(Err(error.clone()));
+            notify(&slot.waiter);
         }
     }
 

@@ -171,12 +171,6 @@ impl Reconnector {
             _ => retired,
         }
     }
-
-    pub(super) fn count(&self, error: &Error) {
-        if let Error::TimedOut { .. } | Error::Blocked { .. } = error {
-            self.config.counters.timed_out.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 }
 
 impl State {

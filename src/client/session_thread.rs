@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 use std::{io, thread};
 
 use amiquip::{Channel, ConsumerOptions, QueueDeclareOptions};
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, bounded, unbounded};
 
-use super::Config;
 use super::dispatcher::{Channels, Dispatcher, PROBE};
-use super::session::{Order, QueueStatus, Session};
-use crate::broker::{Connection, reason};
+use super::session::{Order, Session};
+use super::{Config, QueueStatus};
+use crate::broker::{Connection, closed_channel};
 use crate::deadline::Deadline;
-use crate::error::Result;
-use crate::wire::{self, Route};
+use crate::error::{Error, Result};
+use crate::wire::{self, Reply, Route};
 
 /// Connects in a thread of its own, beginning with the broker at `first`; reports the broker to
 /// begin with the next time and what came of it, and keeps the session until it ends. `again` says
@@ -148,7 +148,7 @@ fn send_probe(
         frame_max: data_plane.frame_max(),
     };
     let probe =
-        wire::encode_reply(route, Some(&PROBE.to_string()), &config.app_id, &Ok(Vec::new()));
+        wire::encode_reply(route, Some(&PROBE.to_string()), &config.app_id, &Ok(Reply::default()));
     let soon = Deadline::after(config.brokers.connect_timeout);
     data_plane
         .write(route.channel, &probe, soon.at)
@@ -156,25 +156,26 @@ fn send_probe(
 }
 
 fn serve_orders(config: &Config, connection: &mut Connection, orders: &Receiver<Order>) {
-    while let Ok(Order::Inspect(answer)) = orders.recv() {
-        inspect(config, connection, &answer);
+    while let Ok(Order::Inspect { queue, answer }) = orders.recv() {
+        // Whoever asked may have stopped waiting.
+        let _ = answer.send(inspect(config, connection, &queue));
     }
 }
 
-/// A broker that does not answer for as long as connecting may take is left.
-fn inspect(config: &Config, connection: &mut Connection, answer: &Sender<QueueStatus>) {
+/// Asks the broker about a queue. One that does not answer for as long as connecting may take is
+/// left.
+fn inspect(config: &Config, connection: &mut Connection, queue: &str) -> Result<QueueStatus> {
     let data_plane = Arc::clone(&connection.data_plane);
     let _limit = data_plane.time_limit(config.brokers.connect_timeout);
     let asked = connection.open_channel().and_then(|channel| {
-        let queue = channel.queue_declare_passive(config.queue.as_str())?;
+        let found = channel.queue_declare_passive(queue)?;
         Ok(QueueStatus {
-            consumers: queue.declared_consumer_count().unwrap_or(0),
-            messages: queue.declared_message_count().unwrap_or(0),
+            consumers: found.declared_consumer_count().unwrap_or(0),
+            messages: found.declared_message_count().unwrap_or(0),
         })
     });
-    match asked {
-        // Whoever asked may have stopped waiting.
-        Ok(status) => drop(answer.send(status)),
-        Err(error) => log::debug!("asking about the request queue: {}", reason(&error)),
-    }
+    asked.map_err(|error| match closed_channel(&error) {
+        Some(close) if close.code == 404 => Error::Unroutable { queue: queue.to_string() },
+        _ => connection.endpoint.explain(&error, "ask about the request queue"),
+    })
 }

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::lock;
-use super::session::{Inspected, Order, QueueStatus, Session};
+use super::session::{Inspected, Order, Session};
+use super::{QueueStatus, lock};
 use crate::deadline::Deadline;
-use crate::error::Error;
+use crate::error::{Error, Result};
 
 /// How long to ask the broker about a queue from which no reply came.
 const INSPECTING: Duration = Duration::from_millis(200);
@@ -25,14 +25,14 @@ impl Session {
     /// leader, for up to 65 s, and holds back all behind it; if one is lost on its way to a leader
     /// that dies, those behind it wait for that one. Without confirms nobody is told
     /// (`rabbit_fifo_client.erl`).
-    pub(crate) fn explain_silence(&self, deadline: Deadline) -> Error {
+    pub(crate) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
         let after = deadline.timeout;
         if let Some(reason) = lock(&self.dispatcher.blocked).clone() {
             return Error::Blocked { reason, after, sent: true };
         }
-        let mut what = format!("no reply from queue {:?}", self.config.queue);
-        let found = self.inspect();
-        if let Some(QueueStatus { consumers, messages }) = found {
+        let mut what = format!("no reply from queue {queue:?}");
+        let found = self.inspect(queue);
+        if let Ok(QueueStatus { consumers, messages }) = found {
             let advice = match consumers {
                 0 => "start a server",
                 _ => "allow more time, or start more servers",
@@ -40,26 +40,39 @@ impl Session {
             what += &format!(" ({consumers} consumers, {messages} messages waiting); {advice}");
         }
         // Where nobody serves, another session would hear nothing either.
-        if found.is_none_or(|status| status.consumers > 0) {
+        if found.map_or(true, |status| status.consumers > 0) {
             self.dispatcher.pending.suspect_after(SILENCE);
         }
         Error::TimedOut { what, after, sent: true }
     }
 
-    /// What the broker says of the request queue. Callers that ask at the same time share the
-    /// answer.
-    fn inspect(&self) -> Option<QueueStatus> {
+    /// What the broker says of a queue. Callers that ask within a second share the answer. Blocks for
+    /// at most 200 ms.
+    pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
         let mut inspected = lock(&self.inspected);
-        match *inspected {
-            Some(Inspected { at, found }) if at.elapsed() < INSPECTED_LATELY => found,
+        match inspected.get(queue) {
+            Some(Inspected { at, found }) if at.elapsed() < INSPECTED_LATELY => found.clone(),
             _ => {
-                let (sender, answer) = bounded(1);
-                let is_sent = self.dispatcher.orders.send(Order::Inspect(sender)).is_ok();
-                let found = is_sent.then(|| answer.recv_timeout(INSPECTING).ok()).flatten();
-                *inspected = Some(Inspected { at: Instant::now(), found });
+                let found = self.ask_about(queue, Deadline::after(INSPECTING));
+                let lately = Inspected { at: Instant::now(), found: found.clone() };
+                inspected.insert(queue.to_string(), lately);
                 found
             }
         }
+    }
+
+    /// What the broker says of a queue now. Blocks until the deadline at most.
+    pub(crate) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
+        let (answer, answered) = bounded(1);
+        let order = Order::Inspect { queue: queue.to_string(), answer };
+        let _ = self.dispatcher.orders.send(order);
+        answered.recv_deadline(deadline.at).unwrap_or_else(|_| {
+            Err(self.ended().unwrap_or_else(|| Error::TimedOut {
+                what: format!("no answer from {} about a queue", self.dispatcher.endpoint),
+                after: deadline.timeout,
+                sent: false,
+            }))
+        })
     }
 
     /// Whether requests may be lost here: calls have timed out, and still nothing has come back.

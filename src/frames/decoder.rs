@@ -41,8 +41,9 @@ pub(crate) enum Incoming<'a> {
         channel: u16,
         delivery: Delivery,
     },
-    /// A mandatory message that the broker could not route, with its reason.
+    /// A mandatory message for this queue that the broker could not route, for this reason.
     Return {
+        queue: String,
         reason: String,
         message: Message,
     },
@@ -100,7 +101,7 @@ struct Unfinished {
 #[derive(Debug)]
 enum Kind {
     Delivery { tag: u64, redelivered: bool },
-    Return { reason: String },
+    Return { queue: String, reason: String },
 }
 
 /// RabbitMQ's default, which also holds until the broker has told its limit.
@@ -185,7 +186,7 @@ impl Decoder {
                         let delivery = Delivery { tag, redelivered, message };
                         Incoming::Delivery { channel, delivery }
                     }
-                    Kind::Return { reason } => Incoming::Return { reason, message },
+                    Kind::Return { queue, reason } => Incoming::Return { queue, reason, message },
                 }));
             }
         }
@@ -219,6 +220,11 @@ impl fmt::Display for Close {
 }
 
 impl Message {
+    /// A message without properties.
+    pub(crate) fn bare(body: Vec<u8>) -> Message {
+        Message { properties: Vec::new(), body }
+    }
+
     pub(crate) fn properties(&self) -> Properties<'_> {
         Properties::decode(&self.properties)
     }
@@ -245,7 +251,9 @@ fn begin_content(channel: u16, payload: &[u8]) -> Option<Unfinished> {
         }
         BASIC_RETURN => {
             let _code = fields.u16()?;
-            Kind::Return { reason: fields.short_text()? }
+            let reason = fields.short_text()?;
+            let _exchange = fields.short()?;
+            Kind::Return { queue: fields.short_text()?, reason }
         }
         _ => return None,
     };

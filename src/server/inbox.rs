@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
@@ -9,7 +10,8 @@ use super::Shared;
 use super::counters::add;
 use super::worker_pool::{SessionEvent, WorkerEvent};
 use crate::broker::{DataPlane, Event, Waiter};
-use crate::frames::{Close, Delivery};
+use crate::frames::Close;
+use crate::wire::{self, Request};
 
 /// The inboxes of one connection's workers, by the numbers of their channels.
 pub(crate) struct Inboxes {
@@ -26,7 +28,8 @@ pub(crate) struct Inbox {
 
 #[derive(Default)]
 struct InboxState {
-    deliveries: VecDeque<Delivery>,
+    /// Requests and their delivery tags.
+    requests: VecDeque<(u64, Request)>,
     closed: Option<ChannelEnd>,
 }
 
@@ -70,13 +73,18 @@ impl Inboxes {
             Event::Delivery { channel, delivery } => {
                 let Some(inbox) = self.inbox(channel) else { return };
                 let prefetch = usize::from(self.shared.options.prefetch);
+                let tag = delivery.tag;
+                let request = Request::from_delivery(delivery, Instant::now());
                 let mut state = inbox.lock();
-                state.deliveries.push_back(delivery);
-                if prefetch > 0 && state.deliveries.len() > prefetch {
+                state.requests.push_back((tag, request));
+                if prefetch > 0 && state.requests.len() > prefetch {
                     data_plane.cut("the broker sent more requests than the prefetch allows");
                 }
                 drop(state);
                 data_plane.notify(&inbox.waiter);
+            }
+            Event::Return { queue, message, .. } if wire::is_sign_of_life(&message) => {
+                self.shared.keep_alive.sign_returned(&queue, &message);
             }
             Event::Return { reason, .. } => {
                 add(&self.shared.counters.returned);
@@ -112,22 +120,21 @@ impl Inbox {
     /// Whether something has arrived.
     pub(crate) fn is_ready(&self) -> bool {
         let state = self.lock();
-        state.closed.is_some() || !state.deliveries.is_empty()
+        state.closed.is_some() || !state.requests.is_empty()
     }
 
-    /// The next delivery, or why there are no more.
-    pub(crate) fn take(&self) -> Result<Option<Delivery>, ChannelEnd> {
+    /// The next request with its delivery tag, or why there are no more.
+    pub(crate) fn take(&self) -> Result<Option<(u64, Request)>, ChannelEnd> {
         let mut state = self.lock();
         match state.closed.clone() {
             Some(end) => Err(end),
-            None => Ok(state.deliveries.pop_front()),
+            None => Ok(state.requests.pop_front()),
         }
     }
 
-    /// Takes out the deliveries that nobody has begun with, and returns the tag of the last.
+    /// Takes out the requests that nobody has begun with, and returns the tag of the last.
     pub(crate) fn discard(&self) -> Option<u64> {
-        let last = self.lock().deliveries.drain(..).next_back();
-        last.map(|delivery| delivery.tag)
+        self.lock().requests.drain(..).next_back().map(|(tag, _)| tag)
     }
 
     fn lock(&self) -> MutexGuard<'_, InboxState> {

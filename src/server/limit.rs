@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::{Failure, Result, Status};
 use crate::frames::Close;
+use crate::wire::Reply;
 
 pub(crate) struct ReplyLimit(AtomicUsize);
 
@@ -29,14 +30,14 @@ impl ReplyLimit {
         }
     }
 
-    pub(crate) fn apply(&self, outcome: Result<Vec<u8>, Failure>) -> Result<Vec<u8>, Failure> {
+    pub(crate) fn apply(&self, outcome: Result<Reply, Failure>) -> Result<Reply, Failure> {
         let limit = self.0.load(Ordering::Relaxed);
         match outcome {
-            Ok(body) if body.len() > limit => Err(Failure::new(
+            Ok(reply) if reply.body().len() > limit => Err(Failure::new(
                 Status::ResourceExhausted,
                 format!(
                     "the reply of {} bytes is larger than the broker takes: {limit}",
-                    body.len()
+                    reply.body().len()
                 ),
             )),
             outcome => outcome,

@@ -53,7 +53,7 @@ impl Supervisor {
         let mut connected = first.map(Ok);
         let mut broker = 0;
         let mut tries = 0;
-        while !self.shared.stopper.is_stopped() {
+        while !self.shared.stop.is_stopped() {
             let began = Instant::now();
             let mut longest = Duration::from_secs(5);
             let error = match connected.take().or_else(|| self.connect_unless_stopped(broker)) {
@@ -81,7 +81,7 @@ impl Supervisor {
             tries = if began.elapsed() < STEADY { tries + 1 } else { 1 };
             let wait = backoff(tries, Duration::from_millis(100), longest);
             log::warn!("{error}; trying again in {wait:.1?}");
-            let _ = self.shared.stopper.signal().recv_timeout(wait);
+            let _ = self.shared.stop.signal().recv_timeout(wait);
         }
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Supervisor {
         }
         select! {
             recv(connected) -> result => result.ok(),
-            recv(self.shared.stopper.signal()) -> _ => None,
+            recv(self.shared.stop.signal()) -> _ => None,
         }
     }
 
@@ -111,12 +111,12 @@ impl Supervisor {
         self.session += 1;
         let (inboxes, _monitor) = match self.set_up(connection) {
             Ok(set_up) => set_up,
-            Err(_) if self.shared.stopper.is_stopped() => return SessionEnd::ToldToStop,
+            Err(_) if self.shared.stop.is_stopped() => return SessionEnd::ToldToStop,
             Err(error) => return SessionEnd::Failed(error),
         };
         loop {
             let end = select! {
-                recv(self.shared.stopper.signal()) -> _ => Some(SessionEnd::ToldToStop),
+                recv(self.shared.stop.signal()) -> _ => Some(SessionEnd::ToldToStop),
                 recv(self.workers.events) -> event => match event {
                     Ok(event) => self.take(event, connection, &inboxes),
                     Err(_) => Some(SessionEnd::ToldToStop),
@@ -139,7 +139,7 @@ impl Supervisor {
         for _ in 0..self.shared.options.workers {
             self.workers.assign(self.assignment(connection, &inboxes)?);
         }
-        self.shared.stopper.attach(&data_plane);
+        self.shared.stop.attach(&data_plane);
         Ok((inboxes, monitor(&self.shared, connection)?))
     }
 
@@ -282,7 +282,7 @@ pub(crate) fn lend_a_worker<T>(
     let assignment = assignment(0, &mut connection, &inboxes)?;
     let _monitor = monitor(shared, &mut connection)?;
     drop(limit);
-    shared.stopper.attach(&data_plane);
+    shared.stop.attach(&data_plane);
     let worker = Worker::begin(shared, &assignment).map_err(|reason| match reason {
         StopReason::Channel(error) | StopReason::Connection(error) => error,
         StopReason::Stopped => Error::Closed,

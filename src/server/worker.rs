@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use amiquip::{Consumer, ConsumerOptions};
@@ -10,17 +11,19 @@ use super::Shared;
 use super::counters::add;
 use super::direct::{self, ReplyOutcome};
 use super::inbox::ChannelEnd;
+use super::keep_alive::KeepAlive;
 use super::worker_pool::Assignment;
 use crate::broker::{CLOSING, WriteError, reason};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{self, Delivery};
-use crate::wire::{self, ReplyAddress, Route};
+use crate::frames;
+use crate::observation::Observation;
+use crate::wire::{self, Reply, ReplyAddress, Request, Route};
 
 /// Takes requests from the queue and answers them, on the thread that it was made on. Dropping
 /// it gives back the requests that it holds and has not answered.
 pub struct Worker<'a> {
-    shared: &'a Shared,
+    shared: &'a Arc<Shared>,
     assignment: &'a Assignment,
     channel_id: u16,
     consumer: Consumer<'a>,
@@ -51,7 +54,7 @@ impl<'a> Worker<'a> {
     /// Begins to consume. Blocks until the broker answers, for at most the time that connecting
     /// may take.
     pub(crate) fn begin(
-        shared: &'a Shared,
+        shared: &'a Arc<Shared>,
         assignment: &'a Assignment,
     ) -> Result<Worker<'a>, StopReason> {
         let Assignment { endpoint, data_plane, channel, .. } = assignment;
@@ -82,12 +85,13 @@ impl<'a> Worker<'a> {
     ///
     /// # Errors
     /// [`Error::Unreachable`] if the connection is lost.
-    pub fn serve_one<H>(&self, handler: H, timeout: Duration) -> Result<Served>
+    pub fn serve_one<H, R>(&self, handler: H, timeout: Duration) -> Result<Served>
     where
-        H: FnOnce(&[u8]) -> Result<Vec<u8>, Failure>,
+        H: FnOnce(&Request) -> Result<R, Failure>,
+        R: Into<Reply>,
     {
-        let served = self.next(Deadline::after(timeout)).and_then(|delivery| match delivery {
-            Some(delivery) => self.answer(delivery, handler).map(|()| Served::Request),
+        let served = self.next(Deadline::after(timeout)).and_then(|next| match next {
+            Some((tag, request)) => self.answer(tag, &request, handler).map(|()| Served::Request),
             None => Ok(Served::Nothing),
         });
         match served {
@@ -98,72 +102,77 @@ impl<'a> Worker<'a> {
     }
 
     /// Serves until there is a reason not to.
-    pub(crate) fn serve<H>(&self, handler: &H) -> StopReason
+    pub(crate) fn serve<H, R>(&self, handler: &H) -> StopReason
     where
-        H: Fn(&[u8]) -> Result<Vec<u8>, Failure>,
+        H: Fn(&Request) -> Result<R, Failure>,
+        R: Into<Reply>,
     {
         let never = Deadline::after(Duration::MAX);
         loop {
-            let delivery = match self.next(never) {
-                Ok(Some(delivery)) => delivery,
+            let served = match self.next(never) {
+                Ok(Some((tag, request))) => self.answer(tag, &request, handler),
                 Ok(None) => continue,
                 Err(reason) => return reason,
             };
-            if let Err(reason) = self.answer(delivery, handler) {
+            if let Err(reason) = served {
                 return reason;
             }
         }
     }
 
-    fn next(&self, deadline: Deadline) -> Result<Option<Delivery>, StopReason> {
+    /// The next request, with its delivery tag.
+    fn next(&self, deadline: Deadline) -> Result<Option<(u64, Request)>, StopReason> {
         let Assignment { data_plane, inbox, .. } = self.assignment;
-        let stopper = &self.shared.stopper;
-        let is_ready = || inbox.is_ready() || stopper.is_stopped();
+        let stop = &self.shared.stop;
+        let is_ready = || inbox.is_ready() || stop.is_stopped();
         data_plane.wait(&inbox.waiter, deadline.at, is_ready);
-        if stopper.is_stopped() {
+        if stop.is_stopped() {
             return Err(StopReason::Stopped);
         }
         match inbox.take() {
             Err(end) => Err(self.channel_ended(end)),
             Ok(None) if data_plane.ended().is_some() => Err(self.connection_ended()),
-            Ok(delivery) => Ok(delivery),
+            Ok(next) => Ok(next),
         }
     }
 
-    fn answer<H>(&self, delivery: Delivery, handler: H) -> Result<(), StopReason>
+    fn answer<H, R>(&self, tag: u64, request: &Request, handler: H) -> Result<(), StopReason>
     where
-        H: FnOnce(&[u8]) -> Result<Vec<u8>, Failure>,
+        H: FnOnce(&Request) -> Result<R, Failure>,
+        R: Into<Reply>,
     {
-        let counters = &self.shared.counters;
+        let Shared { counters, queue, reply_limit, observer, .. } = &**self.shared;
+        let Assignment { data_plane, .. } = self.assignment;
         let began = Instant::now();
-        if delivery.redelivered {
-            add(&counters.redelivered);
-            log::info!("a request comes again: whoever had it before may have begun with it");
-        }
-        let body = &delivery.message.body;
-        let address = match wire::reply_address(&delivery.message.properties(), &self.shared.queue)
-        {
+        let properties = request.properties();
+        let address = match wire::reply_address(&properties, queue) {
             Ok(address) => address,
-            Err(why) => return self.reject(&delivery, why),
+            Err(why) => return self.reject(tag, request, why),
         };
+        let name = RequestName(&address, request.trace_id());
+        if request.redelivered() {
+            add(&counters.redelivered);
+            log::info!("{name} comes again: whoever had it before may have begun with it");
+        }
         let in_progress = counters.begin();
-        let outcome = self.shared.reply_limit.apply(run(handler, body));
+        let signs = KeepAlive::begin(self.shared, request, &address, self.channel_id, data_plane);
+        let outcome = reply_limit.apply(sendable(run(handler, request), data_plane.frame_max()));
+        drop(signs);
         let (status, count) = match &outcome {
             Ok(_) => ("OK", &counters.served),
             Err(failure) => (failure.status.name(), &counters.failed),
         };
-        if let ReplyOutcome::Undeliverable = self.reply(&address, &outcome, delivery.tag)? {
-            return self.reject(&delivery, "the broker fails on its reply_to");
+        if let ReplyOutcome::Undeliverable = self.reply(&address, &outcome, tag)? {
+            return self.reject(tag, request, "the broker fails on its reply_to");
         }
         drop(in_progress);
         add(count);
-        log::debug!(
-            "request {}: {status}, {} bytes in, {} out, {:?}",
-            address.correlation_id.unwrap_or("without id"),
-            body.len(),
-            outcome.map_or_else(|failure| failure.message.len(), |body| body.len()),
-            began.elapsed()
-        );
+        let time = began.elapsed();
+        let bytes_in = request.body().len();
+        let bytes_out =
+            outcome.map_or_else(|failure| failure.message.len(), |reply| reply.body().len());
+        log::debug!("{name}: {status}, {bytes_in} bytes in, {bytes_out} out, {time:?}");
+        observer.observe(|| Observation { queue, status, time, bytes_in, bytes_out });
         Ok(())
     }
 
@@ -171,10 +180,10 @@ impl<'a> Worker<'a> {
     fn reply(
         &self,
         address: &ReplyAddress<'_>,
-        outcome: &Result<Vec<u8>, Failure>,
+        outcome: &Result<Reply, Failure>,
         delivery_tag: u64,
     ) -> Result<ReplyOutcome, StopReason> {
-        let Shared { brokers, app_id, direct, reply_limit, .. } = self.shared;
+        let Shared { brokers, app_id, direct, reply_limit, .. } = &**self.shared;
         let encode = |route: Route<'_>, outcome: &_| {
             wire::encode_reply(route, address.correlation_id, app_id, outcome)
         };
@@ -207,11 +216,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Takes a request that cannot be answered off the queue, for good.
-    fn reject(&self, delivery: &Delivery, why: &str) -> Result<(), StopReason> {
+    fn reject(&self, tag: u64, request: &Request, why: &str) -> Result<(), StopReason> {
         add(&self.shared.counters.rejected);
-        log::warn!("rejected a request of {} bytes: {why}", delivery.message.body.len());
+        log::warn!("rejected a request of {} bytes: {why}", request.body().len());
         let mut frames = Vec::new();
-        frames::reject(&mut frames, self.channel_id, delivery.tag);
+        frames::reject(&mut frames, self.channel_id, tag);
         self.write(&frames)
     }
 
@@ -276,14 +285,38 @@ impl fmt::Debug for Worker<'_> {
 }
 
 /// A handler's panic is its server's failure: the requester is told no more than that.
-fn run<H>(handler: H, request: &[u8]) -> Result<Vec<u8>, Failure>
+fn run<H, R>(handler: H, request: &Request) -> Result<Reply, Failure>
 where
-    H: FnOnce(&[u8]) -> Result<Vec<u8>, Failure>,
+    H: FnOnce(&Request) -> Result<R, Failure>,
+    R: Into<Reply>,
 {
-    catch_unwind(AssertUnwindSafe(|| handler(request))).unwrap_or_else(|panic| {
+    let outcome = catch_unwind(AssertUnwindSafe(|| handler(request).map(R::into)));
+    outcome.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
         log::error!("the handler panicked: {text}");
         Err(Failure::new(Status::Internal, "the server failed on this request"))
     })
+}
+
+/// A reply that AMQP has no room for is its server's failure too.
+fn sendable(outcome: Result<Reply, Failure>, frame_max: usize) -> Result<Reply, Failure> {
+    let reply = outcome?;
+    match reply.check(frame_max) {
+        Ok(()) => Ok(reply),
+        Err(error) => {
+            log::error!("a reply cannot be sent: {error}");
+            Err(Failure::new(Status::Internal, format!("the reply cannot be sent: {error}")))
+        }
+    }
+}
+
+/// A request in the log: by its correlation id, and its trace id if it has one.
+struct RequestName<'a>(&'a ReplyAddress<'a>, Option<&'a str>);
+
+impl fmt::Display for RequestName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "request {}", self.0.correlation_id.unwrap_or("without id"))?;
+        self.1.map_or(Ok(()), |trace| write!(f, " (trace {trace})"))
+    }
 }

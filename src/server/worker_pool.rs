@@ -13,6 +13,7 @@ use super::inbox::Inbox;
 use super::worker::{StopReason, Worker};
 use crate::broker::{CLOSING, DataPlane, Endpoint};
 use crate::error::{Error, Failure, Result};
+use crate::wire::{Reply, Request};
 
 pub(crate) struct WorkerPool {
     /// Channels for whichever worker is free.
@@ -52,9 +53,10 @@ pub(crate) enum SessionEvent {
 impl WorkerPool {
     /// Starts the workers' threads, which then wait for channels. If there cannot be as many,
     /// none stays.
-    pub(crate) fn spawn<H>(shared: &Arc<Shared>, handler: H) -> Result<WorkerPool>
+    pub(crate) fn spawn<H, R>(shared: &Arc<Shared>, handler: H) -> Result<WorkerPool>
     where
-        H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
+        H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
+        R: Into<Reply>,
     {
         let handler = Arc::new(handler);
         let (assign, unassigned) = unbounded();
@@ -83,19 +85,20 @@ impl WorkerPool {
 }
 
 /// What a worker's thread does: one channel after the other, until told to stop.
-fn work<H>(
-    shared: &Shared,
+fn work<H, R>(
+    shared: &Arc<Shared>,
     handler: &H,
     assignments: &Receiver<Assignment>,
     report: &Sender<WorkerEvent>,
 ) where
-    H: Fn(&[u8]) -> Result<Vec<u8>, Failure>,
+    H: Fn(&Request) -> Result<R, Failure>,
+    R: Into<Reply>,
 {
     // Without a supervisor nobody needs the report.
     let report = |session, event| drop(report.send(WorkerEvent { session, event }));
     loop {
         let assignment = select! {
-            recv(shared.stopper.signal()) -> _ => None,
+            recv(shared.stop.signal()) -> _ => None,
             recv(assignments) -> assignment => assignment.ok(),
         };
         let Some(assignment) = assignment else { return report(0, SessionEvent::Left) };

@@ -5,7 +5,7 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::bounded;
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, RpcClient, RpcServer,
+    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, Request, RpcClient, RpcServer,
     ServerCounters, ServerOptions, Stopper,
 };
 
@@ -41,6 +41,7 @@ impl Serving {
         let server = RpcServer::connect(Brokers::parse(url).unwrap(), queue, options).unwrap();
         let server = Arc::new(server.on_ready(move || ready.send(()).unwrap()));
         let serving = Arc::clone(&server);
+        let handler = move |request: &Request| handler(request.body());
         let thread = thread::spawn(move || serving.serve(handler));
         is_ready.recv_timeout(PATIENCE).expect("the server gets ready");
         Serving { stopper: server.stopper(), server, thread: Some(thread) }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{Error, Failure, Served, ServerOptions, Status};
+use rabbitmq_rpc::{Error, Failure, Request, Served, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
@@ -97,7 +97,8 @@ fn stopping_answers_what_is_in_progress_and_gives_back_the_rest() {
     let server = Arc::clone(&second.server);
     assert_eq!(second.stop().redelivered, 4);
     // It stays stopped.
-    let worker = server.with_worker(|worker| worker.serve_one(|_| unreachable!(), PATIENCE));
+    let none = |_: &Request| -> Result<String, Failure> { unreachable!() };
+    let worker = server.with_worker(|worker| worker.serve_one(none, PATIENCE));
     assert_eq!(worker, Ok(Served::Stopped));
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, FibonacciRpcClient, RpcClient, ServerOptions, fibonacci,
+    Brokers, ClientOptions, Error, FibonacciRpcClient, Request, RpcClient, ServerOptions, fibonacci,
 };
 
 use super::{HandServer, counters_when};
@@ -40,7 +40,7 @@ fn a_node_that_dies_and_comes_back() {
                 begun.send(()).unwrap();
                 let _ = may_go_on.recv_timeout(PATIENCE);
             }
-            fibonacci::answer(request)
+            fibonacci::answer(&Request::new(request)).map(String::into_bytes)
         });
     let brokers = Brokers::parse(&url).unwrap();
     let options = ClientOptions { timeout: 4 * PATIENCE, ..FibonacciRpcClient::options() };

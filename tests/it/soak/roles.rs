@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use log::LevelFilter;
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, FibonacciRpcClient, QueueType, Result, RpcClient, RpcServer,
-    ServerOptions, Stopper, fibonacci,
+    Brokers, ClientOptions, Error, FibonacciRpcClient, QueueType, Request, Result, RpcClient,
+    RpcServer, ServerOptions, Stopper, fibonacci,
 };
 use signal_hook::consts::SIGTERM;
 use signal_hook::flag;
@@ -151,10 +151,10 @@ fn server() {
     let server = server.on_ready(|| say("ready"));
     stop_on_a_signal(server.stopper());
     let name = process::id();
-    let served = server.serve(move |request: &[u8]| {
-        let request = String::from_utf8_lossy(request);
+    let served = server.serve(move |request: &Request| {
+        let request = String::from_utf8_lossy(request.body());
         say(&format!("ran {request}"));
-        Ok(format!("{name} {request}").into_bytes())
+        Ok(format!("{name} {request}"))
     });
     served.unwrap();
 }

@@ -1,0 +1,60 @@
+//! What a program can learn of each call and request, for metrics.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// One call of a client's, or one request of a server's, that has ended.
+///
+/// An exporter needs little more than this:
+///
+/// ```no_run
+/// use std::collections::HashMap;
+/// use std::sync::{Arc, Mutex};
+/// use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+///
+/// let seconds: Arc<Mutex<HashMap<(String, &str), f64>>> = Arc::default();
+/// let sums = Arc::clone(&seconds);
+/// let brokers = Brokers::parse("amqp://localhost")?;
+/// let client = RpcClient::connect(brokers, "rpc_queue", ClientOptions::default())?;
+/// client.on_call(move |call| {
+///     let key = (call.queue.to_string(), call.status);
+///     *sums.lock().unwrap().entry(key).or_default() += call.time.as_secs_f64();
+/// });
+/// # Ok::<(), rabbitmq_rpc::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Observation<'a> {
+    /// The request queue.
+    pub queue: &'a str,
+    /// `OK`; or the name of the [`Status`](crate::Status) that the request failed with; or, on a
+    /// client, [`Error::kind`](crate::Error::kind).
+    pub status: &'static str,
+    /// From sending, or from delivery, to the end.
+    pub time: Duration,
+    /// Bytes of the body that arrived.
+    pub bytes_in: usize,
+    /// Bytes of the body that was sent.
+    pub bytes_out: usize,
+}
+
+/// The hook, if one is set.
+#[derive(Default)]
+pub(crate) struct Observer(OnceLock<Hook>);
+
+type Hook = Box<dyn Fn(&Observation<'_>) + Send + Sync>;
+
+impl Observer {
+    /// The first hook stays.
+    pub(crate) fn set(&self, hook: impl Fn(&Observation<'_>) + Send + Sync + 'static) {
+        if self.0.set(Box::new(hook)).is_err() {
+            log::warn!("there is a hook for metrics already; the second one is not used");
+        }
+    }
+
+    pub(crate) fn observe<'a>(&self, observation: impl FnOnce() -> Observation<'a>) {
+        if let Some(hook) = self.0.get() {
+            hook(&observation());
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Signs of life, for requesters that want them while a handler works.
+//!
+//! One thread gives them for all workers of a server, as long as there is such a request. A sign is
+//! a message to the requester's reply queue, on the channel of the worker, which writes nothing on
+//! it meanwhile. If the broker returns one, the requester is gone.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::direct::is_direct;
+use crate::broker::DataPlane;
+use crate::frames::Message;
+use crate::wire::{self, ReplyAddress, Request, Route};
+
+#[derive(Default)]
+pub(crate) struct KeepAlive {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    active: Vec<Active>,
+    next_id: u64,
+    has_thread: bool,
+}
+
+/// A request that a handler works on.
+struct Active {
+    id: u64,
+    next_sign: Instant,
+    interval: Duration,
+    channel: u16,
+    data_plane: Arc<DataPlane>,
+    reply_to: String,
+    correlation_id: String,
+    /// The frames of a sign.
+    sign: Vec<u8>,
+    is_abandoned: Arc<AtomicBool>,
+}
+
+/// Gives signs of life until it is dropped, and none after that.
+pub(crate) struct SignsOfLife<'a> {
+    shared: &'a Shared,
+    id: u64,
+}
+
+impl KeepAlive {
+    /// Gives a sign now, and then one each interval, if the requester wants any and can be given
+    /// some.
+    pub(crate) fn begin<'a>(
+        shared: &'a Arc<Shared>,
+        request: &Request,
+        address: &ReplyAddress<'_>,
+        channel: u16,
+        data_plane: &Arc<DataPlane>,
+    ) -> Option<SignsOfLife<'a>> {
+        let (interval, correlation_id) = (request.keep_alive()?, address.correlation_id?);
+        let queue = address.reply_to;
+        let route = Route { channel, queue, mandatory: true, frame_max: data_plane.frame_max() };
+        if is_direct(queue) {
+            return None;
+        }
+        let keep_alive = &shared.keep_alive;
+        let mut state = keep_alive.lock();
+        state.next_id += 1;
+        let id = state.next_id;
+        state.active.push(Active {
+            id,
+            next_sign: Instant::now(),
+            interval,
+            channel,
+            data_plane: Arc::clone(data_plane),
+            reply_to: queue.to_string(),
+            correlation_id: correlation_id.to_string(),
+            sign: wire::encode_sign_of_life(route, correlation_id, &shared.app_id),
+            is_abandoned: Arc::clone(request.abandonment()),
+        });
+        if !state.has_thread {
+            let shared = Arc::clone(shared);
+            let give = move || shared.keep_alive.give_signs();
+            match thread::Builder::new().name("rpc-keep-alive".into()).spawn(give) {
+                Ok(_) => state.has_thread = true,
+                Err(error) => log::error!("there is no thread to give signs of life in: {error}"),
+            }
+        }
+        drop(state);
+        keep_alive.changed.notify_one();
+        Some(SignsOfLife { shared, id })
+    }
+
+    fn give_signs(&self) {
+        let mut state = self.lock();
+        while let Some(next) = state.active.iter().map(|active| active.next_sign).min() {
+            let now = Instant::now();
+            if next > now {
+                let waited = self.changed.wait_timeout(state, next - now);
+                state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                continue;
+            }
+            for active in state.active.iter_mut().filter(|active| active.next_sign <= now) {
+                active.next_sign = now + active.interval;
+                // Does not block: if there is no room for it now, the next one will do.
+                let _ = active.data_plane.write(active.channel, &active.sign, now);
+            }
+        }
+        state.has_thread = false;
+    }
+
+    /// The broker returned a sign for this reply queue: its requester is gone.
+    pub(crate) fn sign_returned(&self, reply_to: &str, sign: &Message) {
+        let correlation_id = sign.properties().correlation_id;
+        for active in &self.lock().active {
+            if active.reply_to == reply_to && Some(&*active.correlation_id) == correlation_id {
+                active.is_abandoned.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A panic cannot poison this lock: no code panics while it holds it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for SignsOfLife<'_> {
+    fn drop(&mut self) {
+        let keep_alive = &self.shared.keep_alive;
+        keep_alive.lock().active.retain(|active| active.id != self.id);
+        keep_alive.changed.notify_one();
+    }
+}

@@ -1,0 +1,156 @@
+//! A reply as a handler gives it and as a caller gets it.
+
+use super::{Headers, Route, STATUS, TRANSIENT, check_length, encode};
+use crate::error::{Error, Failure, Result, Status};
+use crate::frames::{Message, Properties, find_header};
+
+/// The `type` of a reply that carries a [`Failure`].
+const ERROR: &str = "error";
+/// The `type` of a message that says that the server is still at it.
+const ALIVE: &str = "keep-alive";
+
+/// A reply: a body, and a content type and headers if its handler has any to give.
+///
+/// Bodies convert, so that a handler that needs no more returns its body.
+///
+/// ```
+/// use rabbitmq_rpc::{Failure, Reply, Request};
+///
+/// fn stock(request: &Request) -> Result<Reply, Failure> {
+///     let reply = Reply::from(r#"{"left": 7}"#).with_content_type("application/json");
+///     Ok(reply.with_header("warehouse", "north"))
+/// }
+/// let reply = stock(&Request::new("bolts")).unwrap();
+/// assert_eq!((reply.body(), reply.header("warehouse")), (&br#"{"left": 7}"#[..], Some("north")));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reply {
+    body: Vec<u8>,
+    content_type: Option<String>,
+    headers: Headers,
+}
+
+impl Reply {
+    /// The same with this content type, such as `application/json`.
+    pub fn with_content_type(mut self, content_type: impl Into<String>) -> Reply {
+        self.content_type = Some(content_type.into());
+        self
+    }
+
+    /// The same with one more header. A header that AMQP has no room for, or whose name begins with
+    /// `rpc-`, fails the request with `INTERNAL`.
+    pub fn with_header(mut self, name: &str, value: &str) -> Reply {
+        self.headers.append(name, value);
+        self
+    }
+
+    /// What the handler answered.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// What the handler answered.
+    pub fn into_body(self) -> Vec<u8> {
+        self.body
+    }
+
+    /// The body's media type, if the server named one.
+    pub fn content_type(&self) -> Option<&str> {
+        self.content_type.as_deref()
+    }
+
+    /// The text of the header of this name; `None` if there is none, or if it is not text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        find_header(self.headers.entries(), name)
+    }
+
+    /// # Errors
+    /// [`Error::Config`] names what cannot be sent in frames of at most this size.
+    pub(crate) fn check(&self, frame_max: usize) -> Result<()> {
+        check_length("reply's content type", self.content_type().unwrap_or_default())?;
+        self.headers.check()?;
+        self.headers.check_size(frame_max)
+    }
+}
+
+impl From<Vec<u8>> for Reply {
+    fn from(body: Vec<u8>) -> Reply {
+        Reply { body, ..Reply::default() }
+    }
+}
+
+impl From<String> for Reply {
+    fn from(body: String) -> Reply {
+        Reply::from(body.into_bytes())
+    }
+}
+
+impl From<&'static str> for Reply {
+    fn from(body: &'static str) -> Reply {
+        Reply::from(body.as_bytes().to_vec())
+    }
+}
+
+/// The frames of a reply.
+pub(crate) fn encode_reply(
+    route: Route<'_>,
+    correlation_id: Option<&str>,
+    app_id: &str,
+    outcome: &Result<Reply, Failure>,
+) -> Vec<u8> {
+    let common = Properties {
+        delivery_mode: Some(TRANSIENT),
+        correlation_id,
+        app_id: Some(app_id),
+        ..Default::default()
+    };
+    match outcome {
+        Ok(reply) => {
+            let content_type = reply.content_type();
+            let result = Properties { content_type, headers: reply.headers.entries(), ..common };
+            encode(route, &result, &reply.body)
+        }
+        Err(Failure { status, message }) => {
+            let mut headers = Headers::default();
+            headers.append_own(STATUS, status.name());
+            let failure = Properties {
+                type_: Some(ERROR),
+                content_type: Some("text/plain"),
+                headers: headers.entries(),
+                ..common
+            };
+            encode(route, &failure, message.as_bytes())
+        }
+    }
+}
+
+/// The frames of a message that says that the server is still at it.
+pub(crate) fn encode_sign_of_life(route: Route<'_>, correlation_id: &str, app_id: &str) -> Vec<u8> {
+    let sign = Properties {
+        type_: Some(ALIVE),
+        delivery_mode: Some(TRANSIENT),
+        correlation_id: Some(correlation_id),
+        app_id: Some(app_id),
+        ..Default::default()
+    };
+    encode(route, &sign, &[])
+}
+
+/// Whether this message says that the server is still at it.
+pub(crate) fn is_sign_of_life(message: &Message) -> bool {
+    message.properties().type_ == Some(ALIVE)
+}
+
+/// What a reply says.
+pub(crate) fn decode_reply(message: Message) -> Result<Reply> {
+    let properties = message.properties();
+    if properties.type_ == Some(ERROR) {
+        let status = find_header(properties.headers, STATUS);
+        let status = status.map_or(Status::Unknown, Status::from_name);
+        let message = String::from_utf8_lossy(&message.body).into_owned();
+        return Err(Error::Remote(Failure { status, message }));
+    }
+    let content_type = properties.content_type.map(str::to_string);
+    let headers = Headers::received(properties.headers);
+    Ok(Reply { content_type, headers, body: message.body })
+}
