@@ -13,7 +13,10 @@ mod turn;
 mod url;
 
 use std::fmt;
+use std::thread;
 use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
 
 pub(crate) use self::connection::{CLOSING, Connection, closed_channel, reason};
 pub(crate) use self::data_plane::{DataPlane, Event};
@@ -46,6 +49,10 @@ pub struct Brokers {
     /// the only way of noticing a network that swallows packets
     /// ([Heartbeats](https://www.rabbitmq.com/docs/heartbeats)).
     pub heartbeat: u16,
+    /// How long to keep trying to make the first connection, where no broker is up yet: not at all
+    /// unless set, which tries each broker once. Programs that are started together with their
+    /// broker then come up in any order. A connection that is lost later is always tried again.
+    pub wait: Duration,
     /// Files for `amqps://`; none of them is needed where the system trusts the broker.
     pub tls: TlsFiles,
 }
@@ -63,12 +70,45 @@ impl Brokers {
             endpoints,
             connect_timeout: Duration::from_secs(5),
             heartbeat: 10,
+            wait: Duration::ZERO,
             tls: TlsFiles::default(),
         })
     }
 
+    /// How long making the first connection may take: each broker its time to connect, once more
+    /// that time to set up what is needed there, or [`Brokers::wait`] if that is longer.
+    pub(crate) fn first_limit(&self) -> Duration {
+        let limits = self.endpoints.iter().map(|endpoint| self.limit(endpoint));
+        let once = limits.fold(self.connect_timeout, Duration::saturating_add);
+        once.max(self.wait)
+    }
+
+    fn limit(&self, endpoint: &Endpoint) -> Duration {
+        endpoint.connection_timeout.unwrap_or(self.connect_timeout)
+    }
+
     pub(crate) fn are_several(&self) -> bool {
         self.endpoints.len() > 1
+    }
+
+    /// As [`Brokers::connect`], in a thread of its own, that nobody has to wait for: looking up a
+    /// name takes as long as the system's resolver does. Whoever stops waiting drops the receiver,
+    /// and the connection is closed again.
+    pub(crate) fn connect_in_thread(
+        &self,
+        first: usize,
+        deadline: Deadline,
+    ) -> Receiver<Result<Connection, NoConnection>> {
+        let (report, connected) = bounded(1);
+        let brokers = self.clone();
+        let failed = report.clone();
+        let connect = move || drop(report.send(brokers.connect(first, deadline)));
+        if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
+            let reason = format!("there is no thread to connect in: {error}");
+            let error = Error::Unreachable { brokers: self.to_string(), reason };
+            let _ = failed.send(Err(NoConnection { error, nobody_listens: false }));
+        }
+        connected
     }
 
     /// Tries each broker in turn, beginning with the one at `first` (the last that was good),
@@ -85,7 +125,7 @@ impl Brokers {
         for turn in 0..count {
             let index = (first + turn) % count;
             let endpoint = &self.endpoints[index];
-            let limit = endpoint.connection_timeout.unwrap_or(self.connect_timeout);
+            let limit = self.limit(endpoint);
             let part = deadline.remaining() / (count - turn) as u32;
             let deadline = Deadline::after(limit.min(part));
             let tls = endpoint.tls.then(|| tls::Connector::new(&self.tls)).transpose();

@@ -92,9 +92,9 @@ impl Default for ClientOptions {
 impl RpcClient {
     /// Connects to the first broker that takes the connection and makes a reply queue there.
     ///
-    /// Blocks for at most [`Brokers::connect_timeout`] a broker, as long again to set up the reply
-    /// queue, and for as long as the system takes to look up names. What is lost later is made
-    /// anew by the next call.
+    /// Blocks for at most [`Brokers::connect_timeout`] for each broker, names looked up included,
+    /// and once more to set up the reply queue, or for [`Brokers::wait`] if that is longer; but no
+    /// longer than [`ClientOptions::timeout`]. What is lost later is made anew by the next call.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one

@@ -77,6 +77,14 @@ impl FibonacciRpcClient {
         Ok(PendingNumber { reply: self.client.send(n.to_string())? })
     }
 
+    /// As [`FibonacciRpcClient::send`], with a timeout of its own.
+    ///
+    /// # Errors
+    /// As [`RpcClient::send`].
+    pub fn send_timeout(&self, n: u64, timeout: Duration) -> Result<PendingNumber> {
+        Ok(PendingNumber { reply: self.client.send_timeout(n.to_string(), timeout)? })
+    }
+
     /// The generic client beneath.
     pub fn client(&self) -> &RpcClient {
         &self.client

@@ -27,7 +27,6 @@ use self::supervisor::Supervisor;
 pub use self::worker::{Served, Worker};
 use self::worker_pool::WorkerPool;
 use crate::broker::{Brokers, Connection, DataPlane, program};
-use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
 use crate::observation::{Observation, Observer};
 use crate::wire::{self, Reply, Request};
@@ -97,7 +96,8 @@ impl Default for ServerOptions {
 impl RpcServer {
     /// Connects to the first broker that takes the connection, and makes sure of the queue.
     ///
-    /// Blocks for at most [`Brokers::connect_timeout`] a broker, and as long again for the queue.
+    /// Blocks for at most [`Brokers::connect_timeout`] for each broker, names looked up included,
+    /// and once more for the queue; or for [`Brokers::wait`] if that is longer.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one
@@ -119,8 +119,7 @@ impl RpcServer {
             observer: Observer::default(),
             stop: Stop::new(),
         };
-        let mut connection = shared.brokers.connect(0, Deadline::after(Duration::MAX))?;
-        queue::ensure(&mut connection, &shared)?;
+        let connection = supervisor::connect(&shared)?;
         Ok(RpcServer {
             shared: Arc::new(shared),
             connection: Mutex::new(Some(connection)),
@@ -179,7 +178,7 @@ impl RpcServer {
         let connection = lock(&self.connection).take();
         let connection = match connection {
             Some(connection) => connection,
-            None => self.shared.brokers.connect(0, Deadline::after(Duration::MAX))?,
+            None => supervisor::connect(&self.shared)?,
         };
         supervisor::lend_a_worker(&self.shared, connection, work)
     }

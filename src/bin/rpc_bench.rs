@@ -62,6 +62,9 @@ struct Args {
     /// print one JSON object instead of a table; latencies are in microseconds
     #[argh(switch)]
     json: bool,
+    /// seconds to wait for a broker that is not up yet (default: 0)
+    #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
+    wait: Duration,
     /// seconds for connecting to a broker (default: 5)
     #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
     connect_timeout: Duration,
@@ -96,7 +99,7 @@ fn main() -> ExitCode {
 fn connect(args: &Args) -> Result<FibonacciRpcClient, Error> {
     let Args { url, tls_ca, tls_cert, tls_key, .. } = args.clone();
     let tls = common::tls_files(tls_ca, tls_cert, tls_key);
-    let brokers = common::brokers(url, args.connect_timeout, tls)?;
+    let brokers = common::brokers(url, args.connect_timeout, args.wait, tls)?;
     let options = ClientOptions {
         timeout: args.timeout,
         // In an open loop nothing but the servers may hold a call back.

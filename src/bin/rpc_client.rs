@@ -5,21 +5,21 @@ mod common;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use argh::FromArgs;
-use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber};
+use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, QueueStatus};
 
 /// Ask the servers on a RabbitMQ queue for Fibonacci numbers; print one a line, in the order
 /// asked.
 #[derive(FromArgs)]
 #[argh(
-    example = "rpc_client 7\nrpc_client --timeout 2 0 1 7 93 186",
+    example = "rpc_client 7\nrpc_client --timeout 2 0 1 7 93 186\nrpc_client --check",
     note = "All requests are sent together. Where some fail, the exit code is the first one's.",
-    error_code(0, "every number was answered"),
+    error_code(0, "every number was answered, or with --check somebody serves the queue"),
     error_code(64, "usage"),
     error_code(65, "the server refused a number"),
-    error_code(69, "no broker could be reached, or there is no such queue"),
+    error_code(69, "no broker could be reached, there is no such queue, or nobody serves it"),
     error_code(70, "the server failed"),
     error_code(75, "timed out, connection lost, or the server is busy: may have been executed"),
     error_code(76, "a reply was no number"),
@@ -33,9 +33,15 @@ struct Args {
     /// queue to send requests to (default: rpc_queue)
     #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
     queue: String,
-    /// seconds for each number, from the start (default: 30)
+    /// seconds from the program's start for all numbers (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     timeout: Duration,
+    /// ask for no number, but print how many consumers the queue has, and how many messages wait
+    #[argh(switch)]
+    check: bool,
+    /// seconds to wait for a broker that is not up yet (default: 0)
+    #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
+    wait: Duration,
     /// seconds for connecting to a broker (default: 5)
     #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
     connect_timeout: Duration,
@@ -56,27 +62,51 @@ struct Args {
 const NAME: &str = "rpc_client";
 
 fn main() -> ExitCode {
+    let began = Instant::now();
     let args: Args = common::parse(NAME);
-    if args.numbers.is_empty() {
+    if args.numbers.is_empty() && !args.check {
         common::usage_error(NAME, "There is no number to ask for.");
     }
+    if args.check && !args.numbers.is_empty() {
+        common::usage_error(NAME, "With --check no number is asked for.");
+    }
     common::start_logger("warn");
-    let numbers = args.numbers.clone();
+    let (is_check, numbers, timeout) = (args.check, args.numbers.clone(), args.timeout);
     match connect(args) {
-        Ok(client) => ask(&client, &numbers),
+        Ok(client) if is_check => check(&client),
+        Ok(client) => ask(&client, &numbers, began, timeout),
         Err(error) => common::report(NAME, &error),
     }
 }
 
 fn connect(args: Args) -> Result<FibonacciRpcClient, Error> {
     let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
-    let brokers = common::brokers(args.url, args.connect_timeout, tls)?;
+    let brokers = common::brokers(args.url, args.connect_timeout, args.wait, tls)?;
     let options = ClientOptions { timeout: args.timeout, ..FibonacciRpcClient::options() };
     FibonacciRpcClient::with_options(brokers, &args.queue, options)
 }
 
-fn ask(client: &FibonacciRpcClient, numbers: &[u64]) -> ExitCode {
-    let calls: Vec<_> = numbers.iter().map(|n| client.send(*n)).collect();
+fn check(client: &FibonacciRpcClient) -> ExitCode {
+    match client.client().queue() {
+        Ok(QueueStatus { consumers, messages, .. }) => {
+            println!("consumers {consumers}\nmessages {messages}");
+            match consumers {
+                0 => ExitCode::from(common::UNAVAILABLE),
+                _ => ExitCode::SUCCESS,
+            }
+        }
+        Err(error) => common::report(NAME, &error),
+    }
+}
+
+fn ask(
+    client: &FibonacciRpcClient,
+    numbers: &[u64],
+    began: Instant,
+    timeout: Duration,
+) -> ExitCode {
+    let left = || timeout.saturating_sub(began.elapsed());
+    let calls: Vec<_> = numbers.iter().map(|n| client.send_timeout(*n, left())).collect();
     let mut first_failure = None;
     for (n, call) in numbers.iter().zip(calls) {
         match call.and_then(PendingNumber::wait) {

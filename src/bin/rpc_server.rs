@@ -55,6 +55,9 @@ struct Args {
     /// seconds to wait for requests in progress when stopping (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     drain_timeout: Duration,
+    /// seconds to wait for a broker that is not up yet (default: 0)
+    #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
+    wait: Duration,
     /// seconds for connecting to a broker (default: 5)
     #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
     connect_timeout: Duration,
@@ -82,7 +85,7 @@ fn main() -> ExitCode {
 
 fn serve(args: Args) -> Result<(), Error> {
     let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
-    let brokers = common::brokers(args.url, args.connect_timeout, tls)?;
+    let brokers = common::brokers(args.url, args.connect_timeout, args.wait, tls)?;
     let options = ServerOptions {
         workers: args.workers,
         prefetch: args.prefetch,

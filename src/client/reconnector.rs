@@ -55,9 +55,14 @@ impl Reconnector {
         Reconnector { config: Arc::new(config), state: Mutex::new(state), changed: Condvar::new() }
     }
 
-    /// A first session, or what kept the only try from making one.
+    /// A first session, or what kept the only try from making one, unless more are wanted.
     pub(super) fn first_session(self: &Arc<Reconnector>) -> Result<Arc<Session>> {
-        self.session_unless(Deadline::after(Duration::MAX), |_| true)
+        let Config { brokers, options, .. } = &*self.config;
+        let deadline = Deadline::after(brokers.first_limit().min(options.timeout));
+        match brokers.wait.is_zero() {
+            true => self.session_unless(deadline, |_| true),
+            false => self.session(deadline),
+        }
     }
 
     /// The session there is, or else a new one. One caller at a time has a thread connect; all

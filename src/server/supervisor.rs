@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, bounded, select};
+use crossbeam_channel::{RecvTimeoutError, select};
 
 use super::inbox::Inboxes;
 use super::queue_monitor::QueueMonitor;
@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 
 /// What lasted less has failed, rather than been lost.
 const STEADY: Duration = Duration::from_secs(1);
+
+/// How long to wait after a first try that failed.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
@@ -79,30 +82,17 @@ impl Supervisor {
                 return Err(error);
             }
             tries = if began.elapsed() < STEADY { tries + 1 } else { 1 };
-            let wait = backoff(tries, Duration::from_millis(100), longest);
+            let wait = backoff(tries, FIRST_PAUSE, longest);
             log::warn!("{error}; trying again in {wait:.1?}");
             let _ = self.shared.stop.signal().recv_timeout(wait);
         }
         Ok(())
     }
 
-    /// Connects in a thread of its own, which nobody waits for once the server is to stop: looking
-    /// up a name takes as long as the system's resolver does.
     fn connect_unless_stopped(&self, broker: usize) -> Option<Result<Connection, NoConnection>> {
-        let shared = Arc::clone(&self.shared);
-        let (report, connected) = bounded(1);
-        let connect = move || {
-            // Without a supervisor the connection is closed again.
-            let never = Deadline::after(Duration::MAX);
-            let _ = report.send(shared.brokers.connect(broker, never));
-        };
-        if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
-            let reason = format!("there is no thread to connect in: {error}");
-            let error = Error::Unreachable { brokers: self.shared.brokers.to_string(), reason };
-            return Some(Err(NoConnection { error, nobody_listens: false }));
-        }
+        let never = Deadline::after(Duration::MAX);
         select! {
-            recv(connected) -> result => result.ok(),
+            recv(self.shared.brokers.connect_in_thread(broker, never)) -> done => done.ok(),
             recv(self.shared.stop.signal()) -> _ => None,
         }
     }
@@ -267,6 +257,38 @@ fn monitor(shared: &Arc<Shared>, connection: &mut Connection) -> Result<QueueMon
     QueueMonitor::start(shared, &connection.data_plane, channel).map_err(|error| {
         connection.endpoint.unreachable(format!("no thread to look at the queue in: {error}"))
     })
+}
+
+/// Makes a server's first connection, and makes sure of the queue. Tries for
+/// [`Brokers::wait`](crate::Brokers::wait), and at least once.
+pub(crate) fn connect(shared: &Shared) -> Result<Connection> {
+    let Shared { brokers, .. } = shared;
+    let deadline = Deadline::after(brokers.first_limit());
+    let gives_up = Deadline::after(brokers.wait);
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let connected = brokers.connect_in_thread(0, deadline).recv_deadline(deadline.at);
+        let connected = match connected {
+            Ok(connected) => connected.map_err(Error::from),
+            Err(_) => {
+                let reason = format!("no answer yet (tried for {:?})", deadline.timeout);
+                Err(Error::Unreachable { brokers: brokers.to_string(), reason })
+            }
+        };
+        let ready = connected.and_then(|mut connection| {
+            queue::ensure(&mut connection, shared)?;
+            Ok(connection)
+        });
+        let pause = backoff(tries, FIRST_PAUSE, Duration::from_millis(500));
+        match ready {
+            Err(error @ Error::Unreachable { .. }) if pause < gives_up.remaining() => {
+                log::info!("{error}; trying again in {pause:.1?}");
+                thread::sleep(pause);
+            }
+            ready => return ready,
+        }
+    }
 }
 
 /// Lends a worker on that connection to `work`, and closes the connection after it.

@@ -49,12 +49,14 @@ pub fn start_logger(level: &str) {
 pub fn brokers(
     url: Option<String>,
     connect_timeout: Duration,
+    wait: Duration,
     tls: TlsFiles,
 ) -> Result<Brokers, Error> {
     let url = url.or_else(|| std::env::var("AMQP_URL").ok());
     let url = url.as_deref().unwrap_or("amqp://guest:guest@localhost:5672/%2f");
     let mut brokers = Brokers::parse(url)?;
     brokers.connect_timeout = connect_timeout;
+    brokers.wait = wait;
     brokers.tls = tls;
     Ok(brokers)
 }
@@ -78,6 +80,7 @@ pub fn report(name: &str, error: &Error) -> ExitCode {
 }
 
 const USAGE: u8 = 64;
+pub const UNAVAILABLE: u8 = 69;
 
 /// The exit code of an error, from sysexits.h.
 pub fn exit_code(error: &Error) -> u8 {
@@ -88,10 +91,10 @@ pub fn exit_code(error: &Error) -> u8 {
             Status::Unavailable => 75,
             _ => 70, // EX_SOFTWARE
         },
-        Error::Unreachable { .. } | Error::Unroutable { .. } => 69, // EX_UNAVAILABLE
-        Error::BadReply(_) => 76,                                   // EX_PROTOCOL
-        Error::Refused(_) => 77,                                    // EX_NOPERM
-        Error::QueueRefused { .. } => 78,                           // EX_CONFIG
-        _ => 75,                                                    // EX_TEMPFAIL
+        Error::Unreachable { .. } | Error::Unroutable { .. } => UNAVAILABLE,
+        Error::BadReply(_) => 76,         // EX_PROTOCOL
+        Error::Refused(_) => 77,          // EX_NOPERM
+        Error::QueueRefused { .. } => 78, // EX_CONFIG
+        _ => 75,                          // EX_TEMPFAIL
     }
 }
