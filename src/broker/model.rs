@@ -4,6 +4,7 @@
 //!
 //! `SHUTTLE_ITERATIONS=1000000 cargo test --release model::` runs a longer form.
 
+#[allow(clippy::duplicate_mod)] // on purpose: here it stands on another `sync`
 #[path = "turn.rs"]
 mod turn;
 

@@ -9,7 +9,7 @@ mod tests;
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -276,18 +276,8 @@ impl Transport {
     }
 }
 
-/// Blocks until a socket that nobody else uses yet is ready for one of `events`, or the time is up.
-pub(super) fn await_socket(
-    fd: BorrowedFd<'_>,
-    events: PollFlags,
-    until: Instant,
-) -> io::Result<()> {
-    let found = poll(&mut [PollFd::from_borrowed_fd(fd, events)], Some(&timespec_until(until)))?;
-    if found == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
-}
-
 /// How long to poll: at most an hour, since whoever polls looks at its deadline after that.
-fn timespec_until(until: Instant) -> Timespec {
+pub(super) fn timespec_until(until: Instant) -> Timespec {
     const LONGEST: Duration = Duration::from_secs(3600);
     let left = until.saturating_duration_since(Instant::now()).min(LONGEST);
     Timespec::try_from(left).expect("an hour has few seconds")

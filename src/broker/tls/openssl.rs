@@ -5,8 +5,9 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
@@ -15,11 +16,11 @@ use openssl::ssl::{
     SslVerifyMode, SslVersion,
 };
 use openssl::x509::verify::X509CheckFlags;
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, poll};
 
 use super::TlsFiles;
 use crate::broker::Endpoint;
-use crate::broker::transport::{Stream, await_socket};
+use crate::broker::transport::{Stream, timespec_until};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 
@@ -116,6 +117,12 @@ impl Connector {
         }
         Ok(ssl)
     }
+}
+
+/// Blocks until a socket that nobody else uses yet is ready for one of `events`, or the time is up.
+fn await_socket(fd: BorrowedFd<'_>, events: PollFlags, until: Instant) -> io::Result<()> {
+    let found = poll(&mut [PollFd::from_borrowed_fd(fd, events)], Some(&timespec_until(until)))?;
+    if found == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
 }
 
 /// In TLS 1.3 the client has finished its handshake before the broker has looked at the client
