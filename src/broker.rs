@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, bounded};
 
-pub(crate) use self::connection::{CLOSING, Connection, closed_channel, reason};
+pub(crate) use self::connection::{CLOSING, Connection, closed_channel, explain, reason};
 pub(crate) use self::data_plane::{DataPlane, Event};
 pub use self::tls::TlsFiles;
 pub(crate) use self::transport::WriteError;

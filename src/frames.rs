@@ -43,6 +43,9 @@ const BASIC_ACK: MethodId = [0, 60, 0, 80];
 const BASIC_REJECT: MethodId = [0, 60, 0, 90];
 const BASIC_NACK: MethodId = [0, 60, 0, 120];
 
+/// The frame that confirms the broker's `connection.close`.
+pub(crate) const CONNECTION_CLOSE_OK: &[u8] = &[METHOD, 0, 0, 0, 0, 0, 4, 0, 10, 0, 51, END];
+
 /// The methods besides `connection.start` that a broker sends to clients in answer to amiquip, or
 /// of its own accord.
 const OTHERS_FOR_AMIQUIP: [MethodId; 15] = [

@@ -60,6 +60,7 @@ impl Connection {
         let amiquip = opened.map_err(|error| {
             explain_handshake(error, endpoint, data_plane.ended(), began.elapsed())
         })?;
+        data_plane.opened();
         log::debug!("connected to {endpoint}");
         Ok(Connection { data_plane, endpoint: endpoint.clone(), index, amiquip: Some(amiquip) })
     }
@@ -73,6 +74,11 @@ impl Connection {
         let channel = amiquip.open_channel(None)?;
         self.data_plane.channel_opened(channel.channel_id());
         Ok(channel)
+    }
+
+    /// What an error on a channel means; `doing` names the step, with the permission it takes.
+    pub(crate) fn explain(&self, error: &amiquip::Error, doing: &str) -> Error {
+        explain(&self.endpoint, &self.data_plane, error, doing)
     }
 
     /// Closes the connection, in good order if the broker answers within [`CLOSING`], and tells
@@ -133,14 +139,6 @@ impl Endpoint {
             .information(Some(who_we_are()))
     }
 
-    /// What an error on a channel means; `doing` names the step, with the permission it takes.
-    pub(crate) fn explain(&self, error: &amiquip::Error, doing: &str) -> Error {
-        match closed_channel(error) {
-            Some(close) => self.explain_close(&close, doing),
-            None => self.unreachable(format!("cannot {doing}: {}", reason(error))),
-        }
-    }
-
     /// What the broker means by closing a channel
     /// ([Access control](https://www.rabbitmq.com/docs/access-control)).
     pub(crate) fn explain_close(&self, close: &Close, doing: &str) -> Error {
@@ -151,10 +149,22 @@ impl Endpoint {
                  (rabbitmqctl set_permissions)",
                 close.text
             )),
-            _ => {
-                self.unreachable(format!("cannot {doing}: the broker closed the channel: {close}"))
-            }
+            _ => self.unreachable(format!("cannot {doing}: the broker said {close}")),
         }
+    }
+}
+
+/// See [`Connection::explain`].
+pub(crate) fn explain(
+    endpoint: &Endpoint,
+    data_plane: &DataPlane,
+    error: &amiquip::Error,
+    doing: &str,
+) -> Error {
+    match (closed_channel(error), data_plane.ended()) {
+        (Some(close), _) => endpoint.explain_close(&close, doing),
+        (None, Some(ended)) => endpoint.unreachable(format!("cannot {doing}: {ended}")),
+        (None, None) => endpoint.unreachable(format!("cannot {doing}: {}", reason(error))),
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`Handler`] of the connection; control frames go to amiquip, by [`super::control`].
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use super::bell::Bell;
 use super::control::ControlFrames;
 use super::transport::{Polled, Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
-use crate::frames::{Close, Decoder, Delivery, Incoming, Message, Notice};
+use crate::frames::{CONNECTION_CLOSE_OK, Close, Decoder, Delivery, Incoming, Message, Notice};
 
 pub(crate) struct DataPlane {
     transport: Transport,
@@ -27,6 +28,10 @@ pub(crate) struct DataPlane {
     handler: OnceLock<Handler>,
     /// Why the connection has ended.
     ended: OnceLock<String>,
+    /// What the broker said if it closed the connection.
+    closed_by_broker: OnceLock<Close>,
+    /// Whether amiquip's handshake is over.
+    is_open: AtomicBool,
     heartbeat: Duration,
 }
 
@@ -85,6 +90,8 @@ impl DataPlane {
             control,
             handler: OnceLock::new(),
             ended: OnceLock::new(),
+            closed_by_broker: OnceLock::new(),
+            is_open: AtomicBool::new(false),
             heartbeat,
         });
         let reserve = Arc::clone(&data_plane);
@@ -154,6 +161,16 @@ impl DataPlane {
     pub(crate) fn time_limit(&self, limit: Duration) -> TimeLimit<'_> {
         let ends = Instant::now() + limit.min(Duration::from_secs(3600));
         TimeLimit { data_plane: self, id: self.turn.begin_limit(self, ends) }
+    }
+
+    /// amiquip's handshake is over.
+    pub(super) fn opened(&self) {
+        self.is_open.store(true, Ordering::Relaxed);
+    }
+
+    /// What the broker said if it closed the connection.
+    pub(crate) fn closed_by_broker(&self) -> Option<&Close> {
+        self.closed_by_broker.get()
     }
 
     /// Why the connection has ended, if it has. For handlers too.
@@ -245,6 +262,10 @@ impl DataPlane {
                     Some(Notice::FrameMax(limit)) => self.transport.set_frame_max(limit),
                     Some(Notice::ConnectionClosed(close)) => {
                         self.end(format!("the broker closed the connection: {close}"));
+                        let _ = self.closed_by_broker.set(close);
+                        if self.is_open.load(Ordering::Relaxed) {
+                            return self.confirm_close();
+                        }
                     }
                     Some(Notice::ChannelClosed { channel, close }) => {
                         // Before amiquip confirms it, and so before the channel can be reused.
@@ -260,6 +281,14 @@ impl DataPlane {
                 self.control.push(frame)?;
             }
         }
+        Ok(())
+    }
+
+    /// amiquip's I/O thread panics over a synchronous call that begins while the broker's close is
+    /// on its way. So after the handshake amiquip sees the end of its stream instead.
+    fn confirm_close(&self) -> Result<(), String> {
+        self.transport.write_control(CONNECTION_CLOSE_OK);
+        self.control.end();
         Ok(())
     }
 

@@ -85,7 +85,7 @@ fn run_session(
     });
     let (publishing, consuming) = match opened {
         Ok(channels) => channels,
-        Err(error) => return report(next, Err(endpoint.explain(&error, "open a channel"))),
+        Err(error) => return report(next, Err(connection.explain(&error, "open a channel"))),
     };
     let channels =
         Channels { publishing: publishing.channel_id(), consuming: consuming.channel_id() };
@@ -95,14 +95,16 @@ fn run_session(
     let exclusive = QueueDeclareOptions { exclusive: true, ..Default::default() };
     let reply_queue = match consuming.queue_declare("", exclusive) {
         Ok(queue) => queue.name().to_string(),
-        Err(error) => return report(next, Err(endpoint.explain(&error, "declare a reply queue"))),
+        Err(error) => {
+            return report(next, Err(connection.explain(&error, "declare a reply queue")));
+        }
     };
     let no_ack = ConsumerOptions { no_ack: true, ..Default::default() };
     // amiquip ends the connection when it has a message for a consumer that was dropped.
     let _consumer = match consuming.basic_consume(reply_queue.as_str(), no_ack) {
         Ok(consumer) => consumer,
         Err(error) => {
-            return report(next, Err(endpoint.explain(&error, "read from its reply queue")));
+            return report(next, Err(connection.explain(&error, "read from its reply queue")));
         }
     };
     if let Err(error) = send_probe(&connection, &config, &publishing, &reply_queue) {
@@ -176,6 +178,6 @@ fn inspect(config: &Config, connection: &mut Connection, queue: &str) -> Result<
     });
     asked.map_err(|error| match closed_channel(&error) {
         Some(close) if close.code == 404 => Error::Unroutable { queue: queue.to_string() },
-        _ => connection.endpoint.explain(&error, "ask about the request queue"),
+        _ => connection.explain(&error, "ask about the request queue"),
     })
 }

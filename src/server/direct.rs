@@ -76,13 +76,13 @@ impl DirectReplies {
                 self.lock().push(direct);
                 Ok(ReplyOutcome::Sent)
             }
-            Err(amiquip::Error::ServerClosedConnection { code: 541, .. }) => {
+            Err(_) if data_plane.closed_by_broker().is_some_and(|close| close.code == 541) => {
                 Ok(ReplyOutcome::Undeliverable)
             }
             Err(error) if closed_channel(&error).is_some_and(|close| limit.learn(&close)) => {
                 Ok(ReplyOutcome::TooLarge)
             }
-            Err(error) => Err(connection.endpoint.explain(&error, "answer requests")),
+            Err(error) => Err(connection.explain(&error, "answer requests")),
         }
     }
 
@@ -103,6 +103,6 @@ fn connect(brokers: &Brokers) -> Result<Direct> {
     let _limit = data_plane.time_limit(brokers.connect_timeout);
     match connection.open_channel() {
         Ok(channel) => Ok(Direct { connection, channel }),
-        Err(error) => Err(connection.endpoint.explain(&error, "open a channel")),
+        Err(error) => Err(connection.explain(&error, "open a channel")),
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
 use super::{QueueType, ServerOptions, Shared};
-use crate::broker::{Connection, Endpoint};
+use crate::broker::{Connection, Endpoint, closed_channel};
 use crate::error::{Error, Result};
+use crate::frames::Close;
 
 /// Makes sure that there is a queue of that name, in as long as connecting may take.
 pub(crate) fn ensure(connection: &mut Connection, shared: &Shared) -> Result<()> {
@@ -32,17 +33,25 @@ fn look_or_declare(
     queue: &str,
     options: &ServerOptions,
 ) -> Result<()> {
-    let looked = declare(connection, queue, None);
-    match looked {
-        Err(amiquip::Error::ServerClosedChannel { code: 404, message, .. })
-            if !is_its_node_down(&message) =>
+    match declare(connection, queue, None) {
+        Err(error)
+            if closed_channel(&error)
+                .is_some_and(|close| close.code == 404 && !is_its_node_down(&close.text)) =>
         {
             let declared = declare(connection, queue, Some(as_asked_for(options)));
-            declared.map_err(|error| explain(&connection.endpoint, queue, error))?;
+            declared.map_err(|error| refusal(connection, queue, &error))?;
             log::info!("declared the queue {queue:?}");
             Ok(())
         }
-        looked => looked.map_err(|error| explain(&connection.endpoint, queue, error)),
+        looked => looked.map_err(|error| refusal(connection, queue, &error)),
+    }
+}
+
+fn refusal(connection: &Connection, queue: &str, error: &amiquip::Error) -> Error {
+    let close = closed_channel(error);
+    match close.as_ref().or(connection.data_plane.closed_by_broker()) {
+        Some(close) => explain(&connection.endpoint, queue, close),
+        None => connection.explain(error, "declare the request queue"),
     }
 }
 
@@ -79,29 +88,27 @@ fn as_asked_for(options: &ServerOptions) -> QueueDeclareOptions {
     QueueDeclareOptions { durable: true, arguments, ..Default::default() }
 }
 
-/// What the broker means by refusing the queue, and what to change.
-fn explain(endpoint: &Endpoint, queue: &str, error: amiquip::Error) -> Error {
+/// What the broker means by closing the channel or the connection over the queue, and what to
+/// change.
+fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
+    let Close { code, text } = close;
     let refused = |reason| Error::QueueRefused { queue: queue.to_string(), reason };
-    match &error {
-        amiquip::Error::ServerClosedChannel { code: 403, message, .. }
-            if message.contains("reserved prefix") =>
-        {
-            refused(format!("names that begin with \"amq.\" are the broker's own ({message})"))
+    match code {
+        403 if text.contains("reserved prefix") => {
+            refused(format!("names that begin with \"amq.\" are the broker's own ({text})"))
         }
-        amiquip::Error::ServerClosedChannel { code: 405, message, .. } => refused(format!(
+        405 => refused(format!(
             "another connection has it for itself alone; choose another name, or end that \
-             connection ({message})"
+             connection ({text})"
         )),
-        amiquip::Error::ServerClosedChannel { code: 406, message, .. } => refused(format!(
+        406 => refused(format!(
             "it cannot be declared with these arguments; give the queue type, delivery limit and \
-             dead-letter exchange that it has, or delete it ({message})"
+             dead-letter exchange that it has, or delete it ({text})"
         )),
-        amiquip::Error::ServerClosedConnection { code: 541, message }
-            if message.contains("deprecated") || message.contains("transient") =>
-        {
-            refused(format!("this broker no longer has queues of that kind ({message})"))
+        541 if text.contains("deprecated") || text.contains("transient") => {
+            refused(format!("this broker no longer has queues of that kind ({text})"))
         }
-        error => endpoint.explain(error, "declare the request queue"),
+        _ => endpoint.explain_close(close, "declare the request queue"),
     }
 }
 
@@ -118,14 +125,8 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_change() {
         let endpoint: Endpoint = "amqp://ann@rabbit".parse().unwrap();
-        let channel = |code, message: &str| {
-            let message = message.to_string();
-            explain(
-                &endpoint,
-                "q",
-                amiquip::Error::ServerClosedChannel { channel_id: 1, code, message },
-            )
-        };
+        let channel =
+            |code, text: &str| explain(&endpoint, "q", &Close { code, text: text.into() });
         let message = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q'";
         for (error, fix) in [
             (channel(403, "ACCESS_REFUSED - queue name 'amq.q' contains reserved prefix"), "amq."),
@@ -133,16 +134,7 @@ mod tests {
             (channel(406, message), "give the queue type"),
             (channel(406, message), "'x-queue-type'"),
             (
-                explain(
-                    &endpoint,
-                    "q",
-                    amiquip::Error::ServerClosedConnection {
-                        code: 541,
-                        message:
-                            "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated"
-                                .into(),
-                    },
-                ),
+                channel(541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated"),
                 "no longer has queues of that kind",
             ),
         ] {

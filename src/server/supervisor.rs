@@ -240,7 +240,7 @@ impl Supervisor {
 /// Opens a channel for a worker. Set a time limit before.
 fn assignment(session: u64, connection: &mut Connection, inboxes: &Inboxes) -> Result<Assignment> {
     let channel = connection.open_channel();
-    let channel = channel.map_err(|error| connection.endpoint.explain(&error, "open a channel"))?;
+    let channel = channel.map_err(|error| connection.explain(&error, "open a channel"))?;
     Ok(Assignment {
         session,
         endpoint: Arc::new(connection.endpoint.clone()),
@@ -253,7 +253,7 @@ fn assignment(session: u64, connection: &mut Connection, inboxes: &Inboxes) -> R
 /// Opens a channel to look at the queue on, and does so. Set a time limit before.
 fn monitor(shared: &Arc<Shared>, connection: &mut Connection) -> Result<QueueMonitor> {
     let channel = connection.open_channel();
-    let channel = channel.map_err(|error| connection.endpoint.explain(&error, "open a channel"))?;
+    let channel = channel.map_err(|error| connection.explain(&error, "open a channel"))?;
     QueueMonitor::start(shared, &connection.data_plane, channel).map_err(|error| {
         connection.endpoint.unreachable(format!("no thread to look at the queue in: {error}"))
     })

@@ -13,7 +13,7 @@ use super::direct::{self, ReplyOutcome};
 use super::inbox::ChannelEnd;
 use super::keep_alive::KeepAlive;
 use super::worker_pool::Assignment;
-use crate::broker::{CLOSING, WriteError, reason};
+use crate::broker::{CLOSING, WriteError, explain, reason};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
 use crate::frames;
@@ -67,7 +67,8 @@ impl<'a> Worker<'a> {
                 Ok(Worker { shared, assignment, channel_id: channel.channel_id(), consumer })
             }
             Err(error) => {
-                let explained = endpoint.explain(&error, "read from the request queue");
+                let explained =
+                    explain(endpoint, data_plane, &error, "read from the request queue");
                 Err(match error {
                     amiquip::Error::ServerClosedChannel { .. } => StopReason::Channel(explained),
                     _ => StopReason::Connection(explained),
