@@ -4,13 +4,13 @@
 #   scripts/bench.sh [--rounds 5] [--requests 4000] [--n 7] [--peers ours,c,...]
 #
 # Results go to standard output and to target/bench: results.json, table.md,
-# latency.svg. With its defaults it takes some three minutes after the build.
+# latency.svg. With its defaults it takes some four minutes after the build.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # shellcheck source=scripts/debian.sh
 . scripts/debian.sh
-need rabbitmq-server python3-pika librabbitmq-dev gcc libc6-dev pkg-config
+need rabbitmq-server openssl python3-pika librabbitmq-dev gcc libc6-dev pkg-config
 
 target=${CARGO_TARGET_DIR:-target}
 cargo build --release --bins --examples

@@ -1,59 +1,96 @@
-"""Turns the runs of a benchmark into medians, a Markdown table and a picture."""
+"""Turns the runs of a benchmark into medians, ratios, a Markdown table and a picture."""
 import math
 import statistics
 from html import escape
 
 PERCENTILES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
 NEEDED = {"p99": 100, "p999": 1000}  # calls without which a percentile is only the maximum again
-PANELS = {1: "One call at a time", 64: "64 calls in flight on one connection"}
+PANELS = {"one": "One call at a time", "many": "64 calls in flight on one connection",
+          "servers": "4 at work at prefetch 1, 64 calls in flight from one C client"}
+DRAWN = ("one", "many")
+WORDS = {"one": "one at a time", "many": "64 in flight", "servers": "to 4 servers"}
+BASES = ("c", "c-processes")  # what the others are compared with
+METRICS = {
+    "calls_per_second": lambda run: run["calls_per_second"],
+    "p99": lambda run: run["latency_us"]["p99"],
+    "client_cpu": lambda run: run["client_cpu_seconds"] / run["requests"],
+    "server_cpu": lambda run: run["server_cpu_seconds"] / run["requests"],
+    "broker_cpu": lambda run: run["broker_cpu_seconds"] / run["requests"],
+}
+TITLES = {"calls_per_second": "calls/s", "p99": "p99", "client_cpu": "client CPU", "server_cpu": "server CPU"}
 
 
 def summarize(runs, labels):
-    """Medians over the rounds, and the ratio to the first peer, round by round."""
-    first = labels[0][0]
+    """Medians over the rounds, and the ratios to the C pair, round by round."""
     rows = []
-    for in_flight in PANELS:
-        base = {run["round"]: run["calls_per_second"] for run in runs
-                if (run["peer"], run["in_flight"]) == (first, in_flight)}
-        for key, label in labels:
-            mine = [run for run in runs if (run["peer"], run["in_flight"]) == (key, in_flight)]
-            if not mine:
-                continue
-            ratios = [base[run["round"]] / run["calls_per_second"] for run in mine if run["round"] in base]
+    for panel in PANELS:
+        keys = [key for key in labels if by_round(runs, panel=panel, peer=key)]
+        base = next((key for key in keys if key in BASES), keys[0] if keys else None)
+        for key in keys:
+            mine = by_round(runs, panel=panel, peer=key)
             rows.append({
                 "peer": key,
-                "label": label,
-                "in_flight": in_flight,
-                "requests_per_round": mine[0]["requests"],
-                "calls_per_second": statistics.median(run["calls_per_second"] for run in mine),
-                "latency_us": {name: statistics.median(run["latency_us"][name] for run in mine)
-                               for name in PERCENTILES},
-                "client_cpu_us_per_call": per_call(mine, "client_cpu_seconds"),
-                "server_cpu_us_per_call": per_call(mine, "server_cpu_seconds"),
-                "broker_cpu_us_per_call": per_call(mine, "broker_cpu_seconds"),
-                "client_max_rss_mib": statistics.median(run["client_max_rss_kib"] for run in mine) / 1024,
-                "ratio": {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios),
-                          "of": first} if ratios else None,
+                "label": labels[key],
+                "panel": panel,
+                "requests_per_round": next(iter(mine.values()))["requests"],
+                "calls_per_second": middle(mine, METRICS["calls_per_second"]),
+                "latency_us": {name: middle(mine, lambda run: run["latency_us"][name]) for name in PERCENTILES},
+                **{f"{who}_cpu_us_per_call": middle(mine, METRICS[f"{who}_cpu"]) * 1e6
+                   for who in ("client", "server", "broker")},
+                "client_max_rss_mib": middle(mine, lambda run: run["client_max_rss_kib"]) / 1024,
+                "ratio": {"of": base} | ratios(mine, by_round(runs, panel=panel, peer=base)),
             })
     return rows
 
 
-def per_call(runs, key):
-    return statistics.median(run[key] / run["requests"] * 1e6 for run in runs)
+def summarize_starts(runs, labels):
+    first_answer = {"first_answer_us": lambda run: statistics.median(run["first_answer_us"])}
+    keys = [key for key in labels if by_round(runs, peer=key)]
+    base = next((key for key in keys if key in BASES), keys[0] if keys else None)
+    return [{
+        "peer": key,
+        "label": labels[key],
+        "first_answer_us": middle(by_round(runs, peer=key), first_answer["first_answer_us"]),
+        "ratio": {"of": base} | ratios(by_round(runs, peer=key), by_round(runs, peer=base), first_answer),
+    } for key in keys]
+
+
+def compared(runs, panel, peer, base):
+    """The calls per second of one peer to another's; nothing unless both were measured."""
+    mine, other = (by_round(runs, panel=panel, peer=key) for key in (peer, base))
+    return ratios(mine, other)["calls_per_second"] if mine and other else None
+
+
+def by_round(runs, **case):
+    return {run["round"]: run for run in runs if all(run[key] == case[key] for key in case)}
+
+
+def middle(runs, metric):
+    return statistics.median(map(metric, runs.values()))
+
+
+def ratios(mine, base, metrics=METRICS):
+    return {name: spread([metric(mine[number]) / metric(base[number]) for number in mine if number in base])
+            for name, metric in metrics.items()}
+
+
+def spread(values):
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def markdown(results):
     lines = [machine_line(results["machine"]), ""]
-    for in_flight, title in PANELS.items():
-        rows = [row for row in results["summary"] if row["in_flight"] == in_flight]
+    for panel, title in PANELS.items():
+        rows = [row for row in results["summary"] if row["panel"] == panel]
         if not rows:
             continue
-        first = results["summary"][0]["label"]
+        base = base_name(rows)
         lines += [
             f"**{title}**",
             "",
-            f"| | calls/s | p50 | p99 | CPU per call: client + server + broker | client memory | calls/s, {first} ÷ this |",
-            "|---|---:|---:|---:|---:|---:|---:|",
+            "| | calls/s | p50 | p99 | CPU per call: client + server + broker | client memory | "
+            + " | ".join(f"{name} ÷ {base}" for name in TITLES.values()) + " |",
+            "|---|" + "---:|" * (5 + len(TITLES)),
         ]
         for row in rows:
             cells = [
@@ -63,12 +100,29 @@ def markdown(results):
                 duration(row["latency_us"]["p99"]),
                 " + ".join(f"{row[f'{who}_cpu_us_per_call']:.0f}" for who in ("client", "server", "broker")) + " µs",
                 f"{row['client_max_rss_mib']:.0f} MiB",
-                ratio(row),
+                *(ratio(row, name) for name in TITLES),
             ]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
-    lines += [f"{footnote(results)} The last column compares round by round: median (least to greatest).", ""]
+    lines += starts_table(results["start"], results["options"]["starts"]) if results["start"] else []
+    if results["tls"]:
+        lines += [f"One call at a time goes through TLS at {ratio_text(results['tls'])} of the rate.", ""]
+    lines += [f"{footnote(results, PANELS)} The ratios compare round by round: median (least to greatest). The "
+              "client's CPU includes its start.", ""]
     return "\n".join(lines)
+
+
+def starts_table(rows, starts):
+    lines = ["**From the start of a client process to its first answer**", "",
+             f"| | median | time ÷ {base_name(rows)} |", "|---|---:|---:|"]
+    lines += [f"| {row['label']} | {duration(row['first_answer_us'])} | {ratio(row, 'first_answer_us')} |"
+              for row in rows]
+    return lines + ["", f"{starts} starts a round, to one server.", ""]
+
+
+def base_name(rows):
+    base = rows[0]["ratio"]["of"]
+    return "C" if base in BASES else next(row["label"] for row in rows if row["peer"] == base)
 
 
 def machine_line(machine):
@@ -76,22 +130,23 @@ def machine_line(machine):
             f"{machine['rabbitmq'].partition('-')[0]}; client, server and broker on this one machine.")
 
 
-def footnote(results):
+def footnote(results, panels):
     parts = []
-    for in_flight, words in ((1, "one at a time"), (64, "64 in flight")):
-        sizes = {row["requests_per_round"] for row in results["summary"] if row["in_flight"] == in_flight}
+    for panel in panels:
+        sizes = {row["requests_per_round"] for row in results["summary"] if row["panel"] == panel}
         if sizes:
             slow = f" ({min(sizes):,} where slow)" if len(sizes) > 1 else ""
-            parts.append(f"{max(sizes):,} calls {words}{slow}")
-    return (f"Medians of {results['options']['rounds']} rounds, each of {' and '.join(parts)}; "
+            parts.append(f"{max(sizes):,} calls {WORDS[panel]}{slow}")
+    return (f"Medians of {results['options']['rounds']} rounds, each of {', '.join(parts)}; "
             f"{results['foreign_cpu_share']:.0%} of the CPU went elsewhere.")
 
 
-def ratio(row):
-    spread = row["ratio"]
-    if not spread or row["peer"] == spread["of"]:
-        return ""
-    return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+def ratio(row, name):
+    return "" if row["peer"] == row["ratio"]["of"] else ratio_text(row["ratio"][name])
+
+
+def ratio_text(values):
+    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
 
 
 def duration(us):
@@ -103,7 +158,7 @@ def duration(us):
 # The picture. Colours are Okabe and Ito's, which stay apart for every kind of
 # eyesight; the background is painted, so that a dark page does not swallow the text.
 
-COLOURS = {"ours": "#d55e00", "ours-threads": "#cc79a7", "c": "#0072b2", "nodelay": "#009e73",
+COLOURS = {"ours": "#d55e00", "ours-tls": "#6b4fa0", "ours-threads": "#cc79a7", "c": "#0072b2", "nodelay": "#009e73",
            "python": "#8a6d00", "amiquip": "#56a0c9"}
 INK, SOFT, GRID, FAINT = "#1f2328", "#59636e", "#d1d9e0", "#eff2f5"
 WIDTH, HEIGHT, TOP, BOTTOM, LEFT = 980, 448, 100, 378, 72
@@ -111,29 +166,35 @@ PLOT, LABELS, LINE = 258, 192, 17  # widths of a plot and of its labels, a label
 
 
 def svg(results):
-    summary = results["summary"]
+    summary = [row for row in results["summary"] if row["peer"] in COLOURS]
     values = [row["latency_us"][name] for row in summary for name in PERCENTILES]
     low, high = round_down(min(values)), round_up(max(values))
 
     def y(us):
         return BOTTOM - (math.log10(us / low) / math.log10(high / low)) * (BOTTOM - TOP)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-        f'height="{HEIGHT}" role="img" font-family="-apple-system, \'Segoe UI\', \'Noto Sans\', '
-        f'Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">',
-        "<title>Latency percentiles of one RPC call, by program</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" fill="#ffffff"/>',
-        text(24, 34, "Latency of one RPC call (lower is better)", "start", size=18, weight=600),
-        text(24, 55, machine_line(results["machine"]), "start", colour=SOFT, size=12),
-    ]
-    shown = [in_flight for in_flight in PANELS if any(row["in_flight"] == in_flight for row in summary)]
-    for index, in_flight in enumerate(shown):
-        rows = [row for row in summary if row["in_flight"] == in_flight]
+    parts = sheet(HEIGHT, "Latency percentiles of one RPC call, by program",
+                  "Latency of one RPC call (lower is better)", machine_line(results["machine"]))
+    shown = [name for name in DRAWN if any(row["panel"] == name for row in summary)]
+    for index, name in enumerate(shown):
+        rows = [row for row in summary if row["panel"] == name]
         left = LEFT + index * (PLOT + LABELS + 4)
-        parts += panel(left, PANELS[in_flight], rows, y, ticks(low, high), numbered=index == 0)
-    parts.append(text(24, HEIGHT - 18, f"{footnote(results)} Logarithmic scale.", "start", colour=SOFT, size=12))
+        parts += panel(left, PANELS[name], rows, y, ticks(low, high), numbered=index == 0)
+    parts.append(text(24, HEIGHT - 18, f"{footnote(results, DRAWN)} Logarithmic scale.", "start", colour=SOFT, size=12))
     return "\n".join(parts + ["</svg>", ""])
+
+
+def sheet(height, description, title, subtitle):
+    """How a picture begins: its size, its background and its heading."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" role="img" font-family="-apple-system, \'Segoe UI\', \'Noto Sans\', '
+        f'Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">',
+        f"<title>{escape(description)}</title>",
+        f'<rect width="{WIDTH}" height="{height}" rx="8" fill="#ffffff"/>',
+        text(24, 34, title, "start", size=18, weight=600),
+        text(24, 55, subtitle, "start", colour=SOFT, size=12),
+    ]
 
 
 def panel(left, title, rows, y, scale, numbered):
@@ -153,12 +214,7 @@ def panel(left, title, rows, y, scale, numbered):
         colour = COLOURS[row["peer"]]
         points = [(x, y(row["latency_us"][name])) for x, name in zip(xs, PERCENTILES)
                   if row["requests_per_round"] >= NEEDED.get(name, 1)]
-        line = " ".join(f"{x:.1f},{at:.1f}" for x, at in points)
-        width = 3.2 if row["peer"] == "ours" else 2
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{width}" '
-                     'stroke-linejoin="round" stroke-linecap="round"/>')
-        parts += [f'<circle cx="{x:.1f}" cy="{at:.1f}" r="3.4" fill="{colour}" stroke="#ffffff"/>'
-                  for x, at in points]
+        parts += curve(points, colour, 3.2 if row["peer"] == "ours" else 2)
         ends[row["peer"]] = points[-1][1]
 
     places = spread_out(ends)
@@ -169,6 +225,13 @@ def panel(left, title, rows, y, scale, numbered):
         parts.append(text(left + PLOT + 21, at + 4, row["label"], "start", colour=colour, size=12,
                           weight=700 if row["peer"] == "ours" else 500))
     return parts
+
+
+def curve(points, colour, width):
+    line = " ".join(f"{x:.1f},{at:.1f}" for x, at in points)
+    return [f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{width}" '
+            'stroke-linejoin="round" stroke-linecap="round"/>'] + [
+        f'<circle cx="{x:.1f}" cy="{at:.1f}" r="3.4" fill="{colour}" stroke="#ffffff"/>' for x, at in points]
 
 
 def spread_out(ends):
