@@ -2,15 +2,17 @@
 //! with options added and up to `--in-flight` requests outstanding at once.
 
 mod amiquip_open;
+mod load_report;
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use amiquip::{
     AmqpProperties, ConsumerMessage, ConsumerOptions, Exchange, Publish, QueueDeclareOptions,
 };
 use amiquip_open::{Result, open};
 use argh::FromArgs;
+use load_report::Tally;
 use uuid::Uuid;
 
 /// Call a Fibonacci server again and again.
@@ -50,10 +52,10 @@ fn main() -> Result<()> {
 
     let expected = fib(options.n).to_string();
     let mut waiting = HashMap::new();
-    let mut latencies = Vec::with_capacity(options.requests);
-    let (mut published, mut ok) = (0, 0);
+    let mut tally = Tally { latencies: Vec::with_capacity(options.requests), ..Tally::default() };
+    let mut published = 0;
     let started = Instant::now();
-    while latencies.len() < options.requests {
+    while tally.latencies.len() < options.requests {
         while waiting.len() < options.in_flight && published < options.requests {
             let correlation_id = Uuid::new_v4().to_string();
             waiting.insert(correlation_id.clone(), Instant::now());
@@ -72,37 +74,18 @@ fn main() -> Result<()> {
                 let Some(since) = id.and_then(|id| waiting.remove(id)) else {
                     continue;
                 };
-                latencies.push(since.elapsed());
-                ok += usize::from(delivery.body == expected.as_bytes());
+                tally.latencies.push(since.elapsed());
+                tally.ok += usize::from(delivery.body == expected.as_bytes());
             }
             other => return Err(format!("the consumer ended: {other:?}").into()),
         }
     }
-    let seconds = started.elapsed().as_secs_f64();
+    tally.elapsed = started.elapsed();
 
-    report(&options, ok, seconds, latencies);
+    let all_right = tally.all_right();
+    tally.print(options.json);
     connection.close()?;
-    if ok == options.requests { Ok(()) } else { Err("some answers were wrong".into()) }
-}
-
-fn report(options: &Options, ok: usize, seconds: f64, mut latencies: Vec<Duration>) {
-    let requests = options.requests;
-    let per_second = ok as f64 / seconds;
-    if !options.json {
-        println!("{ok} right of {requests}, {per_second:.0} calls/s");
-        return;
-    }
-    latencies.sort_unstable();
-    let micros = |latency: Duration| latency.as_secs_f64() * 1e6;
-    let at = |share: f64| micros(latencies[((share * requests as f64) as usize).min(requests - 1)]);
-    let mean = micros(latencies.iter().sum::<Duration>()) / requests as f64;
-    let (p50, p90, p99, p999, max) = (at(0.5), at(0.9), at(0.99), at(0.999), at(1.0));
-    println!(
-        "{{\"requests\":{requests},\"ok\":{ok},\"errors\":{},\"seconds\":{seconds:.6},\
-         \"calls_per_second\":{per_second:.1},\"latency_us\":{{\"mean\":{mean:.1},\
-         \"p50\":{p50:.1},\"p90\":{p90:.1},\"p99\":{p99:.1},\"p999\":{p999:.1},\"max\":{max:.1}}}}}",
-        requests - ok
-    );
+    if all_right { Ok(()) } else { Err("some answers were wrong".into()) }
 }
 
 fn fib(n: u32) -> u128 {
