@@ -2,9 +2,12 @@
 # Measures this crate against other blocking RPC programs, on a private node.
 #
 #   scripts/bench.sh [--rounds 5] [--requests 4000] [--n 7] [--peers ours,c,...]
+#   scripts/bench.sh --growth [--rounds 5] [--seconds 2]
 #
-# Results go to standard output and to target/bench: results.json, table.md,
-# latency.svg. With its defaults it takes some four minutes after the build.
+# The second measures how rate and CPU time grow with calls in flight, body sizes and
+# processes, beside librabbitmq's C pair. Results go to standard output and to target/bench:
+# results.json, table.md, latency.svg; or growth.json, growth.md, growth.svg. With its
+# defaults it takes, after the build, some four minutes, and six with --growth.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,4 +27,9 @@ for side in server client; do
         "scripts/bench/librabbitmq_$side.c" $flags
 done
 
-exec python3 -B scripts/bench/run.py --target "$target" "$@"
+program=run.py
+if [[ ${1:-} == --growth ]]; then
+    program=growth.py
+    shift
+fi
+exec python3 -B "scripts/bench/$program" --target "$target" "$@"

@@ -105,7 +105,10 @@ def line_of(process, limit):
     readable, _, _ = select.select([process.stdout], [], [], limit)
     if not readable:
         raise ChildFailed(process, f"It printed nothing for {limit} s.")
-    return process.stdout.readline()
+    line = process.stdout.readline()
+    if not line:
+        raise ChildFailed(process, "It closed its standard output.")
+    return line
 
 
 def wait_for_line(process, start):
