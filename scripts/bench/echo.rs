@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use argh::FromArgs;
 use load_report::Tally;
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, PendingReply, RpcClient, RpcServer, ServerOptions,
+    Brokers, ClientOptions, Error, PendingReply, Request, RpcClient, RpcServer, ServerOptions,
 };
 
 /// Send bodies to a server that sends them back.
@@ -87,7 +87,7 @@ fn serve(Server { url, queue, prefetch }: Server) -> Result<(), Error> {
     let options = ServerOptions { prefetch, ..Default::default() };
     RpcServer::connect(Brokers::parse(&url)?, &queue, options)?
         .on_ready(move || println!("Awaiting RPC requests on {queue}"))
-        .serve(|request: &[u8]| Ok(request.to_vec()))
+        .serve(|request: &Request| Ok(request.body().to_vec()))
 }
 
 fn call(options: &Client) -> Result<(), Box<dyn std::error::Error>> {

@@ -5,8 +5,8 @@ use std::thread::{self, JoinHandle};
 
 use crossbeam_channel::bounded;
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, Request, RpcClient, RpcServer,
-    ServerCounters, ServerOptions, Stopper,
+    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, Reply, Request, RpcClient,
+    RpcServer, ServerCounters, ServerOptions, Stopper,
 };
 
 use crate::patience::PATIENCE;
@@ -32,16 +32,24 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// Returns once it takes requests.
+    /// With a handler that needs the body alone. Returns once it takes requests.
     pub fn start<H>(url: &str, queue: &str, options: ServerOptions, handler: H) -> Serving
     where
         H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
+    {
+        Serving::requests(url, queue, options, move |request| handler(request.body()))
+    }
+
+    /// Returns once it takes requests.
+    pub fn requests<H, R>(url: &str, queue: &str, options: ServerOptions, handler: H) -> Serving
+    where
+        H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
+        R: Into<Reply> + 'static,
     {
         let (ready, is_ready) = bounded(1);
         let server = RpcServer::connect(Brokers::parse(url).unwrap(), queue, options).unwrap();
         let server = Arc::new(server.on_ready(move || ready.send(()).unwrap()));
         let serving = Arc::clone(&server);
-        let handler = move |request: &Request| handler(request.body());
         let thread = thread::spawn(move || serving.serve(handler));
         is_ready.recv_timeout(PATIENCE).expect("the server gets ready");
         Serving { stopper: server.stopper(), server, thread: Some(thread) }

@@ -4,6 +4,7 @@
 
 mod basics; // a call from end to end, in this crate's programs and in its types
 mod broker; // a private RabbitMQ, and what can be done to it
+mod call_options; // what a caller can say with one call
 mod certificates; // certificates by the openssl command
 mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod cluster; // three nodes, of which one after the other goes
@@ -11,8 +12,10 @@ mod embedded; // this crate's client and server, in this process
 mod failing; // what fails, for client and server, and the password in none of it
 mod hostile; // requests that no client library would send
 mod interop; // programs on other AMQP clients, on either side
+mod keep_alive; // long calls that show life
 mod load; // rpc_bench: the load it makes, and what it says of it
 mod logged; // what the tests' own process logs
+mod nested; // calls from inside a handler, and programs with several queues
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
 mod oversized; // replies larger than the broker takes
@@ -25,6 +28,7 @@ mod queue_kinds; // the request queue: used, declared or refused
 mod raw; // an AMQP client that writes what it is told, byte for byte
 mod readme; // the README's shell blocks, typed into a shell
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
+mod requests; // what a handler knows of its request
 mod scratch; // directories for the files of one run
 mod server; // a server at work: workers, handlers, stopping
 mod server_faults; // a server whose broker, queue or fellows are taken away

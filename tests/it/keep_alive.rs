@@ -1,0 +1,134 @@
+//! Long calls that show life.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use amiquip::FieldTable;
+use crossbeam_channel::{bounded, unbounded};
+use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
+
+use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect, connect_with};
+use crate::patience::PATIENCE;
+use crate::queue;
+use crate::raw::{Properties, Raw, Verdict, entry, long};
+
+const INTERVAL: Duration = Duration::from_millis(200);
+
+fn url() -> String {
+    Broker::shared().url()
+}
+
+fn keep_alive() -> ClientOptions {
+    ClientOptions { keep_alive: Some(INTERVAL), ..Default::default() }
+}
+
+#[test]
+fn call_goes_on_as_long_as_its_server_gives_signs() {
+    let queue = queue_name("alive");
+    let server = Serving::requests(&url(), &queue, ServerOptions::default(), |request| {
+        thread::sleep(8 * INTERVAL);
+        Ok(format!("abandoned: {}", request.is_abandoned()))
+    });
+    let client = connect_with(&url(), &queue, keep_alive());
+    assert_eq!(client.call("7").unwrap(), b"abandoned: false");
+    let counters = client.counters();
+    assert_eq!((counters.replies, counters.late), (1, 0), "a sign is no reply");
+    assert_eq!(server.stop().returned, 0);
+}
+
+#[test]
+fn call_ends_when_the_signs_stay_away() {
+    let queue = queue_name("silenced");
+    let options = keep_alive();
+    let client = connect_with(&url(), &queue, options);
+    // It gives the first sign, as a server does when it begins, and then falls silent.
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    queue::declare(&url(), &queue, true, FieldTable::new());
+    raw.consume(queue.as_bytes());
+    let began = Instant::now();
+    let call = client.request("7").send().unwrap();
+    let request = raw.reply();
+    let text = |wanted: &str| {
+        let header = String::from_utf8_lossy(&request.header).into_owned();
+        let at = header.find(wanted).unwrap_or_else(|| panic!("{wanted} in {header}"));
+        header[at..].to_string()
+    };
+    let reply_to: String = text("amq.gen-").chars().take_while(|c| c.is_ascii_graphic()).collect();
+    let reply_to = &reply_to[..reply_to.len().min(30)];
+    assert!(text("rpc-keep-alive").contains("200"));
+    let id = request.header.windows(37).find_map(|window| {
+        let id = std::str::from_utf8(&window[1..]).ok()?;
+        (window[0] == 36 && id.matches('-').count() == 4).then(|| id.to_string())
+    });
+    let sign = Properties::default().correlation_id(id.unwrap().as_bytes()).type_(b"keep-alive");
+    assert_eq!(raw.publish("", reply_to.as_bytes(), &sign, b""), Verdict::Taken);
+    let error = call.wait().unwrap_err();
+    let took = began.elapsed();
+    let Error::ServerSilent { queue: silent, after, unserved } = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!((silent, unserved), (&queue, &false), "{error}");
+    assert!(*after >= 3 * INTERVAL && took < PATIENCE / 4, "{after:?}, {took:?}");
+    assert!(error.may_have_executed());
+}
+
+#[test]
+fn call_ends_when_nobody_serves() {
+    let queue = queue_name("unserved");
+    queue::declare(&url(), &queue, true, FieldTable::new());
+    let client = connect(&url(), &queue);
+    let error = client.request("7").keep_alive(INTERVAL).call().unwrap_err();
+    assert!(matches!(error, Error::ServerSilent { unserved: true, .. }), "{error:?}");
+    assert!(error.to_string().contains("nobody serves"), "{error}");
+}
+
+/// One that knows of no signs, as tutorial six's.
+#[test]
+fn call_to_a_server_that_gives_no_signs_has_its_deadline() {
+    let queue = queue_name("tutorial");
+    queue::declare(&url(), &queue, true, FieldTable::new());
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    raw.consume(queue.as_bytes());
+    let client = connect_with(&url(), &queue, keep_alive());
+    let error = client.call_timeout("7", 8 * INTERVAL).unwrap_err();
+    assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
+}
+
+#[test]
+fn requester_that_asks_for_no_signs_gets_none() {
+    let queue = queue_name("no-signs");
+    let _server = Serving::start(&url(), &queue, ServerOptions::default(), |_| {
+        thread::sleep(3 * INTERVAL);
+        Ok(b"13".to_vec())
+    });
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    raw.request(&queue, b"7");
+    assert_eq!(raw.reply().body, b"13", "it is the first thing to come");
+}
+
+#[test]
+fn request_is_abandoned_once_its_requester_is_gone() {
+    let queue = queue_name("abandoned");
+    let (begun, has_begun) = unbounded();
+    let (seen, was_seen) = bounded(1);
+    let _server = Serving::requests(&url(), &queue, ServerOptions::default(), move |request| {
+        begun.send(request.is_abandoned()).unwrap();
+        let deadline = Instant::now() + PATIENCE / 4;
+        while !request.is_abandoned() && Instant::now() < deadline {
+            thread::sleep(INTERVAL / 10);
+        }
+        seen.send(request.is_abandoned()).unwrap();
+        Ok("too late")
+    });
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    let reply_to = raw.reply_queue();
+    let properties = Properties::default()
+        .headers(&entry(b"rpc-keep-alive", b'S', &long(b"200")))
+        .correlation_id(b"7")
+        .reply_to(reply_to.as_bytes());
+    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Taken);
+    assert!(!has_begun.recv_timeout(PATIENCE).unwrap());
+    drop(raw);
+    assert!(was_seen.recv_timeout(PATIENCE).unwrap());
+}

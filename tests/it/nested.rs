@@ -1,0 +1,94 @@
+//! Calls from inside a handler, and programs with several queues.
+
+use std::time::Duration;
+
+use rabbitmq_rpc::{Error, Failure, Request, ServerOptions, Status};
+
+use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect};
+
+const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+fn url() -> String {
+    Broker::shared().url()
+}
+
+/// Deadline and trace of what a server behind another gets.
+fn inner(request: &Request) -> Result<String, Failure> {
+    if request.body() == b"missing" {
+        return Err(Failure::new(Status::NotFound, "no such part"));
+    }
+    let left = request.remaining().map(|left| left.as_secs());
+    let header = |name| request.header(name).unwrap_or("none");
+    Ok(format!("{left:?} {} {} {}", header("traceparent"), header("tracestate"), header("baggage")))
+}
+
+#[test]
+fn deadline_and_trace_pass_on_through_a_handler() {
+    let (front, stock) = (queue_name("front"), queue_name("stock"));
+    let _stock = Serving::requests(&url(), &stock, ServerOptions::default(), inner);
+    let client = connect(&url(), &stock);
+    let _front = Serving::requests(&url(), &front, ServerOptions::default(), move |request| {
+        // A longer timeout than the outer one is not had.
+        let call = client.request(request.body()).timeout(Duration::from_secs(500));
+        Ok(call.within(request).call()?)
+    });
+    let client = connect(&url(), &front);
+    let call = |traceparent: &str| {
+        let call = client.request("bolts").timeout(Duration::from_millis(20_900));
+        let call = call.header("tracestate", "a=1").header("baggage", "b=2");
+        String::from_utf8(call.header("traceparent", traceparent).call().unwrap()).unwrap()
+    };
+    assert_eq!(call(TRACE), format!("Some(20) {TRACE} a=1 b=2"));
+    assert_eq!(call("none of that kind"), "Some(20) none none b=2");
+
+    let error = client.call("missing").unwrap_err();
+    let expected = Failure::new(Status::NotFound, "no such part");
+    assert_eq!(error, Error::Remote(expected), "what the inner server said");
+}
+
+#[test]
+fn failure_of_an_inner_call_has_a_fitting_status() {
+    let front = queue_name("front");
+    let client = connect(&url(), &queue_name("nobody"));
+    let _front = Serving::requests(&url(), &front, ServerOptions::default(), move |request| {
+        Ok(client.request("7").within(request).call()?)
+    });
+    match connect(&url(), &front).call("7") {
+        Err(Error::Remote(failure)) => {
+            assert_eq!(failure.status, Status::Unavailable);
+            assert!(failure.message.contains("there is no queue"), "{failure}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn clients_of_several_queues_share_a_connection() {
+    let queues = [queue_name("one"), queue_name("two")];
+    let _servers = queues.clone().map(|queue| {
+        let name = queue.clone();
+        Serving::start(&url(), &queue, ServerOptions::default(), move |_| Ok(name.clone().into()))
+    });
+    let one = connect(&url(), &queues[0]);
+    let two = one.for_queue(&queues[1]).unwrap();
+    let nobody = one.for_queue("nobody-serves-this").unwrap();
+    assert_eq!(one.call("?").unwrap(), queues[0].as_bytes());
+    drop(one);
+    assert_eq!(two.call("?").unwrap(), queues[1].as_bytes(), "the connection is still there");
+    assert_eq!(nobody.call("?"), Err(Error::Unroutable { queue: "nobody-serves-this".into() }));
+    let counters = two.counters();
+    assert_eq!((counters.calls, counters.replies, counters.reconnects), (3, 2, 0));
+}
+
+#[test]
+fn server_and_client_live_in_one_process_and_serve_returns_at_once_after_a_stop() {
+    let queue = queue_name("together");
+    let server = Serving::echo(&url(), &queue);
+    let client = connect(&url(), &queue);
+    assert_eq!(client.call("7").unwrap(), b"7");
+    let (again, stopper) = (server.server.clone(), server.stopper.clone());
+    assert_eq!(server.stop().served, 1);
+    assert_eq!(again.serve(inner), Ok(()));
+    assert_eq!(stopper.counters().served, 1);
+}

@@ -1,0 +1,160 @@
+//! What a handler knows of its request, and what it can reply.
+
+use std::collections::HashSet;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rabbitmq_rpc::{Error, Failure, Reply, Request, ServerOptions, Status};
+
+use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect};
+use crate::raw::{Properties, Raw, Verdict, entry, long};
+
+fn url() -> String {
+    Broker::shared().url()
+}
+
+/// All that a handler can see, as one line.
+fn describe(request: &Request) -> Result<String, Failure> {
+    Ok(format!(
+        "{:?} tenant {:?} message {:?} type {:?} app {:?} user {:?} again {} abandoned {} left {}",
+        String::from_utf8_lossy(request.body()),
+        request.header("tenant"),
+        request.message_id(),
+        request.content_type(),
+        request.app_id(),
+        request.user_id(),
+        request.redelivered(),
+        request.is_abandoned(),
+        request.remaining().map_or("for ever".into(), |left| format!("{} s", left.as_secs())),
+    ))
+}
+
+#[test]
+fn handler_knows_what_its_requester_said() {
+    let queue = queue_name("described");
+    let _server = Serving::requests(&url(), &queue, ServerOptions::default(), describe);
+    let client = connect(&url(), &queue);
+    let answer = client
+        .request("7")
+        .header("tenant", "blue")
+        .message_id("order-17")
+        .content_type("text/plain")
+        .timeout(Duration::from_millis(19_900))
+        .call()
+        .unwrap();
+    let answer = String::from_utf8(answer).unwrap();
+    let app = answer.split(" app ").nth(1).unwrap().split(" user ").next().unwrap();
+    assert!(app.starts_with("Some(\"it-"), "the program's name: {answer}");
+    let expected = format!(
+        "\"7\" tenant Some(\"blue\") message Some(\"order-17\") type Some(\"text/plain\") app {app} \
+         user None again false abandoned false left 19 s"
+    );
+    assert_eq!(answer, expected);
+}
+
+#[test]
+fn foreign_request_that_says_nothing_is_served() {
+    let queue = queue_name("silent");
+    let _server = Serving::requests(&url(), &queue, ServerOptions::default(), describe);
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    let reply_to = raw.reply_queue();
+    let properties = Properties::default().reply_to(reply_to.as_bytes()).user_id(b"guest");
+    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Taken);
+    assert_eq!(
+        String::from_utf8(raw.reply().body).unwrap(),
+        "\"7\" tenant None message None type None app None user Some(\"guest\") again false \
+         abandoned false left for ever"
+    );
+}
+
+#[test]
+fn hostile_values_of_the_new_headers_are_absent_and_the_call_goes_on() {
+    let queue = queue_name("odd-headers");
+    let server = Serving::requests(&url(), &queue, ServerOptions::default(), |request| {
+        let left = request.remaining().map(|left| left.as_secs());
+        Ok(format!("{left:?} {:?}", request.header("traceparent").map(str::len)))
+    });
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    let reply_to = raw.reply_queue();
+    let large = vec![b'7'; 100_000];
+    let values: [(u8, Vec<u8>); 9] = [
+        (b'I', vec![0, 0, 0, 7]),
+        (b't', vec![1]),
+        (b'V', vec![]),
+        (b'F', long(&entry(b"a", b'S', &long(b"b")))),
+        (b'S', long(b"-1")),
+        (b'S', long(b"99999999999999999999999999")),
+        (b'S', long(b"\xff\xfe")),
+        (b'S', long(b"")),
+        (b'S', long(&large)),
+    ];
+    for (kind, value) in values {
+        for name in [&b"rpc-deadline"[..], b"rpc-keep-alive", b"traceparent", b"baggage"] {
+            let properties = Properties::default()
+                .headers(&entry(name, kind, &value))
+                .correlation_id(b"7")
+                .reply_to(reply_to.as_bytes())
+                .expiration(b"60000");
+            assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Taken);
+            let body = String::from_utf8(raw.reply().body).unwrap();
+            assert!(body.starts_with("Some(59)") || body.starts_with("Some(60)"), "{body}");
+        }
+    }
+    assert_eq!(server.stop().served, 9 * 4);
+}
+
+#[test]
+fn reply_carries_content_type_and_headers() {
+    let queue = queue_name("replies");
+    let _server = Serving::requests(&url(), &queue, ServerOptions::default(), |request| {
+        let reply = Reply::from(r#"{"left": 7}"#).with_content_type("application/json");
+        match request.body() {
+            b"good" => Ok(reply.with_header("warehouse", "north")),
+            b"long name" => Ok(reply.with_header(&"n".repeat(256), "7")),
+            b"own name" => Ok(reply.with_header("rpc-status", "OK")),
+            b"large" => Ok(reply.with_header("large", &"7".repeat(200_000))),
+            _ => Err(Failure::new(Status::NotFound, "no such part")),
+        }
+    });
+    let client = connect(&url(), &queue);
+    let reply = client.request("good").reply().unwrap();
+    assert_eq!(reply.body(), br#"{"left": 7}"#);
+    assert_eq!(reply.content_type(), Some("application/json"));
+    assert_eq!((reply.header("warehouse"), reply.header("other")), (Some("north"), None));
+    assert_eq!(client.call("good").unwrap(), br#"{"left": 7}"#);
+
+    for (request, named) in [
+        ("long name", "the header's name has 256 bytes"),
+        ("own name", "\"rpc-status\" cannot be set"),
+        ("large", "the headers have 200"),
+    ] {
+        match client.call(request) {
+            Err(Error::Remote(failure)) => {
+                assert_eq!(failure.status, Status::Internal);
+                assert!(failure.message.contains(named), "{failure}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let not_found = Failure::new(Status::NotFound, "no such part");
+    assert_eq!(client.call("?"), Err(Error::Remote(not_found)));
+}
+
+/// As the guide's example: the second execution of a request is told apart by its id.
+#[test]
+fn handler_that_must_not_run_twice_is_safe_by_the_message_id() {
+    let queue = queue_name("twice");
+    let booked = Mutex::new(HashSet::new());
+    let _server = Serving::requests(&url(), &queue, ServerOptions::default(), move |request| {
+        let id = request
+            .message_id()
+            .ok_or_else(|| Failure::new(Status::InvalidArgument, "an order needs a message_id"))?;
+        let is_new = booked.lock().unwrap().insert(id.to_string());
+        Ok(if is_new { "booked" } else { "booked before" })
+    });
+    let client = connect(&url(), &queue);
+    let book = || client.request("7 bolts").message_id("order-17").call().unwrap();
+    assert_eq!((book(), book()), (b"booked".to_vec(), b"booked before".to_vec()));
+    assert_eq!(client.call("7 bolts").unwrap(), b"booked");
+}
