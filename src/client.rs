@@ -24,7 +24,7 @@ use crate::wire;
 /// A client of the servers on one request queue. Bytes go in, bytes come out.
 ///
 /// It is `Send` and `Sync`: any number of threads may call through one client, and share its
-/// connection. It has two threads of its own while it is connected, one of which is amiquip's.
+/// connection. It has four threads of its own while it is connected, two of which are amiquip's.
 ///
 /// ```no_run
 /// use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};

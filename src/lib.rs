@@ -54,6 +54,7 @@
 //! | [`Unroutable`](Error::Unroutable) | no such queue | no | start a server |
 //! | [`Blocked`](Error::Blocked) | a memory or disk alarm until the deadline | if it was sent | free the resource |
 //! | [`TimedOut`](Error::TimedOut) | no reply, or no room, until the deadline | if it was sent | retry if that is safe |
+//! | [`ServerSilent`](Error::ServerSilent) | the signs of life stay away | yes | retry if that is safe |
 //! | [`ConnectionLost`](Error::ConnectionLost) | lost with the request out | yes | retry if that is safe |
 //! | [`Remote`](Error::Remote) | the server answered with a [`Failure`] | yes | read its status |
 //! | [`BadReply`](Error::BadReply) | the reply is not what it should be | yes | look at the server |
@@ -64,33 +65,37 @@
 //! # What is tried again, and what is not
 //!
 //! - A request that has not gone out yet: until its deadline, with another connection if need be.
-//! - A request that was lost with its connection: only with [`ClientOptions::idempotent`].
+//! - A request that was lost with its connection: only if it is idempotent
+//!   ([`ClientOptions::idempotent`], [`CallBuilder::idempotent`]).
 //! - A call that timed out, was refused or failed: never.
 //! - A lost connection: by the next call, or by a server at once, a little later after each try
 //!   that fails, at random, so that not all come back at the same moment.
+//! - A first connection: only for as long as [`Brokers::wait`] says.
 //! - Credentials that a broker refused: not on the next broker, and not before the next call.
 //!
 //! A handler gets each request at least once that the broker neither loses nor lets expire, since
 //! requests are not persistent. It gets one twice if its server is lost before the
 //! broker has the acknowledgement, or if an idempotent call is sent again; the `message_id` then
-//! stays the same.
+//! stays the same ([`Request::message_id`], [`Request::redelivered`]).
 //!
 //! # Threads
 //!
-//! A connected client has two threads: amiquip's I/O thread and a keeper that waits for what the
-//! broker has to say. A call is done by its caller's thread. A server has amiquip's I/O thread,
-//! one for each worker and one that looks at the queue every 5 s; [`RpcServer::serve`] supervises
-//! them on the thread that calls it.
-//! Connecting and closing have one more for as long as they last; direct replies have a
-//! connection of their own. No thread spins, and none sleeps to poll but the one that connects to
-//! a cluster anew, for up to 3 s.
+//! A thread that waits for a reply or a request reads the socket itself, in turns with the others
+//! that wait. Each connection has one thread in reserve, which reads while nobody waits, and
+//! amiquip's two, one for its I/O and one for its heartbeats. A connected client has one more, for
+//! what the broker has to be asked. A server has one for each worker, and one that asks the broker
+//! about the queue every 4 s while no requests come; [`RpcServer::serve`] supervises them on the
+//! thread that calls it. While a requester wants signs of life, one more gives them.
+//! Connecting has a thread for as long as it lasts; direct replies have connections of their own.
+//! No thread spins, none sleeps to poll but the one that connects to a cluster anew, for up to
+//! 3 s, and an idle client wakes up for heartbeats alone.
 //!
 //! # Logging
 //!
 //! By the `log` crate: connections come and go at `info`, what needs a look at `warn`, each
-//! request with its id, sizes and time at `debug`. Bodies are never logged, nor passwords: but
-//! mind that amiquip's own module `amiquip::io_loop::handshake_state` logs the login at `debug`,
-//! in which the password can be read. Leave that module out of what you log.
+//! request with its id, trace id, sizes and time at `debug`. Bodies are never logged, nor
+//! passwords: but mind that amiquip's own module `amiquip::io_loop::handshake_state` logs the login
+//! at `debug`, in which the password can be read. Leave that module out of what you log.
 //!
 //! # Limits
 //!
@@ -101,16 +106,33 @@
 //!
 //! # Layout
 //!
-//! The journey of a call: [`RpcClient::call`] → `client/call.rs` (the call and its deadline) →
-//! `client/link.rs` (which connection) → `client/session.rs` (publishes) → `wire.rs` →
-//! `frames.rs` → `broker/line.rs` (the socket) → the broker → `broker/socket.rs` →
-//! `server/worker.rs` (takes one delivery) → the handler → `wire.rs` → `broker/line.rs` → the
-//! broker → `client/session.rs` (polls, and hands the reply to its call).
+//! Imports point down; `client` and `server` never meet.
 //!
-//! - `fibonacci`: the tutorial's service; the only part that knows numbers.
-//! - `client`, `server`: the two sides, which know nothing of each other.
-//! - `wire`: the wire contract; `broker`: where and how to connect.
-//! - `error`, `deadline`, `frames`: what everything stands on.
+//! ```text
+//!  fibonacci                    the tutorial's service: the only part that knows numbers
+//!  client        server         calls, sessions, reconnection; workers and their supervision
+//!  wire          broker         requests and replies as messages; a connection to one broker
+//!  frames                       bytes to messages, messages to bytes
+//!  error  deadline  observation
+//!
+//!  caller ──▶ wire ──▶ frames ──▶ broker::transport ────────▶ socket ──▶ RabbitMQ
+//!    ▲                                  ▲                                   │
+//!    │ wakes the caller        control  │                                   │
+//!  client::dispatcher        amiquip ───┘                                   │
+//!    ▲                          ▲ all other frames                          │
+//!    │ messages                 │                                           │
+//!  broker::data_plane ──────────┘ ◀── frames ◀── whoever has broker::turn ◀─┘
+//!    │ messages
+//!    ▼
+//!  server::inbox ──▶ worker ──▶ handler ──▶ wire ──▶ and out, as a caller's request
+//! ```
+//!
+//! The way of a call: [`RpcClient::call`] → `client/call.rs` (the call and its deadline) →
+//! `client/reconnector.rs` (which session) → `client/session.rs` (publishes) → `wire.rs` →
+//! `frames/encode.rs` → `broker/transport.rs` (the socket) → the broker → `broker/turn.rs` (who
+//! reads) → `broker/data_plane.rs` → `frames/decoder.rs` → `server/inbox.rs` →
+//! `server/worker.rs` → the handler → and the same way back, to `client/dispatcher.rs` and the
+//! caller, in the caller's own thread.
 
 mod broker;
 mod client;
@@ -118,6 +140,7 @@ mod deadline;
 mod error;
 pub mod fibonacci;
 mod frames;
+pub mod guide;
 mod observation;
 mod server;
 mod wire;

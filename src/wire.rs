@@ -122,8 +122,11 @@ pub(crate) fn encode_request(route: Route<'_>, head: &RequestHead<'_>, body: &[u
 
 fn encode(route: Route<'_>, properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
     const ENOUGH_FOR_HEADERS: usize = 512;
-    let mut out = Vec::with_capacity(body.len() + ENOUGH_FOR_HEADERS);
+    const FRAME_OVERHEAD: usize = 8;
     let Route { channel, queue, mandatory, frame_max } = route;
+    let around_body = (body.len() / frame_max + 1) * 2 * FRAME_OVERHEAD;
+    let size = body.len() + around_body + properties.headers.len() + ENOUGH_FOR_HEADERS;
+    let mut out = Vec::with_capacity(size);
     frames::publish(&mut out, channel, (queue, mandatory), properties, body, frame_max);
     out
 }

@@ -294,8 +294,13 @@ fn continue_content(
             if arrived + payload.len() > MESSAGE_MAX {
                 return Err("the broker sent too many messages at once".into());
             }
-            if message.body.is_empty() {
-                message.body.reserve_exact(payload.len());
+            // More than has arrived, so that a large body is not moved often; but in proportion to
+            // that, whatever was announced.
+            let body = &mut message.body;
+            if body.capacity() - body.len() < payload.len() {
+                let most = 8 * (body.len() + payload.len());
+                let missing = *announced as usize - body.len();
+                body.reserve_exact(missing.min(most));
             }
             message.body.extend_from_slice(payload);
         }

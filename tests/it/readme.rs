@@ -1,4 +1,4 @@
-//! The README's shell blocks, run in one session as a reader would who types them in and waits
+//! The shell blocks of the README and the guide, run in one session as a reader would who types them in and waits
 //! for what their comments promise.
 
 use std::os::unix::process::CommandExt;
@@ -11,7 +11,20 @@ use crate::process::Process;
 use crate::programs::RPC_SERVER;
 use crate::scratch;
 
-const README: &str = include_str!("../../README.md");
+/// In the order of reading: a later block may need what an earlier one has started.
+const TEXTS: &str = concat!(
+    include_str!("../../README.md"),
+    include_str!("../../src/guide/requests.md"),
+    include_str!("../../src/guide/wire_contract.md"),
+    include_str!("../../src/guide/errors.md"),
+    include_str!("../../src/guide/operating.md"),
+    include_str!("../../src/guide/connecting.md"),
+    include_str!("../../src/guide/tls.md"),
+    include_str!("../../src/guide/clusters.md"),
+    include_str!("../../src/guide/performance.md"),
+    include_str!("../../src/guide/scaling.md"),
+    include_str!("../../src/guide/contributing.md"),
+);
 /// What each comment in a block promises to be printed.
 const PROMISES: [(&str, &[&str]); 5] = [
     ("Awaiting RPC requests on rpc_queue", &["Awaiting RPC requests on rpc_queue"]),
@@ -30,7 +43,7 @@ fn its_shell_blocks_do_what_they_say() {
     let mut session = Session::start();
     let mut promised = Vec::new();
     let mut blocks = 0;
-    for block in README.split("```sh\n").skip(1) {
+    for block in TEXTS.split("```sh\n").skip(1) {
         let (block, _) = block.split_once("```").expect("a block has an end");
         blocks += 1;
         session.bash.tell(block);
