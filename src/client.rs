@@ -1,6 +1,7 @@
 //! The client: calls from many threads over one connection, made anew when it is lost.
 
 mod call;
+mod call_builder;
 mod dispatcher;
 mod pending;
 mod reconnector;
@@ -13,7 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-pub use self::call::{CallBuilder, PendingReply};
+pub use self::call::PendingReply;
+pub use self::call_builder::CallBuilder;
 use self::reconnector::Reconnector;
 use crate::broker::{Brokers, program};
 use crate::deadline::Deadline;

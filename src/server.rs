@@ -7,26 +7,27 @@ mod keep_alive;
 mod limit;
 mod queue;
 mod queue_monitor;
+mod stopper;
 mod supervisor;
 mod worker;
 mod worker_pool;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use crossbeam_channel::{Receiver, Sender, bounded};
 
 use self::counters::Counters;
 pub use self::counters::ServerCounters;
 use self::direct::DirectReplies;
 use self::keep_alive::KeepAlive;
 use self::limit::ReplyLimit;
+use self::stopper::Stop;
+pub use self::stopper::Stopper;
 use self::supervisor::Supervisor;
 pub use self::worker::{Served, Worker};
 use self::worker_pool::WorkerPool;
-use crate::broker::{Brokers, Connection, DataPlane, program};
+use crate::broker::{Brokers, Connection, program};
 use crate::error::{Error, Failure, Result};
 use crate::observation::{Observation, Observer};
 use crate::wire::{self, Reply, Request};
@@ -192,7 +193,7 @@ impl RpcServer {
 
     /// What stops the server and reads its counters, from any thread.
     pub fn stopper(&self) -> Stopper {
-        Stopper(Arc::clone(&self.shared))
+        Stopper::new(&self.shared)
     }
 
     /// What has happened so far.
@@ -221,95 +222,6 @@ impl ServerOptions {
             return Err(Error::Config(text.into()));
         }
         Ok(())
-    }
-}
-
-/// Stops a server, and reads its counters, from any thread, while another is in
-/// [`RpcServer::serve`]:
-///
-/// ```no_run
-/// # use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
-/// # let brokers = Brokers::parse("amqp://localhost")?;
-/// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
-/// let stopper = server.stopper();
-/// let serving = std::thread::spawn(move || server.serve(fibonacci::answer));
-/// // … whatever else the program does, calls to that server among it …
-/// println!("{} requests answered", stopper.counters().served);
-/// stopper.stop();
-/// serving.join().expect("serving does not panic")?;
-/// # Ok::<(), Error>(())
-/// ```
-#[derive(Clone)]
-pub struct Stopper(Arc<Shared>);
-
-impl Stopper {
-    /// Tells the server to stop: it takes no further request, answers those in progress, gives back
-    /// those it has not begun with, and [`RpcServer::serve`] returns. It stays stopped: `serve`
-    /// returns at once from then on. Does not block.
-    pub fn stop(&self) {
-        self.0.stop.stop();
-    }
-
-    /// As [`RpcServer::counters`].
-    pub fn counters(&self) -> ServerCounters {
-        self.0.counters.read()
-    }
-}
-
-impl fmt::Debug for Stopper {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stopper").field("is_stopped", &self.0.stop.is_stopped()).finish()
-    }
-}
-
-/// Whether a server is to stop, and who has to learn it.
-struct Stop {
-    is_stopped: AtomicBool,
-    /// Taken out by the first to stop: the signal's other end then is disconnected, which every
-    /// thread sees that waits for it.
-    running: Mutex<Option<Sender<()>>>,
-    signal: Receiver<()>,
-    /// Where workers may wait.
-    data_planes: Mutex<Vec<Weak<DataPlane>>>,
-}
-
-impl Stop {
-    fn new() -> Stop {
-        let (sender, signal) = bounded(1);
-        Stop {
-            is_stopped: AtomicBool::new(false),
-            running: Mutex::new(Some(sender)),
-            signal,
-            data_planes: Mutex::default(),
-        }
-    }
-
-    fn stop(&self) {
-        self.is_stopped.store(true, Ordering::SeqCst);
-        drop(lock(&self.running).take());
-        let data_planes: Vec<_> =
-            lock(&self.data_planes).iter().filter_map(Weak::upgrade).collect();
-        data_planes.iter().for_each(|data_plane| data_plane.wake_all());
-    }
-
-    fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Ordering::SeqCst)
-    }
-
-    /// Ready once the server is to stop.
-    fn signal(&self) -> &Receiver<()> {
-        &self.signal
-    }
-
-    /// Has workers that wait on this connection learn of the stop.
-    fn attach(&self, data_plane: &Arc<DataPlane>) {
-        let mut data_planes = lock(&self.data_planes);
-        data_planes.retain(|other| other.strong_count() > 0);
-        data_planes.push(Arc::downgrade(data_plane));
-        drop(data_planes);
-        if self.is_stopped() {
-            data_plane.wake_all();
-        }
     }
 }
 

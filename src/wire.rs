@@ -3,6 +3,7 @@
 //! It is RabbitMQ's tutorial six with additions that a program which does not know them can
 //! leave unread. Whatever is absent, foreign or undecodable is normal weather here.
 
+mod headers;
 mod reply;
 mod request;
 
@@ -10,14 +11,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+pub(crate) use self::headers::{Headers, trace_id};
 pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
 pub use self::request::Request;
 use crate::error::{Error, Result};
 use crate::frames::{self, Message, Properties};
 
-/// What the names of this crate's own headers begin with.
-const OWN_PREFIX: &str = "rpc-";
 /// The header of an error reply that holds the status's name.
 const STATUS: &str = "rpc-status";
 /// The header of a request that tells when its caller stops waiting, in milliseconds since 1970.
@@ -104,7 +104,7 @@ pub(crate) fn encode_request(route: Route<'_>, head: &RequestHead<'_>, body: &[u
     if let Some(interval) = head.keep_alive {
         headers.append_own(KEEP_ALIVE, &interval.as_millis().to_string());
     }
-    headers.entries.extend_from_slice(head.headers.entries());
+    headers.extend(head.headers);
     let properties = Properties {
         content_type: Some(head.content_type),
         headers: headers.entries(),
@@ -162,83 +162,6 @@ pub(crate) fn reply_address<'a>(
 /// The call that a message belongs to; `None` for an id that is none of ours.
 pub(crate) fn correlation_id(message: &Message) -> Option<Uuid> {
     Uuid::try_parse(message.properties().correlation_id?).ok()
-}
-
-/// The trace id in a `traceparent` of [W3C Trace Context](https://www.w3.org/TR/trace-context/),
-/// 3.2; `None` for one that is not as it should be.
-pub(crate) fn trace_id(traceparent: &str) -> Option<&str> {
-    let is_hex = |part: &str, length| {
-        part.len() == length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let mut parts = traceparent.split('-');
-    let (version, trace, parent, flags) =
-        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    // A version above 00 may add parts.
-    let is_valid = is_hex(version, 2)
-        && version != "ff"
-        && (version != "00" || parts.next().is_none())
-        && is_hex(trace, 32)
-        && is_hex(parent, 16)
-        && is_hex(flags, 2)
-        && [trace, parent].iter().all(|id| id.bytes().any(|byte| byte != b'0'));
-    is_valid.then_some(trace)
-}
-
-/// The entries of a headers table, and the first reason why they cannot be sent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Headers {
-    entries: Vec<u8>,
-    invalid: Option<Error>,
-}
-
-impl Headers {
-    /// Those of a message that has arrived.
-    fn received(entries: &[u8]) -> Headers {
-        Headers { entries: entries.to_vec(), invalid: None }
-    }
-
-    /// Appends a header of the user's.
-    pub(crate) fn append(&mut self, name: &str, value: &str) {
-        let checked = match name {
-            "" => Err(Error::Config("a header's name is empty".into())),
-            name if name.starts_with(OWN_PREFIX) => Err(Error::Config(format!(
-                "the header {name:?} cannot be set: names that begin with {OWN_PREFIX:?} are this \
-                 crate's own"
-            ))),
-            name => check_length("header's name", name),
-        };
-        match checked {
-            Ok(()) => frames::append_header(&mut self.entries, name, value),
-            Err(error) => drop(self.invalid.get_or_insert(error)),
-        }
-    }
-
-    fn append_own(&mut self, name: &str, value: &str) {
-        frames::append_header(&mut self.entries, name, value);
-    }
-
-    pub(crate) fn entries(&self) -> &[u8] {
-        &self.entries
-    }
-
-    /// # Errors
-    /// [`Error::Config`] names what cannot be sent.
-    pub(crate) fn check(&self) -> Result<()> {
-        self.invalid.clone().map_or(Ok(()), Err)
-    }
-
-    /// Whether they fit into a frame, with room for the other properties.
-    pub(crate) fn check_size(&self, frame_max: usize) -> Result<()> {
-        const OTHER_PROPERTIES: usize = 2048;
-        let size = self.entries.len();
-        match size + OTHER_PROPERTIES <= frame_max {
-            true => Ok(()),
-            false => Err(Error::Config(format!(
-                "the headers have {size} bytes; this broker takes {} at most",
-                frame_max - OTHER_PROPERTIES
-            ))),
-        }
-    }
 }
 
 #[cfg(test)]

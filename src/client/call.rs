@@ -1,172 +1,34 @@
-//! One call: its options, sent, waited for, and sent again where that is allowed.
+//! One call: sent, waited for, and sent again where that is allowed.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
-use super::RpcClient;
 use super::reconnector::Reconnector;
 use super::session::InFlight;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::observation::Observation;
-use crate::wire::{self, Headers, Reply, Request};
-
-/// A call that is about to be made, with options of its own: what [`RpcClient::request`] returns.
-///
-/// ```no_run
-/// # use std::time::Duration;
-/// # use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
-/// # let brokers = Brokers::parse("amqp://localhost")?;
-/// # let client = RpcClient::connect(brokers, "orders", ClientOptions::default())?;
-/// let reply = client
-///     .request(r#"{"item": "bolts"}"#)
-///     .content_type("application/json")
-///     .header("tenant", "7")
-///     .message_id("order-17")
-///     .idempotent(true)
-///     .timeout(Duration::from_secs(5))
-///     .call()?;
-/// # Ok::<(), rabbitmq_rpc::Error>(())
-/// ```
-#[must_use = "it does nothing until it is sent"]
-pub struct CallBuilder<'a> {
-    client: &'a RpcClient,
-    call: Call,
-    timeout: Duration,
-}
+use crate::wire::{Headers, Reply};
 
 /// What is sent, and how.
 pub(super) struct Call {
     pub(super) queue: Arc<str>,
     pub(super) body: Vec<u8>,
-    /// As [`Uuid`] unless the caller gave one.
+    /// A random UUID unless the caller gave one.
     pub(super) message_id: String,
     /// In place of the client's.
     pub(super) content_type: Option<String>,
     pub(super) headers: Headers,
     pub(super) keep_alive: Option<Duration>,
-    is_idempotent: bool,
+    pub(super) is_idempotent: bool,
 }
 
 /// What came back for a call.
 pub(super) type Outcome = Result<Reply>;
 
-impl<'a> CallBuilder<'a> {
-    pub(super) fn new(client: &'a RpcClient, body: Vec<u8>) -> CallBuilder<'a> {
-        let options = &client.reconnector().config.options;
-        let call = Call {
-            queue: Arc::clone(&client.queue),
-            body,
-            message_id: String::new(),
-            content_type: None,
-            headers: Headers::default(),
-            keep_alive: options.keep_alive,
-            is_idempotent: options.idempotent,
-        };
-        CallBuilder { client, call, timeout: options.timeout }
-    }
-
-    /// How long the call may take, in place of [`ClientOptions::timeout`](super::ClientOptions::timeout).
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// Adds a header. Names that begin with `rpc-` are this crate's own.
-    pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.call.headers.append(name, value);
-        self
-    }
-
-    /// An id of the caller's for the request, in place of a random one: the same if the program
-    /// makes the same request again later.
-    pub fn message_id(mut self, id: impl Into<String>) -> Self {
-        self.call.message_id = id.into();
-        self
-    }
-
-    /// Whether the request may be executed twice, in place of
-    /// [`ClientOptions::idempotent`](super::ClientOptions::idempotent).
-    pub fn idempotent(mut self, is_idempotent: bool) -> Self {
-        self.call.is_idempotent = is_idempotent;
-        self
-    }
-
-    /// The body's media type, in place of
-    /// [`ClientOptions::content_type`](super::ClientOptions::content_type).
-    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
-        self.call.content_type = Some(content_type.into());
-        self
-    }
-
-    /// How often the server is to give a sign of life, in place of
-    /// [`ClientOptions::keep_alive`](super::ClientOptions::keep_alive).
-    pub fn keep_alive(mut self, interval: Duration) -> Self {
-        self.call.keep_alive = Some(interval);
-        self
-    }
-
-    /// For a call that a handler makes for the sake of a request: it takes at most what is left of
-    /// that request's deadline, and belongs to the same trace (the headers `traceparent`,
-    /// `tracestate` and `baggage` of [W3C Trace Context](https://www.w3.org/TR/trace-context/) go
-    /// on as they are).
-    ///
-    /// A handler that calls its own queue waits for a worker while it holds one: such calls can use
-    /// up all workers, and then wait for each other until their deadlines.
-    pub fn within(mut self, request: &Request) -> Self {
-        if let Some(remaining) = request.remaining() {
-            self.timeout = self.timeout.min(remaining);
-        }
-        let trace: &[&str] = match request.trace_id() {
-            Some(_) => &[wire::TRACEPARENT, wire::TRACESTATE, wire::BAGGAGE],
-            None => &[wire::BAGGAGE],
-        };
-        for name in trace {
-            if let Some(value) = request.header(name) {
-                self.call.headers.append(name, value);
-            }
-        }
-        self
-    }
-
-    /// Sends the request and waits for the body of its reply.
-    ///
-    /// # Errors
-    /// As [`RpcClient::call`].
-    pub fn call(self) -> Result<Vec<u8>> {
-        self.send()?.wait()
-    }
-
-    /// Sends the request and waits for its reply.
-    ///
-    /// # Errors
-    /// As [`RpcClient::call`].
-    pub fn reply(self) -> Result<Reply> {
-        self.send()?.wait_reply()
-    }
-
-    /// Sends the request and returns at once, as [`RpcClient::send`] does.
-    ///
-    /// # Errors
-    /// As [`RpcClient::send`].
-    pub fn send(self) -> Result<PendingReply> {
-        let CallBuilder { client, mut call, timeout } = self;
-        if call.message_id.is_empty() {
-            call.message_id = Uuid::new_v4().to_string();
-        }
-        wire::check_length("message id", &call.message_id)?;
-        wire::check_length("content type", call.content_type.as_deref().unwrap_or_default())?;
-        wire::check_keep_alive(call.keep_alive)?;
-        call.headers.check()?;
-        PendingReply::send(client.reconnector(), call, timeout)
-    }
-}
-
-/// A call whose reply is still to come: what [`RpcClient::send`] returns.
+/// A call whose reply is still to come: what [`RpcClient::send`](super::RpcClient::send) returns.
 ///
 /// Dropping it gives the call up: the request may still be executed, its reply is thrown away.
 /// It keeps nothing of the client alive: once that is closed, waiting ends with
@@ -193,7 +55,11 @@ const ALREADY_DONE: &str =
     "this call is over: its reply or its error has been returned already; make another call";
 
 impl PendingReply {
-    fn send(reconnector: &Arc<Reconnector>, call: Call, timeout: Duration) -> Result<PendingReply> {
+    pub(super) fn send(
+        reconnector: &Arc<Reconnector>,
+        call: Call,
+        timeout: Duration,
+    ) -> Result<PendingReply> {
         reconnector.config.counters.calls.fetch_add(1, Ordering::Relaxed);
         let mut pending = PendingReply {
             reconnector: Arc::clone(reconnector),
@@ -211,7 +77,7 @@ impl PendingReply {
     /// Waits for the body of the reply until the call's deadline.
     ///
     /// # Errors
-    /// See [`RpcClient::call`].
+    /// See [`RpcClient::call`](super::RpcClient::call).
     pub fn wait(self) -> Result<Vec<u8>> {
         self.wait_reply().map(Reply::into_body)
     }
@@ -219,7 +85,7 @@ impl PendingReply {
     /// Waits for the reply until the call's deadline.
     ///
     /// # Errors
-    /// See [`RpcClient::call`].
+    /// See [`RpcClient::call`](super::RpcClient::call).
     pub fn wait_reply(mut self) -> Result<Reply> {
         let reply = self.wait_until(self.deadline.at)?;
         Ok(reply.expect("at its deadline a call has ended"))
@@ -230,7 +96,7 @@ impl PendingReply {
     /// error the call is over.
     ///
     /// # Errors
-    /// See [`RpcClient::call`]; [`Error::Config`] if the call was over.
+    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::Config`] if the call was over.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
         Ok(self.wait_until(Deadline::after(timeout).at)?.map(Reply::into_body))
     }
@@ -338,11 +204,5 @@ impl fmt::Debug for PendingReply {
             .field("queue", &self.call.queue)
             .field("message_id", &self.call.message_id)
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for CallBuilder<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallBuilder").field("queue", &self.call.queue).finish_non_exhaustive()
     }
 }

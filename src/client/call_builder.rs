@@ -1,0 +1,153 @@
+//! The options of one call.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::RpcClient;
+use super::call::{Call, PendingReply};
+use crate::error::Result;
+use crate::wire::{self, Headers, Reply, Request};
+
+/// A call that is about to be made, with options of its own: what [`RpcClient::request`] returns.
+///
+/// ```no_run
+/// # use std::time::Duration;
+/// # use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+/// # let brokers = Brokers::parse("amqp://localhost")?;
+/// # let client = RpcClient::connect(brokers, "orders", ClientOptions::default())?;
+/// let reply = client
+///     .request(r#"{"item": "bolts"}"#)
+///     .content_type("application/json")
+///     .header("tenant", "7")
+///     .message_id("order-17")
+///     .idempotent(true)
+///     .timeout(Duration::from_secs(5))
+///     .call()?;
+/// # Ok::<(), rabbitmq_rpc::Error>(())
+/// ```
+#[must_use = "it does nothing until it is sent"]
+pub struct CallBuilder<'a> {
+    client: &'a RpcClient,
+    call: Call,
+    timeout: Duration,
+}
+
+impl<'a> CallBuilder<'a> {
+    pub(super) fn new(client: &'a RpcClient, body: Vec<u8>) -> CallBuilder<'a> {
+        let options = &client.reconnector().config.options;
+        let call = Call {
+            queue: Arc::clone(&client.queue),
+            body,
+            message_id: String::new(),
+            content_type: None,
+            headers: Headers::default(),
+            keep_alive: options.keep_alive,
+            is_idempotent: options.idempotent,
+        };
+        CallBuilder { client, call, timeout: options.timeout }
+    }
+
+    /// How long the call may take, in place of [`ClientOptions::timeout`](super::ClientOptions::timeout).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Adds a header. Names that begin with `rpc-` are this crate's own.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.call.headers.append(name, value);
+        self
+    }
+
+    /// An id of the caller's for the request, in place of a random one: the same if the program
+    /// makes the same request again later.
+    pub fn message_id(mut self, id: impl Into<String>) -> Self {
+        self.call.message_id = id.into();
+        self
+    }
+
+    /// Whether the request may be executed twice, in place of
+    /// [`ClientOptions::idempotent`](super::ClientOptions::idempotent).
+    pub fn idempotent(mut self, is_idempotent: bool) -> Self {
+        self.call.is_idempotent = is_idempotent;
+        self
+    }
+
+    /// The body's media type, in place of
+    /// [`ClientOptions::content_type`](super::ClientOptions::content_type).
+    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.call.content_type = Some(content_type.into());
+        self
+    }
+
+    /// How often the server is to give a sign of life, in place of
+    /// [`ClientOptions::keep_alive`](super::ClientOptions::keep_alive).
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.call.keep_alive = Some(interval);
+        self
+    }
+
+    /// For a call that a handler makes for the sake of a request: it takes at most what is left of
+    /// that request's deadline, and belongs to the same trace (the headers `traceparent`,
+    /// `tracestate` and `baggage` of [W3C Trace Context](https://www.w3.org/TR/trace-context/) go
+    /// on as they are).
+    ///
+    /// A handler that calls its own queue waits for a worker while it holds one: such calls can use
+    /// up all workers, and then wait for each other until their deadlines.
+    pub fn within(mut self, request: &Request) -> Self {
+        if let Some(remaining) = request.remaining() {
+            self.timeout = self.timeout.min(remaining);
+        }
+        let trace: &[&str] = match request.trace_id() {
+            Some(_) => &[wire::TRACEPARENT, wire::TRACESTATE, wire::BAGGAGE],
+            None => &[wire::BAGGAGE],
+        };
+        for name in trace {
+            if let Some(value) = request.header(name) {
+                self.call.headers.append(name, value);
+            }
+        }
+        self
+    }
+
+    /// Sends the request and waits for the body of its reply.
+    ///
+    /// # Errors
+    /// As [`RpcClient::call`].
+    pub fn call(self) -> Result<Vec<u8>> {
+        self.send()?.wait()
+    }
+
+    /// Sends the request and waits for its reply.
+    ///
+    /// # Errors
+    /// As [`RpcClient::call`].
+    pub fn reply(self) -> Result<Reply> {
+        self.send()?.wait_reply()
+    }
+
+    /// Sends the request and returns at once, as [`RpcClient::send`] does.
+    ///
+    /// # Errors
+    /// As [`RpcClient::send`].
+    pub fn send(self) -> Result<PendingReply> {
+        let CallBuilder { client, mut call, timeout } = self;
+        if call.message_id.is_empty() {
+            call.message_id = Uuid::new_v4().to_string();
+        }
+        wire::check_length("message id", &call.message_id)?;
+        wire::check_length("content type", call.content_type.as_deref().unwrap_or_default())?;
+        wire::check_keep_alive(call.keep_alive)?;
+        call.headers.check()?;
+        PendingReply::send(client.reconnector(), call, timeout)
+    }
+}
+
+impl fmt::Debug for CallBuilder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallBuilder").field("queue", &self.call.queue).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,103 @@
+//! Stopping a server from any thread.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use super::{ServerCounters, Shared, lock};
+use crate::broker::DataPlane;
+
+/// Stops a server, and reads its counters, from any thread, while another is in
+/// [`RpcServer::serve`](super::RpcServer::serve):
+///
+/// ```no_run
+/// # use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
+/// # let brokers = Brokers::parse("amqp://localhost")?;
+/// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
+/// let stopper = server.stopper();
+/// let serving = std::thread::spawn(move || server.serve(fibonacci::answer));
+/// // … whatever else the program does, calls to that server among it …
+/// println!("{} requests answered", stopper.counters().served);
+/// stopper.stop();
+/// serving.join().expect("serving does not panic")?;
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Stopper(Arc<Shared>);
+
+impl Stopper {
+    pub(super) fn new(shared: &Arc<Shared>) -> Stopper {
+        Stopper(Arc::clone(shared))
+    }
+
+    /// Tells the server to stop: it takes no further request, answers those in progress, gives back
+    /// those it has not begun with, and [`RpcServer::serve`](super::RpcServer::serve) returns. It stays stopped: `serve`
+    /// returns at once from then on. Does not block.
+    pub fn stop(&self) {
+        self.0.stop.stop();
+    }
+
+    /// As [`RpcServer::counters`](super::RpcServer::counters).
+    pub fn counters(&self) -> ServerCounters {
+        self.0.counters.read()
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper").field("is_stopped", &self.0.stop.is_stopped()).finish()
+    }
+}
+
+/// Whether a server is to stop, and who has to learn it.
+pub(super) struct Stop {
+    is_stopped: AtomicBool,
+    /// Taken out by the first to stop: the signal's other end then is disconnected, which every
+    /// thread sees that waits for it.
+    running: Mutex<Option<Sender<()>>>,
+    signal: Receiver<()>,
+    /// Where workers may wait.
+    data_planes: Mutex<Vec<Weak<DataPlane>>>,
+}
+
+impl Stop {
+    pub(super) fn new() -> Stop {
+        let (sender, signal) = bounded(1);
+        Stop {
+            is_stopped: AtomicBool::new(false),
+            running: Mutex::new(Some(sender)),
+            signal,
+            data_planes: Mutex::default(),
+        }
+    }
+
+    fn stop(&self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        drop(lock(&self.running).take());
+        let data_planes: Vec<_> =
+            lock(&self.data_planes).iter().filter_map(Weak::upgrade).collect();
+        data_planes.iter().for_each(|data_plane| data_plane.wake_all());
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::SeqCst)
+    }
+
+    /// Ready once the server is to stop.
+    pub(super) fn signal(&self) -> &Receiver<()> {
+        &self.signal
+    }
+
+    /// Has workers that wait on this connection learn of the stop.
+    pub(super) fn attach(&self, data_plane: &Arc<DataPlane>) {
+        let mut data_planes = lock(&self.data_planes);
+        data_planes.retain(|other| other.strong_count() > 0);
+        data_planes.push(Arc::downgrade(data_plane));
+        drop(data_planes);
+        if self.is_stopped() {
+            data_plane.wake_all();
+        }
+    }
+}
