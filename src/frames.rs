@@ -12,7 +12,7 @@ mod properties;
 pub(crate) use self::decoder::{
     Close, Decoder, Delivery, Incoming, Message, Notice, RABBITMQ_FRAME_MAX,
 };
-pub(crate) use self::encode::{ack, nack, publish, reject};
+pub(crate) use self::encode::{Frames, ack, nack, publish, reject};
 pub(crate) use self::properties::{Properties, append_header, find_header};
 
 /// The types of a frame, which is its first byte.

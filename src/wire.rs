@@ -16,7 +16,7 @@ pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
 pub use self::request::Request;
 use crate::error::{Error, Result};
-use crate::frames::{self, Message, Properties};
+use crate::frames::{self, Frames, Message, Properties};
 
 /// The header of an error reply that holds the status's name.
 const STATUS: &str = "rpc-status";
@@ -92,7 +92,11 @@ pub(crate) struct RequestHead<'a> {
 }
 
 /// The frames of a request.
-pub(crate) fn encode_request(route: Route<'_>, head: &RequestHead<'_>, body: &[u8]) -> Vec<u8> {
+pub(crate) fn encode_request<'a>(
+    route: Route<'_>,
+    head: &RequestHead<'_>,
+    body: &'a [u8],
+) -> Frames<'a> {
     let mut correlation_id = Uuid::encode_buffer();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let expiration = expiration(head.remaining);
@@ -120,15 +124,9 @@ pub(crate) fn encode_request(route: Route<'_>, head: &RequestHead<'_>, body: &[u
     encode(route, &properties, body)
 }
 
-fn encode(route: Route<'_>, properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
-    const ENOUGH_FOR_HEADERS: usize = 512;
-    const FRAME_OVERHEAD: usize = 8;
+fn encode<'a>(route: Route<'_>, properties: &Properties<'_>, body: &'a [u8]) -> Frames<'a> {
     let Route { channel, queue, mandatory, frame_max } = route;
-    let around_body = (body.len() / frame_max + 1) * 2 * FRAME_OVERHEAD;
-    let size = body.len() + around_body + properties.headers.len() + ENOUGH_FOR_HEADERS;
-    let mut out = Vec::with_capacity(size);
-    frames::publish(&mut out, channel, (queue, mandatory), properties, body, frame_max);
-    out
+    frames::publish(channel, (queue, mandatory), properties, body, frame_max)
 }
 
 /// The broker takes milliseconds up to 2³²−1; a longer wait goes without
@@ -174,7 +172,8 @@ mod tests {
         Route { channel: 3, queue: "rpc_queue", mandatory: true, frame_max: 4096 };
 
     /// The message of these frames, as the broker delivers it.
-    fn deliver(frames: &[u8]) -> Message {
+    fn deliver(frames: Frames<'_>) -> Message {
+        let frames = frames.rest(0);
         const DELIVER: &[u8] = b"\x01\0\x03\0\0\0\x11\0\x3c\0\x3c\x01t\0\0\0\0\0\0\0\x01\0\0\0\xce";
         let publish = 8 + u32::from_be_bytes(frames[3..7].try_into().unwrap()) as usize;
         let bytes = [DELIVER, &frames[publish..]].concat();
@@ -188,7 +187,7 @@ mod tests {
     }
 
     fn reply(properties: &Properties<'_>, body: &[u8]) -> Message {
-        deliver(&encode(ROUTE, properties, body))
+        deliver(encode(ROUTE, properties, body))
     }
 
     #[test]
@@ -206,7 +205,7 @@ mod tests {
             remaining: Duration::from_micros(1500),
         };
         let large = vec![b'7'; 10_000];
-        let request = deliver(&encode_request(ROUTE, &head, &large));
+        let request = deliver(encode_request(ROUTE, &head, &large));
         assert_eq!(request.body, large);
         let properties = request.properties();
         let address = reply_address(&properties, "rpc_queue").unwrap();
@@ -223,7 +222,7 @@ mod tests {
         assert!(properties.timestamp.unwrap() > 1_600_000_000);
 
         let patient = RequestHead { remaining: Duration::MAX, ..head };
-        let request = deliver(&encode_request(ROUTE, &patient, b""));
+        let request = deliver(encode_request(ROUTE, &patient, b""));
         assert_eq!((request.properties().expiration, &*request.body), (None, &b""[..]));
     }
 
@@ -241,13 +240,13 @@ mod tests {
     fn result_goes_bare_and_failure_with_its_status() {
         let id = Uuid::from_u128(7);
         let good =
-            deliver(&encode_reply(ROUTE, Some(&id.to_string()), "test", &Ok(Reply::from("13"))));
+            deliver(encode_reply(ROUTE, Some(&id.to_string()), "test", &Ok(Reply::from("13"))));
         assert_eq!((good.properties().type_, good.properties().headers), (None, &b""[..]));
         assert_eq!(correlation_id(&good), Some(id));
         assert_eq!(decode_reply(good), Ok(Reply::from("13")));
 
         let failure = Failure::new(Status::OutOfRange, "too large");
-        let bad = deliver(&encode_reply(ROUTE, None, "test", &Err(failure.clone())));
+        let bad = deliver(encode_reply(ROUTE, None, "test", &Err(failure.clone())));
         assert_eq!(bad.properties().correlation_id, None);
         assert_eq!(decode_reply(bad), Err(Error::Remote(failure)));
     }

@@ -40,12 +40,12 @@ fn request(body: &[u8]) -> Vec<u8> {
         keep_alive: None,
         remaining: Duration::from_secs(30),
     };
-    wire::encode_request(ROUTE, &head, body)
+    wire::encode_request(ROUTE, &head, body).rest(0)
 }
 
 fn reply(outcome: &Result<wire::Reply, error::Failure>) -> Vec<u8> {
     let correlation_id = Uuid::from_u128(7).to_string();
-    wire::encode_reply(ROUTE, Some(&correlation_id), "rpc_server", outcome)
+    wire::encode_reply(ROUTE, Some(&correlation_id), "rpc_server", outcome).rest(0)
 }
 
 fn failure() -> error::Failure {

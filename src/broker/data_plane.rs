@@ -16,7 +16,9 @@ use super::bell::Bell;
 use super::control::ControlFrames;
 use super::transport::{Polled, Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
-use crate::frames::{CONNECTION_CLOSE_OK, Close, Decoder, Delivery, Incoming, Message, Notice};
+use crate::frames::{
+    CONNECTION_CLOSE_OK, Close, Decoder, Delivery, Frames, Incoming, Message, Notice,
+};
 
 pub(crate) struct DataPlane {
     transport: Transport,
@@ -114,7 +116,7 @@ impl DataPlane {
     pub(crate) fn write(
         &self,
         channel: u16,
-        frames: &[u8],
+        frames: Frames<'_>,
         until: Instant,
     ) -> Result<(), WriteError> {
         let written = self.transport.write(channel, frames, until);

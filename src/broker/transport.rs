@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::bell::Bell;
-use crate::frames::RABBITMQ_FRAME_MAX;
+use crate::frames::{Frames, RABBITMQ_FRAME_MAX};
 
 pub(crate) struct Transport {
     tcp: TcpStream,
@@ -83,9 +83,10 @@ impl Transport {
     pub(super) fn write(
         &self,
         channel: u16,
-        frames: &[u8],
+        mut frames: Frames<'_>,
         until: Instant,
     ) -> Result<(), WriteError> {
+        // Bytes of the present part.
         let mut written = 0;
         let mut begun = false;
         let mut state = self.lock();
@@ -107,11 +108,15 @@ impl Transport {
             }
             let flushed = if begun { Ok(()) } else { self.flush(&mut state) };
             let is_flushed = flushed.is_ok();
-            match flushed.and_then(|()| self.write_some(&frames[written..])) {
+            match flushed.and_then(|()| self.write_some(&frames.part()[written..])) {
                 Ok(length) => {
                     written += length;
                     begun = true;
-                    if written == frames.len() {
+                    if written == frames.part().len() {
+                        written = 0;
+                        if frames.advance() {
+                            continue;
+                        }
                         // What amiquip wrote meanwhile. An error shows at the next write.
                         let _ = self.flush(&mut state);
                         return Ok(());
@@ -134,7 +139,7 @@ impl Transport {
                         Ok(_) if until > Instant::now() => {}
                         Ok(_) => {
                             if begun {
-                                state.due.splice(0..0, frames[written..].iter().copied());
+                                state.due.splice(0..0, frames.rest(written));
                             }
                             self.is_due.store(!state.due.is_empty(), Ordering::Release);
                             return Err(WriteError::TimedOut { begun });

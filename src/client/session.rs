@@ -169,7 +169,7 @@ impl Session {
             frame_max: self.data_plane.frame_max(),
         };
         let request = wire::encode_request(route, &head, &call.body);
-        match self.data_plane.write(route.channel, &request, limit.at) {
+        match self.data_plane.write(route.channel, request, limit.at) {
             Ok(()) => Ok(Some(in_flight)),
             Err(WriteError::TimedOut { begun }) => Err(self.not_taken(limit, begun)),
             Err(WriteError::ChannelClosed) => Ok(None),

@@ -149,11 +149,11 @@ fn send_probe(
         mandatory: false,
         frame_max: data_plane.frame_max(),
     };
-    let probe =
-        wire::encode_reply(route, Some(&PROBE.to_string()), &config.app_id, &Ok(Reply::default()));
+    let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
+    let probe = wire::encode_reply(route, Some(&id), &config.app_id, &empty);
     let soon = Deadline::after(config.brokers.connect_timeout);
     data_plane
-        .write(route.channel, &probe, soon.at)
+        .write(route.channel, probe, soon.at)
         .map_err(|_| endpoint.unreachable("the connection ended while it was set up"))
 }
 

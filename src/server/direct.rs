@@ -16,6 +16,7 @@ use super::limit::ReplyLimit;
 use crate::broker::{Brokers, Connection, closed_channel};
 use crate::deadline::Deadline;
 use crate::error::Result;
+use crate::frames::Frames;
 use crate::wire::Route;
 
 /// The connections that no worker uses at present: as many as workers have replied at once.
@@ -46,12 +47,12 @@ pub(crate) fn is_direct(reply_to: &str) -> bool {
 impl DirectReplies {
     /// Publishes a reply and waits until the broker has dealt with it: for as long as connecting
     /// may take, and as long again if a connection has to be made first.
-    pub(crate) fn send(
+    pub(crate) fn send<'a>(
         &self,
         brokers: &Brokers,
         limit: &ReplyLimit,
         reply_to: &str,
-        encode: impl FnOnce(Route<'_>) -> Vec<u8>,
+        encode: impl FnOnce(Route<'_>) -> Frames<'a>,
     ) -> Result<ReplyOutcome> {
         let idle = self.lock().pop();
         let direct = idle.map_or_else(|| connect(brokers), Ok)?;
@@ -68,7 +69,7 @@ impl DirectReplies {
         let time_limit = data_plane.time_limit(deadline.timeout);
         // Whether that worked shows in the answer to the next call, which the broker gives after
         // it has dealt with the reply.
-        let _ = data_plane.write(route.channel, &encode(route), deadline.at);
+        let _ = data_plane.write(route.channel, encode(route), deadline.at);
         let answer = channel.qos(0, 0, false);
         drop(time_limit);
         match answer {

@@ -104,7 +104,7 @@ impl KeepAlive {
             for active in state.active.iter_mut().filter(|active| active.next_sign <= now) {
                 active.next_sign = now + active.interval;
                 // Does not block: if there is no room for it now, the next one will do.
-                let _ = active.data_plane.write(active.channel, &active.sign, now);
+                let _ = active.data_plane.write(active.channel, active.sign.clone().into(), now);
             }
         }
         state.has_thread = false;

@@ -16,7 +16,7 @@ use super::worker_pool::Assignment;
 use crate::broker::{CLOSING, WriteError, explain, reason};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames;
+use crate::frames::{self, Frames};
 use crate::observation::Observation;
 use crate::wire::{self, Reply, ReplyAddress, Request, Route};
 
@@ -185,15 +185,12 @@ impl<'a> Worker<'a> {
         delivery_tag: u64,
     ) -> Result<ReplyOutcome, StopReason> {
         let Shared { brokers, app_id, direct, reply_limit, .. } = &**self.shared;
-        let encode = |route: Route<'_>, outcome: &_| {
-            wire::encode_reply(route, address.correlation_id, app_id, outcome)
-        };
-        let mut frames = Vec::new();
-        if direct::is_direct(address.reply_to) {
+        let id = address.correlation_id;
+        let frames = if direct::is_direct(address.reply_to) {
             let send = |outcome| {
-                direct
-                    .send(brokers, reply_limit, address.reply_to, |route| encode(route, outcome))
-                    .map_err(StopReason::Channel)
+                let encode = |route: Route<'_>| wire::encode_reply(route, id, app_id, outcome);
+                let sent = direct.send(brokers, reply_limit, address.reply_to, encode);
+                sent.map_err(StopReason::Channel)
             };
             let sent = match send(outcome)? {
                 ReplyOutcome::TooLarge => send(&reply_limit.apply(outcome.clone()))?,
@@ -202,6 +199,7 @@ impl<'a> Worker<'a> {
             if let ReplyOutcome::Undeliverable = sent {
                 return Ok(sent);
             }
+            Frames::from(Vec::new())
         } else {
             let route = Route {
                 channel: self.channel_id,
@@ -209,10 +207,9 @@ impl<'a> Worker<'a> {
                 mandatory: true,
                 frame_max: self.assignment.data_plane.frame_max(),
             };
-            frames = encode(route, outcome);
-        }
-        frames::ack(&mut frames, self.channel_id, delivery_tag);
-        self.write(&frames)?;
+            wire::encode_reply(route, id, app_id, outcome)
+        };
+        self.write(frames.then(|out| frames::ack(out, self.channel_id, delivery_tag)))?;
         Ok(ReplyOutcome::Sent)
     }
 
@@ -222,12 +219,12 @@ impl<'a> Worker<'a> {
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
         let mut frames = Vec::new();
         frames::reject(&mut frames, self.channel_id, tag);
-        self.write(&frames)
+        self.write(frames.into())
     }
 
     /// Blocks while the broker does not read. When it has been silent for two heartbeats, the
     /// connection is lost.
-    fn write(&self, frames: &[u8]) -> Result<(), StopReason> {
+    fn write(&self, frames: Frames<'_>) -> Result<(), StopReason> {
         let Assignment { data_plane, inbox, .. } = self.assignment;
         let never = Deadline::after(Duration::MAX);
         match data_plane.write(self.channel_id, frames, never.at) {
@@ -274,7 +271,7 @@ impl Drop for Worker<'_> {
             let mut frames = Vec::new();
             frames::nack(&mut frames, self.channel_id, last);
             // If it cannot be written, the broker gives them to others anyway.
-            let _ = data_plane.write(self.channel_id, &frames, Instant::now() + CLOSING);
+            let _ = data_plane.write(self.channel_id, frames.into(), Instant::now() + CLOSING);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Headers, Route, STATUS, TRANSIENT, check_length, encode};
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{Message, Properties, find_header};
+use crate::frames::{Frames, Message, Properties, find_header};
 
 /// The `type` of a reply that carries a [`Failure`].
 const ERROR: &str = "error";
@@ -92,12 +92,12 @@ impl From<&'static str> for Reply {
 }
 
 /// The frames of a reply.
-pub(crate) fn encode_reply(
+pub(crate) fn encode_reply<'a>(
     route: Route<'_>,
     correlation_id: Option<&str>,
     app_id: &str,
-    outcome: &Result<Reply, Failure>,
-) -> Vec<u8> {
+    outcome: &'a Result<Reply, Failure>,
+) -> Frames<'a> {
     let common = Properties {
         delivery_mode: Some(TRANSIENT),
         correlation_id,
@@ -133,7 +133,7 @@ pub(crate) fn encode_sign_of_life(route: Route<'_>, correlation_id: &str, app_id
         app_id: Some(app_id),
         ..Default::default()
     };
-    encode(route, &sign, &[])
+    encode(route, &sign, &[]).rest(0)
 }
 
 /// Whether this message says that the server is still at it.

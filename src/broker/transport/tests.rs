@@ -32,7 +32,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
     // message, and in the end before the next.
     loop {
         let message = vec![sent.len() as u8; 1 << 20];
-        match transport.write(CHANNEL, &message, soon()) {
+        match transport.write(CHANNEL, message.clone().into(), soon()) {
             Ok(()) => sent.extend(message),
             Err(WriteError::TimedOut { begun: true }) => {
                 was_begun = true;
@@ -53,7 +53,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
         assert!(received == sent, "what was begun arrives first, and whole");
         assert_eq!(last, b"amiquiplast");
     });
-    transport.write(CHANNEL, b"last", late()).unwrap();
+    transport.write(CHANNEL, b"last".to_vec().into(), late()).unwrap();
     assert!(!transport.is_due());
     reading.join().unwrap();
 }
@@ -67,7 +67,7 @@ fn messages_of_many_writers_do_not_mix() {
             let transport = &transport;
             scope.spawn(move || {
                 for _ in 0..20 {
-                    transport.write(CHANNEL, &[writer; LENGTH], late()).unwrap();
+                    transport.write(CHANNEL, vec![writer; LENGTH].into(), late()).unwrap();
                 }
             });
         }
@@ -85,7 +85,8 @@ fn cut_wakes_writers_that_wait() {
     transport.write_control(&vec![7; 64 << 20]);
     let began = Instant::now();
     thread::scope(|scope| {
-        let writers = [0, 1].map(|_| scope.spawn(|| transport.write(CHANNEL, b"behind", late())));
+        let writers = [0, 1]
+            .map(|_| scope.spawn(|| transport.write(CHANNEL, b"behind".to_vec().into(), late())));
         thread::sleep(Duration::from_millis(100));
         assert!(writers.iter().all(|writer| !writer.is_finished()), "amiquip's bytes go first");
         transport.cut();
@@ -100,10 +101,13 @@ fn cut_wakes_writers_that_wait() {
 fn nothing_is_written_on_a_channel_that_the_broker_closed() {
     let (transport, mut peer) = transport();
     transport.channel_closed(CHANNEL);
-    assert_eq!(transport.write(CHANNEL, b"no", late()), Err(WriteError::ChannelClosed));
-    transport.write(CHANNEL + 1, b"other", late()).unwrap();
+    assert_eq!(
+        transport.write(CHANNEL, b"no".to_vec().into(), late()),
+        Err(WriteError::ChannelClosed)
+    );
+    transport.write(CHANNEL + 1, b"other".to_vec().into(), late()).unwrap();
     transport.channel_opened(CHANNEL);
-    transport.write(CHANNEL, b"again", late()).unwrap();
+    transport.write(CHANNEL, b"again".to_vec().into(), late()).unwrap();
     let mut received = [0; 10];
     peer.read_exact(&mut received).unwrap();
     assert_eq!(&received, b"otheragain");
@@ -134,4 +138,27 @@ fn bell_ends_a_poll_once() {
     let until = soon();
     transport.poll(Some(&bell), PollFlags::IN, Some(until)).unwrap();
     assert!(Instant::now() >= until);
+}
+
+/// Parts of a large message are encoded while it is written, or kept when time runs out.
+#[test]
+fn large_message_arrives_whole_although_its_writer_gave_up() {
+    const FRAME_MAX: usize = 4096;
+    let (transport, mut peer) = transport();
+    let body: Vec<u8> = (0..16 << 20).map(|byte: u32| byte as u8).collect();
+    let message = || {
+        let properties = crate::frames::Properties::default();
+        let frames = crate::frames::publish(CHANNEL, ("q", true), &properties, &body, FRAME_MAX);
+        frames.then(|out| out.extend_from_slice(b"behind"))
+    };
+    let expected = message().rest(0);
+    let error = transport.write(CHANNEL, message(), soon()).unwrap_err();
+    assert_eq!(error, WriteError::TimedOut { begun: true });
+    let reading = thread::spawn(move || {
+        let mut received = vec![0; 2 * expected.len()];
+        peer.read_exact(&mut received).unwrap();
+        assert!(received == expected.repeat(2));
+    });
+    transport.write(CHANNEL, message(), late()).unwrap();
+    reading.join().unwrap();
 }

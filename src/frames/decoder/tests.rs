@@ -241,8 +241,7 @@ fn deliver() -> Vec<u8> {
 
 /// The frames of a delivery, of which all but the first are those of a publish.
 fn delivery(properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
-    let mut published = Vec::new();
-    publish(&mut published, CHANNEL, ("q", true), properties, body, 4096);
+    let published = publish(CHANNEL, ("q", true), properties, body, 4096).rest(0);
     let method = OVERHEAD + u32::from_be_bytes(published[3..7].try_into().unwrap()) as usize;
     [&deliver(), &published[method..]].concat()
 }
