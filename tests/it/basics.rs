@@ -143,7 +143,7 @@ fn a_call_that_nobody_answers_ends_at_its_deadline() {
     let output = rpc_client(&queue, &["--timeout", "0.5", "7"]);
     let took = began.elapsed();
     assert_eq!(output.status.code(), Some(75), "{output:?}");
-    assert!(stderr(&output).contains("timed out after 500ms: no reply"), "{output:?}");
+    assert!(stderr(&output).contains(": no reply from queue"), "{output:?}");
     assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "{took:?}");
 }
 
