@@ -10,6 +10,7 @@ use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::PATIENCE;
+use crate::programs::rpc_server;
 use crate::queue;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
 
@@ -71,6 +72,24 @@ fn call_ends_when_the_signs_stay_away() {
     assert_eq!((silent, unserved), (&queue, &false), "{error}");
     assert!(*after >= 3 * INTERVAL && took < PATIENCE / 4, "{after:?}, {took:?}");
     assert!(error.may_have_executed());
+}
+
+/// Its first server gave signs, and is killed: the broker gives the request to another.
+#[test]
+fn call_goes_on_when_another_server_takes_its_request_over() {
+    let queue = queue_name("taken-over");
+    let mut slow = rpc_server(&queue, &["--recursive"]);
+    let client = connect_with(&url(), &queue, keep_alive());
+    thread::scope(|scope| {
+        // For hours, as the first server computes it.
+        let call = scope.spawn(|| client.call("80"));
+        queue::wait_until_taken(&url(), &queue);
+        let _quick = rpc_server(&queue, &[]);
+        thread::sleep(4 * INTERVAL);
+        assert!(!call.is_finished(), "the first server is alive");
+        slow.kill();
+        assert_eq!(call.join().unwrap().unwrap(), b"23416728348467685");
+    });
 }
 
 #[test]

@@ -8,6 +8,8 @@ use rabbitmq_rpc::{Error, Failure, Reply, Request, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
+use crate::patience::PATIENCE;
+use crate::programs::rpc_server_that_logs;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
 
 fn url() -> String {
@@ -157,4 +159,17 @@ fn handler_that_must_not_run_twice_is_safe_by_the_message_id() {
     let book = || client.request("7 bolts").message_id("order-17").call().unwrap();
     assert_eq!((book(), book()), (b"booked".to_vec(), b"booked before".to_vec()));
     assert_eq!(client.call("7 bolts").unwrap(), b"booked");
+}
+
+#[test]
+fn log_of_a_request_names_its_trace() {
+    let queue = queue_name("traced");
+    let mut server = rpc_server_that_logs(&queue, &[]);
+    let client = connect(&url(), &queue);
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let call =
+        client.request("7").header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"));
+    assert_eq!(call.call().unwrap(), b"13");
+    let line = server.wait_for_line(&format!("(trace {trace})"), PATIENCE);
+    assert!(line.contains("OK, 1 bytes in, 2 out"), "{line}");
 }

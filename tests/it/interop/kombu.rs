@@ -1,6 +1,9 @@
 //! kombu on either side, of which Celery is made.
 
+use std::time::Duration;
+
 use super::*;
+use crate::embedded::connect;
 
 #[test]
 fn a_kombu_client_calls_our_server() {
@@ -24,4 +27,20 @@ fn our_client_calls_a_kombu_server() {
     let expected = "n = 187: OUT_OF_RANGE: 187 is too large for this server";
     assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
     assert_eq!(output.status.code(), Some(65));
+}
+
+/// It knows of no signs of life, and gives none: the call has its deadline.
+#[test]
+fn a_kombu_server_sees_deadline_headers_and_trace_and_is_not_troubled() {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let queue = queue_name("kombu-headers");
+    let mut server = python("tests/it/interop/kombu_server.py", &queue, &[]);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let client = connect(&Broker::shared().url(), &queue);
+    let call = client.request("7").header("tenant", "blue").header("traceparent", TRACE);
+    assert_eq!(call.keep_alive(Duration::from_secs(1)).call().unwrap(), b"13");
+    let seen = server.wait_for_line("headers", PATIENCE);
+    for header in ["rpc-deadline=1", "rpc-keep-alive=1000", "tenant=blue", TRACE] {
+        assert!(seen.contains(header), "{header} in {seen}");
+    }
 }

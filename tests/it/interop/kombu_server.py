@@ -14,6 +14,8 @@ def main():
         producer = connection.Producer()
 
         def on_request(message):
+            headers = sorted(message.headers.items())
+            print("headers", *(f"{name}={value}" for name, value in headers), flush=True)
             try:
                 answer(producer, message, fib(int(message.body)))
             except OverflowError as error:
