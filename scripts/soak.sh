@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Minutes of faults under load, on a private cluster of three nodes: processes and nodes are
-# killed, connections closed, queues deleted, packets swallowed. Prints what became of every
-# call as a table, and fails if anything in it must not be.
+# Injects faults under load for some minutes, into a private cluster of three nodes, its
+# clients and its servers. Prints the outcome of every call and the violations as a table,
+# and fails if there is a violation.
 #
 #   scripts/soak.sh [MINUTES] [SEED]
 #
-# Five minutes unless said otherwise. The seed, which the table names, repeats a run's faults.
+# MINUTES is 5 by default. SEED, which the table names, repeats the faults of another run.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/debian.sh

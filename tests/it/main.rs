@@ -33,6 +33,6 @@ mod scratch; // directories for the files of one run
 mod server; // a server at work: workers, handlers, stopping
 mod server_faults; // a server whose broker, queue or fellows are taken away
 mod server_killed; // servers that end in the midst of a request
-mod soak; // minutes of faults under load, by a seed's choice
+mod soak; // minutes of faults under load, in an order that a seed decides
 mod tls; // amqps://, and each way it can go wrong
 mod usage; // what a process takes of the machine

@@ -1,20 +1,21 @@
-//! Minutes of faults under load: whatever is killed, stopped, frozen, blocked, closed, deleted or
-//! swallowed, each call ends in time, with the right answer or with an error, and nothing grows.
+//! A test under faults and load: it injects faults into a cluster and its clients and servers, and
+//! checks that each call ends in time, with the right answer or with an error, and that no process
+//! grows.
 //!
-//! Three nodes; two services, each on a quorum queue with two servers; clients of both. One fault
-//! comes after the other, in an order that is the seed's choice, and everybody has to get answers
-//! again before the next. `RABBITMQ_RPC_SOAK_MINUTES` says for how long (1 unless set; every kind
-//! of fault comes at least once however long that takes), `RABBITMQ_RPC_SOAK_SEED` repeats a run's
-//! choices. `scripts/soak.sh` sets both.
+//! The cluster has three nodes. It carries two services, each on a quorum queue with two servers,
+//! and clients call both. The seed decides the order of the faults. After each fault every client
+//! must get answers again before the next fault follows. `RABBITMQ_RPC_SOAK_MINUTES` sets the
+//! duration (1 by default; each kind of fault comes at least once, however long that takes).
+//! `RABBITMQ_RPC_SOAK_SEED` repeats the faults of an earlier run. `scripts/soak.sh` sets both.
 
 mod faults;
-mod fleet;
 mod ledger;
-mod planted;
+mod processes;
 mod report;
 mod roles;
 mod schedule;
-mod visitors;
+mod self_test;
+mod short_lived_clients;
 
 use std::env;
 use std::panic::{self, AssertUnwindSafe};
@@ -24,19 +25,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use faults::Ground;
-use ledger::{GROWTH, HARNESS, LEFT, Ledger, UNACKED};
+use faults::System;
+use ledger::{GROWN, LEFT_OVER, Ledger, NOT_RECOVERED, UNACKED};
 use report::{History, Report};
 use schedule::Schedule;
-use visitors::Visitors;
+use short_lived_clients::ShortLivedClients;
 
 use crate::broker::Broker;
 use crate::usage::Usage;
 
-/// Longer than anything takes that works.
-const PATIENCE: Duration = Duration::from_secs(90);
+/// Longer than any recovery that succeeds.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
-// With that many processes and nodes it needs the machine for itself.
+// It starts so many processes and nodes that no other test can run at the same time.
 #[cfg_attr(feature = "soak", test)]
 #[cfg_attr(not(feature = "soak"), expect(dead_code))]
 fn faults_cost_no_answer() {
@@ -55,28 +56,30 @@ fn faults_cost_no_answer() {
     if let Err(panic) = panic::catch_unwind(soak) {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a panic");
-        ledger.offend(HARNESS, format!("after {} faults: {text}", history.faults.len()));
+        let faults = history.faults.len();
+        ledger.record_violation(NOT_RECOVERED, format!("after {faults} faults: {text}"));
     }
-    let totals = ledger.balance();
+    let totals = ledger.finish();
     let report = Report { seed, took: began.elapsed(), path, totals, history };
     println!("\n{report}");
-    assert!(report.is_good(), "seed {seed}: {:#?}", report.totals.offences);
+    assert!(report.is_good(), "seed {seed}: {:#?}", report.totals.violations);
 }
 
 fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut History) {
-    let mut ground = Ground::prepare(ledger);
-    let stall = Stall::watch();
-    // What stays for good with the first use of anything, or with the first loss of a connection,
-    // is no growth.
+    let mut system = System::start(ledger);
+    let wake_up_delay = WakeUpDelay::measure();
+    // A process allocates some memory on first use and on the first loss of a connection, and
+    // never frees it. The warm-up takes that out of the measurement.
     for _ in 0..2 {
-        ledger.await_answers(&ground.fleet.clients(), 50, PATIENCE);
-        ground.broker.ctl(&["close_all_connections", "the soak warms up"]);
+        ledger.wait_for_answers(&system.processes.clients(), 50, RECOVERY_TIMEOUT);
+        system.broker.ctl(&["close_all_connections", "warm-up of the soak"]);
     }
-    ledger.await_answers(&ground.fleet.clients(), 50, PATIENCE);
-    let steady = ground.fleet.steady();
-    let before: Vec<Usage> = steady.iter().map(|(_, process)| Usage::of(*process)).collect();
+    ledger.wait_for_answers(&system.processes.clients(), 50, RECOVERY_TIMEOUT);
+    let long_lived = system.processes.long_lived();
+    let before: Vec<Usage> = long_lived.iter().map(|(_, process)| Usage::of(*process)).collect();
 
-    let visitors = Visitors::begin(Arc::clone(ledger), ground.fleet.urls(0, true));
+    let urls = system.processes.urls(0, true);
+    let short_lived_clients = ShortLivedClients::start(Arc::clone(ledger), urls);
     let began = Instant::now();
     for (number, fault) in Schedule::new(seed).enumerate() {
         if number >= Schedule::KINDS && began.elapsed() >= duration {
@@ -84,29 +87,28 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         }
         let at = began.elapsed().as_secs_f64();
         ledger.announce(&format!("{at:6.1} s  {number}: {fault}"));
-        ledger.longest_gap();
-        ground.suffer(fault);
-        ground.fleet.muster();
-        ledger.await_answers(&ground.fleet.clients(), 5, PATIENCE);
-        history.faults.push((fault.kind(), ledger.longest_gap()));
+        ledger.take_longest_gap();
+        system.inject(fault);
+        system.wait_until_ready(ledger);
+        history.faults.push((fault.kind(), ledger.take_longest_gap()));
     }
 
-    for ((name, process), before) in steady.into_iter().zip(before) {
-        let growth = settled(name, process, before);
+    for ((name, process), before) in long_lived.into_iter().zip(before) {
+        let growth = measure_growth(name, process, before);
         if growth.is_too_much() {
-            ledger.offend(GROWTH, format!("{growth:?}"));
+            ledger.record_violation(GROWN, format!("{growth:?}"));
         }
         history.growth.push(growth);
     }
-    visitors.end();
-    ground.fleet.end_clients();
-    expect_empty_queues(&ground.broker, ledger);
-    ground.fleet.end_servers();
-    history.stall = stall.longest();
+    short_lived_clients.stop();
+    system.processes.stop_clients();
+    check_queues_are_empty(&system.broker, ledger);
+    system.processes.stop_servers();
+    history.wake_up_delay = wake_up_delay.longest();
     history.is_complete = true;
 }
 
-/// A process that lives from beginning to end: after the warm-up, and at the end.
+/// What a process that lives through the whole run uses after the warm-up and at the end.
 #[derive(Debug)]
 struct Growth {
     name: String,
@@ -115,74 +117,76 @@ struct Growth {
 }
 
 impl Growth {
-    /// Threads that come and go with connections leave the allocator arenas of different sizes,
-    /// which settle within some reconnects; a leak of any call, reply or connection goes on.
+    /// Each reconnect starts and ends threads, which leaves the allocator with arenas of different
+    /// sizes. Their total is stable after some reconnects; a leak of calls, replies or connections
+    /// goes on.
     fn is_too_much(&self) -> bool {
-        const MOST: i64 = 3 * 1024;
+        const MEMORY_LIMIT: i64 = 3 * 1024;
         let Growth { before, after, .. } = self;
-        after.memory - before.memory > MOST
+        after.memory - before.memory > MEMORY_LIMIT
             || after.threads > before.threads
             || after.descriptors > before.descriptors
     }
 }
 
-/// What a process has grown by, once the threads that only connect and close have ended.
-fn settled(name: String, process: u32, before: Usage) -> Growth {
-    let until = Instant::now() + Duration::from_secs(20);
+/// Measures the growth of a process, after waiting for its threads that only connect or close.
+fn measure_growth(name: String, process: u32, before: Usage) -> Growth {
+    let deadline = Instant::now() + Duration::from_secs(20);
     let mut growth = Growth { name, before, after: Usage::of(process) };
-    while growth.is_too_much() && Instant::now() < until {
+    while growth.is_too_much() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(100));
         growth.after = Usage::of(process);
     }
     growth
 }
 
-/// After the clients have ended nothing is left to do, and their reply queues are gone.
-fn expect_empty_queues(broker: &Broker, ledger: &Ledger) {
-    let until = Instant::now() + Duration::from_secs(30);
+/// Once the clients have ended, no message and no reply queue may be left.
+fn check_queues_are_empty(broker: &Broker, ledger: &Ledger) {
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         let columns = ["list_queues", "name", "messages_ready", "messages_unacknowledged"];
         let listed = broker.ctl(&[&columns[..], &["--no-table-headers"]].concat());
-        let (mut unacked, mut left) = (Vec::new(), Vec::new());
+        let (mut unacked, mut left_over) = (Vec::new(), Vec::new());
         for line in listed.lines() {
             let columns: Vec<&str> = line.split_whitespace().collect();
             if columns[2] != "0" {
                 unacked.push(line);
             }
-            let is_ours = Service::ALL.iter().any(|service| service.queue() == columns[0]);
-            if columns[1] != "0" || !is_ours {
-                left.push(line);
+            let is_request_queue = Service::ALL.iter().any(|service| service.queue() == columns[0]);
+            if columns[1] != "0" || !is_request_queue {
+                left_over.push(line);
             }
         }
-        if unacked.is_empty() && left.is_empty() {
+        if unacked.is_empty() && left_over.is_empty() {
             return;
         }
-        if Instant::now() > until {
-            unacked.iter().for_each(|line| ledger.offend(UNACKED, (*line).to_owned()));
-            left.iter().for_each(|line| ledger.offend(LEFT, (*line).to_owned()));
+        if Instant::now() > deadline {
+            for (heading, lines) in [(UNACKED, unacked), (LEFT_OVER, left_over)] {
+                lines.iter().for_each(|line| ledger.record_violation(heading, (*line).to_owned()));
+            }
             return;
         }
         thread::sleep(Duration::from_millis(200));
     }
 }
 
-/// What is called, and how.
+/// A server and a way of calling it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
-    /// `rpc_server`, by `FibonacciRpcClient`.
+    /// `rpc_server`, called by `FibonacciRpcClient`.
     Fibonacci,
-    /// A server that says its name, by calls that may run twice.
+    /// A server that replies with its process id, called by idempotent calls.
     Named,
-    /// The same server, by calls that may not, and that do not wait for long.
+    /// The same server, called by calls that are not idempotent and have a short deadline.
     Once,
-    /// `rpc_server`, by `rpc_client`.
+    /// `rpc_server`, called by `rpc_client`.
     Shell,
 }
 
 impl Service {
     pub const ALL: [Service; 4] =
         [Service::Fibonacci, Service::Named, Service::Once, Service::Shell];
-    /// Those that every client of the fleet calls.
+    /// Those that every client process calls.
     pub const CALLED: [Service; 3] = [Service::Fibonacci, Service::Named, Service::Once];
 
     pub fn name(self) -> &'static str {
@@ -194,7 +198,7 @@ impl Service {
         }
     }
 
-    pub fn named(name: &str) -> Service {
+    pub fn from_name(name: &str) -> Service {
         let service = Service::ALL.into_iter().find(|service| service.name() == name);
         service.unwrap_or_else(|| panic!("there is no service {name:?}"))
     }
@@ -214,36 +218,36 @@ impl Service {
         match self {
             Service::Fibonacci | Service::Named => Duration::from_secs(15),
             Service::Once => Duration::from_secs(5),
-            Service::Shell => visitors::TIMEOUT,
+            Service::Shell => short_lived_clients::TIMEOUT,
         }
     }
 }
 
-/// Measures how late the machine wakes a thread that sleeps.
-struct Stall {
-    over: Arc<AtomicBool>,
-    watching: JoinHandle<Duration>,
+/// Measures how late the machine wakes a sleeping thread.
+struct WakeUpDelay {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Duration>,
 }
 
-impl Stall {
-    fn watch() -> Stall {
-        let over = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&over);
-        let watching = thread::spawn(move || {
-            const NAP: Duration = Duration::from_millis(10);
+impl WakeUpDelay {
+    fn measure() -> WakeUpDelay {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            const SLEEP: Duration = Duration::from_millis(10);
             let mut longest = Duration::ZERO;
-            while !until.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 let began = Instant::now();
-                thread::sleep(NAP);
-                longest = longest.max(began.elapsed() - NAP);
+                thread::sleep(SLEEP);
+                longest = longest.max(began.elapsed() - SLEEP);
             }
             longest
         });
-        Stall { over, watching }
+        WakeUpDelay { stop, thread }
     }
 
     fn longest(self) -> Duration {
-        self.over.store(true, Ordering::Relaxed);
-        self.watching.join().unwrap()
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
     }
 }

@@ -1,11 +1,11 @@
-//! What a soak comes to, as a table.
+//! The result of a soak, as a table.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ledger::{GROWTH, LEFT, NO_OUTCOME, OFFENCES, Totals, UNACKED};
+use super::ledger::{GROWN, LEFT_OVER, NO_OUTCOME, Totals, UNACKED, VIOLATIONS};
 use super::{Growth, Service};
 
 pub struct Report {
@@ -16,22 +16,23 @@ pub struct Report {
     pub history: History,
 }
 
-/// What has happened so far.
+/// What has happened so far in the run.
 #[derive(Default)]
 pub struct History {
-    /// Each fault's kind, and how long a client got no answer from a service over it.
+    /// The kind of each fault, and the longest time that a client got no answer from a service
+    /// during it.
     pub faults: Vec<(&'static str, Duration)>,
     pub growth: Vec<Growth>,
-    /// By how much the machine was late to wake a thread of the soak's own, at worst: whatever
-    /// takes time here cannot be told more precisely.
-    pub stall: Duration,
-    /// Whether it came to its end, where some things are looked at first.
+    /// The longest time by which the machine woke a thread of the soak too late. No time in the table
+    /// is more precise than this.
+    pub wake_up_delay: Duration,
+    /// Whether the run reached its end. Some violations are looked for only there.
     pub is_complete: bool,
 }
 
 impl Report {
     pub fn is_good(&self) -> bool {
-        self.totals.offences.is_empty()
+        self.totals.violations.is_empty()
     }
 }
 
@@ -40,7 +41,7 @@ impl Display for Report {
         let Report { seed, took, path, totals, history } = self;
         let faults = history.faults.len();
         writeln!(f, "seed {seed}: {faults} faults in {:.0} s", took.as_secs_f64())?;
-        writeln!(f, "every call, and what the processes logged: {}.csv, .log", path.display())?;
+        writeln!(f, "all calls, and what the processes logged: {}.csv, .log", path.display())?;
         self.calls(f)?;
         self.by_fault(f)?;
         writeln!(
@@ -54,20 +55,20 @@ impl Display for Report {
             let descriptors = after.descriptors as i64 - before.descriptors as i64;
             writeln!(f, "  {name:<40}{memory:>10}{threads:>+9}{descriptors:>+13}")?;
         }
-        writeln!(f, "\n{:<42}{:>10}", "must not be", "")?;
-        for heading in OFFENCES {
-            let at_the_end = [NO_OUTCOME, UNACKED, LEFT, GROWTH].contains(&heading);
-            match totals.offences.get(heading).map_or(0, Vec::len) {
+        writeln!(f, "\n{:<42}{:>10}", "violations", "")?;
+        for heading in VIOLATIONS {
+            let at_the_end = [NO_OUTCOME, UNACKED, LEFT_OVER, GROWN].contains(&heading);
+            match totals.violations.get(heading).map_or(0, Vec::len) {
                 0 if at_the_end && !history.is_complete => {
                     writeln!(f, "  {heading:<36}not looked at")?;
                 }
                 count => writeln!(f, "  {heading:<40}{count:>10}")?,
             }
         }
-        writeln!(f, "\nthe machine's longest stall: {:.2} s", history.stall.as_secs_f64())?;
+        writeln!(f, "\nlatest wake-up of a thread: {:.2} s", history.wake_up_delay.as_secs_f64())?;
         match self.is_good() {
             true => writeln!(f, "good"),
-            false => writeln!(f, "NOT GOOD; to run it again: scripts/soak.sh MINUTES {seed}"),
+            false => writeln!(f, "NOT GOOD; to repeat its faults: scripts/soak.sh MINUTES {seed}"),
         }
     }
 }
@@ -77,7 +78,7 @@ impl Report {
         let totals = &self.totals;
         write!(f, "\n{:<42}", "calls")?;
         Service::ALL.iter().try_for_each(|service| write!(f, "{:>12}", service.name()))?;
-        write!(f, "\n  {:<40}", "answered rightly")?;
+        write!(f, "\n  {:<40}", "right answers")?;
         for service in Service::ALL {
             write!(f, "{:>12}", totals.right.get(&service).unwrap_or(&0))?;
         }

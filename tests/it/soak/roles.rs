@@ -1,7 +1,7 @@
-//! The processes under test that are no program of this crate: this test binary again, as a
-//! client that keeps a ledger, or as a server that says its name.
+//! This test binary again, run by the soak as a client that reports each call, or as a server that
+//! replies with its process id.
 //!
-//! What they have to say goes to standard output, a line each, which [`super::ledger`] reads.
+//! Both print one line on standard output for each event, which [`super::ledger`] reads.
 
 use std::env;
 use std::io::{self, Write};
@@ -13,16 +13,16 @@ use std::time::{Duration, Instant};
 
 use log::LevelFilter;
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, FibonacciRpcClient, QueueType, Request, Result, RpcClient,
-    RpcServer, ServerOptions, Stopper, fibonacci,
+    Brokers, ClientOptions, Error, FibonacciRpcClient, QueueType, Result, RpcClient, Request, RpcServer,
+    ServerOptions, Stopper, fibonacci,
 };
 use signal_hook::consts::SIGTERM;
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
-use super::{PATIENCE, Service};
+use super::{RECOVERY_TIMEOUT, Service};
 
-/// Tells either role its brokers.
+/// The environment variable with the brokers' URLs for either role.
 pub const URLS: &str = "RABBITMQ_RPC_SOAK_URLS";
 
 /// How a call ended.
@@ -33,14 +33,14 @@ enum Answer {
     Wrong(String),
 }
 
-/// Calls without end, in four threads through three clients. Does nothing unless the soak runs
+/// Calls until SIGTERM, in four threads through three clients. Does nothing unless the soak runs
 /// it.
 #[test]
 fn client() {
     let Ok(urls) = env::var(URLS) else { return };
-    start();
-    let over = Arc::new(AtomicBool::new(false));
-    flag::register(SIGTERM, Arc::clone(&over)).unwrap();
+    start_logging();
+    let stop = Arc::new(AtomicBool::new(false));
+    flag::register(SIGTERM, Arc::clone(&stop)).unwrap();
     let brokers = Brokers::parse(&urls).unwrap();
     let fibonacci = connected(|| {
         let (queue, timeout) = (Service::Fibonacci.queue(), Service::Fibonacci.timeout());
@@ -56,14 +56,14 @@ fn client() {
         connected(|| RpcClient::connect(brokers.clone(), service.queue(), options.clone()))
     });
     thread::scope(|scope| {
-        let over = &over;
+        let stop = &stop;
         for _ in 0..2 {
             let ask = |n, _: &str| Ok(judge_number(n, fibonacci.call(n)?));
-            scope.spawn(move || call_until(over, Service::Fibonacci, ask));
+            scope.spawn(move || call_until(stop, Service::Fibonacci, ask));
         }
         for (service, client) in [(Service::Named, &named), (Service::Once, &once)] {
             let ask = |_, id: &str| Ok(judge_name(id, &client.call(id)?));
-            scope.spawn(move || call_until(over, service, ask));
+            scope.spawn(move || call_until(stop, service, ask));
         }
     });
     for client in [fibonacci.client(), &named, &once] {
@@ -71,30 +71,30 @@ fn client() {
     }
 }
 
-/// A cluster that is still healing may have nobody to connect to.
+/// Tries again while the cluster recovers, since no node may accept connections.
 fn connected<T>(connect: impl Fn() -> Result<T>) -> T {
-    let until = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + RECOVERY_TIMEOUT;
     loop {
         match connect() {
             Ok(client) => return client,
-            Err(error) => assert!(Instant::now() < until, "{error}"),
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
         thread::sleep(Duration::from_millis(100));
     }
 }
 
-fn call_until(over: &AtomicBool, service: Service, ask: impl Fn(u64, &str) -> Outcome) {
+fn call_until(stop: &AtomicBool, service: Service, ask: impl Fn(u64, &str) -> Outcome) {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     let timeout = service.timeout().as_millis();
-    while !over.load(Ordering::Relaxed) {
+    while !stop.load(Ordering::Relaxed) {
         let number = CALLS.fetch_add(1, Ordering::Relaxed);
         let id = format!("{}-{number}", process::id());
-        say(&format!("asked {id} {} {timeout}", service.name()));
+        print_event(&format!("started {id} {} {timeout}", service.name()));
         let began = Instant::now();
         let outcome = ask(number * 7 % (fibonacci::MAX_N + 1), &id);
         let took = began.elapsed().as_micros();
-        say(&format!("ended {id} {took} {}", told(&outcome)));
-        // A few callers without pause would keep the machine too busy to see anything else.
+        print_event(&format!("ended {id} {took} {}", describe(&outcome)));
+        // Without a pause these callers would leave no processor time for the rest.
         let pause = if outcome.is_ok() { 10 } else { 200 };
         thread::sleep(Duration::from_millis(pause));
     }
@@ -107,7 +107,7 @@ fn judge_number(n: u64, number: u128) -> Answer {
     }
 }
 
-/// Each request to the servers of [`server`] is another, so that no reply can pass for another's.
+/// Every request to a [`server`] is different, so a reply to another request is found wrong.
 fn judge_name(id: &str, reply: &[u8]) -> Answer {
     let reply = String::from_utf8_lossy(reply);
     match reply.split_once(' ') {
@@ -116,9 +116,9 @@ fn judge_name(id: &str, reply: &[u8]) -> Answer {
     }
 }
 
-/// `right BY`, `wrong TEXT`, or `error KIND TEXT` with an exclamation mark behind the kind if the
+/// `right BY`, `wrong TEXT`, or `error KIND TEXT`, with an exclamation mark behind the kind if the
 /// error says that the request was not executed.
-fn told(outcome: &Outcome) -> String {
+fn describe(outcome: &Outcome) -> String {
     let kind = match outcome {
         Ok(Answer::Right { by }) => return format!("right {by}"),
         Ok(Answer::Wrong(text)) => return format!("wrong {text}"),
@@ -127,10 +127,10 @@ fn told(outcome: &Outcome) -> String {
         Err(Error::Unreachable { .. }) => "Unreachable",
         Err(Error::Unroutable { .. }) => "Unroutable",
         Err(Error::ConnectionLost { .. }) => "ConnectionLost",
-        // Nobody refuses, closes or garbles anything here.
+        // No fault of the soak may cause any other error.
         Err(error) => return format!("wrong {error:?}").replace('\n', " "),
     };
-    let error = outcome.as_ref().err().expect("answers were told above");
+    let error = outcome.as_ref().err().expect("answers have returned above");
     let not_executed = if error.may_have_executed() { "" } else { "!" };
     format!("error {kind}{not_executed} {error}").replace('\n', " ")
 }
@@ -139,7 +139,7 @@ fn told(outcome: &Outcome) -> String {
 #[test]
 fn server() {
     let Ok(urls) = env::var(URLS) else { return };
-    start();
+    start_logging();
     let options = ServerOptions {
         workers: 2,
         prefetch: 4,
@@ -148,18 +148,18 @@ fn server() {
     };
     let brokers = Brokers::parse(&urls).unwrap();
     let server = RpcServer::connect(brokers, Service::Named.queue(), options).unwrap();
-    let server = server.on_ready(|| say("ready"));
-    stop_on_a_signal(server.stopper());
+    let server = server.on_ready(|| print_event("ready"));
+    stop_on_sigterm(server.stopper());
     let name = process::id();
     let served = server.serve(move |request: &Request| {
         let request = String::from_utf8_lossy(request.body());
-        say(&format!("ran {request}"));
+        print_event(&format!("executed {request}"));
         Ok(format!("{name} {request}"))
     });
     served.unwrap();
 }
 
-fn stop_on_a_signal(stopper: Stopper) {
+fn stop_on_sigterm(stopper: Stopper) {
     let mut signals = Signals::new([SIGTERM]).unwrap();
     thread::spawn(move || {
         signals.forever().next();
@@ -167,8 +167,8 @@ fn stop_on_a_signal(stopper: Stopper) {
     });
 }
 
-fn start() {
-    // The test harness may have begun a line with the test's name.
+fn start_logging() {
+    // The test harness may have printed the test's name without a line end.
     let _ = io::stdout().write_all(b"\n");
     env_logger::Builder::new()
         .filter_level(LevelFilter::Info)
@@ -176,9 +176,9 @@ fn start() {
         .init();
 }
 
-/// In one piece, so that a process that is killed leaves no half of a line. Without a soak that
-/// listens there is nothing left to do.
-fn say(text: &str) {
+/// Writes the line at once, so that a process that is killed leaves no part of a line. If the soak
+/// no longer reads, the process has no purpose and ends.
+fn print_event(text: &str) {
     let line = format!("soak {text}\n");
     if io::stdout().lock().write_all(line.as_bytes()).is_err() {
         process::exit(1);

@@ -1,12 +1,12 @@
-//! Which fault comes when: a choice of the seed's alone, so that a seed repeats it.
+//! The order of the faults. It depends on the seed alone, so the same seed repeats it.
 
 use std::fmt;
 use std::time::Duration;
 
 use super::Service;
 
-/// What is done to the cluster and its processes. Whatever has a duration lasts that long before
-/// it is mended; what was killed is started again.
+/// A fault in the cluster or its processes. One with a duration ends after it; a process or node
+/// that a fault ends is started again.
 #[derive(Clone, Copy)]
 pub enum Fault {
     KillServer(usize),
@@ -19,15 +19,17 @@ pub enum Fault {
     CloseConnections,
     MemoryAlarm(usize, Duration),
     DeleteQueue(Service),
-    /// On the way to these nodes; at the end some networks forget their connections as well.
+    /// The proxies of these nodes forward nothing for a time. With `hang_up` they then close their
+    /// connections, as a firewall does that has lost its state.
     SwallowPackets {
         nodes: [bool; 3],
-        lasting: Duration,
+        duration: Duration,
         hang_up: bool,
     },
 }
 
-/// Faults without end: rounds in which every kind comes once, each round in an order of its own.
+/// An endless sequence of faults, in rounds. Each kind comes once a round; each round has another
+/// order.
 pub struct Schedule {
     random: Random,
     round: Vec<usize>,
@@ -57,7 +59,8 @@ impl Iterator for Schedule {
             3 => Fault::TerminateClient,
             4 => Fault::KillNode(random.below(3)),
             5 => Fault::StopNode(random.below(3)),
-            // The heartbeat gives a silent node up after 4 s, the cluster after 8 s.
+            // The heartbeat ends connections to a silent node after 4 s; the other nodes declare it
+            // down after about 8 s.
             6 => Fault::FreezeNode(random.below(3), random.millis(2_000, 12_000)),
             7 => Fault::CloseConnections,
             8 => Fault::MemoryAlarm(random.below(3), random.millis(500, 5_000)),
@@ -65,15 +68,15 @@ impl Iterator for Schedule {
             _ => {
                 let mut nodes = [0; 3].map(|_| random.below(2) == 0);
                 nodes[random.below(3)] = true;
-                let lasting = random.millis(1_000, 8_000);
-                Fault::SwallowPackets { nodes, lasting, hang_up: random.below(2) == 0 }
+                let duration = random.millis(1_000, 8_000);
+                Fault::SwallowPackets { nodes, duration, hang_up: random.below(2) == 0 }
             }
         })
     }
 }
 
 impl Fault {
-    /// What the fault is called in the table, whatever it hits.
+    /// The fault's name in the table, without its parameters.
     pub fn kind(&self) -> &'static str {
         match self {
             Fault::KillServer(_) => "SIGKILL of a server",
@@ -95,18 +98,18 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = self.kind();
         match self {
-            Fault::KillServer(place) | Fault::TerminateServer(place) => {
-                write!(f, "{kind}, {place}")
+            Fault::KillServer(number) | Fault::TerminateServer(number) => {
+                write!(f, "{kind}, {number}")
             }
             Fault::KillNode(node) | Fault::StopNode(node) => write!(f, "{kind}, {node}"),
-            Fault::FreezeNode(node, lasting) | Fault::MemoryAlarm(node, lasting) => {
-                write!(f, "{kind}, {node}, for {lasting:?}")
+            Fault::FreezeNode(node, duration) | Fault::MemoryAlarm(node, duration) => {
+                write!(f, "{kind}, {node}, for {duration:?}")
             }
             Fault::DeleteQueue(service) => write!(f, "{kind}, {}", service.queue()),
-            Fault::SwallowPackets { nodes, lasting, hang_up } => {
-                let hit: Vec<usize> = (0..3).filter(|node| nodes[*node]).collect();
+            Fault::SwallowPackets { nodes, duration, hang_up } => {
+                let affected: Vec<usize> = (0..3).filter(|node| nodes[*node]).collect();
                 let end = if *hang_up { ", then hung up" } else { "" };
-                write!(f, "{kind}, {hit:?}, for {lasting:?}{end}")
+                write!(f, "{kind}, {affected:?}, for {duration:?}{end}")
             }
             Fault::KillClient | Fault::TerminateClient | Fault::CloseConnections => {
                 f.write_str(kind)
@@ -115,7 +118,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// SplitMix64: enough for choosing victims.
+/// SplitMix64: good enough to choose faults.
 struct Random(u64);
 
 impl Random {

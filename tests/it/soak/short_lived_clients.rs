@@ -1,5 +1,5 @@
-//! `rpc_client` from the shell, again and again, whatever is going on: each run ends in time, and
-//! prints right numbers or fails with an exit code that says what to do.
+//! `rpc_client` from the shell, run again and again during the faults. Each run must end in time,
+//! and either print the right numbers or fail with a temporary error's exit code.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,52 +12,53 @@ use super::Service;
 use super::ledger::{HUNG, Ledger};
 use crate::process::Process;
 
-/// Three brokers with two seconds for each and twice as much to log in, ten for the calls, and
-/// two for closing.
+/// Two seconds to connect to each of three brokers, twice as much to log in to each, ten seconds
+/// for the calls, and two for closing.
 pub const TIMEOUT: Duration = Duration::from_secs(24);
 
-pub struct Visitors {
-    over: Arc<AtomicBool>,
-    coming: JoinHandle<()>,
+pub struct ShortLivedClients {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
 }
 
-impl Visitors {
-    /// They come one after the other, until [`Visitors::end`].
-    pub fn begin(ledger: Arc<Ledger>, urls: String) -> Visitors {
-        let over = Arc::new(AtomicBool::new(false));
-        let until = Arc::clone(&over);
-        let coming = thread::spawn(move || {
+impl ShortLivedClients {
+    /// Runs one client after the other, until [`ShortLivedClients::stop`].
+    pub fn start(ledger: Arc<Ledger>, urls: String) -> ShortLivedClients {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
             for n in (0..=fibonacci::MAX_N - 2).cycle() {
-                if until.load(Ordering::Relaxed) {
+                if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                visit(&ledger, &urls, [n, n + 1, n + 2]);
+                run_client(&ledger, &urls, [n, n + 1, n + 2]);
                 thread::sleep(Duration::from_millis(300));
             }
         });
-        Visitors { over, coming }
+        ShortLivedClients { stop, thread }
     }
 
-    pub fn end(self) {
-        self.over.store(true, Ordering::Relaxed);
-        self.coming.join().unwrap();
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
     }
 }
 
-fn visit(ledger: &Ledger, urls: &str, numbers: [u64; 3]) {
+fn run_client(ledger: &Ledger, urls: &str, numbers: [u64; 3]) {
     let began = Instant::now();
     let args = ["--url", urls, "--queue", Service::Shell.queue()];
     let args = [&args[..], &["--timeout", "10", "--connect-timeout", "2"]].concat();
-    let shown = numbers.map(|n| n.to_string());
-    let args = [&args[..], &shown.each_ref().map(String::as_str)].concat();
+    let texts = numbers.map(|n| n.to_string());
+    let args = [&args[..], &texts.each_ref().map(String::as_str)].concat();
     let mut client = Process::spawn(env!("CARGO_BIN_EXE_rpc_client"), &args);
     let id = |n: u64| format!("{}-{n}", client.pid());
     let ids = numbers.map(id);
     for id in &ids {
-        ledger.asked(id, Service::Shell, Service::Shell.timeout());
+        ledger.started(id, Service::Shell, Service::Shell.timeout());
     }
     let Some(status) = client.ends_within(2 * TIMEOUT) else {
-        ledger.offend(HUNG, format!("rpc_client {}: {}", client.pid(), client.stderr()));
+        let what = format!("rpc_client {}: {}", client.pid(), client.stderr());
+        ledger.record_violation(HUNG, what);
         client.kill();
         return ledger.close(client.pid(), false);
     };
@@ -65,7 +66,7 @@ fn visit(ledger: &Ledger, urls: &str, numbers: [u64; 3]) {
     let errors = client.stderr().to_owned();
     let mut printed = client.stdout().lines();
     for (n, id) in numbers.into_iter().zip(&ids) {
-        // What has failed is told by its number, and leaves no line.
+        // A call that fails prints an error with its number, and no line on standard output.
         let failed = errors.contains(&format!("n = {n}: "));
         let number = if failed { None } else { printed.next() };
         let outcome = match (number, status.code()) {
