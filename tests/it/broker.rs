@@ -102,6 +102,41 @@ impl Broker {
         self.command(&format!("thaw {node}"));
     }
 
+    /// Cuts the node off from the other nodes of its cluster, until [`Broker::reconnect`]. Clients
+    /// on both sides keep their connections.
+    ///
+    /// This needs no privileges: a node with a wrong cookie for another node refuses connections
+    /// from it, and is refused by it.
+    pub fn isolate(&self, node: usize) {
+        self.for_each_other(node, &["erlang:set_cookie(N, wrong)", "erlang:disconnect_node(N)"]);
+    }
+
+    /// Connects a node that was cut off to the others again. It rejoins the cluster some time
+    /// later, when [`Broker::running_nodes`] counts it.
+    pub fn reconnect(&self, node: usize) {
+        let reset = "erlang:set_cookie(N, erlang:get_cookie())";
+        self.for_each_other(node, &[reset, "net_kernel:connect_node(N)"]);
+    }
+
+    /// Evaluates each expression on the node, with `N` bound to each other node's name in turn.
+    fn for_each_other(&self, node: usize, expressions: &[&str]) {
+        let others = (0..self.nodes()).filter(|other| *other != node);
+        let names: Vec<String> = others.map(|other| format!("'{}'", self.node(other))).collect();
+        let names = names.join(", ");
+        let each = expressions.iter().map(|expression| format!("[{expression} || N <- [{names}]]"));
+        self.ctl_on(node, &["eval", &format!("{}.", each.collect::<Vec<_>>().join(", "))]);
+    }
+
+    fn nodes(&self) -> usize {
+        self.url().split(',').count()
+    }
+
+    /// The number of running nodes in the cluster, as this node sees it.
+    pub fn running_nodes(&self, node: usize) -> usize {
+        let program = "length(rabbit_mnesia:cluster_nodes(running)).";
+        number(self.ctl_on(node, &["eval", program]).trim().to_owned())
+    }
+
     /// What `rabbitmqctl ARGS` prints about node 0.
     pub fn ctl(&self, args: &[&str]) -> String {
         self.ctl_on(0, args)

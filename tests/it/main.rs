@@ -19,6 +19,7 @@ mod nested; // calls from inside a handler, and programs with several queues
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
 mod oversized; // replies larger than the broker takes
+mod partition; // a node that is cut off from the other two
 mod patience; // how long tests wait, and how
 mod process; // a program under test
 mod programs; // this crate's programs, run
