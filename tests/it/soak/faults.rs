@@ -74,6 +74,12 @@ impl System {
                 thread::sleep(duration);
                 broker.ctl_on(node, &["set_vm_memory_high_watermark", "0.4"]);
             }
+            Fault::Partition(node, duration) => {
+                broker.isolate(node);
+                thread::sleep(duration);
+                broker.reconnect(node);
+                wait_until_rejoined(broker, node);
+            }
             Fault::DeleteQueue(service) => {
                 broker.ctl(&["delete_queue", service.queue()]);
             }
@@ -105,10 +111,9 @@ fn wait_until_rejoined(broker: &Broker, node: usize) {
 /// Whether the other nodes list this node as running within that time. A node that was frozen for
 /// long finds itself in a minority, pauses, and then rejoins.
 fn rejoins(broker: &Broker, node: usize, timeout: Duration) -> bool {
-    let program = "length(rabbit_mnesia:cluster_nodes(running)).";
     let deadline = Instant::now() + timeout;
     let other = (node + 1) % System::NODES;
-    while broker.ctl_on(other, &["eval", program]).trim() != System::NODES.to_string() {
+    while broker.running_nodes(other) != System::NODES {
         if Instant::now() > deadline {
             return false;
         }

@@ -18,6 +18,8 @@ pub enum Fault {
     FreezeNode(usize, Duration),
     CloseConnections,
     MemoryAlarm(usize, Duration),
+    /// The node is cut off from the other two; clients keep their connections to it.
+    Partition(usize, Duration),
     DeleteQueue(Service),
     /// The proxies of these nodes forward nothing for a time. With `hang_up` they then close their
     /// connections, as a firewall does that has lost its state.
@@ -32,27 +34,20 @@ pub enum Fault {
 /// order.
 pub struct Schedule {
     random: Random,
+    rounds: usize,
     round: Vec<usize>,
 }
 
 impl Schedule {
-    pub const KINDS: usize = 11;
+    pub const KINDS: usize = 12;
 
     pub fn new(seed: u64) -> Schedule {
-        Schedule { random: Random(seed), round: Vec::new() }
+        Schedule { random: Random(seed), rounds: 0, round: Vec::new() }
     }
-}
 
-impl Iterator for Schedule {
-    type Item = Fault;
-
-    fn next(&mut self) -> Option<Fault> {
-        if self.round.is_empty() {
-            self.round = (0..Schedule::KINDS).collect();
-        }
-        let Schedule { random, round } = self;
-        let kind = round.swap_remove(random.below(round.len()));
-        Some(match kind {
+    fn fault(&mut self, kind: usize) -> Fault {
+        let random = &mut self.random;
+        match kind {
             0 => Fault::KillServer(random.below(2)),
             1 => Fault::TerminateServer(random.below(2)),
             2 => Fault::KillClient,
@@ -65,13 +60,33 @@ impl Iterator for Schedule {
             7 => Fault::CloseConnections,
             8 => Fault::MemoryAlarm(random.below(3), random.millis(500, 5_000)),
             9 => Fault::DeleteQueue([Service::Fibonacci, Service::Named][random.below(2)]),
+            10 => {
+                // A node notices a silent connection to another node after about 8 s. The first
+                // round stays below that, since it has to fit into a short run.
+                let (least, most) =
+                    if self.rounds == 1 { (3_000, 6_000) } else { (15_000, 25_000) };
+                Fault::Partition(random.below(3), random.millis(least, most))
+            }
             _ => {
                 let mut nodes = [0; 3].map(|_| random.below(2) == 0);
                 nodes[random.below(3)] = true;
                 let duration = random.millis(1_000, 8_000);
                 Fault::SwallowPackets { nodes, duration, hang_up: random.below(2) == 0 }
             }
-        })
+        }
+    }
+}
+
+impl Iterator for Schedule {
+    type Item = Fault;
+
+    fn next(&mut self) -> Option<Fault> {
+        if self.round.is_empty() {
+            self.rounds += 1;
+            self.round = (0..Schedule::KINDS).collect();
+        }
+        let kind = self.round.swap_remove(self.random.below(self.round.len()));
+        Some(self.fault(kind))
     }
 }
 
@@ -88,6 +103,7 @@ impl Fault {
             Fault::FreezeNode(..) => "SIGSTOP of a node",
             Fault::CloseConnections => "connections closed",
             Fault::MemoryAlarm(..) => "memory alarm",
+            Fault::Partition(..) => "partition",
             Fault::DeleteQueue(_) => "queue deleted",
             Fault::SwallowPackets { .. } => "packets swallowed",
         }
@@ -102,7 +118,9 @@ impl fmt::Display for Fault {
                 write!(f, "{kind}, {number}")
             }
             Fault::KillNode(node) | Fault::StopNode(node) => write!(f, "{kind}, {node}"),
-            Fault::FreezeNode(node, duration) | Fault::MemoryAlarm(node, duration) => {
+            Fault::FreezeNode(node, duration)
+            | Fault::MemoryAlarm(node, duration)
+            | Fault::Partition(node, duration) => {
                 write!(f, "{kind}, {node}, for {duration:?}")
             }
             Fault::DeleteQueue(service) => write!(f, "{kind}, {}", service.queue()),
