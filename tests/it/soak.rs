@@ -3,10 +3,11 @@
 //! grows.
 //!
 //! The cluster has three nodes. It carries two services, each on a quorum queue with two servers,
-//! and clients call both. The seed decides the order of the faults. After each fault every client
-//! must get answers again before the next fault follows. `RABBITMQ_RPC_SOAK_MINUTES` sets the
-//! duration (1 by default; each kind of fault comes at least once, however long that takes).
-//! `RABBITMQ_RPC_SOAK_SEED` repeats the faults of an earlier run. `scripts/soak.sh` sets both.
+//! and clients call both. Faults come one at a time, and later two at once, in an order that the
+//! seed decides. After each step every client must get answers again before the next.
+//! `RABBITMQ_RPC_SOAK_MINUTES` sets the duration (1 by default; each kind of fault comes at least
+//! once alone, however long that takes). `RABBITMQ_RPC_SOAK_SEED` repeats the faults of an earlier
+//! run. `scripts/soak.sh` sets both.
 
 mod faults;
 mod ledger;
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 use faults::System;
 use ledger::{GROWN, LEFT_OVER, Ledger, NOT_RECOVERED, UNACKED};
 use report::{History, Report};
-use schedule::Schedule;
+use schedule::{Fault, Schedule};
 use short_lived_clients::ShortLivedClients;
 
 use crate::broker::Broker;
@@ -81,16 +82,19 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     let urls = system.processes.urls(0, true);
     let short_lived_clients = ShortLivedClients::start(Arc::clone(ledger), urls);
     let began = Instant::now();
-    for (number, fault) in Schedule::new(seed).enumerate() {
-        if number >= Schedule::KINDS && began.elapsed() >= duration {
+    for (number, faults) in Schedule::new(seed).enumerate() {
+        if number >= Schedule::SINGLES && began.elapsed() >= duration {
             break;
         }
         let at = began.elapsed().as_secs_f64();
-        ledger.announce(&format!("{at:6.1} s  {number}: {fault}"));
+        let joined = |texts: Vec<String>| texts.join(" and ");
+        let shown = joined(faults.iter().map(Fault::to_string).collect());
+        ledger.announce(&format!("{at:6.1} s  {number}: {shown}"));
         ledger.take_longest_gap();
-        system.inject(fault);
+        system.inject(&faults);
         system.wait_until_ready(ledger);
-        history.faults.push((fault.kind(), ledger.take_longest_gap()));
+        let kind = joined(faults.iter().map(|fault| fault.kind().to_owned()).collect());
+        history.faults.push((kind, ledger.take_longest_gap()));
     }
 
     for ((name, process), before) in long_lived.into_iter().zip(before) {

@@ -34,8 +34,16 @@ impl System {
         System { broker, processes, proxies }
     }
 
-    /// Injects the fault, waits for its duration, and ends it.
-    pub fn inject(&mut self, fault: Fault) {
+    /// Injects the faults at once, waits for as long as the longest lasts, and ends them, the last
+    /// one first.
+    pub fn inject(&mut self, faults: &[Fault]) {
+        faults.iter().for_each(|fault| self.begin(*fault));
+        let durations = faults.iter().map(Fault::duration);
+        thread::sleep(durations.max().unwrap_or_default());
+        faults.iter().rev().for_each(|fault| self.end(*fault));
+    }
+
+    fn begin(&mut self, fault: Fault) {
         let System { broker, processes, proxies } = self;
         match fault {
             Fault::KillServer(number) => processes.kill_server(Processes::LONG_LIVED + number),
@@ -44,19 +52,33 @@ impl System {
             }
             Fault::KillClient => processes.kill_client(),
             Fault::TerminateClient => processes.terminate_client(),
-            Fault::KillNode(node) => {
-                broker.kill(node);
+            Fault::KillNode(node) => broker.kill(node),
+            Fault::StopNode(node) => broker.stop(node),
+            Fault::FreezeNode(node, _) => broker.freeze(node),
+            Fault::CloseConnections => {
+                broker.ctl(&["close_all_connections", "fault of the soak"]);
+            }
+            Fault::MemoryAlarm(node, _) => {
+                broker.ctl_on(node, &["set_vm_memory_high_watermark", "absolute", "1"]);
+            }
+            Fault::Partition(node, _) => broker.isolate(node),
+            Fault::DeleteQueue(service) => {
+                broker.ctl(&["delete_queue", service.queue()]);
+            }
+            Fault::SwallowPackets { nodes, .. } => {
+                affected(proxies, nodes).for_each(|proxy| proxy.set(Mode::Swallow));
+            }
+        }
+    }
+
+    fn end(&mut self, fault: Fault) {
+        let System { broker, proxies, .. } = self;
+        match fault {
+            Fault::KillNode(node) | Fault::StopNode(node) => {
                 broker.start_node(node);
                 wait_until_rejoined(broker, node);
             }
-            Fault::StopNode(node) => {
-                broker.stop(node);
-                broker.start_node(node);
-                wait_until_rejoined(broker, node);
-            }
-            Fault::FreezeNode(node, duration) => {
-                broker.freeze(node);
-                thread::sleep(duration);
+            Fault::FreezeNode(node, _) => {
                 broker.thaw(node);
                 // If the other nodes declared it down, it may never rejoin them, and needs a
                 // restart.
@@ -66,32 +88,26 @@ impl System {
                     wait_until_rejoined(broker, node);
                 }
             }
-            Fault::CloseConnections => {
-                broker.ctl(&["close_all_connections", "fault of the soak"]);
-            }
-            Fault::MemoryAlarm(node, duration) => {
-                broker.ctl_on(node, &["set_vm_memory_high_watermark", "absolute", "1"]);
-                thread::sleep(duration);
+            Fault::MemoryAlarm(node, _) => {
                 broker.ctl_on(node, &["set_vm_memory_high_watermark", "0.4"]);
             }
-            Fault::Partition(node, duration) => {
-                broker.isolate(node);
-                thread::sleep(duration);
+            Fault::Partition(node, _) => {
                 broker.reconnect(node);
                 wait_until_rejoined(broker, node);
             }
-            Fault::DeleteQueue(service) => {
-                broker.ctl(&["delete_queue", service.queue()]);
-            }
-            Fault::SwallowPackets { nodes, duration, hang_up } => {
-                let affected = || proxies.iter().zip(nodes).filter(|(_, affected)| *affected);
-                affected().for_each(|(proxy, _)| proxy.set(Mode::Swallow));
-                thread::sleep(duration);
+            Fault::SwallowPackets { nodes, hang_up, .. } => {
                 if hang_up {
-                    affected().for_each(|(proxy, _)| proxy.cut());
+                    affected(proxies, nodes).for_each(Proxy::cut);
                 }
-                affected().for_each(|(proxy, _)| proxy.set(Mode::Forward));
+                affected(proxies, nodes).for_each(|proxy| proxy.set(Mode::Forward));
             }
+            // The processes have been replaced already, and the others last no time.
+            Fault::KillServer(_)
+            | Fault::TerminateServer(_)
+            | Fault::KillClient
+            | Fault::TerminateClient
+            | Fault::CloseConnections
+            | Fault::DeleteQueue(_) => {}
         }
     }
 
@@ -101,6 +117,10 @@ impl System {
         self.processes.replace_ended();
         ledger.wait_for_answers(&self.processes.clients(), 5, RECOVERY_TIMEOUT);
     }
+}
+
+fn affected(proxies: &[Proxy], nodes: [bool; 3]) -> impl Iterator<Item = &Proxy> {
+    proxies.iter().zip(nodes).filter_map(|(proxy, is_affected)| is_affected.then_some(proxy))
 }
 
 fn wait_until_rejoined(broker: &Broker, node: usize) {

@@ -19,9 +19,9 @@ pub struct Report {
 /// What has happened so far in the run.
 #[derive(Default)]
 pub struct History {
-    /// The kind of each fault, and the longest time that a client got no answer from a service
-    /// during it.
-    pub faults: Vec<(&'static str, Duration)>,
+    /// The kind of each fault or pair of faults, and the longest time that a client got no answer
+    /// from a service during it.
+    pub faults: Vec<(String, Duration)>,
     pub growth: Vec<Growth>,
     /// The longest time by which the machine woke a thread of the soak too late. No time in the table
     /// is more precise than this.
@@ -104,7 +104,7 @@ impl Report {
             (*times, *longest) = (*times + 1, *gap.max(longest));
         }
         for (kind, (times, longest)) in kinds {
-            writeln!(f, "  {kind:<40}{times:>10}{:>26.2} s", longest.as_secs_f64())?;
+            writeln!(f, "  {kind:<42}{times:>8}{:>26.2} s", longest.as_secs_f64())?;
         }
         Ok(())
     }

@@ -30,22 +30,27 @@ pub enum Fault {
     },
 }
 
-/// An endless sequence of faults, in rounds. Each kind comes once a round; each round has another
-/// order.
+/// An endless sequence of steps, in rounds. A step is a fault, or two faults at once. In each round
+/// every kind of fault comes once alone, then every kind of pair comes once, in an order that
+/// differs from round to round.
 pub struct Schedule {
     random: Random,
     rounds: usize,
-    round: Vec<usize>,
+    singles: Vec<usize>,
+    pairs: Vec<usize>,
 }
 
 impl Schedule {
-    pub const KINDS: usize = 12;
+    /// The number of steps at the start of a round that are single faults.
+    pub const SINGLES: usize = 12;
+    const PAIRS: usize = 2;
 
     pub fn new(seed: u64) -> Schedule {
-        Schedule { random: Random(seed), rounds: 0, round: Vec::new() }
+        let (singles, pairs) = (Vec::new(), Vec::new());
+        Schedule { random: Random(seed), rounds: 0, singles, pairs }
     }
 
-    fn fault(&mut self, kind: usize) -> Fault {
+    fn single(&mut self, kind: usize) -> Fault {
         let random = &mut self.random;
         match kind {
             0 => Fault::KillServer(random.below(2)),
@@ -75,22 +80,53 @@ impl Schedule {
             }
         }
     }
+
+    fn pair(&mut self, kind: usize) -> [Fault; 2] {
+        let random = &mut self.random;
+        let node = random.below(3);
+        match kind {
+            0 => [Fault::KillNode(node), Fault::KillServer(random.below(2))],
+            _ => {
+                // The alarm is on the side that goes on.
+                let alarmed = (node + 1 + random.below(2)) % 3;
+                let duration = random.millis(3_000, 6_000);
+                [Fault::MemoryAlarm(alarmed, duration), Fault::Partition(node, duration)]
+            }
+        }
+    }
 }
 
 impl Iterator for Schedule {
-    type Item = Fault;
+    type Item = Vec<Fault>;
 
-    fn next(&mut self) -> Option<Fault> {
-        if self.round.is_empty() {
+    fn next(&mut self) -> Option<Vec<Fault>> {
+        if self.singles.is_empty() && self.pairs.is_empty() {
             self.rounds += 1;
-            self.round = (0..Schedule::KINDS).collect();
+            self.singles = (0..Schedule::SINGLES).collect();
+            self.pairs = (0..Schedule::PAIRS).collect();
         }
-        let kind = self.round.swap_remove(self.random.below(self.round.len()));
-        Some(self.fault(kind))
+        let Schedule { random, singles, pairs, .. } = self;
+        if singles.is_empty() {
+            let kind = pairs.swap_remove(random.below(pairs.len()));
+            return Some(self.pair(kind).to_vec());
+        }
+        let kind = singles.swap_remove(random.below(singles.len()));
+        Some(vec![self.single(kind)])
     }
 }
 
 impl Fault {
+    /// How long the fault lasts.
+    pub fn duration(&self) -> Duration {
+        match self {
+            Fault::FreezeNode(_, duration)
+            | Fault::MemoryAlarm(_, duration)
+            | Fault::Partition(_, duration)
+            | Fault::SwallowPackets { duration, .. } => *duration,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// The fault's name in the table, without its parameters.
     pub fn kind(&self) -> &'static str {
         match self {
