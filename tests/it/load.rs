@@ -1,12 +1,9 @@
 //! `rpc_bench`: the load it makes, and what it says of it.
 
-use std::thread;
-use std::time::Duration;
-
 use crate::broker::{Broker, queue_name};
 use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
-use crate::programs::rpc_server;
+use crate::programs::{rpc_server, rpc_server_that_logs};
 use crate::queue;
 
 fn rpc_bench(queue: &str, args: &[&str]) -> Process {
@@ -51,7 +48,8 @@ fn a_closed_loop_keeps_that_many_calls_in_flight() {
 
 #[test]
 fn an_open_loop_does_not_hide_a_stall() {
-    const STALL: Duration = Duration::from_secs(1);
+    /// As many requests as the load makes in a second.
+    const STALLED: Option<u32> = Some(100);
     let queue = queue_name("open-loop");
     let server = rpc_server(&queue, &[]);
     server.signal("STOP");
@@ -60,9 +58,8 @@ fn an_open_loop_does_not_hide_a_stall() {
     let channel = other.open_channel(None).unwrap();
     let waiting =
         || channel.queue_declare_passive(queue.as_str()).unwrap().declared_message_count();
-    await_value(waiting, |waiting| *waiting > Some(0));
+    await_value(waiting, |waiting| *waiting >= STALLED);
     other.close().unwrap();
-    thread::sleep(STALL);
     server.signal("CONT");
     let said = report(bench, 0);
     assert_eq!(number(&said, "ok"), 150.0, "{said}");
@@ -85,9 +82,12 @@ fn errors_are_counted_by_kind() {
 #[test]
 fn an_interrupt_prints_what_there_is_so_far() {
     let queue = queue_name("interrupted");
-    let _server = rpc_server(&queue, &[]);
+    let mut server = rpc_server_that_logs(&queue, &[]);
     let mut bench = rpc_bench(&queue, &["--requests", "1000000000"]);
-    thread::sleep(Duration::from_secs(1));
+    // One call is in flight at a time: with the second request the first call has ended.
+    for _ in 0..2 {
+        server.wait_for_line("bytes in", PATIENCE);
+    }
     bench.signal("INT");
     assert_eq!(bench.wait(PATIENCE).code(), Some(130), "{}", bench.stderr());
     let table = bench.stdout();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use amiquip::Connection;
 use rabbitmq_rpc::{ClientOptions, Error};
 
-use super::{HandServer, cut_under};
+use super::{HandServer, counters_when, cut_under};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::{PATIENCE, await_value};
@@ -223,8 +223,8 @@ fn all_who_wait_for_room_move_on_when_the_connection_is_lost() {
         let _second = client.send("second").unwrap();
         server.next();
         let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| client.call("7"))).collect();
-        // They wait for room, and nobody can see it from outside.
-        thread::sleep(SECOND / 5);
+        // Each call is counted just before it waits for room.
+        counters_when(&client, |counters| counters.calls == 6);
         let _others = Serving::echo(&broker.url(), &queue);
         drop(server);
         proxy.cut();
