@@ -29,11 +29,6 @@ fn calls_are_answered_while_a_minority_pauses() {
     calls_are_answered_by_the_majority("pause_minority");
 }
 
-#[test]
-fn calls_are_answered_until_autoheal_restarts_the_minority() {
-    calls_are_answered_by_the_majority("autoheal");
-}
-
 /// Two callers and a server begin on each node.
 fn calls_are_answered_by_the_majority(handling: &str) {
     let broker = cluster();

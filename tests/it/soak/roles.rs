@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use log::LevelFilter;
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, FibonacciRpcClient, QueueType, Result, RpcClient, Request, RpcServer,
-    ServerOptions, Stopper, fibonacci,
+    Brokers, ClientOptions, Error, FibonacciRpcClient, QueueType, Request, Result, RpcClient,
+    RpcServer, ServerOptions, Stopper, fibonacci,
 };
 use signal_hook::consts::SIGTERM;
 use signal_hook::flag;
