@@ -73,9 +73,10 @@ pub struct ClientOptions {
     /// The requests' `content_type`: `application/octet-stream` unless set.
     pub content_type: String,
     /// How often the server is to give a sign of life while it works on a request: never unless
-    /// set, and at least 100 ms. When it gave one and none follows for three intervals, or when
-    /// nobody serves the queue, the call ends with [`Error::ServerSilent`]. A server that knows
-    /// nothing of this, such as one of tutorial six, gives none, and the call has its deadline.
+    /// set, and then at least 100 ms and at most a day. When it gave one and none follows for three
+    /// intervals, or when nobody serves the queue, the call ends with [`Error::ServerSilent`]. A
+    /// server that knows nothing of this, such as one of tutorial six, gives none, and the call has
+    /// its deadline.
     pub keep_alive: Option<Duration>,
 }
 

@@ -45,11 +45,15 @@ pub(crate) fn check_queue(queue: &str) -> Result<()> {
     check_length("queue's name", queue)
 }
 
-/// Refuses intervals that are of no use: the signs of life would be a load of their own.
+/// Refuses intervals that are of no use: signs of life that are a load of their own, or that
+/// nobody lives to see.
 pub(crate) fn check_keep_alive(interval: Option<Duration>) -> Result<()> {
-    match interval.is_some_and(|interval| interval < SHORTEST_KEEP_ALIVE) {
-        true => Err(Error::Config(format!("keep_alive is at least {SHORTEST_KEEP_ALIVE:?}"))),
-        false => Ok(()),
+    const LONGEST: Duration = Duration::from_secs(24 * 3600);
+    match interval.is_none_or(|interval| (SHORTEST_KEEP_ALIVE..=LONGEST).contains(&interval)) {
+        true => Ok(()),
+        false => Err(Error::Config(format!(
+            "keep_alive is at least {SHORTEST_KEEP_ALIVE:?} and at most a day"
+        ))),
     }
 }
 

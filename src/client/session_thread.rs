@@ -53,7 +53,7 @@ fn await_consumers(connection: &mut Connection, config: &Config) {
     const LONGEST: Duration = Duration::from_secs(3);
     const STEP: Duration = Duration::from_millis(50);
     let data_plane = Arc::clone(&connection.data_plane);
-    let _limit = data_plane.time_limit(LONGEST + config.brokers.connect_timeout);
+    let _limit = data_plane.time_limit(config.brokers.connect_timeout.saturating_add(LONGEST));
     let Ok(channel) = connection.open_channel() else { return };
     let longest = Deadline::after(LONGEST);
     while let Ok(queue) = channel.queue_declare_passive(config.queue.as_str())

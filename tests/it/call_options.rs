@@ -46,6 +46,7 @@ fn options_that_make_no_sense_are_named_and_nothing_is_sent() {
         (client.request("7").message_id(&*long), "the message id has 256 bytes"),
         (client.request("7").content_type(&*long), "the content type has 256 bytes"),
         (client.request("7").keep_alive(Duration::from_millis(99)), "at least 100ms"),
+        (client.request("7").keep_alive(Duration::MAX), "at most a day"),
     ] {
         match call.call() {
             Err(Error::Config(text)) => assert!(text.contains(named), "{text}"),
