@@ -84,7 +84,7 @@
 //! that wait. Each connection has one thread in reserve, which reads while nobody waits, and
 //! amiquip's two, one for its I/O and one for its heartbeats. A connected client has one more, for
 //! what the broker has to be asked. A server has one for each worker, and one that asks the broker
-//! about the queue every 4 s while no requests come; [`RpcServer::serve`] supervises them on the
+//! about the queue every 4 s; [`RpcServer::serve`] supervises them on the
 //! thread that calls it. While a requester wants signs of life, one more gives them.
 //! Connecting has a thread for as long as it lasts; direct replies have connections of their own.
 //! No thread spins, none sleeps to poll but the one that connects to a cluster anew, for up to

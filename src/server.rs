@@ -137,7 +137,7 @@ impl RpcServer {
     /// Serves until stopped. A connection that is lost is made again, a little later after each
     /// try that fails (100 ms to 5 s, or half a second where nobody listens at all). Runs in
     /// [`ServerOptions::workers`] threads of its own, besides the caller's, and four for the
-    /// connection, two of which are amiquip's. While no requests come it asks the broker every 4 s
+    /// connection, two of which are amiquip's. It asks the broker every 4 s
     /// whether the queue is there and gives its workers what waits.
     ///
     /// A handler gets a request at least once, and twice if its process or its connection is

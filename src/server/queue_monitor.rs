@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::Shared;
 use crate::broker::{DataPlane, closed_channel, reason};
 
-/// How often the queue is looked at while the workers get no requests.
+/// How often the queue is looked at.
 const EVERY: Duration = Duration::from_secs(4);
 /// How long requests may wait for idle workers. A request that has just come takes less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
@@ -47,17 +47,14 @@ impl QueueMonitor {
 
 /// Looks until it is told to stop, or until something is wrong.
 fn watch(shared: &Shared, channel: &Channel, stop: &Receiver<()>) -> Result<(), String> {
-    let mut taken = None;
     while stop.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-        let before = taken.replace(shared.counters.taken());
-        if before != taken || !has_stalled(shared, channel, stop)? {
+        if !has_stalled(shared, channel, stop)? {
             continue;
         }
         // Another connection does not help where the broker has its reasons, such as a queue with
         // a single active consumer. So it is tried once for each request.
-        if shared.stalled_at.swap(shared.counters.taken(), Ordering::Relaxed)
-            != shared.counters.taken()
-        {
+        let taken = shared.counters.taken();
+        if shared.stalled_at.swap(taken, Ordering::Relaxed) != taken {
             let queue = &shared.queue;
             return Err(format!(
                 "requests wait in {queue:?} and the broker gives the workers none"
