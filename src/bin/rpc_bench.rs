@@ -159,22 +159,22 @@ impl Load {
             true => usize::MAX,
             false => self.args.in_flight.div_ceil(self.args.threads).max(1),
         };
-        let mut flying = VecDeque::new();
+        let mut pending = VecDeque::new();
         while let Some(due) = self.next_due() {
-            while flying.len() >= share || !flying.is_empty() && due > Instant::now() {
-                let until = (flying.len() < share).then_some(due);
-                self.settle_oldest(&mut flying, until);
+            while pending.len() >= share || !pending.is_empty() && due > Instant::now() {
+                let until = (pending.len() < share).then_some(due);
+                self.settle_oldest(&mut pending, until);
             }
             thread::sleep(due.saturating_duration_since(Instant::now()));
             // In a closed loop a call is due as soon as there is room for it.
             let due = if self.args.rate > 0.0 { due } else { Instant::now() };
             match client.send(self.args.n) {
-                Ok(call) => flying.push_back((due, call)),
+                Ok(call) => pending.push_back((due, call)),
                 Err(error) => self.count(due, Err(error)),
             }
         }
-        while !flying.is_empty() {
-            self.settle_oldest(&mut flying, None);
+        while !pending.is_empty() {
+            self.settle_oldest(&mut pending, None);
         }
     }
 
@@ -190,16 +190,16 @@ impl Load {
     /// Waits for the oldest call, at most `until`.
     fn settle_oldest(
         &self,
-        flying: &mut VecDeque<(Instant, PendingNumber)>,
+        pending: &mut VecDeque<(Instant, PendingNumber)>,
         until: Option<Instant>,
     ) {
-        let Some((due, mut call)) = flying.pop_front() else { return };
+        let Some((due, mut call)) = pending.pop_front() else { return };
         let answer = match until {
             None => call.wait().map(Some),
             Some(until) => {
                 let waited = call.wait_timeout(until.saturating_duration_since(Instant::now()));
                 if let Ok(None) = waited {
-                    return flying.push_front((due, call));
+                    return pending.push_front((due, call));
                 }
                 waited
             }
