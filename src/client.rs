@@ -66,8 +66,10 @@ pub struct ClientOptions {
     /// How many calls may be in flight at once: 1,024 unless set. One more waits for room.
     pub max_in_flight: usize,
     /// Whether a request may be executed twice. If so, a call that is lost with its connection
-    /// is sent again until its deadline, under a new correlation id and the same `message_id`.
-    /// It is not when the broker closed the channel over one of the requests, such as one that
+    /// is sent again until its deadline, under a new correlation id and the same `message_id`. So
+    /// is one whose request may be lost on a connection that is well: when other calls have left
+    /// that connection since nothing came back, or when no sign of life comes
+    /// ([`ClientOptions::keep_alive`]). It is not sent again when the broker closed the channel over one of the requests, such as one that
     /// is larger than its `max_message_size`.
     pub idempotent: bool,
     /// The requests' `content_type`: `application/octet-stream` unless set.
@@ -77,6 +79,10 @@ pub struct ClientOptions {
     /// intervals, or when nobody serves the queue, the call ends with [`Error::ServerSilent`]. A
     /// server that knows nothing of this, such as one of tutorial six, gives none, and the call has
     /// its deadline.
+    ///
+    /// An idempotent request is sent again instead, when there is no sign of it for three
+    /// intervals, but at least 3 s, and none waits in the queue: first after that time, then after
+    /// twice as long, and so on. The first reply counts, whichever attempt it answers.
     pub keep_alive: Option<Duration>,
 }
 

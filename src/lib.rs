@@ -67,6 +67,8 @@
 //! - A request that has not gone out yet: until its deadline, with another connection if need be.
 //! - A request that was lost with its connection: only if it is idempotent
 //!   ([`ClientOptions::idempotent`], [`CallBuilder::idempotent`]).
+//! - A request that may be lost on a connection that is well: only if it is idempotent, when other
+//!   calls have left the connection or no sign of life comes ([`ClientOptions::keep_alive`]).
 //! - A call that timed out, was refused or failed: never.
 //! - A lost connection: by the next call, or by a server at once, a little later after each try
 //!   that fails, at random, so that not all come back at the same moment.

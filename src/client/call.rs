@@ -1,12 +1,13 @@
 //! One call: sent, waited for, and sent again where that is allowed.
 
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use std::{fmt, mem};
 
 use super::reconnector::Reconnector;
-use super::session::InFlight;
+use super::session::{InFlight, Waited, take_reply};
+use crate::broker::Waiter;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::observation::Observation;
@@ -39,9 +40,12 @@ pub struct PendingReply {
     call: Call,
     began: Instant,
     deadline: Deadline,
-    /// Why the connection was lost through which it was sent before, if it was.
-    lost: Option<String>,
+    waiter: Arc<Waiter>,
     state: CallState,
+    /// The attempts before, that may still be answered.
+    earlier: Vec<InFlight>,
+    /// Why it was sent again, if it was.
+    lost: Option<String>,
 }
 
 enum CallState {
@@ -50,6 +54,9 @@ enum CallState {
     InFlight(InFlight),
     Done,
 }
+
+/// How long a call that is being sent again does not look for a reply to its earlier attempts.
+const EARLIER_REPLIES: Duration = Duration::from_millis(500);
 
 const ALREADY_DONE: &str =
     "this call is over: its reply or its error has been returned already; make another call";
@@ -66,8 +73,10 @@ impl PendingReply {
             call,
             began: Instant::now(),
             deadline: Deadline::after(timeout),
-            lost: None,
+            waiter: Arc::default(),
             state: CallState::Unsent,
+            earlier: Vec::new(),
+            lost: None,
         };
         let sent = pending.send_until(pending.deadline);
         sent.inspect_err(|error| pending.ended(Err(error)))?;
@@ -119,6 +128,7 @@ impl PendingReply {
         if let Some(ended) = outcome.as_ref().map(Option::as_ref).transpose() {
             self.ended(ended);
             self.state = CallState::Done;
+            self.earlier.clear();
         }
         outcome
     }
@@ -136,35 +146,55 @@ impl PendingReply {
     fn poll_until(&mut self, until: Instant) -> Result<Option<Reply>> {
         loop {
             let CallState::InFlight(in_flight) = &mut self.state else {
-                match self.send_until(Deadline { at: until, ..self.deadline }) {
+                if let Some(outcome) = take_reply(&mut self.earlier) {
+                    return outcome.map(Some);
+                }
+                let step = match self.earlier.is_empty() {
+                    true => until,
+                    false => until.min(Instant::now() + EARLIER_REPLIES),
+                };
+                match self.send_until(Deadline { at: step, ..self.deadline }) {
                     Ok(()) => continue,
                     // Only this wait is over, not the call: it goes out in the next one.
                     Err(
                         Error::Unreachable { .. } | Error::Blocked { .. } | Error::TimedOut { .. },
-                    ) if until < self.deadline.at && until <= Instant::now() => return Ok(None),
+                    ) if step < self.deadline.at && step <= Instant::now() => match step < until {
+                        true => continue,
+                        false => return Ok(None),
+                    },
                     Err(error) => return Err(error),
                 }
             };
-            match in_flight.wait(until) {
-                Some(Err(Error::ConnectionLost { reason }))
-                    if self.call.is_idempotent
-                        && !in_flight.session.rejected_a_request()
-                        && !self.deadline.has_passed() =>
+            let is_again = self.call.is_idempotent && !self.deadline.has_passed();
+            match in_flight.wait(&mut self.earlier, until) {
+                Waited::Ended(Err(Error::ConnectionLost { reason }))
+                    if is_again && !in_flight.session.rejected_a_request() =>
                 {
-                    log::info!("sending request {} again: {reason}", self.call.message_id);
-                    self.lost = Some(reason);
-                    self.state = CallState::Unsent;
+                    self.send_again(reason);
                 }
-                Some(outcome) => return outcome.map(Some),
-                None if until < self.deadline.at => return Ok(None),
-                None => {
+                Waited::Doubtful(reason) if is_again => {
+                    if let CallState::InFlight(attempt) = self.send_again(reason.into()) {
+                        self.earlier.push(attempt);
+                    }
+                }
+                Waited::Ended(outcome) => return outcome.map(Some),
+                _ if until < self.deadline.at => return Ok(None),
+                Waited::TimedOut | Waited::Doubtful(_) => {
                     let session = &in_flight.session;
                     let error = session.explain_silence(&self.call.queue, self.deadline);
                     // It may have come while the broker was asked.
-                    return in_flight.take_outcome().unwrap_or(Err(error)).map(Some);
+                    let outcome = in_flight.take_outcome(&mut self.earlier);
+                    return outcome.unwrap_or(Err(error)).map(Some);
                 }
             }
         }
+    }
+
+    /// Returns what the call's state was.
+    fn send_again(&mut self, reason: String) -> CallState {
+        log::info!("sending request {} again: {reason}", self.call.message_id);
+        self.lost = Some(reason);
+        mem::replace(&mut self.state, CallState::Unsent)
     }
 
     /// Gets the request out until `limit`, through one session after the other if need be. The
@@ -176,7 +206,9 @@ impl PendingReply {
                 return Err(Error::TimedOut { what, after: self.deadline.timeout, sent: false });
             }
             let session = self.reconnector.session(limit)?;
-            if let Some(in_flight) = session.publish(&self.call, limit, self.deadline)? {
+            let sent = session.publish(&self.call, &self.waiter, limit, self.deadline)?;
+            if let Some(mut in_flight) = sent {
+                in_flight.follow(&self.earlier);
                 self.state = CallState::InFlight(in_flight);
             }
         }

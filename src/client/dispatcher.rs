@@ -30,6 +30,8 @@ pub(crate) struct Dispatcher {
     pub(super) blocked: Mutex<Option<String>>,
     /// Whether the broker closed the publishing channel over one of the requests.
     pub(super) publisher_rejected: AtomicBool,
+    /// Whether the session is left to the calls that are in flight.
+    pub(super) is_retired: AtomicBool,
     /// Whether the broker is known to take messages from us: [`PROBE`] has come back.
     publish_verified: AtomicBool,
     pub(super) orders: Sender<Order>,
@@ -57,6 +59,7 @@ impl Dispatcher {
             channels: OnceLock::new(),
             blocked: Mutex::default(),
             publisher_rejected: AtomicBool::new(false),
+            is_retired: AtomicBool::new(false),
             publish_verified: AtomicBool::new(false),
             orders,
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 use super::call::Outcome;
-use crate::broker::Waiter;
+use crate::broker::{DataPlane, Waiter};
 use crate::error::{Error, Result};
 
 /// The calls by their correlation ids, at most `limit` at once. A call past its deadline does not
@@ -39,13 +39,20 @@ struct Registered {
     deadline: Instant,
 }
 
-/// What a caller and the reader of the socket share of one call.
-#[derive(Default)]
+/// What a caller and the reader of the socket share of one attempt of a call.
 pub(crate) struct CallSlot {
+    /// The caller's, the same in all attempts of its call.
     pub(crate) waiter: Arc<Waiter>,
-    outcome: Mutex<Option<Outcome>>,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    outcome: Option<Outcome>,
     /// When the server gave the last sign of life, if it has given any.
-    last_sign: Mutex<Option<Instant>>,
+    last_sign: Option<Instant>,
+    /// The connection at which the caller waits, if it is another one.
+    waits_at: Option<Arc<DataPlane>>,
 }
 
 /// Why a call was not registered.
@@ -58,16 +65,36 @@ pub(crate) enum NotRegistered {
 }
 
 impl CallSlot {
+    pub(crate) fn new(waiter: &Arc<Waiter>) -> CallSlot {
+        CallSlot { waiter: Arc::clone(waiter), progress: Mutex::default() }
+    }
+
     pub(crate) fn has_outcome(&self) -> bool {
-        lock(&self.outcome).is_some()
+        lock(&self.progress).outcome.is_some()
     }
 
     pub(crate) fn take_outcome(&self) -> Option<Outcome> {
-        lock(&self.outcome).take()
+        lock(&self.progress).outcome.take()
     }
 
     pub(crate) fn last_sign(&self) -> Option<Instant> {
-        *lock(&self.last_sign)
+        lock(&self.progress).last_sign
+    }
+
+    /// Has the caller woken at that connection, where it waits for another attempt.
+    pub(crate) fn caller_waits_at(&self, data_plane: &Arc<DataPlane>) {
+        lock(&self.progress).waits_at = Some(Arc::clone(data_plane));
+    }
+
+    fn settle(&self, outcome: Outcome, notify: impl Fn(&Arc<Waiter>)) {
+        let mut progress = lock(&self.progress);
+        progress.outcome = Some(outcome);
+        let waits_at = progress.waits_at.clone();
+        drop(progress);
+        match waits_at {
+            Some(data_plane) => data_plane.wake(&self.waiter),
+            None => notify(&self.waiter),
+        }
     }
 }
 
@@ -125,8 +152,7 @@ impl PendingCalls {
         let Some(Registered { slot, .. }) = table.calls.remove(&id) else { return false };
         let next = self.next_for_room(&table);
         drop(table);
-        *lock(&slot.outcome) = Some(outcome);
-        notify(&slot.waiter);
+        slot.settle(outcome, &notify);
         next.iter().for_each(notify);
         true
     }
@@ -136,7 +162,7 @@ impl PendingCalls {
         let mut table = self.lock();
         (table.unanswered, table.suspect) = (None, false);
         if let Some(Registered { slot, .. }) = table.calls.get(&id) {
-            *lock(&slot.last_sign) = Some(Instant::now());
+            lock(&slot.progress).last_sign = Some(Instant::now());
         }
     }
 
@@ -159,22 +185,20 @@ impl PendingCalls {
         self.lock().suspect
     }
 
-    /// Lets no further call begin. Those in flight go on. Returns who has to learn it.
-    pub(crate) fn retire(&self, error: Error) -> Vec<Arc<Waiter>> {
+    /// Lets no further call begin. Those in flight go on.
+    pub(crate) fn retire(&self, error: Error) {
         let mut table = self.lock();
         table.ended.get_or_insert(error);
-        std::mem::take(&mut table.waiting)
+        table.waiting.clear();
     }
 
     /// Ends every call with this error, and lets none begin. The first reason why none may begin
-    /// stays.
+    /// stays. Whoever waits for room has to be woken.
     pub(crate) fn end(&self, error: Error, notify: impl Fn(&Arc<Waiter>)) {
-        let waiting = self.retire(error.clone());
-        waiting.iter().for_each(&notify);
+        self.retire(error.clone());
         let calls = std::mem::take(&mut self.lock().calls);
         for Registered { slot, .. } in calls.into_values() {
-            *lock(&slot.outcome) = Some(Err(error.clone()));
-            notify(&slot.waiter);
+            slot.settle(Err(error.clone()), &notify);
         }
     }
 

@@ -50,42 +50,83 @@ pub(super) struct Inspected {
     pub(super) found: Result<QueueStatus>,
 }
 
-/// A call whose request is out; dropping it gives the call up.
+/// An attempt of a call: a request that is out. Dropping it gives the attempt up.
 pub(crate) struct InFlight {
     pub(crate) session: Arc<Session>,
     slot: Arc<CallSlot>,
     id: Uuid,
     queue: Arc<str>,
+    is_idempotent: bool,
     signs: Option<SignsOfLife>,
 }
 
 /// What a caller awaits who has asked for signs of life.
 struct SignsOfLife {
     interval: Duration,
+    /// How long they may stay away.
+    patience: Duration,
     /// When to look whether they stay away.
     look_at: Instant,
 }
 
+/// What waiting for a call came to.
+pub(crate) enum Waited {
+    Ended(Outcome),
+    /// The request may be lost, for this reason, and may be sent again.
+    Doubtful(&'static str),
+    TimedOut,
+}
+
 impl InFlight {
-    /// Waits for the outcome, and reads the socket meanwhile if nobody else does.
-    pub(crate) fn wait(&mut self, until: Instant) -> Option<Outcome> {
+    /// Waits for the outcome, and reads the socket meanwhile if nobody else does. A reply to one
+    /// of the `earlier` attempts is as good; those that have failed are dropped.
+    pub(crate) fn wait(&mut self, earlier: &mut Vec<InFlight>, until: Instant) -> Waited {
         loop {
             let look_at = self.signs.as_ref().map(|signs| signs.look_at);
             let step = look_at.map_or(until, |look_at| look_at.min(until));
-            if !self.slot.has_outcome() {
-                let has_outcome = || self.slot.has_outcome();
-                self.session.data_plane.wait(&self.slot.waiter, step, has_outcome);
+            let has_outcome = |attempt: &InFlight| attempt.slot.has_outcome();
+            let is_over = || has_outcome(self) || earlier.iter().any(has_outcome);
+            if !is_over() {
+                let is_ready = || is_over() || self.was_left();
+                self.session.data_plane.wait(&self.slot.waiter, step, is_ready);
             }
-            let outcome = self.slot.take_outcome().or_else(|| self.look_for_signs().map(Err));
-            if outcome.is_some() || until <= Instant::now() {
-                return outcome;
+            if let Some(outcome) = self.take_outcome(earlier) {
+                return Waited::Ended(outcome);
+            }
+            if self.was_left() {
+                return Waited::Doubtful("no replies came through its connection");
+            }
+            match self.look_for_signs(earlier) {
+                Some(silent) if silent.is_final => return Waited::Ended(Err(silent.error)),
+                Some(_) => return Waited::Doubtful("its server gave no sign of life"),
+                None if until <= Instant::now() => return Waited::TimedOut,
+                None => {}
             }
         }
     }
 
-    /// The outcome if it has come already.
-    pub(crate) fn take_outcome(&self) -> Option<Outcome> {
-        self.slot.take_outcome()
+    /// The outcome of the call if it has come already.
+    pub(crate) fn take_outcome(&self, earlier: &mut Vec<InFlight>) -> Option<Outcome> {
+        self.slot.take_outcome().or_else(|| take_reply(earlier))
+    }
+
+    /// Whether other calls have left this session for another, and this one may follow.
+    fn was_left(&self) -> bool {
+        self.is_idempotent && self.session.dispatcher.is_retired.load(Ordering::Relaxed)
+    }
+
+    /// The next attempt: its caller waits for this one there too.
+    pub(crate) fn follow(&mut self, earlier: &[InFlight]) {
+        const LEAST: Duration = Duration::from_secs(3);
+        for attempt in earlier {
+            attempt.slot.caller_waits_at(&self.session.data_plane);
+        }
+        if let Some(signs) = self.signs.as_mut().filter(|_| self.is_idempotent) {
+            // Each attempt is given twice as long: where requests wait long, few are sent twice.
+            let factor = 1 << earlier.len().min(8);
+            signs.patience = signs.patience.max(LEAST).saturating_mul(factor);
+            signs.look_at = Instant::now() + signs.patience;
+        }
     }
 
     /// When the time has come for it, tells whether signs of life stay away.
@@ -93,29 +134,63 @@ impl InFlight {
     /// A server that knows of them gives the first when it begins with the request. So where there
     /// was none, either the request still waits in its queue, or its server knows of no signs: the
     /// call goes on to its deadline, unless nobody serves the queue. Where there was one, the
-    /// request may have gone back to the queue, and wait there.
-    fn look_for_signs(&mut self) -> Option<Error> {
-        let SignsOfLife { interval, look_at } = self.signs.as_mut()?;
-        let now = Instant::now();
+    /// request may have gone back to the queue, and wait there. An idempotent request that waits in
+    /// no queue and of which there was no sign may be lost.
+    fn look_for_signs(&mut self, earlier: &[InFlight]) -> Option<Silent> {
+        let last_sign = || earlier.iter().filter_map(|attempt| attempt.slot.last_sign()).max();
+        let last_sign = || self.slot.last_sign().max(last_sign());
+        let SignsOfLife { interval, patience, look_at } = self.signs.as_ref()?;
+        let (now, patience) = (Instant::now(), *patience);
         if now < *look_at {
             return None;
         }
-        let patience = *interval * 3;
-        let last_sign = self.slot.last_sign();
-        if let Some(sign) = last_sign.filter(|sign| *sign + patience > now) {
-            *look_at = sign + patience;
+        let seen = last_sign();
+        if let Some(sign) = seen.filter(|sign| *sign + patience > now) {
+            self.signs.as_mut()?.look_at = sign + patience;
             return None;
         }
-        *look_at = now + *interval;
-        let QueueStatus { consumers, messages } = self.session.inspect(&self.queue).ok()?;
-        let unserved = consumers == 0;
-        let is_over = unserved || (last_sign.is_some() && messages == 0);
-        if !is_over || self.slot.last_sign() != last_sign {
+        let next = now + *interval;
+        let found = self.session.inspect(&self.queue);
+        let is_several = self.session.config.brokers.are_several();
+        let (unserved, is_over) = match found {
+            Ok(QueueStatus { consumers: 0, .. }) => (true, true),
+            Ok(QueueStatus { messages, .. }) => {
+                (false, messages == 0 && (seen.is_some() || self.is_idempotent))
+            }
+            Err(Error::Unroutable { .. }) => (false, false),
+            Err(_) => (false, self.is_idempotent),
+        };
+        if !is_over || last_sign() != seen {
+            self.signs.as_mut()?.look_at = next;
             return None;
         }
-        let after = last_sign.map_or(patience, |sign| sign.elapsed());
-        Some(Error::ServerSilent { queue: self.queue.to_string(), after, unserved })
+        self.session.suspect();
+        // A broker that is cut off from the others knows of no consumers.
+        let is_final = !self.is_idempotent || unserved && (!is_several || !earlier.is_empty());
+        let after = seen.map_or(patience, |sign| sign.elapsed());
+        let error = Error::ServerSilent { queue: self.queue.to_string(), after, unserved };
+        Some(Silent { error, is_final })
     }
+}
+
+/// Signs of life stay away.
+struct Silent {
+    error: Error,
+    /// Whether sending the request again cannot help, or is not allowed.
+    is_final: bool,
+}
+
+/// The server's answer to one of these attempts. Those that failed otherwise are dropped.
+pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Outcome> {
+    let mut reply = None;
+    attempts.retain(|attempt| match attempt.slot.take_outcome() {
+        Some(outcome @ (Ok(_) | Err(Error::Remote { .. }))) => {
+            reply = Some(outcome);
+            false
+        }
+        failed => failed.is_none(),
+    });
+    reply
 }
 
 impl Drop for InFlight {
@@ -137,21 +212,24 @@ impl Session {
     pub(crate) fn publish(
         self: &Arc<Session>,
         call: &Call,
+        waiter: &Arc<Waiter>,
         limit: Deadline,
         deadline: Deadline,
     ) -> Result<Option<InFlight>> {
         call.headers.check_size(self.data_plane.frame_max())?;
-        let slot = Arc::new(CallSlot::default());
+        let slot = Arc::new(CallSlot::new(waiter));
         let id = Uuid::new_v4();
         self.wait_while_blocked(&slot.waiter, limit)?;
         if !self.register(id, &slot, limit, deadline)? {
             return Ok(None);
         }
-        let signs = call
-            .keep_alive
-            .map(|interval| SignsOfLife { interval, look_at: Instant::now() + interval * 3 });
-        let queue = Arc::clone(&call.queue);
-        let in_flight = InFlight { session: Arc::clone(self), slot, id, queue, signs };
+        let signs = call.keep_alive.map(|interval| {
+            let patience = interval * 3;
+            SignsOfLife { interval, patience, look_at: Instant::now() + patience }
+        });
+        let (session, queue) = (Arc::clone(self), Arc::clone(&call.queue));
+        let is_idempotent = call.is_idempotent;
+        let in_flight = InFlight { session, slot, id, queue, is_idempotent, signs };
         let head = RequestHead {
             reply_to: &self.reply_queue,
             correlation_id: id,

@@ -1,5 +1,6 @@
 //! What a session says of a call at its deadline, and what that tells about the session.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 const INSPECTING: Duration = Duration::from_millis(200);
 /// How long its answer holds for other calls that time out.
 const INSPECTED_LATELY: Duration = Duration::from_secs(1);
-/// How long nothing may come back before a call that times out makes the session suspect.
+/// How long nothing may come back before a call that gets no reply makes the session suspect.
 const SILENCE: Duration = Duration::from_secs(3);
 
 impl Session {
@@ -41,7 +42,7 @@ impl Session {
         }
         // Where nobody serves, another session would hear nothing either.
         if found.map_or(true, |status| status.consumers > 0) {
-            self.dispatcher.pending.suspect_after(SILENCE);
+            self.suspect();
         }
         Error::TimedOut { what, after, sent: true }
     }
@@ -75,17 +76,24 @@ impl Session {
         })
     }
 
+    /// Notes that a call got no reply.
+    pub(super) fn suspect(&self) {
+        self.dispatcher.pending.suspect_after(SILENCE);
+    }
+
     /// Whether requests may be lost here: calls have timed out, and still nothing has come back.
     pub(crate) fn is_suspect(&self) -> bool {
         self.dispatcher.pending.are_suspect()
     }
 
-    /// Takes no more calls, and closes the connection once those in flight have ended.
+    /// Takes no more calls, and closes the connection once those in flight have ended. Those of
+    /// them that are idempotent are sent again elsewhere, and may still be answered here.
     pub(crate) fn retire(&self) {
         log::info!("no replies through {}: the next calls connect anew", self.dispatcher.endpoint);
         let reason = "no replies came through it".into();
-        let waiting = self.dispatcher.pending.retire(Error::ConnectionLost { reason });
-        waiting.iter().for_each(|waiter| self.data_plane.wake(waiter));
+        self.dispatcher.pending.retire(Error::ConnectionLost { reason });
+        self.dispatcher.is_retired.store(true, Ordering::Relaxed);
+        self.data_plane.wake_all();
         self.close_if_over();
     }
 

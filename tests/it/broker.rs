@@ -111,6 +111,13 @@ impl Broker {
         self.for_each_other(node, &["erlang:set_cookie(N, wrong)", "erlang:disconnect_node(N)"]);
     }
 
+    /// What the nodes do when they lose each other:
+    /// [`cluster_partition_handling`](https://www.rabbitmq.com/docs/partitions).
+    pub fn set_partition_handling(&self, handling: &str) {
+        let set = format!("application:set_env(rabbit, cluster_partition_handling, {handling}).");
+        (0..self.nodes()).for_each(|node| drop(self.ctl_on(node, &["eval", &set])));
+    }
+
     /// Connects a node that was cut off to the others again. It rejoins the cluster some time
     /// later, when [`Broker::running_nodes`] counts it.
     pub fn reconnect(&self, node: usize) {

@@ -1,5 +1,5 @@
 //! A node that is cut off from the other two: idempotent calls from both sides are answered by the
-//! majority's side.
+//! majority's side, whether the minority pauses or goes on until the partition heals.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,11 +24,22 @@ const LATENESS: Duration = Duration::from_secs(1);
 /// How long a caller on either side may go without an answer.
 const LONGEST_GAP: Duration = Duration::from_secs(6);
 
-/// Two callers and a server begin on each node. The node that is cut off pauses, as
-/// `scripts/broker.sh` has a minority do.
+/// As `scripts/broker.sh` has a minority do.
 #[test]
 fn calls_are_answered_while_a_minority_pauses() {
+    calls_are_answered_while_a_node_is_cut_off("pause_minority");
+}
+
+/// A node that loses is restarted once the others are there again.
+#[test]
+fn calls_are_answered_while_a_minority_goes_on() {
+    calls_are_answered_while_a_node_is_cut_off("autoheal");
+}
+
+/// Two callers and a server begin on each node.
+fn calls_are_answered_while_a_node_is_cut_off(handling: &str) {
     let broker = Broker::cluster(NODES);
+    broker.set_partition_handling(handling);
     let queue = queue_name("partition");
     let urls = |first: usize| {
         let urls = (0..NODES).map(|node| broker.url_of((first + node) % NODES));
@@ -54,8 +65,9 @@ fn calls_are_answered_while_a_minority_pauses() {
     for (node, calls) in &calls {
         println!("caller that began on node {node}: {calls:?}");
     }
-    for (node, Calls { violations, longest_gap, .. }) in &calls {
+    for (node, Calls { violations, errors, longest_gap, .. }) in &calls {
         assert!(violations.is_empty(), "caller that began on node {node}: {violations:#?}");
+        assert!(errors.is_empty(), "caller that began on node {node}: {errors:#?}");
         assert!(
             *longest_gap <= LONGEST_GAP,
             "a caller that began on node {node} got no answer for {longest_gap:?}"
@@ -81,7 +93,8 @@ struct Calls {
 
 impl Caller {
     fn start(node: usize, urls: &str, queue: &str, stopped: &Arc<AtomicBool>) -> Caller {
-        let options = ClientOptions { timeout: DEADLINE, ..FibonacciRpcClient::options() };
+        let (timeout, keep_alive) = (DEADLINE, Some(Duration::from_secs(1)));
+        let options = ClientOptions { timeout, keep_alive, ..FibonacciRpcClient::options() };
         let brokers = Brokers::parse(urls).unwrap();
         let client = FibonacciRpcClient::with_options(brokers, queue, options).unwrap();
         let (calls, stopped) = (Arc::new(Mutex::new(Calls::default())), Arc::clone(stopped));

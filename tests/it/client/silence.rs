@@ -1,8 +1,9 @@
 //! A connection that is well, and through which no reply comes.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use amiquip::Delivery;
 use rabbitmq_rpc::{Error, RpcClient};
 
 use super::{HandServer, declare};
@@ -97,4 +98,93 @@ fn time_outs_that_another_connection_would_not_spare_change_nothing() {
         assert_eq!(client.counters().reconnects, 0);
     });
     assert_eq!(client.counters().reconnects, 0);
+}
+
+fn message_id(request: &Delivery) -> &str {
+    request.properties.message_id().as_deref().expect("a request has a message id")
+}
+
+#[test]
+fn idempotent_request_without_a_sign_of_life_is_sent_again() {
+    let broker = Broker::shared();
+    let queue = queue_name("lost");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
+    let call = |client: &RpcClient| {
+        let call = client.request("7").idempotent(true).keep_alive(SECOND).send().unwrap();
+        thread::spawn(move || call.wait().unwrap())
+    };
+
+    // The reply to the second attempt counts.
+    let waiting = call(&client);
+    let first = server.next();
+    let second = server.requests.recv_timeout(6 * SECOND).expect("it is sent again within 6 s");
+    assert_eq!(message_id(&first), message_id(&second));
+    assert_ne!(first.properties.correlation_id(), second.properties.correlation_id());
+    assert_ne!(first.properties.reply_to(), second.properties.reply_to(), "the same connection");
+    server.reply(&second, b"13");
+    assert_eq!(waiting.join().unwrap(), b"13");
+    assert_eq!((client.counters().reconnects, client.counters().in_flight), (1, 0));
+
+    // So does a reply to the first, on its connection, while the caller waits on the other.
+    let waiting = call(&client);
+    let first = server.next();
+    let second = server.next();
+    assert_eq!(message_id(&first), message_id(&second));
+    server.reply(&first, b"21");
+    let soon = Instant::now() + SECOND;
+    assert_eq!(waiting.join().unwrap(), b"21");
+    assert!(Instant::now() < soon, "the reply did not wake the caller");
+}
+
+/// Other calls are answered, so that the connection is not in doubt.
+#[test]
+fn idempotent_request_is_sent_again_on_a_connection_that_is_well() {
+    let broker = Broker::shared();
+    let queue = queue_name("lost-alone");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
+    let call = client.request("lost").idempotent(true).keep_alive(SECOND).send().unwrap();
+    let first = server.next();
+    let waiting = thread::spawn(move || call.wait().unwrap());
+    let second = loop {
+        let other = client.send("other").unwrap();
+        let request = server.next();
+        if request.body == b"lost" {
+            break request;
+        }
+        server.reply(&request, b"8");
+        assert_eq!(other.wait().unwrap(), b"8");
+    };
+    assert_eq!(first.properties.reply_to(), second.properties.reply_to());
+    server.reply(&second, b"13");
+    assert_eq!(waiting.join().unwrap(), b"13");
+    assert_eq!(client.counters().reconnects, 0);
+}
+
+#[test]
+fn idempotent_calls_follow_when_their_connection_is_left() {
+    let broker = Broker::shared();
+    let queue = queue_name("followed");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
+    let idempotent = client.request("again").idempotent(true).send().unwrap();
+    let once = client.request("once").send().unwrap();
+    let (first, other) = (server.next(), server.next());
+    let waiting = thread::spawn(move || idempotent.wait().unwrap());
+    let error = client.call_timeout("late", 4 * SECOND).unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+    server.next();
+
+    let next = client.send("next").unwrap();
+    let mut requests = [server.next(), server.next()];
+    requests.sort_by_key(|request| request.body.clone());
+    let [again, elsewhere] = requests;
+    assert_eq!((&again.body[..], &elsewhere.body[..]), (&b"again"[..], &b"next"[..]));
+    assert_eq!(message_id(&first), message_id(&again));
+    server.reply(&again, b"13");
+    server.reply(&elsewhere, b"8");
+    server.reply(&other, b"21");
+    assert_eq!(waiting.join().unwrap(), b"13");
+    assert_eq!((next.wait().unwrap(), once.wait().unwrap()), (b"8".to_vec(), b"21".to_vec()));
 }

@@ -42,15 +42,17 @@ fn client() {
     let stop = Arc::new(AtomicBool::new(false));
     flag::register(SIGTERM, Arc::clone(&stop)).unwrap();
     let brokers = Brokers::parse(&urls).unwrap();
+    let keep_alive = Some(Duration::from_secs(1));
     let fibonacci = connected(|| {
         let (queue, timeout) = (Service::Fibonacci.queue(), Service::Fibonacci.timeout());
-        let options = ClientOptions { timeout, ..FibonacciRpcClient::options() };
+        let options = ClientOptions { timeout, keep_alive, ..FibonacciRpcClient::options() };
         FibonacciRpcClient::with_options(brokers.clone(), queue, options)
     });
     let [named, once] = [Service::Named, Service::Once].map(|service| {
         let options = ClientOptions {
             idempotent: service.is_idempotent(),
             timeout: service.timeout(),
+            keep_alive: keep_alive.filter(|_| service.is_idempotent()),
             ..Default::default()
         };
         connected(|| RpcClient::connect(brokers.clone(), service.queue(), options.clone()))
@@ -123,6 +125,7 @@ fn describe(outcome: &Outcome) -> String {
         Ok(Answer::Right { by }) => return format!("right {by}"),
         Ok(Answer::Wrong(text)) => return format!("wrong {text}"),
         Err(Error::TimedOut { .. }) => "TimedOut",
+        Err(Error::ServerSilent { .. }) => "ServerSilent",
         Err(Error::Blocked { .. }) => "Blocked",
         Err(Error::Unreachable { .. }) => "Unreachable",
         Err(Error::Unroutable { .. }) => "Unroutable",
