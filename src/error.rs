@@ -94,9 +94,9 @@ impl Error {
             | Error::QueueRefused { .. }
             | Error::Unroutable { .. } => false,
             Error::Blocked { sent, .. } | Error::TimedOut { sent, .. } => *sent,
+            Error::Remote(failure) => failure.status != Status::ResourceExhausted,
             Error::ServerSilent { .. }
             | Error::ConnectionLost { .. }
-            | Error::Remote(_)
             | Error::BadReply(_)
             | Error::Closed => true,
         }
@@ -234,7 +234,8 @@ pub enum Status {
     AlreadyExists,
     /// This caller may not do it.
     PermissionDenied,
-    /// Something has run out: a quota, a disk.
+    /// Something has run out: a quota, a disk, the room for waiting requests. Who answers this
+    /// says that it has not executed the request.
     ResourceExhausted,
     /// The server's state does not allow it.
     FailedPrecondition,

@@ -56,7 +56,7 @@
 //! | [`TimedOut`](Error::TimedOut) | no reply, or no room, until the deadline | if it was sent | retry if that is safe |
 //! | [`ServerSilent`](Error::ServerSilent) | the signs of life stay away | yes | retry if that is safe |
 //! | [`ConnectionLost`](Error::ConnectionLost) | lost with the request out | yes | retry if that is safe |
-//! | [`Remote`](Error::Remote) | the server answered with a [`Failure`] | yes | read its status |
+//! | [`Remote`](Error::Remote) | the server answered with a [`Failure`] | unless overloaded | read its status |
 //! | [`BadReply`](Error::BadReply) | the reply is not what it should be | yes | look at the server |
 //! | [`Closed`](Error::Closed) | this program closed the client | yes | – |
 //!

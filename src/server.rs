@@ -5,6 +5,7 @@ mod direct;
 mod inbox;
 mod keep_alive;
 mod limit;
+mod overload;
 mod queue;
 mod queue_monitor;
 mod stopper;
@@ -22,6 +23,7 @@ pub use self::counters::ServerCounters;
 use self::direct::DirectReplies;
 use self::keep_alive::KeepAlive;
 use self::limit::ReplyLimit;
+use self::overload::Refuser;
 use self::stopper::Stop;
 pub use self::stopper::Stopper;
 use self::supervisor::Supervisor;
@@ -67,6 +69,15 @@ pub struct ServerOptions {
     /// The exchange that gets requests that were rejected, expired or delivered too often
     /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
     pub dead_letter_exchange: Option<String>,
+    /// How many requests may wait in the queue, where the server declares it: no limit unless set.
+    /// Where there are more, callers are told at once, with
+    /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted): those of
+    /// the newest requests by a classic queue, those that have waited longest by a quorum queue
+    /// ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). The server answers them
+    /// from another queue, named like this one with `.overflow` behind it, through another
+    /// connection. It cannot be combined with a dead-letter exchange. [`RpcServer::with_worker`]
+    /// does not answer them.
+    pub max_waiting: Option<u32>,
     /// How long, once told to stop, to wait for the requests in progress: 30 s unless set.
     pub drain_timeout: Duration,
 }
@@ -89,6 +100,7 @@ impl Default for ServerOptions {
             queue_type: QueueType::Classic,
             delivery_limit: None,
             dead_letter_exchange: None,
+            max_waiting: None,
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -154,6 +166,7 @@ impl RpcServer {
         H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
         R: Into<Reply>,
     {
+        let _refuser = Refuser::start(&self.shared)?;
         let on_ready = lock(&self.on_ready).take();
         let workers = WorkerPool::spawn(&self.shared, handler)?;
         Supervisor::new(&self.shared, workers, on_ready).serve(lock(&self.connection).take())
@@ -219,6 +232,11 @@ impl ServerOptions {
         }
         if self.delivery_limit.is_some() && self.queue_type != QueueType::Quorum {
             let text = "a delivery limit needs a quorum queue: a classic one counts no deliveries";
+            return Err(Error::Config(text.into()));
+        }
+        if self.max_waiting.is_some() && self.dead_letter_exchange.is_some() {
+            let text = "a server that limits how many requests may wait answers the dead letters \
+                        itself: set no dead-letter exchange, or no limit";
             return Err(Error::Config(text.into()));
         }
         Ok(())

@@ -52,6 +52,10 @@ struct Args {
     /// exchange for requests that were rejected, expired or delivered too often
     #[argh(option)]
     dead_letter_exchange: Option<String>,
+    /// requests that may wait in the queue where there is none yet; who sends more is told at once
+    /// that the service is overloaded
+    #[argh(option)]
+    max_waiting: Option<u32>,
     /// seconds to wait for requests in progress when stopping (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     drain_timeout: Duration,
@@ -92,6 +96,7 @@ fn serve(args: Args) -> Result<(), Error> {
         queue_type: args.queue_type,
         delivery_limit: args.delivery_limit,
         dead_letter_exchange: args.dead_letter_exchange,
+        max_waiting: args.max_waiting,
         drain_timeout: args.drain_timeout,
     };
     let queue = args.queue;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
+use super::overload::overflow_queue;
 use super::{QueueType, ServerOptions, Shared};
 use crate::broker::{Connection, Endpoint, closed_channel};
 use crate::error::{Error, Result};
@@ -38,7 +39,7 @@ fn look_or_declare(
             if closed_channel(&error)
                 .is_some_and(|close| close.code == 404 && !is_its_node_down(&close.text)) =>
         {
-            let declared = declare(connection, queue, Some(as_asked_for(options)));
+            let declared = declare(connection, queue, Some(as_asked_for(queue, options)));
             declared.map_err(|error| refusal(connection, queue, &error))?;
             log::info!("declared the queue {queue:?}");
             Ok(())
@@ -72,7 +73,7 @@ fn declare(
 
 /// Durable: RabbitMQ is going to refuse queues that are neither durable nor exclusive
 /// ([Deprecated features](https://www.rabbitmq.com/docs/deprecated-features-list)).
-fn as_asked_for(options: &ServerOptions) -> QueueDeclareOptions {
+fn as_asked_for(queue: &str, options: &ServerOptions) -> QueueDeclareOptions {
     let mut arguments = FieldTable::new();
     if options.queue_type == QueueType::Quorum {
         let quorum = AmqpValue::LongString("quorum".into());
@@ -84,6 +85,17 @@ fn as_asked_for(options: &ServerOptions) -> QueueDeclareOptions {
     if let Some(exchange) = &options.dead_letter_exchange {
         let exchange = AmqpValue::LongString(exchange.clone());
         arguments.insert("x-dead-letter-exchange".into(), exchange);
+    }
+    if let Some(limit) = options.max_waiting {
+        arguments.insert("x-max-length".into(), AmqpValue::LongLongInt(limit.into()));
+        if options.queue_type == QueueType::Classic {
+            let newest = AmqpValue::LongString("reject-publish-dlx".into());
+            arguments.insert("x-overflow".into(), newest);
+        }
+        let default_exchange = AmqpValue::LongString(String::new());
+        arguments.insert("x-dead-letter-exchange".into(), default_exchange);
+        let overflow = AmqpValue::LongString(overflow_queue(queue));
+        arguments.insert("x-dead-letter-routing-key".into(), overflow);
     }
     QueueDeclareOptions { durable: true, arguments, ..Default::default() }
 }
@@ -102,8 +114,8 @@ fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
              connection ({text})"
         )),
         406 => refused(format!(
-            "it cannot be declared with these arguments; give the queue type, delivery limit and \
-             dead-letter exchange that it has, or delete it ({text})"
+            "it cannot be declared with these arguments; give the queue type, delivery limit, \
+             limit of waiting requests and dead-letter exchange that it has, or delete it ({text})"
         )),
         541 if text.contains("deprecated") || text.contains("transient") => {
             refused(format!("this broker no longer has queues of that kind ({text})"))

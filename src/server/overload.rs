@@ -1,0 +1,66 @@
+//! Tells callers at once that a queue has no room for their requests.
+//!
+//! With [`ServerOptions::max_waiting`] the broker moves each request for which the queue has no
+//! room to a queue of its own, as a dead letter
+//! ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). They are answered from there,
+//! through another connection, so that neither callers nor workers do anything for it.
+
+use std::thread::{self, JoinHandle};
+
+use super::{RpcServer, ServerOptions, Shared, Stopper};
+use crate::error::{Error, Failure, Result, Status};
+use crate::wire::Request;
+
+/// Answers the requests for which there is no room, until it is dropped.
+pub(crate) struct Refuser {
+    stopper: Stopper,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Where the broker puts the requests for which this queue has no room.
+pub(crate) fn overflow_queue(queue: &str) -> String {
+    format!("{queue}.overflow")
+}
+
+impl Refuser {
+    /// Connects, if the server has a limit.
+    pub(crate) fn start(shared: &Shared) -> Result<Option<Refuser>> {
+        let Some(limit) = shared.options.max_waiting else { return Ok(None) };
+        let options = ServerOptions { prefetch: 64, ..ServerOptions::default() };
+        let queue = overflow_queue(&shared.queue);
+        let server = RpcServer::connect(shared.brokers.clone(), &queue, options)?;
+        let stopper = server.stopper();
+        let refuse = move || {
+            if let Err(error) = server.serve(move |request: &Request| refuse(request, limit)) {
+                log::error!("requests over the limit are no longer answered: {error}");
+            }
+        };
+        let spawned = thread::Builder::new().name("rpc-overload".into()).spawn(refuse);
+        let thread = spawned.map_err(|error| {
+            Error::Config(format!("no thread to refuse requests in: {error}; set no max_waiting"))
+        })?;
+        Ok(Some(Refuser { stopper, thread: Some(thread) }))
+    }
+}
+
+impl Drop for Refuser {
+    fn drop(&mut self) {
+        self.stopper.stop();
+        let refused = self.thread.take().map(JoinHandle::join);
+        debug_assert!(matches!(refused, Some(Ok(()))), "refusing requests does not panic");
+    }
+}
+
+/// Other dead letters come here too, and their callers learn what became of them.
+fn refuse(request: &Request, limit: u32) -> Result<&'static str, Failure> {
+    Err(match request.header("x-first-death-reason") {
+        Some("expired") => Failure::new(Status::DeadlineExceeded, "no worker was free in time"),
+        Some("delivery_limit") => {
+            Failure::new(Status::Internal, "every server that took the request was lost")
+        }
+        _ => Failure::new(
+            Status::ResourceExhausted,
+            format!("{limit} requests wait already; this one was not executed: try again later"),
+        ),
+    })
+}

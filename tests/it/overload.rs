@@ -1,0 +1,87 @@
+//! A server that limits how many requests may wait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::unbounded;
+use rabbitmq_rpc::{Brokers, Error, PendingReply, QueueType, RpcServer, ServerOptions, Status};
+
+use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect};
+use crate::patience::PATIENCE;
+use crate::queue;
+
+const LIMIT: u32 = 2;
+
+/// Sends one request that occupies the worker, as many as may wait, and three more. Returns which of
+/// them were refused.
+fn refused_of(queue_type: QueueType) -> Vec<bool> {
+    let (url, queue) = (Broker::shared().url(), queue_name("overload"));
+    let (release, released) = unbounded::<()>();
+    let executed = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&executed);
+    let options = ServerOptions { queue_type, max_waiting: Some(LIMIT), ..Default::default() };
+    let _server = Serving::start(&url, &queue, options, move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        // It fails once all are released.
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(b"done".to_vec())
+    });
+    let client = connect(&url, &queue);
+    let send = |n: u32| client.send(n.to_string()).unwrap();
+    let mut calls = vec![send(0)];
+    queue::wait_until_taken(&url, &queue);
+    calls.extend((1..LIMIT + 4).map(send));
+
+    let began = Instant::now();
+    let mut is_refused = vec![false; calls.len()];
+    while is_refused.iter().filter(|refused| **refused).count() < 3 {
+        assert!(began.elapsed() < PATIENCE, "nobody was told: {is_refused:?}");
+        for (call, refused) in
+            calls.iter_mut().zip(&mut is_refused).filter(|(_, refused)| !**refused)
+        {
+            *refused = was_refused(call);
+        }
+    }
+    drop(release);
+    for (call, refused) in calls.into_iter().zip(&is_refused) {
+        assert!(*refused || call.wait().unwrap() == b"done");
+    }
+    assert_eq!(executed.load(Ordering::Relaxed), 1 + LIMIT as usize, "a refused one was executed");
+    is_refused
+}
+
+fn was_refused(call: &mut PendingReply) -> bool {
+    match call.wait_timeout(Duration::from_millis(20)) {
+        Ok(None) => false,
+        Err(error @ Error::Remote(_)) => {
+            assert_eq!(error.kind(), Status::ResourceExhausted.name());
+            assert!(!error.may_have_executed(), "{error}");
+            true
+        }
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+#[test]
+fn classic_queue_refuses_the_newest_requests() {
+    assert_eq!(refused_of(QueueType::Classic), [false, false, false, true, true, true]);
+}
+
+#[test]
+fn quorum_queue_refuses_the_requests_that_have_waited_longest() {
+    assert_eq!(refused_of(QueueType::Quorum), [false, true, true, true, false, false]);
+}
+
+#[test]
+fn limit_and_dead_letter_exchange_exclude_each_other() {
+    let options = ServerOptions {
+        max_waiting: Some(LIMIT),
+        dead_letter_exchange: Some("amq.fanout".into()),
+        ..Default::default()
+    };
+    let brokers = Brokers::parse(&Broker::shared().url()).unwrap();
+    let error = RpcServer::connect(brokers, &queue_name("overload"), options).unwrap_err();
+    assert!(matches!(&error, Error::Config(text) if text.contains("dead-letter")), "{error:?}");
+}
