@@ -159,14 +159,16 @@ impl<'a> Worker<'a> {
         let signs = KeepAlive::begin(self.shared, request, &address, self.channel_id, data_plane);
         let outcome = reply_limit.apply(sendable(run(handler, request), data_plane.frame_max()));
         drop(signs);
-        let (status, count) = match &outcome {
-            Ok(_) => ("OK", &counters.served),
-            Err(failure) => (failure.status.name(), &counters.failed),
-        };
         if let ReplyOutcome::Undeliverable = self.reply(&address, &outcome, tag)? {
             return self.reject(tag, request, "the broker fails on its reply_to");
         }
         drop(in_progress);
+        // Replying may have taught the limit.
+        let outcome = reply_limit.apply(outcome);
+        let (status, count) = match &outcome {
+            Ok(_) => ("OK", &counters.served),
+            Err(failure) => (failure.status.name(), &counters.failed),
+        };
         add(count);
         let time = began.elapsed();
         let bytes_in = request.body().len();

@@ -4,6 +4,7 @@ use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
+use crate::raw::{Properties, Raw, Verdict};
 
 /// The broker closes the channel over such a reply, and gives the request out again.
 #[test]
@@ -27,4 +28,25 @@ fn a_reply_that_is_too_large_is_answered_with_an_error() {
     let counters = serving.stop();
     broker.limit_messages(16 << 20);
     assert_eq!((counters.failed, counters.redelivered), (2, 1), "the limit is learned once");
+}
+
+/// It is published on a connection of its own, of which the request's knows nothing.
+#[test]
+fn direct_reply_that_is_too_large_is_answered_with_an_error() {
+    let broker = Broker::fragile();
+    broker.limit_messages(1000);
+    let queue = queue_name("oversized-direct");
+    let options = ServerOptions::default();
+    let serving = Serving::start(&broker.url(), &queue, options, |_| Ok(vec![b'x'; 1001]));
+    let mut raw = Raw::connect(broker.port(0));
+    raw.consume(b"amq.rabbitmq.reply-to");
+    let direct = Properties::default().correlation_id(b"id").reply_to(b"amq.rabbitmq.reply-to");
+    for _ in 0..2 {
+        assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"large"), Verdict::Taken);
+        let reply = String::from_utf8(raw.reply().body).unwrap();
+        assert_eq!(reply, "the reply of 1001 bytes is larger than the broker takes: 1000");
+    }
+    let counters = serving.stop();
+    broker.limit_messages(16 << 20);
+    assert_eq!((counters.failed, counters.redelivered), (2, 0), "the request is executed once");
 }

@@ -3,10 +3,12 @@
 use std::net::TcpListener;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use amiquip::QueueDeclareOptions;
-use rabbitmq_rpc::ServerOptions;
+use crossbeam_channel::bounded;
+use rabbitmq_rpc::{Brokers, Error, Request, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
@@ -124,7 +126,7 @@ fn a_channel_that_the_broker_closes_for_being_slow() {
     let options = ServerOptions { workers: 2, ..Default::default() };
     // The first to have the slow request works on it until another has it too.
     let slow = AtomicUsize::new(0);
-    let (again, comes_again) = crossbeam_channel::bounded::<()>(1);
+    let (again, comes_again) = bounded::<()>(1);
     let both = Barrier::new(2);
     let serving = Serving::start(&broker.url(), &queue, options, move |request| {
         match request {
@@ -207,4 +209,47 @@ fn a_node_that_freezes_does_not_keep_it_from_stopping() {
     let ended = idle.wait(Duration::from_secs(10));
     broker.thaw(0);
     assert_eq!(ended.code(), Some(0), "{}", idle.stderr());
+}
+
+/// The reply fills the socket, and nobody but the heartbeat can tell that the broker is gone.
+#[test]
+fn worker_that_replies_to_a_frozen_broker_stops_with_the_heartbeat() {
+    let broker = Broker::fragile();
+    let url = format!("{}?heartbeat=1", broker.url());
+    let queue = queue_name("frozen-reply");
+    let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, Default::default());
+    let server = server.unwrap();
+    let client = connect(&broker.url(), &queue);
+    let call = client.send("7").unwrap();
+    let (done, is_done) = bounded(1);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let large = |_: &Request| {
+                broker.freeze(0);
+                Ok(vec![b'x'; 15 << 20])
+            };
+            done.send(server.with_worker(|worker| worker.serve_one(large, PATIENCE))).unwrap();
+        });
+        // Two heartbeats, one more until that is noticed, and two seconds to close the worker's
+        // consumer and the connection.
+        let ended = is_done.recv_timeout(Duration::from_secs(8));
+        broker.thaw(0);
+        let error = ended.expect("the worker still writes").unwrap_err();
+        assert!(matches!(&error, Error::Unreachable { .. }), "{error:?}");
+        assert!(error.to_string().contains("silent for two heartbeats"), "{error}");
+    });
+    drop(call);
+}
+
+/// As [`a_queue_that_goes_without_a_word_is_made_again`], for a loop of one's own.
+#[test]
+fn lent_worker_learns_that_its_queue_went_without_a_word() {
+    let (url, queue) = (Broker::shared().url(), queue_name("forgotten-lent"));
+    let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, Default::default());
+    let served = server.unwrap().with_worker(|worker| {
+        forget(&queue);
+        worker.serve_one(fibonacci::answer, PATIENCE)
+    });
+    let error = served.unwrap_err();
+    assert!(error.to_string().contains("was deleted without a word"), "{error}");
 }

@@ -1,11 +1,14 @@
 //! Many callers, one client.
 
-use std::thread;
+use std::{fs, thread};
 
 use rabbitmq_rpc::ClientOptions;
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
+use crate::patience::await_value;
+use crate::process::Process;
+use crate::programs::rpc_server;
 
 #[test]
 fn every_reply_goes_to_its_caller() {
@@ -69,4 +72,32 @@ fn a_thousand_calls_of_one_thread_are_in_flight_together() {
         assert_eq!(call.wait().unwrap(), n.to_string().as_bytes());
     }
     assert_eq!(client.counters().in_flight, 0);
+}
+
+/// The names of a process's threads but those of the program itself, sorted.
+fn threads(process: &Process) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
+    // A thread may end meanwhile.
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+    let mut names: Vec<String> = tasks.filter_map(|task| name(task.unwrap())).collect();
+    names.iter_mut().for_each(|name| name.truncate(name.trim_end().len()));
+    names.retain(|name| !name.starts_with("rpc_"));
+    names.sort();
+    names
+}
+
+/// Those that the documentation of [`rabbitmq_rpc`] counts.
+#[test]
+fn client_and_server_have_the_threads_that_they_say() {
+    let queue = queue_name("thread-names");
+    let url = Broker::shared().url();
+    let server = rpc_server(&queue, &["--workers", "2"]);
+    let args = ["--url", &url, "--queue", &queue, "--requests", "100000", "--rate", "100"];
+    let client = Process::spawn(env!("CARGO_BIN_EXE_rpc_bench"), &args);
+    // amiquip's thread for heartbeats has no name, and takes that of the thread that started it.
+    let wanted =
+        ["amiquip-io", "rpc-connect", "rpc-queue", "rpc-reader", "rpc-worker", "rpc-worker"];
+    assert_eq!(await_value(|| threads(&server), |names| *names == wanted), wanted);
+    let wanted = ["amiquip-io", "rpc-reader", "rpc-session", "rpc-session"];
+    assert_eq!(await_value(|| threads(&client), |names| *names == wanted), wanted);
 }
