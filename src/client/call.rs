@@ -172,14 +172,14 @@ impl PendingReply {
                 {
                     self.send_again(reason);
                 }
-                Waited::Doubtful(reason) if is_again => {
+                Waited::MayBeLost(reason) if is_again => {
                     if let CallState::InFlight(attempt) = self.send_again(reason.into()) {
                         self.earlier.push(attempt);
                     }
                 }
                 Waited::Ended(outcome) => return outcome.map(Some),
                 _ if until < self.deadline.at => return Ok(None),
-                Waited::TimedOut | Waited::Doubtful(_) => {
+                Waited::TimedOut | Waited::MayBeLost(_) => {
                     let session = &in_flight.session;
                     let error = session.explain_silence(&self.call.queue, self.deadline);
                     // It may have come while the broker was asked.

@@ -73,7 +73,7 @@ struct SignsOfLife {
 pub(crate) enum Waited {
     Ended(Outcome),
     /// The request may be lost, for this reason, and may be sent again.
-    Doubtful(&'static str),
+    MayBeLost(&'static str),
     TimedOut,
 }
 
@@ -94,11 +94,11 @@ impl InFlight {
                 return Waited::Ended(outcome);
             }
             if self.was_left() {
-                return Waited::Doubtful("no replies came through its connection");
+                return Waited::MayBeLost("no replies came through its connection");
             }
             match self.look_for_signs(earlier) {
                 Some(silent) if silent.is_final => return Waited::Ended(Err(silent.error)),
-                Some(_) => return Waited::Doubtful("its server gave no sign of life"),
+                Some(_) => return Waited::MayBeLost("its server gave no sign of life"),
                 None if until <= Instant::now() => return Waited::TimedOut,
                 None => {}
             }

@@ -175,7 +175,7 @@ fn both_sides_embed_as_owned_values() {
 }
 
 #[test]
-fn a_worker_can_be_lent_for_a_loop_of_ones_own() {
+fn with_worker_serves_in_callers_loop() {
     let queue = queue_name("lent");
     let url = Broker::shared().url();
     let brokers = Brokers::parse(&url).unwrap();

@@ -47,7 +47,7 @@ fn a_closed_loop_keeps_that_many_calls_in_flight() {
 }
 
 #[test]
-fn an_open_loop_does_not_hide_a_stall() {
+fn open_loop_latency_includes_stalls() {
     /// As many requests as the load makes in a second.
     const STALLED: Option<u32> = Some(100);
     let queue = queue_name("open-loop");
@@ -80,7 +80,7 @@ fn errors_are_counted_by_kind() {
 }
 
 #[test]
-fn an_interrupt_prints_what_there_is_so_far() {
+fn interrupt_prints_results_so_far() {
     let queue = queue_name("interrupted");
     let mut server = rpc_server_that_logs(&queue, &[]);
     let mut bench = rpc_bench(&queue, &["--requests", "1000000000"]);

@@ -82,7 +82,7 @@ fn an_idempotent_call_is_sent_again_through_the_next_broker() {
 }
 
 #[test]
-fn a_broker_that_takes_no_more_than_the_login_is_not_tried_for_ever() {
+fn broker_that_stalls_after_login_is_left() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let urls = format!("{},{}", through(&proxy), Broker::shared().url());
     let mut server = rpc_server_at(&urls, &queue, &[]);

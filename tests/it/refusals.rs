@@ -86,7 +86,7 @@ fn other_mechanism() {
 }
 
 #[test]
-fn a_refusal_is_not_taken_to_the_next_broker() {
+fn refused_login_is_not_tried_on_next_broker() {
     // Guest with its own password would get in at the second.
     let good = format!("amqp://127.0.0.1:{}", broker().port(0));
     let urls = format!("{},{good}", url("guest", "%2f"));

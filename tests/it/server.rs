@@ -139,7 +139,7 @@ fn draining_under_load_loses_no_call_and_answers_none_twice() {
 }
 
 #[test]
-fn a_handlers_failure_is_an_answer_and_its_panic_too() {
+fn handler_failure_and_panic_are_answered() {
     logged::collect();
     let queue = queue_name("failure");
     let serving =
@@ -166,7 +166,7 @@ fn a_handlers_failure_is_an_answer_and_its_panic_too() {
 }
 
 #[test]
-fn the_log_has_what_an_operator_needs_and_no_bodies() {
+fn log_has_ids_and_sizes_but_no_bodies() {
     let queue = queue_name("log");
     let mut server = rpc_server_that_logs(&queue, &["--workers", "2", "--prefetch", "3"]);
     let client = connect(&url(), &queue);
@@ -216,7 +216,7 @@ fn a_reply_whose_requester_has_gone_is_counted() {
 }
 
 #[test]
-fn more_workers_than_there_is_room_for_are_refused() {
+fn more_workers_than_memory_allows_are_refused() {
     let (url, queue) = (Broker::shared().url(), queue_name("crowd"));
     // A thread takes 2 MiB of address space for its stack.
     let limited = ["-c", "ulimit -v 400000; exec \"$0\" \"$@\"", RPC_SERVER];

@@ -37,7 +37,7 @@ fn at_start_a_broker_that_does_not_answer_ends_the_server() {
 }
 
 #[test]
-fn a_queue_deleted_under_a_server_is_made_again() {
+fn server_redeclares_deleted_queue() {
     let url = Broker::shared().url();
     let queue = queue_name("deleted");
     let mut server = rpc_server(&queue, &["--workers", "3"]);
@@ -65,7 +65,7 @@ fn forget(queue: &str) {
 }
 
 #[test]
-fn a_queue_that_goes_without_a_word_is_made_again() {
+fn server_redeclares_queue_deleted_without_notice() {
     let queue = queue_name("forgotten");
     let mut server = rpc_server(&queue, &[]);
     forget(&queue);
@@ -77,8 +77,8 @@ fn a_queue_that_goes_without_a_word_is_made_again() {
 }
 
 #[test]
-fn a_server_whose_queue_another_made_again_consumes_anew() {
-    let queue = queue_name("usurped");
+fn server_consumes_again_from_redeclared_queue() {
+    let queue = queue_name("redeclared");
     let mut server = rpc_server(&queue, &[]);
     forget(&queue);
     // RabbitMQ 4 takes a few tries to make it beside what is left of the first.
@@ -96,15 +96,15 @@ fn a_server_whose_queue_another_made_again_consumes_anew() {
 }
 
 #[test]
-fn an_operator_who_closes_its_connection() {
+fn server_reconnects_after_operator_closes_connection() {
     let broker = Broker::fragile();
     let queue = queue_name("closed");
     let mut server = rpc_server_at(&broker.url(), &queue, &["--workers", "2"]);
     let client = connect_fibonacci(&broker.url(), &queue);
     assert_eq!(client.call(7), Ok(13));
-    broker.ctl(&["close_all_connections", "maintenance of the cellar"]);
+    broker.ctl(&["close_all_connections", "planned maintenance"]);
     let line = server.wait_for_line("trying again in", PATIENCE);
-    assert!(line.contains("maintenance of the cellar"), "{line}");
+    assert!(line.contains("planned maintenance"), "{line}");
     server.wait_for_line("taking requests", PATIENCE);
     assert_eq!(client.call(7), Ok(13));
     let tries = server.stderr().lines().filter(|line| line.contains("trying again")).count();
@@ -114,7 +114,7 @@ fn an_operator_who_closes_its_connection() {
 /// RabbitMQ closes a channel on which a delivery waits for its acknowledgement past the
 /// [consumer timeout](https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout).
 #[test]
-fn a_channel_that_the_broker_closes_for_being_slow() {
+fn worker_resumes_after_consumer_timeout() {
     let broker = Broker::fragile();
     let set = |timeout: u32, tick: u32| {
         let set = "application:set_env(rabbit";
@@ -150,7 +150,7 @@ fn a_channel_that_the_broker_closes_for_being_slow() {
 }
 
 #[test]
-fn a_login_and_a_permission_that_are_taken_away_end_it() {
+fn server_exits_when_login_or_permission_is_revoked() {
     let broker = Broker::fragile();
     broker.ctl(&["add_user", "ann", "first secret"]);
     broker.ctl(&["set_permissions", "ann", ".*", ".*", ".*"]);
@@ -175,7 +175,7 @@ fn a_login_and_a_permission_that_are_taken_away_end_it() {
 }
 
 #[test]
-fn a_node_that_dies_and_comes_back() {
+fn server_resumes_after_node_restart() {
     let broker = Broker::fragile();
     let queue = queue_name("restart");
     let mut server = rpc_server_at(&broker.url(), &queue, &["--workers", "2"]);
@@ -200,7 +200,7 @@ fn a_node_that_dies_and_comes_back() {
 }
 
 #[test]
-fn a_node_that_freezes_does_not_keep_it_from_stopping() {
+fn server_stops_while_node_is_frozen() {
     let broker = Broker::fragile();
     let queue = queue_name("frozen");
     let mut idle = rpc_server_at(&broker.url(), &queue, &["--drain-timeout", "1"]);
@@ -241,9 +241,9 @@ fn worker_that_replies_to_a_frozen_broker_stops_with_the_heartbeat() {
     drop(call);
 }
 
-/// As [`a_queue_that_goes_without_a_word_is_made_again`], for a loop of one's own.
+/// As [`server_redeclares_queue_deleted_without_notice`], for a loop of one's own.
 #[test]
-fn lent_worker_learns_that_its_queue_went_without_a_word() {
+fn with_worker_ends_when_queue_is_deleted_without_notice() {
     let (url, queue) = (Broker::shared().url(), queue_name("forgotten-lent"));
     let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, Default::default());
     let served = server.unwrap().with_worker(|worker| {

@@ -132,7 +132,7 @@ fn a_request_that_kills_its_servers_ends_as_a_dead_letter() {
 }
 
 #[test]
-fn a_classic_queue_says_only_that_a_request_comes_again() {
+fn server_logs_redelivery_from_classic_queue() {
     let url = Broker::shared().url();
     let queue = queue_name("redelivered");
     let limit = FieldTable::from_iter([("x-max-length".to_string(), AmqpValue::LongInt(1000))]);

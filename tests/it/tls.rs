@@ -117,7 +117,7 @@ fn messages_stay_whole_on_a_line_that_stalls() {
 }
 
 #[test]
-fn the_systems_authorities_are_trusted_by_default() {
+fn system_certificate_authorities_are_trusted_by_default() {
     // OpenSSL takes this variable for the system's file.
     let url = tls().url("", "localhost");
     let TlsFiles { cert, key, .. } = tls().files();

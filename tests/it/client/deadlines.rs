@@ -197,7 +197,7 @@ fn a_broker_that_takes_connections_and_says_nothing_does_not_hold_connect() {
 }
 
 #[test]
-fn a_network_that_swallows_packets_ends_no_call_late() {
+fn calls_keep_deadlines_when_network_drops_packets() {
     let broker = Broker::shared();
     let queue = queue_name("swallowed");
     let _server = Serving::echo(&broker.url(), &queue);

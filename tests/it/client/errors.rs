@@ -50,7 +50,7 @@ fn no_such_queue_is_told_to_the_first_call_of_a_client() {
 }
 
 #[test]
-fn a_queue_that_nobody_serves_is_told_at_the_deadline() {
+fn time_out_says_that_nobody_serves() {
     let broker = Broker::shared();
     let queue = queue_name("nobody-serves");
     let mut connection = Connection::insecure_open(&broker.url()).unwrap();
@@ -112,7 +112,7 @@ fn an_error_reply_of_a_foreign_server_is_an_error_too() {
 }
 
 #[test]
-fn a_reply_that_is_no_number_shows_how_it_begins() {
+fn bad_reply_error_quotes_start_of_reply() {
     let broker = Broker::shared();
     let queue = queue_name("no-number");
     let server = HandServer::start(&broker.url(), &queue);
@@ -147,7 +147,7 @@ fn a_wrong_password_is_refused() {
 }
 
 #[test]
-fn nobody_listening_is_unreachable() {
+fn refused_connection_is_unreachable() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
@@ -161,7 +161,7 @@ fn nobody_listening_is_unreachable() {
 }
 
 #[test]
-fn a_url_that_makes_no_sense_is_not_tried() {
+fn malformed_url_is_rejected_without_connecting() {
     let error = Brokers::parse("amqp://localhost:port").unwrap_err();
     assert!(matches!(error, Error::Config(_)), "{error:?}");
     assert!(!error.may_have_executed());

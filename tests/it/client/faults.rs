@@ -22,7 +22,7 @@ const LATE: Duration = Duration::from_secs(2);
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 #[test]
-fn a_node_that_dies_and_comes_back() {
+fn calls_resume_after_node_restart() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("dies"));
     let server = HandServer::start(&url, &queue);
@@ -90,7 +90,7 @@ fn a_node_that_dies_and_comes_back() {
 }
 
 #[test]
-fn a_node_that_freezes() {
+fn calls_time_out_while_node_is_frozen() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("freezes"));
     let _server = Serving::echo(&url, &queue);
@@ -133,7 +133,7 @@ fn a_node_that_freezes() {
 }
 
 #[test]
-fn a_node_that_raises_an_alarm() {
+fn calls_end_as_blocked_during_alarm() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("alarm"));
     let server = HandServer::start(&url, &queue);
@@ -193,7 +193,7 @@ fn a_node_that_raises_an_alarm() {
 }
 
 #[test]
-fn an_operator_who_closes_connections() {
+fn client_reconnects_after_operator_closes_connections() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("operator"));
     let _server = Serving::echo(&url, &queue);
@@ -216,7 +216,7 @@ fn an_operator_who_closes_connections() {
 }
 
 #[test]
-fn an_operator_who_deletes_the_reply_queue() {
+fn client_reconnects_after_reply_queue_is_deleted() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("reply-queue"));
     let server = HandServer::start(&url, &queue);
@@ -245,7 +245,7 @@ fn an_operator_who_deletes_the_reply_queue() {
 }
 
 #[test]
-fn a_channel_that_the_broker_closes() {
+fn client_reconnects_after_broker_closes_channel() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("channel"));
     let _server = Serving::echo(&url, &queue);

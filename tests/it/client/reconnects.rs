@@ -15,7 +15,7 @@ use crate::proxy::{Mode, Proxy};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn a_call_lost_with_its_connection_may_have_executed() {
+fn call_lost_with_its_connection_may_have_executed() {
     let broker = Broker::shared();
     let queue = queue_name("lost");
     let server = HandServer::start(&broker.url(), &queue);
@@ -65,7 +65,7 @@ fn an_idempotent_call_is_sent_again_under_another_correlation_id() {
 }
 
 #[test]
-fn an_idempotent_call_is_sent_again_without_waiting_for_it() {
+fn lost_idempotent_call_is_sent_again_by_polling() {
     let broker = Broker::shared();
     let queue = queue_name("again-by-try");
     let server = HandServer::start(&broker.url(), &queue);

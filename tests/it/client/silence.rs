@@ -16,7 +16,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The broker's process for the client's requests stands still, as one does whose quorum queue
 /// has lost its leader.
 #[test]
-fn a_channel_that_stands_still_is_left_for_another_connection() {
+fn client_leaves_connection_whose_channel_is_stuck() {
     const OTHERS: &str = "persistent_term:put(others, rabbit_channel:list()).";
     let ours = |what: &str| {
         format!(
@@ -65,7 +65,7 @@ fn a_channel_that_stands_still_is_left_for_another_connection() {
 }
 
 #[test]
-fn time_outs_that_another_connection_would_not_spare_change_nothing() {
+fn client_keeps_connection_that_another_would_not_better() {
     let broker = Broker::shared();
     let time_out = |client: &RpcClient| {
         let error = client.call_timeout("7", SECOND).unwrap_err();

@@ -37,7 +37,7 @@ fn every_reply_goes_to_its_caller() {
 }
 
 #[test]
-fn more_callers_than_room_get_through() {
+fn more_callers_than_max_in_flight_are_served() {
     let broker = Broker::shared();
     let queue = queue_name("little-room");
     let _server = Serving::echo(&broker.url(), &queue);
@@ -88,7 +88,7 @@ fn threads(process: &Process) -> Vec<String> {
 
 /// Those that the documentation of [`rabbitmq_rpc`] counts.
 #[test]
-fn client_and_server_have_the_threads_that_they_say() {
+fn client_and_server_have_the_documented_threads() {
     let queue = queue_name("thread-names");
     let url = Broker::shared().url();
     let server = rpc_server(&queue, &["--workers", "2"]);

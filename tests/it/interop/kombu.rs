@@ -31,7 +31,7 @@ fn our_client_calls_a_kombu_server() {
 
 /// It knows of no signs of life, and gives none: the call has its deadline.
 #[test]
-fn a_kombu_server_sees_deadline_headers_and_trace_and_is_not_troubled() {
+fn kombu_server_serves_request_with_deadline_headers_and_trace() {
     const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let queue = queue_name("kombu-headers");
     let mut server = python("tests/it/interop/kombu_server.py", &queue, &[]);
