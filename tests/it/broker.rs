@@ -144,6 +144,11 @@ impl Broker {
         number(self.ctl_on(node, &["eval", program]).trim().to_owned())
     }
 
+    /// Whether RabbitMQ runs in this node: a node in a minority pauses.
+    pub fn is_running(&self, node: usize) -> bool {
+        self.ctl_on(node, &["eval", "rabbit:is_running()."]).trim() == "true"
+    }
+
     /// What `rabbitmqctl ARGS` prints about node 0.
     pub fn ctl(&self, args: &[&str]) -> String {
         self.ctl_on(0, args)
