@@ -67,7 +67,9 @@ impl Supervisor {
                     }
                     // A broker that takes the login but not the work is the last to be tried
                     // again; one that was lost is the first.
-                    broker = connection.index + usize::from(matches!(end, SessionEnd::Failed(_)));
+                    let failed = matches!(end, SessionEnd::Failed(_))
+                        || connection.data_plane.exceeded_time_limit();
+                    broker = connection.index + usize::from(failed);
                     self.abandon(connection, end)
                 }
                 Some(Err(failed)) => {
@@ -265,10 +267,10 @@ pub(crate) fn connect(shared: &Shared) -> Result<Connection> {
     let Shared { brokers, .. } = shared;
     let deadline = Deadline::after(brokers.first_limit());
     let gives_up = Deadline::after(brokers.wait);
-    let mut tries = 0;
+    let (mut tries, mut broker) = (0, 0);
     loop {
         tries += 1;
-        let connected = brokers.connect_in_thread(0, deadline).recv_deadline(deadline.at);
+        let connected = brokers.connect_in_thread(broker, deadline).recv_deadline(deadline.at);
         let connected = match connected {
             Ok(connected) => connected.map_err(Error::from),
             Err(_) => {
@@ -277,6 +279,7 @@ pub(crate) fn connect(shared: &Shared) -> Result<Connection> {
             }
         };
         let ready = connected.and_then(|mut connection| {
+            broker = connection.index + 1;
             queue::ensure(&mut connection, shared)?;
             Ok(connection)
         });

@@ -8,7 +8,8 @@ use rabbitmq_rpc::Error;
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{connect, connect_fibonacci};
 use crate::patience::{PATIENCE, await_value};
-use crate::programs::{rpc_server, rpc_server_at, stop};
+use crate::process::Process;
+use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop};
 use crate::proxy::{Mode, Proxy};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -110,4 +111,30 @@ fn a_server_moves_to_the_next_broker() {
     let said = server.stderr();
     assert!(said.contains("silent for two heartbeats"), "{said}");
     stop(&mut server);
+}
+
+/// The broker that a server is connected to says all is well with the queue, and never answers its
+/// consumers: as was seen of a node that had been cut off.
+#[test]
+fn server_leaves_broker_that_does_not_let_it_consume() {
+    let broker = Broker::fragile();
+    let queue = queue_name("unconsumable");
+    let proxies = [Proxy::to(broker.port(0)), Proxy::to(broker.port(0))];
+    let urls = proxies.each_ref().map(Proxy::url);
+    let args = ["--queue-type", "quorum", "--connect-timeout", "1"];
+    stop(&mut rpc_server_at(&urls[0], &queue, &args));
+
+    let leader = |what: &str| broker.ctl(&["eval", &format!("sys:{what}('%2F_{queue}').")]);
+    leader("suspend");
+    let all = urls.join(",");
+    let args = [&["--url", &all, "--queue", &queue], &args[..]].concat();
+    let mut server = Process::spawn(RPC_SERVER, &args);
+    for url in urls {
+        let port = url.rsplit(':').next().unwrap().split('/').next().unwrap();
+        let failed = format!("no working connection to 127.0.0.1:{port}");
+        let line = server.wait_for_line(&failed, PATIENCE);
+        assert!(line.contains("did not answer in time"), "{line}");
+    }
+    leader("resume");
+    server.wait_for_line("taking requests", PATIENCE);
 }
