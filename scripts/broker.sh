@@ -23,6 +23,9 @@
 #
 # The end of standard input, INT and TERM end everything at once, even midway.
 #
+# With RABBITMQ_ROOT=FOLDER the nodes are those of the Debian in that folder, as
+# debian13.sh makes one; that takes root.
+#
 # It is long for one file, since what starts the nodes, what the commands do and what cleans
 # up share their state.
 set -eu
@@ -30,6 +33,7 @@ shopt -s extglob
 
 main() {
     local i
+    [[ -z ${RABBITMQ_ROOT:-} ]] || enter "$@"
     nodes=1 tls='' config=/dev/null
     while (($#)); do
         (($# > 1)) || usage
@@ -73,6 +77,23 @@ main() {
 usage() {
     sed -n 's/^#   broker.sh/usage: broker.sh/p' "$0" >&2
     exit 64
+}
+
+# Runs this script inside that folder. It finds there what it shares with the tests; the
+# mounts are seen by it alone, and end with it.
+enter() {
+    local root shared
+    root=$(realpath -e "$RABBITMQ_ROOT") || exit 66
+    shared=$(realpath "$(dirname "$0")/..")
+    # shellcheck disable=SC2016
+    exec env -u RABBITMQ_ROOT unshare --mount -- bash -c '
+        set -eu
+        root=$1 script=$2/scripts/broker.sh
+        for shared in /proc /dev "${TMPDIR:-/tmp}" ${CARGO_TARGET_DIR:+"$CARGO_TARGET_DIR"} "$2"; do
+            mkdir -p "$root$shared"
+            mount --bind "$shared" "$root$shared"
+        done
+        exec chroot "$root" "$script" "${@:3}"' bash "$root" "$shared" "$@"
 }
 
 find_rabbitmq() {

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # All checks, as CI runs them: format, lints, documentation, scripts, tests. Installs what
 # is missing where it may. Goes through all of them and then fails if any did.
+#
+# RABBITMQ_ROOT=FOLDER has the tests use the RabbitMQ of the Debian in that folder, as
+# scripts/debian13.sh makes one.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/debian.sh
