@@ -67,6 +67,14 @@ impl Broker {
         number(self.script().fact(&format!("port.{node}")))
     }
 
+    /// The URL of a new virtual host, in which every queue name is free.
+    pub fn virtual_host(&self, test: &str) -> String {
+        let name = queue_name(test);
+        self.ctl(&["add_vhost", &name]);
+        self.ctl(&["set_permissions", "-p", &name, "guest", ".*", ".*", ".*"]);
+        self.url().replace("%2f", &name)
+    }
+
     /// Where the node listens for TLS, if it was started with `--tls`.
     pub fn tls_port(&self, node: usize) -> u16 {
         number(self.script().fact(&format!("tls_port.{node}")))

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use crate::broker::{Broker, queue_name};
+use crate::broker::Broker;
 use crate::patience::PATIENCE;
 use crate::process::Process;
 use crate::programs::RPC_SERVER;
@@ -84,15 +84,12 @@ struct Session {
 
 impl Session {
     fn start() -> Session {
-        let (broker, vhost) = (Broker::shared(), queue_name("readme"));
-        broker.ctl(&["add_vhost", &vhost]);
-        broker.ctl(&["set_permissions", "-p", &vhost, "guest", ".*", ".*", ".*"]);
         let programs = Path::new(RPC_SERVER).parent().unwrap();
         let path = std::env::var("PATH").expect("there is a PATH");
         let mut command = Command::new("bash");
         command
             .env("PATH", format!("{}:{path}", programs.display()))
-            .env("AMQP_URL", broker.url().replace("%2f", &vhost))
+            .env("AMQP_URL", Broker::shared().virtual_host("readme"))
             .current_dir(scratch::directory("readme"))
             .process_group(0);
         let mut bash = Process::told(&mut command);
