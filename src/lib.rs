@@ -32,7 +32,9 @@
 //! # Ok::<(), rabbitmq_rpc::Error>(())
 //! ```
 //!
-//! [`FibonacciRpcClient`] and [`fibonacci::answer`] are the tutorial's own service on top.
+//! [`FibonacciRpcClient`] and [`fibonacci::answer`] are the tutorial's own service on top. Whole
+//! programs are in the repository under `scripts/examples`: a service with JSON bodies, a nested
+//! call, a worker pool that drains on SIGTERM, and a web front.
 //!
 //! # Time
 //!

@@ -9,6 +9,7 @@ mod certificates; // certificates by the openssl command
 mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod cluster; // three nodes, of which one after the other goes
 mod embedded; // this crate's client and server, in this process
+mod examples; // the examples, run by `cargo run --example`
 mod failing; // what fails, for client and server, and the password in none of it
 mod hostile; // requests that no client library would send
 mod interop; // programs on other AMQP clients, on either side

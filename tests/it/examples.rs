@@ -1,0 +1,139 @@
+//! The examples, run as a reader runs them.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use crate::broker::Broker;
+use crate::embedded::connect;
+use crate::patience::{PATIENCE, await_value};
+use crate::process::Process;
+use crate::programs::rpc_server_at;
+
+/// As long as Cargo may take to build what the examples need.
+const BUILDING: Duration = Duration::from_secs(600);
+
+/// On Unix Cargo becomes the example once it is built, so that signals reach the example.
+fn example(name: &str, url: &str, args: &[&str]) -> Process {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["run", "--quiet", "--example", name, "--"]).args(args);
+    Process::from(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("AMQP_URL", url))
+}
+
+#[test]
+fn json_service_answers_its_client() {
+    let url = Broker::shared().virtual_host("json");
+    let mut server = example("json_service", &url, &[]);
+    server.wait_for_line("Awaiting orders on prices", BUILDING);
+    let ask = |item, count| {
+        let mut client = example("json_service", &url, &[item, count]);
+        let status = client.wait(PATIENCE);
+        (status.success(), client.stdout().to_string(), client.stderr().to_string())
+    };
+    assert_eq!(ask("bolts", "3"), (true, "36\n".into(), String::new()));
+    let (success, stdout, stderr) = ask("unicorns", "1");
+    assert_eq!((success, stdout.as_str()), (false, ""));
+    assert!(stderr.contains("there are no unicorns"), "{stderr}");
+
+    let client = connect(&url, "prices");
+    let reply = client.request(r#"{"item": "nuts", "count": 2}"#).reply().unwrap();
+    assert_eq!((reply.body(), reply.content_type()), (&b"10"[..], Some("application/json")));
+    let error = client.call("two nuts").unwrap_err();
+    assert_eq!(error.kind(), "INVALID_ARGUMENT");
+    assert!(error.to_string().contains("not an order: expected"), "{error}");
+}
+
+#[test]
+fn nested_call_passes_on_deadline_and_trace() {
+    const TRACE: &str = "trace 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let mut example = example("nested_call", &Broker::shared().virtual_host("nested"), &[]);
+    for (item, answer) in [("bolts", "7"), ("unicorns", "NOT_FOUND: there is no such item")] {
+        let left = ["orders", "stock"].map(|service| {
+            let line = example.wait_for_line(&format!("{service}: "), BUILDING);
+            let said = line.strip_prefix(&format!("{service}: ")).and_then(|rest| {
+                let left = rest.strip_suffix(&format!(" left, {TRACE}"))?;
+                left.strip_suffix('s')?.parse::<f64>().ok()
+            });
+            said.unwrap_or_else(|| panic!("{line}"))
+        });
+        assert!(left[1] <= left[0] && left[0] <= 5.0, "{left:?}");
+        let line = example.wait_for_line(item, PATIENCE);
+        assert_eq!(line, format!("{item}: {answer}"));
+    }
+    assert!(example.wait(PATIENCE).success(), "{}", example.stderr());
+}
+
+#[test]
+fn drain_answers_what_it_has_begun_and_leaves_the_rest_to_another() {
+    const WORKERS: usize = 4;
+    let url = Broker::shared().virtual_host("drain");
+    let ready = || {
+        let mut pool = example("drain", &url, &[]);
+        pool.wait_for_line("Awaiting jobs on jobs", BUILDING);
+        pool
+    };
+    let mut first = ready();
+    let client = connect(&url, "jobs");
+    let job = || client.send_timeout("500", PATIENCE).expect("the queue is there");
+    let jobs: Vec<_> = (0..3 * WORKERS).map(|_| job()).collect();
+    for _ in 0..WORKERS {
+        first.wait_for_line("begun with a job of 500 ms", PATIENCE);
+    }
+    let done_first = drained(first);
+    assert!((WORKERS..jobs.len()).contains(&done_first), "{done_first} jobs done");
+
+    let second = ready();
+    let all = jobs.len();
+    for job in jobs {
+        assert_eq!(job.wait().unwrap(), b"worked for 500 ms");
+    }
+    assert_eq!(done_first + drained(second), all, "a job was done twice or by nobody");
+}
+
+/// How many jobs the pool has done once it has left: all those that it had begun.
+fn drained(mut pool: Process) -> usize {
+    pool.signal("TERM");
+    assert!(pool.wait(PATIENCE).success(), "{}", pool.stderr());
+    let said = pool.stdout();
+    let begun = said.matches("begun with").count();
+    assert!(said.ends_with(&format!("{begun} jobs done\n")), "{said}");
+    begun
+}
+
+#[test]
+fn web_front_answers_several_at_once_and_maps_errors_to_statuses() {
+    let url = Broker::shared().virtual_host("front");
+    let mut front = example("web_front", &url, &["127.0.0.1:0"]);
+    let address = front.wait_for_line("http://127.0.0.1:", BUILDING).split_off("http://".len());
+    let get = |path: &str| {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nAccept: */*\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").expect(&response);
+        let status = head.lines().next().and_then(|line| line.strip_prefix("HTTP/1.1 "));
+        format!("{}: {}", status.expect(&response), body.trim_end())
+    };
+    assert_eq!(get("/fib/10"), "503 Service Unavailable: UNAVAILABLE");
+    let server = rpc_server_at(&url, "rpc_queue", &[]);
+    assert_eq!(get("/fib/10"), "200 OK: 55");
+    assert_eq!(get("/fib/187"), "400 Bad Request: OUT_OF_RANGE");
+    assert_eq!(get("/fib/ten"), "400 Bad Request: INVALID_ARGUMENT");
+    assert_eq!(get("/"), "404 Not Found: ask for /fib/N");
+
+    let client = connect(&url, "rpc_queue");
+    server.signal("STOP");
+    thread::scope(|scope| {
+        // The stopped server has one of them, and the others wait: the front has made all calls.
+        let gets = [(); 4].map(|()| scope.spawn(|| get("/fib/10")));
+        await_value(|| client.queue().unwrap().messages, |waiting| *waiting == 3);
+        for get in gets {
+            assert_eq!(get.join().unwrap(), "504 Gateway Timeout: DEADLINE_EXCEEDED");
+        }
+    });
+    server.signal("CONT");
+    assert_eq!(get("/fib/10"), "200 OK: 55");
+}
