@@ -5,6 +5,7 @@ mod common;
 mod tally;
 
 use std::collections::VecDeque;
+use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::{ExitCode, exit};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
-use indicatif::{ProgressBar, ProgressStyle};
 use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, fibonacci};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -116,7 +116,7 @@ fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
         began: Instant::now(),
         next: AtomicU64::new(0),
         tally: Mutex::new(Tally::new()),
-        progress: progress_bar(args.requests),
+        shows_progress: stderr().is_terminal(),
     };
     thread::scope(|scope| {
         let mut signals = Signals::new([SIGINT, SIGTERM]).expect("these two can be caught");
@@ -135,7 +135,6 @@ fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
         });
         interrupted.close();
     });
-    load.progress.finish_and_clear();
     load.print();
     let right = lock(&load.tally).ok == args.requests;
     ExitCode::from(u8::from(!right))
@@ -149,7 +148,7 @@ struct Load {
     /// The number of the next call.
     next: AtomicU64,
     tally: Mutex<Tally>,
-    progress: ProgressBar,
+    shows_progress: bool,
 }
 
 impl Load {
@@ -215,10 +214,12 @@ impl Load {
             Ok(_) => tally.wrong("wrong answer"),
             Err(error) => tally.wrong(tally::kind(&error)),
         }
-        if tally.errors() > 0 {
-            self.progress.set_message(format!("{} errors", tally.errors()));
+        let (errors, done) = (tally.errors(), tally.ok + tally.errors());
+        drop(tally);
+        let requests = self.args.requests;
+        if self.shows_progress && done.is_multiple_of(requests.div_ceil(10)) {
+            eprintln!("{done} of {requests} calls, {errors} errors");
         }
-        self.progress.inc(1);
     }
 
     fn print(&self) {
@@ -229,13 +230,6 @@ impl Load {
             false => print!("{}", tally.table(seconds)),
         }
     }
-}
-
-/// On standard error where that is a terminal, and nowhere else.
-fn progress_bar(requests: u64) -> ProgressBar {
-    let style = "{bar:40} {pos}/{len} {per_sec:.0} {msg} {eta}";
-    let style = ProgressStyle::with_template(style).expect("the template is well-formed");
-    ProgressBar::new(requests).with_style(style)
 }
 
 fn lock(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {

@@ -14,7 +14,7 @@ fn rpc_bench(queue: &str, args: &[&str]) -> Process {
 /// What it prints with `--json`, once it has ended with that exit code.
 fn report(mut bench: Process, code: i32) -> String {
     assert_eq!(bench.wait(PATIENCE).code(), Some(code), "{}", bench.stderr());
-    assert_eq!(bench.stderr(), "", "there is no progress bar where there is no terminal");
+    assert_eq!(bench.stderr(), "", "progress is shown to a terminal alone");
     bench.stdout().to_string()
 }
 
