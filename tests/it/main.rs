@@ -16,6 +16,7 @@ mod interop; // programs on other AMQP clients, on either side
 mod keep_alive; // long calls that show life
 mod load; // rpc_bench: the load it makes, and what it says of it
 mod logged; // what the tests' own process logs
+mod lying_broker; // a peer that sends any frames, in place of a broker
 mod nested; // calls from inside a handler, and programs with several queues
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers

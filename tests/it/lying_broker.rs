@@ -1,0 +1,82 @@
+//! A peer that sends any frames at any time, in place of a broker: client and server end with an
+//! error or go on. They never panic, never miss a deadline, and never grow.
+//!
+//! `scripts/lying_broker.sh` has it send a million frames.
+
+mod peer;
+
+use std::env;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use self::peer::Peer;
+use crate::patience::PATIENCE;
+use crate::process::Process;
+use crate::programs::{RPC_CLIENT, RPC_SERVER};
+use crate::usage::Usage;
+
+/// How long the client may take: 1 s for its calls, 1 s to explain and to close.
+const CLIENT: Duration = Duration::from_millis(1000 + 1000 + 1500);
+/// How long the server may take to stop: 1 s to drain, 2 s to close.
+const SERVER: Duration = Duration::from_millis(1000 + 2000 + 1500);
+/// The most memory that either may take, in kB. At rest it is 10 MB or so.
+const MEMORY: i64 = 64 << 10;
+
+fn number(name: &str, default: u64) -> u64 {
+    env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
+}
+
+#[test]
+fn client_and_server_bear_any_frames() {
+    let frames = number("RABBITMQ_RPC_LIES", 20_000);
+    let seed = number("RABBITMQ_RPC_SEED", 1);
+    let peer = Peer::start(seed);
+    let options = "heartbeat=1&connection_timeout=1000";
+    let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f?{options}", peer.port);
+    let server_args = ["--url", &url, "--workers", "2", "--drain-timeout", "1"];
+    let mut server = Process::spawn(RPC_SERVER, &server_args);
+    let mut round = 0;
+    while peer.lies.load(Ordering::Relaxed) < frames {
+        round += 1;
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| judge_client(&url, &format!("seed {seed}, round {round}")));
+            }
+        });
+        // The server reconnects until it is told to stop, or until it was refused.
+        let memory = server.runs().then(|| Usage::of(server.pid()).memory);
+        assert!(memory.unwrap_or(0) < MEMORY, "seed {seed}, round {round}: {memory:?} kB");
+        if round % 8 == 0 || memory.is_none() {
+            server.signal("TERM");
+            let ended = server.ends_within(SERVER);
+            judge(
+                &mut server,
+                ended.and_then(|ended| ended.code()),
+                &format!("seed {seed}, round {round}"),
+            );
+            server = Process::spawn(RPC_SERVER, &server_args);
+        }
+    }
+    println!("seed {seed}: {} lies in {round} rounds", peer.lies.load(Ordering::Relaxed));
+}
+
+fn judge_client(url: &str, round: &str) {
+    let numbers: Vec<String> = (0..30).map(|n| n.to_string()).collect();
+    let mut args = vec!["--url", url, "--timeout", "1"];
+    args.extend(numbers.iter().map(String::as_str));
+    let began = Instant::now();
+    let mut client = Process::spawn(RPC_CLIENT, &args);
+    let ended = client.wait(PATIENCE).code();
+    let took = began.elapsed();
+    assert!(took < CLIENT, "{round}: took {took:?}: {}", client.stderr());
+    judge(&mut client, ended, round);
+}
+
+/// The exit codes are those of `sysexits.h` that the programs use: none ends by a signal or a panic.
+fn judge(process: &mut Process, ended: Option<i32>, round: &str) {
+    let stderr = process.stderr();
+    assert!(!stderr.contains("panicked"), "{round}: {stderr}");
+    let codes = [0, 65, 69, 70, 75, 76, 77, 78];
+    assert!(ended.is_some_and(|code| codes.contains(&code)), "{round}: {ended:?}: {stderr}");
+}

@@ -1,0 +1,283 @@
+//! A peer that finishes the handshake as a broker does, and then sends any frame at any time.
+
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+const HEARTBEAT: u8 = 8;
+const FRAME_END: u8 = 0xce;
+
+/// Class and method of all that a broker may say, and of some that it may not.
+const METHODS: [(u16, u16); 30] = [
+    (10, 10),
+    (10, 20),
+    (10, 30),
+    (10, 41),
+    (10, 50),
+    (10, 51),
+    (10, 60),
+    (10, 61),
+    (20, 11),
+    (20, 20),
+    (20, 21),
+    (20, 40),
+    (20, 41),
+    (40, 11),
+    (50, 11),
+    (50, 21),
+    (50, 31),
+    (60, 11),
+    (60, 21),
+    (60, 30),
+    (60, 31),
+    (60, 40),
+    (60, 50),
+    (60, 60),
+    (60, 71),
+    (60, 72),
+    (60, 80),
+    (60, 120),
+    (85, 11),
+    (90, 11),
+];
+
+/// Listens on a free port until the test's process ends. The seed decides what it sends, as far as
+/// its clients always say the same.
+pub struct Peer {
+    pub port: u16,
+    /// Number of frames that were not what a broker would have sent.
+    pub lies: Arc<AtomicU64>,
+}
+
+impl Peer {
+    pub fn start(seed: u64) -> Peer {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let lies = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&lies);
+        thread::spawn(move || {
+            for (number, tcp) in (0..).zip(listener.incoming().flatten()) {
+                let mut random =
+                    Random(seed.wrapping_add(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+                let (lies, ids) = (Arc::clone(&counted), Vec::new());
+                thread::spawn(move || {
+                    let calm = random.pick(&[1, 10, 500]);
+                    // An error: the client has hung up.
+                    drop(Conversation { tcp, random, lies, calm, ids }.run());
+                });
+            }
+        });
+        Peer { port, lies }
+    }
+}
+
+/// Xorshift.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+
+    fn bytes(&mut self, limit: usize) -> Vec<u8> {
+        (0..self.below(limit)).map(|_| self.next() as u8).collect()
+    }
+
+    fn pick<T: Copy>(&mut self, among: &[T]) -> T {
+        among[self.below(among.len())]
+    }
+}
+
+struct Conversation {
+    tcp: TcpStream,
+    random: Random,
+    lies: Arc<AtomicU64>,
+    /// How much rarer frames are that end the connection: those that come then go to a session
+    /// that is at work.
+    calm: usize,
+    /// The properties of the requests that came.
+    ids: Vec<Vec<u8>>,
+}
+
+impl Conversation {
+    fn run(mut self) -> io::Result<()> {
+        self.tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
+        self.tcp.set_nodelay(true)?;
+        self.tcp.read_exact(&mut [0; 8])?;
+        // One connection in eight is lied to from the beginning.
+        let lies_at_once = self.random.below(8) == 0;
+        let start = [&[0, 9][..], &[0; 4], &long(b"PLAIN"), &long(b"en_US")].concat();
+        self.method(0, 10, 10, &start)?;
+        let mut is_set_up = false;
+        loop {
+            let mut prefix = [0; 7];
+            self.tcp.read_exact(&mut prefix)?;
+            let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
+            let mut payload = vec![0; size as usize + 1];
+            self.tcp.read_exact(&mut payload)?;
+            payload.pop();
+            let channel = u16::from_be_bytes([prefix[1], prefix[2]]);
+            if prefix[0] == HEADER {
+                self.ids.push(payload[12.min(payload.len())..].to_vec());
+            }
+            if prefix[0] == METHOD {
+                self.answer(channel, &payload)?;
+                // basic.publish or basic.consume
+                is_set_up |= payload[1] == 60 && (payload[3] == 40 || payload[3] == 20);
+            }
+            if is_set_up || lies_at_once {
+                for _ in 0..self.random.below(40) {
+                    self.lie()?;
+                }
+            }
+        }
+    }
+
+    /// What a broker answers.
+    fn answer(&mut self, channel: u16, method: &[u8]) -> io::Result<()> {
+        let frame_max = 131_072_u32.to_be_bytes();
+        match (method[1], method[3]) {
+            (10, 11) => self.method(0, 10, 30, &[&[7, 255][..], &frame_max, &[0, 1]].concat()),
+            (10, 40) => self.method(0, 10, 41, &[0]),
+            (10, 50) => self.method(0, 10, 51, &[]),
+            (20, 10) => self.method(channel, 20, 11, &[0; 4]),
+            (20, 40) => self.method(channel, 20, 41, &[]),
+            (50, 10) => {
+                let declared = [&short(b"amq.gen-lie")[..], &[0; 4], &[0, 0, 0, 1]].concat();
+                self.method(channel, 50, 11, &declared)
+            }
+            (60, 10) => self.method(channel, 60, 11, &[]),
+            (60, 20) => self.method(channel, 60, 21, &short(b"tag")),
+            (60, 30) => self.method(channel, 60, 31, &short(b"tag")),
+            _ => Ok(()),
+        }
+    }
+
+    fn lie(&mut self) -> io::Result<()> {
+        self.lies.fetch_add(1, Ordering::Relaxed);
+        let channel = self.random.pick(&[0, 1, 1, 1, 2, 2, 3, 4, 77, 65535]);
+        match self.random.below(48 * self.calm) {
+            0 => {
+                let noise = self.random.bytes(64);
+                self.tcp.write_all(&noise)
+            }
+            1 => {
+                let (kind, payload) = (self.random.next() as u8, self.random.bytes(64));
+                self.frame(kind, channel, &payload)
+            }
+            2 => {
+                // Half a frame, and then nothing more.
+                self.tcp.write_all(&[METHOD, 0, 1, 0, 0])?;
+                thread::sleep(Duration::from_millis(self.random.next() % 300));
+                Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            3 => self.frame(METHOD, 0, &[&[0, 10, 0, 10, 0, 9][..], &nested_table(5000)].concat()),
+            4..=9 => {
+                let (class, method) = self.random.pick(&METHODS);
+                let arguments = self.random.bytes(40);
+                self.method(channel, class, method, &arguments)
+            }
+            10..=12 => self.method(0, 10, 60, &short(b"low on lies")),
+            13..=16 => self.method(0, 10, 61, &[]),
+            17 => self.method(channel, 20, 40, &[&[1, 150][..], &short(b"GONE"), &[0; 4]].concat()),
+            18 => self.method(0, 10, 50, &[&[2, 29][..], &short(b"ERROR"), &[0; 4]].concat()),
+            19 => self.method(channel, 60, 30, &[&short(b"tag")[..], &[1]].concat()),
+            20..=22 => self.frame(HEARTBEAT, 0, &[]),
+            23 => self.frame(HEADER, channel, &[0, 60]),
+            24 => {
+                let body = self.random.bytes(100);
+                self.frame(BODY, channel, &body)
+            }
+            25..=30 => {
+                let returned =
+                    [&[1, 56][..], &short(b"NO_ROUTE"), &short(b""), &short(b"q")].concat();
+                self.method(channel, 60, 50, &returned)?;
+                self.content(channel)
+            }
+            _ => {
+                let tag = self.random.next() % 9;
+                let redelivered = self.random.below(2) as u8;
+                let delivery = [
+                    &short(b"tag")[..],
+                    &tag.to_be_bytes(),
+                    &[redelivered],
+                    &short(b""),
+                    &short(b"q"),
+                ];
+                self.method(channel, 60, 60, &delivery.concat())?;
+                self.content(channel)
+            }
+        }
+    }
+
+    /// A content header and a body, of which either may be wrong.
+    fn content(&mut self, channel: u16) -> io::Result<()> {
+        let body = match self.random.below(4) {
+            0 => self.random.bytes(300),
+            _ => b"13".to_vec(),
+        };
+        let announced = match self.random.below(16 * self.calm) {
+            0 => 1 << 63,
+            1 => 1 << 28,
+            2 => body.len() as u64 + self.random.next() % 3,
+            _ => body.len() as u64,
+        };
+        let properties = match self.random.below(6) {
+            0 => self.random.bytes(60),
+            1 => [&[0x20, 0][..], &nested_table(3000)].concat(),
+            2 => vec![0, 0],
+            // Of a request that came: as a reply it has its correlation id, as a request all.
+            _ if !self.ids.is_empty() => self.ids[self.random.below(self.ids.len())].clone(),
+            _ => [&[0x06, 0][..], &short(b"1"), &short(b"nowhere")].concat(),
+        };
+        let header = [&[0, 60, 0, 0][..], &announced.to_be_bytes(), &properties].concat();
+        self.frame(HEADER, channel, &header)?;
+        self.frame(BODY, channel, &body)
+    }
+
+    fn method(
+        &mut self,
+        channel: u16,
+        class: u16,
+        method: u16,
+        arguments: &[u8],
+    ) -> io::Result<()> {
+        let id = [class.to_be_bytes(), method.to_be_bytes()].concat();
+        self.frame(METHOD, channel, &[&id, arguments].concat())
+    }
+
+    fn frame(&mut self, kind: u8, channel: u16, payload: &[u8]) -> io::Result<()> {
+        let mut frame = vec![kind];
+        frame.extend(channel.to_be_bytes());
+        frame.extend((payload.len() as u32).to_be_bytes());
+        frame.extend(payload);
+        frame.push(FRAME_END);
+        self.tcp.write_all(&frame)
+    }
+}
+
+fn short(text: &[u8]) -> Vec<u8> {
+    [&[text.len() as u8][..], text].concat()
+}
+
+fn long(bytes: &[u8]) -> Vec<u8> {
+    [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
+}
+
+/// Tables within tables, so many deep.
+fn nested_table(depth: usize) -> Vec<u8> {
+    (0..depth).fold(long(b""), |inner, _| long(&[&short(b"t")[..], b"F", &inner].concat()))
+}
