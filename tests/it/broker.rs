@@ -206,6 +206,11 @@ impl Broker {
     }
 }
 
+/// The URL of [`Broker::shared`].
+pub fn url() -> String {
+    Broker::shared().url()
+}
+
 /// A queue name that no other test and no other run uses.
 pub fn queue_name(test: &str) -> String {
     static NEXT: AtomicUsize = AtomicUsize::new(0);

@@ -3,22 +3,17 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::FieldTable;
 use crossbeam_channel::unbounded;
 use rabbitmq_rpc::{
     Brokers, ClientOptions, Error, Failure, RpcClient, RpcServer, ServerOptions, Status,
 };
 
-use crate::broker::{Broker, queue_name};
+use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::{PATIENCE, await_value};
 use crate::programs::{rpc_client, run_client};
 use crate::proxy::Proxy;
 use crate::queue;
-
-fn url() -> String {
-    Broker::shared().url()
-}
 
 #[test]
 fn call_whose_time_is_up_is_never_sent() {
@@ -69,7 +64,7 @@ fn options_that_make_no_sense_are_named_and_nothing_is_sent() {
 #[test]
 fn calls_past_their_deadlines_hold_no_room_and_cost_nothing() {
     let queue = queue_name("nobody-serves");
-    queue::declare(&url(), &queue, true, FieldTable::new());
+    queue::declare_durable(&url(), &queue);
     let options = ClientOptions { max_in_flight: 50, ..Default::default() };
     let client = connect_with(&url(), &queue, options);
     let began = Instant::now();
@@ -91,7 +86,7 @@ fn calls_past_their_deadlines_hold_no_room_and_cost_nothing() {
 #[test]
 fn rpc_client_ends_at_its_timeout_however_many_numbers_it_has() {
     let queue = queue_name("many-numbers");
-    queue::declare(&url(), &queue, true, FieldTable::new());
+    queue::declare_durable(&url(), &queue);
     let url = url();
     let mut args = vec!["--url", &url, "--queue", &queue, "--timeout", "2"];
     args.extend(["7"; 2000]);

@@ -10,15 +10,13 @@ mod threads;
 
 use std::thread::{self, JoinHandle};
 
-use amiquip::{
-    AmqpProperties, Connection, ConsumerMessage, ConsumerOptions, Delivery, Publish,
-    QueueDeclareOptions,
-};
+use amiquip::{AmqpProperties, ConsumerMessage, ConsumerOptions, Delivery, Publish};
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
 use rabbitmq_rpc::{ClientCounters, Error, RpcClient};
 
 use crate::patience::{PATIENCE, await_value};
 use crate::proxy::Proxy;
+use crate::queue;
 
 /// The counters, once they are as wanted.
 fn counters_when(client: &RpcClient, wanted: impl Fn(&ClientCounters) -> bool) -> ClientCounters {
@@ -38,8 +36,8 @@ impl HandServer {
     fn start(url: &str, queue: &str) -> HandServer {
         let (requests_in, requests) = unbounded();
         let (replies, replies_out) = unbounded::<(String, AmqpProperties, Vec<u8>)>();
-        let mut connection = Connection::insecure_open(url).unwrap();
-        declare(&mut connection, queue);
+        queue::declare_durable(url, queue);
+        let mut connection = queue::connect(url);
         let queue = queue.to_string();
         let (ready, is_ready) = unbounded();
         let serving = thread::spawn(move || {
@@ -104,12 +102,4 @@ fn cut_under(proxy: &Proxy, client: &RpcClient, server: &HandServer) {
     let error = call.wait().unwrap_err();
     assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
     assert!(error.may_have_executed());
-}
-
-/// Makes a request queue as the server would.
-fn declare(connection: &mut Connection, queue: &str) {
-    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    let channel = connection.open_channel(None).unwrap();
-    channel.queue_declare(queue, durable).unwrap();
-    channel.close().unwrap();
 }

@@ -3,11 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::FieldTable;
 use crossbeam_channel::{bounded, unbounded};
 use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
 
-use crate::broker::{Broker, queue_name};
+use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::PATIENCE;
 use crate::programs::rpc_server;
@@ -15,10 +14,6 @@ use crate::queue;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
 
 const INTERVAL: Duration = Duration::from_millis(200);
-
-fn url() -> String {
-    Broker::shared().url()
-}
 
 fn keep_alive() -> ClientOptions {
     ClientOptions { keep_alive: Some(INTERVAL), ..Default::default() }
@@ -45,7 +40,7 @@ fn call_ends_when_the_signs_stay_away() {
     let client = connect_with(&url(), &queue, options);
     // It gives the first sign, as a server does when it begins, and then falls silent.
     let mut raw = Raw::connect(Broker::shared().port(0));
-    queue::declare(&url(), &queue, true, FieldTable::new());
+    queue::declare_durable(&url(), &queue);
     raw.consume(queue.as_bytes());
     let began = Instant::now();
     let call = client.request("7").send().unwrap();
@@ -95,7 +90,7 @@ fn call_goes_on_when_another_server_takes_its_request_over() {
 #[test]
 fn call_ends_when_nobody_serves() {
     let queue = queue_name("unserved");
-    queue::declare(&url(), &queue, true, FieldTable::new());
+    queue::declare_durable(&url(), &queue);
     let client = connect(&url(), &queue);
     let error = client.request("7").keep_alive(INTERVAL).call().unwrap_err();
     assert!(matches!(error, Error::ServerSilent { unserved: true, .. }), "{error:?}");
@@ -106,7 +101,7 @@ fn call_ends_when_nobody_serves() {
 #[test]
 fn call_to_a_server_that_gives_no_signs_has_its_deadline() {
     let queue = queue_name("tutorial");
-    queue::declare(&url(), &queue, true, FieldTable::new());
+    queue::declare_durable(&url(), &queue);
     let mut raw = Raw::connect(Broker::shared().port(0));
     raw.consume(queue.as_bytes());
     let client = connect_with(&url(), &queue, keep_alive());

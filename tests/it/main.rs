@@ -1,6 +1,44 @@
 //! Tests against a real RabbitMQ, which `scripts/broker.sh` starts.
 //!
 //! A missing broker fails them; nothing is skipped.
+//!
+//! # How a test is written
+//!
+//! ```ignore
+//! #[test]
+//! fn server_answers_what_it_has_begun_when_it_is_told_to_stop() {
+//!     let queue = queue_name("stop");                             // a name that no other test uses
+//!     let mut server = rpc_server(&queue, &[]);                   // a process, ready to be called
+//!     let client = connect(&Broker::shared().url(), &queue);      // a client in this process
+//!     assert_eq!(client.call("7").unwrap(), b"13");
+//!     server.signal("TERM");
+//!     server.wait_for_line("stopping", PATIENCE);                 // an event, with a deadline
+//!     assert!(server.wait(PATIENCE).success(), "{}", server.stderr());
+//! }
+//! ```
+//!
+//! | what a test needs | where it is |
+//! |---|---|
+//! | a broker that works | [`broker::Broker::shared`], with a name by [`broker::queue_name`] |
+//! | a queue name that is fixed | [`broker::Broker::virtual_host`] |
+//! | a broker to kill, freeze or fill | [`broker::Broker::fragile`], one test at a time |
+//! | a broker with other settings, or a cluster | [`broker::Broker::with`], [`broker::Broker::cluster`] |
+//! | a network that fails | [`proxy::Proxy`], between the broker and whoever connects to it |
+//! | this crate's programs | [`programs`]; any other program: [`process::Process`] |
+//! | this crate's client and server | [`embedded`], in the tests' process |
+//! | a look at a queue from outside | [`queue`], by amiquip |
+//! | requests that no client library sends | [`raw::Raw`] |
+//! | files | [`scratch::directory`] |
+//! | memory, threads and descriptors | [`usage::Usage`] |
+//!
+//! A test waits for an event: a line of a program ([`process::Process::wait_for_line`]), a reply, or
+//! a message on a channel. Where nothing tells of the event, [`patience::await_value`] looks again
+//! and again. No test sleeps in the hope that something has happened by then. Each wait ends after
+//! [`patience::PATIENCE`]: a wait that is over fails the test, and shows what the programs printed.
+//! A duration is asserted only where the time itself is what the test is about.
+//!
+//! A process, a server or a broker ends when the test drops it, also when the test fails. A helper
+//! that one file needs stays in that file; one that two need moves to the modules above.
 
 mod basics; // a call from end to end, in this crate's programs and in its types
 mod broker; // a private RabbitMQ, and what can be done to it

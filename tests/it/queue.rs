@@ -9,6 +9,11 @@ pub fn connect(url: &str) -> Connection {
     Connection::insecure_open(url).unwrap()
 }
 
+/// Makes a request queue as the server would.
+pub fn declare_durable(url: &str, queue: &str) {
+    declare(url, queue, true, FieldTable::new());
+}
+
 pub fn declare(url: &str, queue: &str, durable: bool, arguments: FieldTable) {
     let mut connection = connect(url);
     let channel = connection.open_channel(None).unwrap();

@@ -6,15 +6,11 @@ use std::time::Duration;
 
 use rabbitmq_rpc::{Error, Failure, Reply, Request, ServerOptions, Status};
 
-use crate::broker::{Broker, queue_name};
+use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect};
 use crate::patience::PATIENCE;
 use crate::programs::rpc_server_that_logs;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
-
-fn url() -> String {
-    Broker::shared().url()
-}
 
 /// All that a handler can see, as one line.
 fn describe(request: &Request) -> Result<String, Failure> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{Error, Failure, Request, Served, ServerOptions, Status};
 
-use crate::broker::{Broker, queue_name};
+use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::{Over, PATIENCE, await_value};
 use crate::process::Process;
@@ -17,10 +17,6 @@ use crate::{logged, queue};
 
 /// By double recursion this takes hours.
 const ENDLESS: u64 = 60;
-
-fn url() -> String {
-    Broker::shared().url()
-}
 
 #[test]
 fn quick_requests_do_not_wait_behind_a_slow_one() {

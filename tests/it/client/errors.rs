@@ -4,12 +4,13 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::{AmqpProperties, AmqpValue, Connection, FieldTable, Publish};
+use amiquip::{AmqpProperties, AmqpValue, FieldTable, Publish};
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, Failure, RpcClient, ServerOptions, Status};
 
-use super::{HandServer, counters_when, declare};
+use super::{HandServer, counters_when};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
+use crate::queue;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -53,8 +54,8 @@ fn no_such_queue_is_told_to_the_first_call_of_a_client() {
 fn time_out_says_that_nobody_serves() {
     let broker = Broker::shared();
     let queue = queue_name("nobody-serves");
-    let mut connection = Connection::insecure_open(&broker.url()).unwrap();
-    declare(&mut connection, &queue);
+    queue::declare_durable(&broker.url(), &queue);
+    let mut connection = queue::connect(&broker.url());
     let channel = connection.open_channel(None).unwrap();
     for _ in 0..16 {
         channel.basic_publish("", Publish::new(b"waiting", queue.as_str())).unwrap();

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use amiquip::Delivery;
 use rabbitmq_rpc::{Error, RpcClient};
 
-use super::{HandServer, declare};
+use super::HandServer;
 use crate::broker::{Broker, queue_name};
 use crate::embedded::connect;
 use crate::patience::await_value;
+use crate::queue;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -74,9 +75,7 @@ fn client_keeps_connection_that_another_would_not_better() {
 
     // Nobody serves.
     let unserved = queue_name("unserved");
-    let mut connection = amiquip::Connection::insecure_open(&broker.url()).unwrap();
-    declare(&mut connection, &unserved);
-    connection.close().unwrap();
+    queue::declare_durable(&broker.url(), &unserved);
     let client = connect(&broker.url(), &unserved);
     thread::scope(|scope| {
         // So many at a time that not each of them gets to ask the broker.
