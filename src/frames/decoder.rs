@@ -319,6 +319,12 @@ fn make_fit_for_amiquip(frame: &mut [u8]) -> Result<&[u8], String> {
     let length = frame.len();
     let mut fields = Fields(&frame[PREFIX..length - 1]);
     let id: MethodId = fields.take(4).and_then(|id| id.try_into().ok()).ok_or(MALFORMED)?;
+    // The connection's methods come on channel 0, and only they. amiquip's I/O thread panics when
+    // it gives up on a method that is out of place.
+    let is_connections = id[..2] == CONNECTION_START[..2];
+    if is_connections != (frame[1..3] == [0, 0]) {
+        return Err(format!("the broker sent the method {id:?} on a channel that has none such"));
+    }
     if id == CONNECTION_START {
         let _version = fields.u16().ok_or(MALFORMED)?;
         let properties = fields.long().ok_or(MALFORMED)?.len();

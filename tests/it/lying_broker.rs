@@ -14,7 +14,7 @@ use self::peer::Peer;
 use crate::patience::PATIENCE;
 use crate::process::Process;
 use crate::programs::{RPC_CLIENT, RPC_SERVER};
-use crate::usage::Usage;
+use crate::usage::memory_of;
 
 /// How long the client may take: 1 s for its calls, 1 s to explain and to close.
 const CLIENT: Duration = Duration::from_millis(1000 + 1000 + 1500);
@@ -45,16 +45,15 @@ fn client_and_server_bear_any_frames() {
             }
         });
         // The server reconnects until it is told to stop, or until it was refused.
-        let memory = server.runs().then(|| Usage::of(server.pid()).memory);
-        assert!(memory.unwrap_or(0) < MEMORY, "seed {seed}, round {round}: {memory:?} kB");
-        if round % 8 == 0 || memory.is_none() {
-            server.signal("TERM");
-            let ended = server.ends_within(SERVER);
-            judge(
-                &mut server,
-                ended.and_then(|ended| ended.code()),
-                &format!("seed {seed}, round {round}"),
-            );
+        let runs = server.runs();
+        let memory = memory_of(server.pid()).unwrap_or(0);
+        assert!(memory < MEMORY, "seed {seed}, round {round}: {memory} kB");
+        if round % 8 == 0 || !runs {
+            if runs {
+                server.signal("TERM");
+            }
+            let ended = server.ends_within(SERVER).and_then(|ended| ended.code());
+            judge(&mut server, ended, &format!("seed {seed}, round {round}"));
             server = Process::spawn(RPC_SERVER, &server_args);
         }
     }

@@ -13,14 +13,18 @@ pub struct Usage {
 impl Usage {
     /// Of a process that runs, and is this user's.
     pub fn of(process: u32) -> Usage {
-        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let resident = resident.and_then(|line| line.trim().strip_suffix(" kB")).unwrap();
         let count = |kind| fs::read_dir(format!("/proc/{process}/{kind}")).unwrap().count();
         Usage {
-            memory: resident.parse::<i64>().unwrap(),
+            memory: memory_of(process).unwrap(),
             threads: count("task"),
             descriptors: count("fd"),
         }
     }
+}
+
+/// The resident memory of a process in kB; none once it has ended.
+pub fn memory_of(process: u32) -> Option<i64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    resident.trim().strip_suffix(" kB")?.parse().ok()
 }

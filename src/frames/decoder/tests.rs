@@ -188,11 +188,20 @@ fn notices_are_read_as_they_pass() {
         (CONNECTION_UNBLOCKED, &vec![], Notice::Unblocked),
         (BASIC_CANCEL, &b"\x01t\0".to_vec(), Notice::ConsumerCancelled { channel: CHANNEL }),
     ] {
-        let frame = frame(METHOD, &[&id, &arguments[..]].concat());
+        let on_channel = frame(METHOD, &[&id, &arguments[..]].concat());
+        let mut on_connection = on_channel.clone();
+        on_connection[1..3].fill(0);
+        let (right, wrong) = match id[1] {
+            10 => (on_connection, on_channel),
+            _ => (on_channel, on_connection),
+        };
         let mut decoder = Decoder::default();
-        feed(&mut decoder, &frame);
-        let expected = Incoming::Control { frame: &frame, notice: Some(expected) };
+        feed(&mut decoder, &right);
+        let expected = Incoming::Control { frame: &right, notice: Some(expected) };
         assert_eq!(decoder.next(), Ok(Some(expected)));
+        let mut decoder = Decoder::default();
+        feed(&mut decoder, &wrong);
+        assert!(decoder.next().is_err(), "a method on a channel that has none such");
     }
 }
 
