@@ -71,6 +71,8 @@
 //!   ([`ClientOptions::idempotent`], [`CallBuilder::idempotent`]).
 //! - A request that may be lost on a connection that is well: only if it is idempotent, when other
 //!   calls have left the connection or no sign of life comes ([`ClientOptions::keep_alive`]).
+//! - An idempotent request whose queue is gone when it is sent again: every 200 ms until its
+//!   deadline, since a server declares the queue anew.
 //! - A call that timed out, was refused or failed: never.
 //! - A lost connection: by the next call, or by a server at once, a little later after each try
 //!   that fails, at random, so that not all come back at the same moment.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use std::{fmt, mem};
+use std::{fmt, mem, thread};
 
 use super::reconnector::Reconnector;
 use super::session::{InFlight, Waited, take_reply};
@@ -46,6 +46,8 @@ pub struct PendingReply {
     earlier: Vec<InFlight>,
     /// Why it was sent again, if it was.
     lost: Option<String>,
+    /// When to send it, once its queue was gone.
+    send_at: Instant,
 }
 
 enum CallState {
@@ -57,6 +59,8 @@ enum CallState {
 
 /// How long a call that is being sent again does not look for a reply to its earlier attempts.
 const EARLIER_REPLIES: Duration = Duration::from_millis(500);
+/// How long a call that is sent again waits where its queue is gone, for a server to declare it.
+const QUEUE_GONE: Duration = Duration::from_millis(200);
 
 const ALREADY_DONE: &str =
     "this call is over: its reply or its error has been returned already; make another call";
@@ -77,6 +81,7 @@ impl PendingReply {
             state: CallState::Unsent,
             earlier: Vec::new(),
             lost: None,
+            send_at: Instant::now(),
         };
         let sent = pending.send_until(pending.deadline);
         sent.inspect_err(|error| pending.ended(Err(error)))?;
@@ -149,6 +154,10 @@ impl PendingReply {
                 if let Some(outcome) = take_reply(&mut self.earlier) {
                     return outcome.map(Some);
                 }
+                thread::sleep(self.send_at.min(until).saturating_duration_since(Instant::now()));
+                if until < self.send_at {
+                    return Ok(None);
+                }
                 let step = match self.earlier.is_empty() {
                     true => until,
                     false => until.min(Instant::now() + EARLIER_REPLIES),
@@ -171,6 +180,15 @@ impl PendingReply {
                     if is_again && !in_flight.session.rejected_a_request() =>
                 {
                     self.send_again(reason);
+                }
+                // It was there when the request was sent before: its server declares it anew.
+                Waited::Ended(Err(Error::Unroutable { .. }))
+                    if is_again
+                        && self.lost.is_some()
+                        && self.deadline.remaining() > QUEUE_GONE =>
+                {
+                    self.state = CallState::Unsent;
+                    self.send_at = Instant::now() + QUEUE_GONE;
                 }
                 Waited::MayBeLost(reason) if is_again => {
                     if let CallState::InFlight(attempt) = self.send_again(reason.into()) {

@@ -22,6 +22,14 @@ pub fn declare(url: &str, queue: &str, durable: bool, arguments: FieldTable) {
     connection.close().unwrap();
 }
 
+/// Deletes it, with all that waits there.
+pub fn delete(url: &str, queue: &str) {
+    let mut connection = connect(url);
+    let channel = connection.open_channel(None).unwrap();
+    channel.queue_delete(queue, Default::default()).unwrap();
+    connection.close().unwrap();
+}
+
 /// Waits until no request is left that nobody has taken, of those that the broker confirmed.
 pub fn wait_until_taken(url: &str, queue: &str) {
     let mut connection = connect(url);

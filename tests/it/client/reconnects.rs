@@ -3,7 +3,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::Connection;
 use rabbitmq_rpc::{ClientOptions, Error};
 
 use super::{HandServer, counters_when, cut_under};
@@ -11,6 +10,7 @@ use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::{PATIENCE, await_value};
 use crate::proxy::{Mode, Proxy};
+use crate::queue;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -108,11 +108,9 @@ fn a_call_that_was_sent_before_may_have_executed_however_it_ends() {
     let queue = queue_name("again-unroutable");
     let server = HandServer::start(&broker.url(), &queue);
     let client = connect_with(&proxy.url(), &queue, options.clone());
-    let call = client.send("7").unwrap();
+    let call = client.send_timeout("7", SECOND).unwrap();
     server.next();
-    let mut connection = Connection::insecure_open(&broker.url()).unwrap();
-    let channel = connection.open_channel(None).unwrap();
-    channel.queue_delete(queue, Default::default()).unwrap();
+    queue::delete(&broker.url(), &queue);
     proxy.cut();
     let error = call.wait().unwrap_err();
     assert!(error.may_have_executed(), "{error:?}");
@@ -129,7 +127,26 @@ fn a_call_that_was_sent_before_may_have_executed_however_it_ends() {
     let error = call.wait().unwrap_err();
     assert!(error.may_have_executed(), "{error:?}");
     assert!(error.to_string().contains("no working connection"), "{error}");
-    connection.close().unwrap();
+}
+
+#[test]
+fn lost_idempotent_call_waits_until_its_queue_is_declared_again() {
+    let broker = Broker::shared();
+    let proxy = Proxy::to(broker.port(0));
+    let queue = queue_name("again-declared");
+    let server = HandServer::start(&broker.url(), &queue);
+    let options = ClientOptions { idempotent: true, ..Default::default() };
+    let client = connect_with(&proxy.url(), &queue, options);
+    let mut call = client.send("7").unwrap();
+    server.next();
+    queue::delete(&broker.url(), &queue);
+    proxy.cut();
+    assert_eq!(call.wait_timeout(SECOND), Ok(None));
+
+    let waiting = thread::spawn(move || call.wait());
+    let server = HandServer::start(&broker.url(), &queue);
+    server.reply(&server.next(), b"13");
+    assert_eq!(waiting.join().unwrap().unwrap(), b"13");
 }
 
 #[test]
