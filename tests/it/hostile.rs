@@ -2,6 +2,7 @@
 //! connection, cost another request, or be left unacknowledged.
 
 mod corpus;
+mod under_load;
 
 use corpus::Corpus;
 use corpus::Outcome::*;

@@ -1,0 +1,108 @@
+//! Hostile requests from many connections, while good clients call: each good call gets its right
+//! answer, and the server does not grow.
+//!
+//! `scripts/hostile.sh` has it come from 10,000 connections, and then also judges how long the good
+//! calls take.
+
+use std::env;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{NOT_UTF8, Write, nested, none, usual};
+use crate::broker::{Broker, queue_name, url};
+use crate::embedded::connect_fibonacci;
+use crate::patience::Over;
+use crate::programs::{rpc_server, stop};
+use crate::raw::{Raw, entry, long};
+use crate::usage::memory_of;
+
+const GOOD_CLIENTS: usize = 8;
+const HOSTILE_THREADS: usize = 4;
+/// What the server may grow by, in kB: some bodies of 1 MB in its queues, and the allocator's slack.
+const GROWTH: i64 = 16 << 10;
+/// How many times as long as without hostile requests the slowest good call in 100 may take.
+const SLOWER: u32 = 10;
+
+/// What reaches the server, and what the broker itself refuses, in turns.
+const HOSTILE: [(Write, usize); 12] = [
+    (|_| none(), 1),
+    (|_| none().correlation_id(b"id"), 1),
+    (|_| none().reply_to(b"no such queue"), 1),
+    (|_| usual(b"amq.rabbitmq.reply-to.g1h2AA9nZW5lcmF0ZWRAOTk5OTkAAAABAAAAAAAAAAA=.aGVsbG8="), 1),
+    (|_| usual(NOT_UTF8), 1),
+    (|queue| none().correlation_id(NOT_UTF8).reply_to(queue), 1),
+    (|queue| usual(queue).expiration(NOT_UTF8), 1),
+    (|queue| none().headers(&nested(b'F', 2_000)).correlation_id(b"id").reply_to(queue), 1),
+    (|queue| none().headers(&entry(NOT_UTF8, b'S', &long(NOT_UTF8))).reply_to(queue), 1),
+    (usual, 0),
+    (usual, 1 << 20),
+    (|queue| usual(queue).property(3, b"\x20a".to_vec()), 1),
+];
+
+#[test]
+fn good_calls_are_answered_among_hostile_ones() {
+    let connections = env::var("RABBITMQ_RPC_HOSTILE").ok();
+    let is_long = connections.is_some();
+    let connections = connections.map_or(200, |text| text.parse().expect("it is a number"));
+    let queue = queue_name("hostile-load");
+    let mut server = rpc_server(&queue, &["--workers", "2"]);
+
+    let quiet = p99_of_good_calls(&queue, || thread::sleep(Duration::from_secs(1)));
+    let before = memory_of(server.pid()).unwrap();
+    let disturbed = p99_of_good_calls(&queue, || send_hostile(&queue, connections, server.pid()));
+    let after = memory_of(server.pid()).unwrap();
+
+    println!("p99 of good calls: {quiet:?}, among {connections} hostile connections {disturbed:?}");
+    println!("server: {before} kB before, {after} kB after");
+    assert!(after - before < GROWTH, "the server grew from {before} kB to {after} kB");
+    // A short run says little about the slowest calls.
+    assert!(!is_long || disturbed < SLOWER * quiet, "{disturbed:?} after {quiet:?}");
+    stop(&mut server);
+}
+
+/// Has the good clients call for as long as `meanwhile` takes.
+fn p99_of_good_calls(queue: &str, meanwhile: impl FnOnce()) -> Duration {
+    let over = AtomicBool::new(false);
+    let call = || {
+        let client = connect_fibonacci(&url(), queue);
+        let mut took = Vec::new();
+        while !over.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            assert_eq!(client.call(10), Ok(55));
+            took.push(began.elapsed());
+        }
+        took
+    };
+    let mut took = thread::scope(|scope| {
+        let callers: Vec<_> = (0..GOOD_CLIENTS).map(|_| scope.spawn(call)).collect();
+        let all = Over(&over);
+        meanwhile();
+        drop(all);
+        callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect::<Vec<_>>()
+    });
+    took.sort();
+    took[took.len() * 99 / 100]
+}
+
+/// Each request comes on a connection of its own, which ends without a word.
+fn send_hostile(queue: &str, connections: usize, server: u32) {
+    let next = AtomicUsize::new(0);
+    let send = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= connections {
+                return;
+            }
+            let (properties, length) = HOSTILE[number % HOSTILE.len()];
+            let mut raw = Raw::connect(Broker::shared().port(0));
+            let reply_queue = raw.reply_queue();
+            let body = vec![b'9'; length];
+            raw.publish("", queue.as_bytes(), &properties(reply_queue.as_bytes()), &body);
+            if number % 1000 == 999 {
+                println!("{number}: server {} kB", memory_of(server).unwrap());
+            }
+        }
+    };
+    thread::scope(|scope| (0..HOSTILE_THREADS).for_each(|_| drop(scope.spawn(send))));
+}
