@@ -162,3 +162,34 @@ fn large_message_arrives_whole_although_its_writer_gave_up() {
     transport.write(CHANNEL, message(), late()).unwrap();
     reading.join().unwrap();
 }
+
+/// A TLS session that can write no more, with bytes that the peer sent before.
+struct FailsToWrite(&'static [u8]);
+
+impl Read for FailsToWrite {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.0.read(into)
+    }
+}
+
+impl Write for FailsToWrite {
+    fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// They may tell why the connection ends.
+#[test]
+fn write_that_fails_takes_no_byte_from_the_reader() {
+    let (Transport { tcp, .. }, _peer) = transport();
+    let transport = Transport::new(tcp, Some(Box::new(FailsToWrite(b"reason")))).unwrap();
+    let written = transport.write(CHANNEL, Frames::from(b"message".to_vec()), late());
+    assert_eq!(written, Err(WriteError::Disconnected));
+    let mut read = [0; 6];
+    assert_eq!(transport.read(&mut read).unwrap(), 6);
+    assert_eq!(&read, b"reason");
+}

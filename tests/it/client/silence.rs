@@ -187,3 +187,77 @@ fn idempotent_calls_follow_when_their_connection_is_left() {
     assert_eq!(waiting.join().unwrap(), b"13");
     assert_eq!((next.wait().unwrap(), once.wait().unwrap()), (b"8".to_vec(), b"21".to_vec()));
 }
+
+/// Each keeps its connection for as long as calls are in flight there.
+#[test]
+fn client_leaves_second_connection_only_after_first_is_closed() {
+    let broker = Broker::shared();
+    let queue = queue_name("one-retired");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
+    let send = |body: &str| {
+        let call = client.send(body).unwrap();
+        (call, server.next())
+    };
+    let make_suspect = || {
+        let error = client.call_timeout("late", 4 * SECOND).unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        server.next();
+    };
+
+    let (first, first_request) = send("first");
+    make_suspect();
+    let (second, second_request) = send("second");
+    assert_ne!(first_request.properties.reply_to(), second_request.properties.reply_to());
+    make_suspect();
+    let (third, third_request) = send("third");
+    assert_eq!(second_request.properties.reply_to(), third_request.properties.reply_to());
+    assert_eq!(client.counters().reconnects, 1);
+
+    server.reply(&first_request, b"1");
+    assert_eq!(first.wait().unwrap(), b"1");
+    let (fourth, fourth_request) = send("fourth");
+    assert_ne!(third_request.properties.reply_to(), fourth_request.properties.reply_to());
+    assert_eq!(client.counters().reconnects, 2);
+    for (call, request) in
+        [(second, second_request), (third, third_request), (fourth, fourth_request)]
+    {
+        server.reply(&request, b"2");
+        assert_eq!(call.wait().unwrap(), b"2");
+    }
+}
+
+/// The broker's process for the request queue stands still, so that it does not answer at once.
+#[test]
+fn reply_that_comes_while_broker_is_asked_about_queue_counts() {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    let broker = Broker::shared();
+    let queue = queue_name("asked");
+    let server = HandServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
+    let queue_process = |what: &str| {
+        let name = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)");
+        let found = format!("{{ok, Queue}} = rabbit_amqqueue:lookup({name})");
+        broker.ctl(&["eval", &format!("{found}, sys:{what}(amqqueue:get_pid(Queue)).")]);
+    };
+    // The client asks for 200 ms: a busy machine may miss that, but not each time.
+    let mut tries = 0;
+    loop {
+        let began = Instant::now();
+        let call = client.send_timeout("7", TIMEOUT).unwrap();
+        let request = server.next();
+        queue_process("suspend");
+        let waiting = thread::spawn(move || (call.wait(), Instant::now()));
+        thread::sleep((began + TIMEOUT + SECOND / 10).saturating_duration_since(Instant::now()));
+        server.reply(&request, b"13");
+        let (outcome, ended) = waiting.join().unwrap();
+        queue_process("resume");
+        if outcome.is_ok() {
+            assert_eq!(outcome.unwrap(), b"13");
+            assert!(ended - began >= TIMEOUT, "it came before the deadline");
+            return;
+        }
+        tries += 1;
+        assert!(tries < 8, "{outcome:?}");
+    }
+}
