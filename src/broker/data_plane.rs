@@ -34,6 +34,8 @@ pub(crate) struct DataPlane {
     closed_by_broker: OnceLock<Close>,
     /// Whether amiquip's handshake is over.
     is_open: AtomicBool,
+    /// Whether the broker reads nothing at present, for a resource alarm.
+    is_blocked: AtomicBool,
     heartbeat: Duration,
 }
 
@@ -94,6 +96,7 @@ impl DataPlane {
             ended: OnceLock::new(),
             closed_by_broker: OnceLock::new(),
             is_open: AtomicBool::new(false),
+            is_blocked: AtomicBool::new(false),
             heartbeat,
         });
         let reserve = Arc::clone(&data_plane);
@@ -161,8 +164,18 @@ impl DataPlane {
     /// A time limit for synchronous calls of amiquip's, which have none: cuts the connection at its
     /// end, unless it is dropped before. Meanwhile somebody reads.
     pub(crate) fn time_limit(&self, limit: Duration) -> TimeLimit<'_> {
+        self.begin_limit(limit, true)
+    }
+
+    /// The same for a connection on which messages may have been published: under an alarm the
+    /// broker reads nothing from it. The limit then is 5 s after the end of the alarm.
+    pub(crate) fn time_limit_unless_blocked(&self, limit: Duration) -> TimeLimit<'_> {
+        self.begin_limit(limit, false)
+    }
+
+    fn begin_limit(&self, limit: Duration, is_strict: bool) -> TimeLimit<'_> {
         let ends = Instant::now() + limit.min(Duration::from_secs(3600));
-        TimeLimit { data_plane: self, id: self.turn.begin_limit(self, ends) }
+        TimeLimit { data_plane: self, id: self.turn.begin_limit(self, ends, is_strict) }
     }
 
     /// amiquip's handshake is over.
@@ -277,8 +290,15 @@ impl DataPlane {
                     Some(Notice::ConsumerCancelled { channel }) => {
                         self.handle(Event::ConsumerCancelled { channel });
                     }
-                    Some(Notice::Blocked(reason)) => self.handle(Event::Blocked(reason)),
-                    Some(Notice::Unblocked) => self.handle(Event::Unblocked),
+                    Some(Notice::Blocked(reason)) => {
+                        self.is_blocked.store(true, Ordering::Relaxed);
+                        self.handle(Event::Blocked(reason));
+                    }
+                    Some(Notice::Unblocked) => {
+                        self.is_blocked.store(false, Ordering::Relaxed);
+                        self.turn.resume_limits();
+                        self.handle(Event::Unblocked);
+                    }
                 }
                 self.control.push(frame)?;
             }
@@ -343,6 +363,10 @@ impl Socket for DataPlane {
 
     fn time_limit_passed(&self) {
         self.cut(TOO_LATE);
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Relaxed)
     }
 }
 

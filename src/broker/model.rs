@@ -103,6 +103,8 @@ struct Wire {
     is_rung: [bool; 2],
     has_ended: bool,
     has_reader: bool,
+    /// Until something is read.
+    is_blocked: bool,
 }
 
 #[derive(Default)]
@@ -147,7 +149,13 @@ impl Socket for Model {
             mailbox.arrived.notify_all();
             self.turn.notify(&mailbox.waiter);
         }
-        self.wire.lock().unwrap().has_reader = false;
+        let mut wire = self.wire.lock().unwrap();
+        wire.has_reader = false;
+        let was_blocked = std::mem::take(&mut wire.is_blocked);
+        drop(wire);
+        if was_blocked {
+            self.turn.resume_limits();
+        }
         if has_ended {
             self.turn.end(self);
         }
@@ -160,6 +168,10 @@ impl Socket for Model {
 
     fn time_limit_passed(&self) {
         self.turn.end(self);
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.wire.lock().unwrap().is_blocked
     }
 }
 
@@ -342,7 +354,7 @@ fn synchronous_call_gets_its_answer() {
         let reserve = model.reserve();
         let other = Arc::clone(&model);
         let caller = thread::spawn(move || other.wait(0, 1, Moment::Soon));
-        let limit = model.turn.begin_limit(&*model, Moment::Never);
+        let limit = model.turn.begin_limit(&*model, Moment::Never, true);
         model.deliver(1);
         let mailbox = &model.mailboxes[1];
         let mut received = mailbox.received.lock().unwrap();
@@ -365,8 +377,24 @@ fn time_limit_ends_the_connection() {
         let reserve = model.reserve();
         let other = Arc::clone(&model);
         let caller = thread::spawn(move || other.wait(0, 1, Moment::Never));
-        model.turn.begin_limit(&*model, Moment::Soon);
+        model.turn.begin_limit(&*model, Moment::Soon, true);
         assert!(!caller.join().unwrap());
+        reserve.join().unwrap();
+    });
+}
+
+/// A limit that is not strict begins anew when the broker is no longer blocked.
+#[test]
+fn blocked_broker_suspends_time_limit() {
+    check(|| {
+        let model = Model::new(1);
+        model.wire.lock().unwrap().is_blocked = true;
+        let reserve = model.reserve();
+        let other = Arc::clone(&model);
+        let caller = thread::spawn(move || other.wait(0, 1, Moment::Never));
+        model.turn.begin_limit(&*model, Moment::Soon, false);
+        model.deliver(0);
+        assert!(caller.join().unwrap(), "the connection was ended");
         reserve.join().unwrap();
     });
 }

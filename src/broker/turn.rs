@@ -10,7 +10,8 @@
 //! that was free for a whole tick, so that it does not disturb a busy caller. When it finds that a
 //! thread keeps the turn for a whole tick, it sleeps until that thread has left: an idle process
 //! has no ticks at all. While a synchronous call of amiquip's is under way, the reserve does not
-//! wait for a tick; and it cuts the connection when the time limit of such a call is over.
+//! wait for a tick; and it cuts the connection when the time limit of such a call is over. A broker
+//! under an alarm reads nothing, and so answers nothing: most limits begin anew when it ends.
 //!
 //! [`super::model`] runs this file under a model checker.
 
@@ -38,6 +39,8 @@ pub(super) trait Socket {
     fn ring(&self, reader: Reader);
     /// Ends the connection since the broker did not answer in time.
     fn time_limit_passed(&self);
+    /// Whether the broker reads nothing at present. Must not block.
+    fn is_blocked(&self) -> bool;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,10 +62,18 @@ struct State {
     /// Counts how often a waiter took the turn.
     taken: u64,
     reserve_sleeps: bool,
-    /// The ends of the time limits for the synchronous calls that are under way.
-    limits: Vec<(u64, Moment)>,
+    /// The time limits of the synchronous calls that are under way.
+    limits: Vec<Limit>,
     next_limit: u64,
     ended: bool,
+}
+
+struct Limit {
+    id: u64,
+    /// `None` until the broker reads again.
+    ends: Option<Moment>,
+    /// Whether it also ends while the broker is blocked.
+    is_strict: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +89,8 @@ use Turn::{Free, Polled, Taken};
 
 /// How long the turn has to be free before the reserve takes it.
 const TICK: Duration = Duration::from_millis(10);
+/// How long the broker may take to answer after an alarm.
+const AFTER_ALARM: Duration = Duration::from_secs(5);
 
 impl ReadTurn {
     /// Blocks until `is_ready`, until the connection has ended, or until the time is up; reads
@@ -140,15 +153,18 @@ impl ReadTurn {
         let mut taken = None;
         let mut state = self.lock();
         while !state.ended {
-            let limit = state.limits.iter().map(|(_, limit)| *limit).min();
+            let limit = state.limits.iter().filter_map(|limit| limit.ends).min();
             if limit.is_some_and(has_passed) {
+                if socket.is_blocked() && state.suspend_limits() {
+                    continue;
+                }
                 drop(state);
                 socket.time_limit_passed();
                 state = self.lock();
                 continue;
             }
             let is_stale = taken == Some(state.taken);
-            if state.turn == Free && (is_stale || limit.is_some()) {
+            if state.turn == Free && (is_stale || !state.limits.is_empty()) {
                 state.turn = Polled;
                 drop(state);
                 let is_readable = socket.poll(Reader::Reserve, limit);
@@ -225,12 +241,13 @@ impl ReadTurn {
     }
 
     /// Has the reserve read whenever nobody else does, and cut the connection at `limit`, until
-    /// [`ReadTurn::end_limit`] is called with what this returns.
-    pub(super) fn begin_limit(&self, socket: &impl Socket, limit: Moment) -> u64 {
+    /// [`ReadTurn::end_limit`] is called with what this returns. While the broker is blocked only
+    /// a strict limit ends.
+    pub(super) fn begin_limit(&self, socket: &impl Socket, limit: Moment, is_strict: bool) -> u64 {
         let mut state = self.lock();
         state.next_limit += 1;
         let id = state.next_limit;
-        state.limits.push((id, limit));
+        state.limits.push(Limit { id, ends: Some(limit), is_strict });
         let reserve_polls = state.turn == Polled;
         drop(state);
         self.reserve.notify_one();
@@ -241,7 +258,15 @@ impl ReadTurn {
     }
 
     pub(super) fn end_limit(&self, id: u64) {
-        self.lock().limits.retain(|(other, _)| *other != id);
+        self.lock().limits.retain(|limit| limit.id != id);
+    }
+
+    /// The broker is no longer blocked. For whoever reads.
+    pub(super) fn resume_limits(&self) {
+        for limit in self.lock().limits.iter_mut().filter(|limit| !limit.is_strict) {
+            limit.ends = Some(after(AFTER_ALARM));
+        }
+        self.reserve.notify_one();
     }
 
     /// A panic cannot poison this lock: no code panics while it holds it.
@@ -251,6 +276,19 @@ impl ReadTurn {
 }
 
 impl State {
+    /// True if the limits that have passed need not end before the broker reads again.
+    fn suspend_limits(&mut self) -> bool {
+        let passed = |limit: &&mut Limit| limit.ends.is_some_and(has_passed);
+        let mut are_patient = true;
+        for limit in self.limits.iter_mut().filter(passed) {
+            match limit.is_strict {
+                true => are_patient = false,
+                false => limit.ends = None,
+            }
+        }
+        are_patient
+    }
+
     /// True if the waiter stood by.
     fn notify(&mut self, waiter: &Arc<Waiter>) -> bool {
         let index = self.standby.iter().position(|other| Arc::ptr_eq(other, waiter));

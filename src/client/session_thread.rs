@@ -165,10 +165,10 @@ fn serve_orders(config: &Config, connection: &mut Connection, orders: &Receiver<
 }
 
 /// Asks the broker about a queue. One that does not answer for as long as connecting may take is
-/// left.
+/// left, unless it is blocked by an alarm.
 fn inspect(config: &Config, connection: &mut Connection, queue: &str) -> Result<QueueStatus> {
     let data_plane = Arc::clone(&connection.data_plane);
-    let _limit = data_plane.time_limit(config.brokers.connect_timeout);
+    let _limit = data_plane.time_limit_unless_blocked(config.brokers.connect_timeout);
     let asked = connection.open_channel().and_then(|channel| {
         let found = channel.queue_declare_passive(queue)?;
         Ok(QueueStatus {

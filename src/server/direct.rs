@@ -66,7 +66,7 @@ impl DirectReplies {
             mandatory: false,
             frame_max: data_plane.frame_max(),
         };
-        let time_limit = data_plane.time_limit(deadline.timeout);
+        let time_limit = data_plane.time_limit_unless_blocked(deadline.timeout);
         // Whether that worked shows in the answer to the next call, which the broker gives after
         // it has dealt with the reply.
         let _ = data_plane.write(route.channel, encode(route), deadline.at);

@@ -128,11 +128,14 @@ impl Supervisor {
         let inboxes = Inboxes::attach(&self.shared, &data_plane, self.session, events);
         let _limit = data_plane.time_limit(self.shared.brokers.connect_timeout);
         queue::ensure(connection, &self.shared)?;
-        for _ in 0..self.shared.options.workers {
-            self.workers.assign(self.assignment(connection, &inboxes)?);
-        }
+        let workers = 0..self.shared.options.workers;
+        let assignments: Vec<_> =
+            workers.map(|_| self.assignment(connection, &inboxes)).collect::<Result<_>>()?;
+        let monitor = monitor(&self.shared, connection)?;
         self.shared.stop.attach(&data_plane);
-        Ok((inboxes, monitor(&self.shared, connection)?))
+        // Only now: under an alarm the broker answers nothing once there has been a reply.
+        assignments.into_iter().for_each(|assignment| self.workers.assign(assignment));
+        Ok((inboxes, monitor))
     }
 
     fn assignment(&self, connection: &mut Connection, inboxes: &Inboxes) -> Result<Assignment> {

@@ -52,13 +52,13 @@ pub(crate) enum StopReason {
 
 impl<'a> Worker<'a> {
     /// Begins to consume. Blocks until the broker answers, for at most the time that connecting
-    /// may take.
+    /// may take, or until 5 s after an alarm that another worker's reply has met.
     pub(crate) fn begin(
         shared: &'a Arc<Shared>,
         assignment: &'a Assignment,
     ) -> Result<Worker<'a>, StopReason> {
         let Assignment { endpoint, data_plane, channel, .. } = assignment;
-        let _limit = data_plane.time_limit(shared.brokers.connect_timeout);
+        let _limit = data_plane.time_limit_unless_blocked(shared.brokers.connect_timeout);
         let begun = channel.qos(0, shared.options.prefetch, false).and_then(|()| {
             channel.basic_consume(shared.queue.as_str(), ConsumerOptions::default())
         });

@@ -14,8 +14,9 @@ use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
-use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop};
+use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, served_until_its_end, stop};
 use crate::queue;
+use crate::raw::Raw;
 
 #[test]
 fn at_start_a_broker_that_does_not_answer_ends_the_server() {
@@ -44,10 +45,7 @@ fn server_redeclares_deleted_queue() {
     let client = connect_fibonacci(&url, &queue);
     for _ in 0..2 {
         assert_eq!(client.call(7), Ok(13));
-        let mut other = queue::connect(&url);
-        let channel = other.open_channel(None).unwrap();
-        channel.queue_delete(queue.as_str(), Default::default()).unwrap();
-        other.close().unwrap();
+        queue::delete(&url, &queue);
         server.wait_for_line("the request queue was deleted", PATIENCE);
         server.wait_for_line("taking requests", PATIENCE);
     }
@@ -252,4 +250,27 @@ fn with_worker_ends_when_queue_is_deleted_without_notice() {
     });
     let error = served.unwrap_err();
     assert!(error.to_string().contains("was deleted without a word"), "{error}");
+}
+
+/// Under an alarm the broker answers nothing on a connection on which something was published.
+#[test]
+fn alarm_longer_than_connecting_may_take_costs_server_no_connection() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("alarm"));
+    queue::declare_durable(&url, &queue);
+    let mut raw = Raw::connect(broker.port(0));
+    raw.request(&queue, b"7");
+    broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    // The first worker's reply is there before most of the others consume.
+    let mut server = rpc_server_at(&url, &queue, &["--workers", "40", "--connect-timeout", "0.5"]);
+    server.wait_for_line("the broker takes no replies at present: low on memory", PATIENCE);
+    thread::sleep(Duration::from_secs(1));
+    broker.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    assert_eq!(raw.reply().body, b"13");
+    assert_eq!(connect_fibonacci(&url, &queue).call(8), Ok(21));
+    server.signal("TERM");
+    let served = served_until_its_end(&mut server);
+    let said = server.stderr();
+    assert!(!said.contains("trying again"), "{said}");
+    assert_eq!(served, 2, "{said}");
 }

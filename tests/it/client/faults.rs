@@ -1,6 +1,6 @@
 //! What a node can do to a client: die, freeze, raise an alarm, throw it out.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use rabbitmq_rpc::{
 use super::{HandServer, counters_when};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
-use crate::patience::{PATIENCE, await_value};
+use crate::patience::{Over, PATIENCE, await_value};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// A deadline of a second that something takes twice is missed by more than this.
@@ -192,6 +192,30 @@ fn calls_end_as_blocked_during_alarm() {
     assert_eq!(client.counters().reconnects, 0, "it is the same connection still");
 }
 
+/// The broker answers nothing on a connection that it blocks.
+#[test]
+fn asking_about_queue_during_alarm_costs_no_connection() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("alarm"));
+    let server = HandServer::start(&url, &queue);
+    let mut brokers = Brokers::parse(&url).unwrap();
+    brokers.connect_timeout = SECOND / 2;
+    let options = ClientOptions { timeout: 2 * SECOND, ..Default::default() };
+    let client = RpcClient::connect(brokers, &queue, options).unwrap();
+    let call = client.send_timeout("7", PATIENCE).unwrap();
+    let request = server.next();
+
+    broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    let is_blocked = |outcome: &_| matches!(outcome, Err(Error::Blocked { .. }));
+    await_value(|| client.call_timeout("8", SECOND / 4), is_blocked);
+    let asked = client.queue();
+    assert!(matches!(asked, Err(Error::TimedOut { .. })), "{asked:?}");
+    broker.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    server.reply(&request, b"13");
+    assert_eq!(call.wait().unwrap(), b"13");
+    assert_eq!(client.counters().reconnects, 0);
+}
+
 #[test]
 fn client_reconnects_after_operator_closes_connections() {
     let broker = Broker::fragile();
@@ -263,5 +287,40 @@ fn client_reconnects_after_broker_closes_channel() {
         assert!(error.may_have_executed());
         assert_eq!(client.call("8").unwrap(), b"8", "the next call works");
     }
+    broker.limit_messages(16 << 20);
+}
+
+/// A request that is published behind the broker's close would end the connection, and the client
+/// would not learn why: it would send the request that is too large again.
+#[test]
+fn oversized_request_is_not_sent_again_while_others_publish() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("channel-shared"));
+    let _server = Serving::echo(&url, &queue);
+    broker.limit_messages(1000);
+    let options = ClientOptions { idempotent: true, ..Default::default() };
+    let client = connect_with(&url, &queue, options);
+    let over = AtomicBool::new(false);
+    let during = |call: &dyn Fn() -> Result<(), Error>| {
+        while !over.load(Ordering::Relaxed) {
+            if let Err(error) = call() {
+                let text = error.to_string();
+                assert!(text.contains("406"), "{text}");
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| during(&|| client.call("8").map(drop)));
+        }
+        scope.spawn(|| during(&|| client.queue().map(drop)));
+        let _over = Over(&over);
+        for _ in 0..10 {
+            let error = client.call(vec![b'7'; 2000]).unwrap_err();
+            assert!(error.to_string().contains("message size 2000"), "{error}");
+        }
+    });
+    assert_eq!(client.call("8").unwrap(), b"8");
+    assert_eq!(client.counters().reconnects, 10);
     broker.limit_messages(16 << 20);
 }
