@@ -82,7 +82,7 @@ pub struct ClientOptions {
     ///
     /// An idempotent request is sent again instead, when there is no sign of it for three
     /// intervals, but at least 3 s, and none waits in the queue: first after that time, then after
-    /// twice as long, and so on. The first reply counts, whichever attempt it answers.
+    /// twice as long, and so on. The first reply to any of the attempts counts.
     pub keep_alive: Option<Duration>,
 }
 

@@ -84,8 +84,8 @@ pub enum Error {
 impl Error {
     /// Whether the server could have run the request, or could still run it.
     ///
-    /// Only when this says `false` is it safe to try again whatever the handler does; when it
-    /// says `true`, only a handler that may run twice allows it.
+    /// `false`: sending the request again is safe. `true`: it is safe only if the handler may run
+    /// twice.
     pub fn may_have_executed(&self) -> bool {
         match self {
             Error::Config(_)
@@ -224,7 +224,7 @@ pub enum Status {
     Cancelled,
     /// Anything else; also a status that this version does not know.
     Unknown,
-    /// The request makes no sense, whatever the server's state.
+    /// The request is invalid, regardless of the server's state.
     InvalidArgument,
     /// It took too long on the server's side.
     DeadlineExceeded,

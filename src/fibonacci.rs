@@ -8,8 +8,8 @@ use crate::error::{Error, Failure, Result, Status};
 use crate::wire::Request;
 
 /// A client of the Fibonacci service of
-/// [tutorial six](https://www.rabbitmq.com/tutorials/tutorial-six-python), with whichever server
-/// of whichever language behind it.
+/// [tutorial six](https://www.rabbitmq.com/tutorials/tutorial-six-python), with a server in
+/// any language.
 ///
 /// Computing a number twice does no harm, so a call that is lost with its connection is sent
 /// again until its deadline.

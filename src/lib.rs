@@ -1,7 +1,7 @@
 //! Blocking RPC over RabbitMQ, with no async runtime.
 //!
 //! A *server* takes *requests* from a *request queue*, one at a time for each of its *workers*,
-//! and publishes a *reply* to whichever queue the request names in `reply_to`, with the request's
+//! and publishes a *reply* to the queue that the request names in `reply_to`, with the request's
 //! *correlation id*. A *client* has a reply queue of its own; a call publishes a request and
 //! polls that queue until the correlation id matches. This is
 //! [RabbitMQ's tutorial six](https://www.rabbitmq.com/tutorials/tutorial-six-python), and any
@@ -127,7 +127,7 @@
 //!  client::dispatcher        amiquip ───┘                                   │
 //!    ▲                          ▲ all other frames                          │
 //!    │ messages                 │                                           │
-//!  broker::data_plane ──────────┘ ◀── frames ◀── whoever has broker::turn ◀─┘
+//!  broker::data_plane ──────────┘ ◀── frames ◀── the reader (broker::turn) ◀┘
 //!    │ messages
 //!    ▼
 //!  server::inbox ──▶ worker ──▶ handler ──▶ wire ──▶ and out, as a caller's request

@@ -57,11 +57,11 @@ pub struct ServerOptions {
     /// Requests worked on at once, each in a thread and on a channel of its own: 1 unless set.
     pub workers: usize,
     /// Requests that the broker sends to each worker before their answers, 1 unless set: the
-    /// next request then goes to whoever is free. More is faster where requests are quick
+    /// next request then goes to the next free worker. More is faster where requests are quick
     /// ([Consumer prefetch](https://www.rabbitmq.com/docs/consumer-prefetch)). 0 is no limit.
     pub prefetch: u16,
     /// The kind of queue to declare where there is none: classic unless set. Where there is one,
-    /// it is used, whatever its kind.
+    /// it is used as it is.
     pub queue_type: QueueType,
     /// How often a request is delivered again, at most, after workers died of it: quorum queues only
     /// ([Poison messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)).
@@ -188,7 +188,7 @@ impl RpcServer {
     /// ```
     ///
     /// # Errors
-    /// As [`RpcServer::connect`], and whatever `work` returns.
+    /// As [`RpcServer::connect`], and those that `work` returns.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
         let connection = lock(&self.connection).take();
         let connection = match connection {

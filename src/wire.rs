@@ -24,7 +24,7 @@ const STATUS: &str = "rpc-status";
 const DEADLINE: &str = "rpc-deadline";
 /// The header of a request that tells how often its caller wants a sign of life, in milliseconds.
 const KEEP_ALIVE: &str = "rpc-keep-alive";
-/// A server gives no more signs of life than this, whatever it is asked for.
+/// The shortest interval between signs of life that a server gives, even if asked for less.
 pub(crate) const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(100);
 /// The headers of W3C Trace Context and [Baggage](https://www.w3.org/TR/baggage/).
 pub(crate) const TRACEPARENT: &str = "traceparent";

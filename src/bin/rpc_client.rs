@@ -111,7 +111,7 @@ fn ask(
     for (n, call) in numbers.iter().zip(calls) {
         match call.and_then(PendingNumber::wait) {
             Ok(number) => {
-                // Whoever closed standard output wants no further numbers.
+                // Standard output was closed: no further numbers are wanted.
                 if writeln!(std::io::stdout(), "{number}").is_err() {
                     return ExitCode::FAILURE;
                 }

@@ -25,7 +25,7 @@ impl Bell {
         }
     }
 
-    /// Makes `poll` block again. Whoever hears the bell looks afterwards at what has changed.
+    /// Makes `poll` block again. The thread that called it then checks what has changed.
     pub(super) fn hear(&self) {
         let _ = (&self.listener).read(&mut [0]);
         self.is_rung.store(false, Ordering::SeqCst);

@@ -93,7 +93,7 @@ impl Read for ControlStream {
 
 impl Write for ControlStream {
     /// Takes everything: amiquip writes whole frames, and little of them. If the connection has
-    /// ended, whoever reads it knows why, and amiquip learns of it by reading.
+    /// ended, the reading thread knows why, and amiquip learns of it by reading.
     fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
         self.data_plane.write_control(frames);
         Ok(frames.len())

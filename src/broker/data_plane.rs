@@ -1,6 +1,6 @@
 //! The data plane of a connection: messages out and in, past amiquip.
 //!
-//! Whoever waits reads the socket, in turns ([`super::turn`]), and hands what arrives to the
+//! The threads that wait read the socket, in turns ([`super::turn`]), and hand what arrives to the
 //! [`Handler`] of the connection; control frames go to amiquip, by [`super::control`].
 
 use std::io;
@@ -47,7 +47,7 @@ struct Reading {
     told_alive: Option<Instant>,
 }
 
-/// Called by whoever reads, for everything that arrives. It must not block, and may only call what
+/// Called by the reading thread, for everything that arrives. It must not block, and may only call what
 /// [`DataPlane`] says it may.
 pub(crate) type Handler = Box<dyn Fn(&DataPlane, Event) + Send + Sync>;
 
@@ -146,17 +146,17 @@ impl DataPlane {
         self.turn.wait(self, waiter, until, is_ready);
     }
 
-    /// Lets a waiter look whether it is ready. For handlers.
+    /// Lets a waiter check whether it is ready. For handlers.
     pub(crate) fn notify(&self, waiter: &Arc<Waiter>) {
         self.turn.notify(waiter);
     }
 
-    /// Lets a waiter look whether it is ready. For every other thread.
+    /// Lets a waiter check whether it is ready. For every other thread.
     pub(crate) fn wake(&self, waiter: &Arc<Waiter>) {
         self.turn.wake(self, waiter);
     }
 
-    /// Lets every waiter look whether it is ready.
+    /// Lets every waiter check whether it is ready.
     pub(crate) fn wake_all(&self) {
         self.turn.wake_all(self);
     }

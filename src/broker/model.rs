@@ -282,7 +282,7 @@ fn reply_wakes_its_caller_while_another_reads() {
     }
 }
 
-/// Nobody answers the second caller, whose time runs out, whoever has the turn. That disturbs
+/// Nobody answers the second caller. Its time runs out, no matter which thread has the turn. That disturbs
 /// neither of the others.
 #[test]
 fn caller_returns_at_its_deadline_whoever_reads() {
@@ -346,7 +346,7 @@ fn wake_reaches_a_caller_that_reads() {
     });
 }
 
-/// The reserve reads for a synchronous call, whoever else comes and goes.
+/// The reserve reads for a synchronous call while callers come and go.
 #[test]
 fn synchronous_call_gets_its_answer() {
     check(|| {

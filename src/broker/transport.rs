@@ -54,7 +54,7 @@ pub(crate) enum WriteError {
     TimedOut { begun: bool },
     /// The broker has closed the channel.
     ChannelClosed,
-    /// The connection has ended. Who reads it learns why.
+    /// The connection has ended. The reading thread learns why.
     Disconnected,
 }
 
@@ -163,12 +163,12 @@ impl Transport {
         let mut state = self.lock();
         state.due.extend_from_slice(frames);
         if !state.has_writer {
-            // An error shows to whoever reads.
+            // The reading thread learns of an error.
             let _ = self.flush(&mut state);
         }
     }
 
-    /// Writes what is due, if nobody else is at it. Whoever reads does this when there is room.
+    /// Writes what is due, unless a writer is about to. The reading thread calls it when there is room.
     pub(super) fn write_due(&self) {
         let mut state = self.lock();
         if !state.has_writer {
@@ -176,7 +176,7 @@ impl Transport {
         }
     }
 
-    /// Whether something waits for room that whoever reads has to write.
+    /// Whether something waits for room that the reading thread has to write.
     pub(super) fn is_due(&self) -> bool {
         self.is_due.load(Ordering::Acquire)
     }
@@ -268,7 +268,7 @@ impl Transport {
         self.lock().closed_channels.retain(|closed| *closed != channel);
     }
 
-    /// Ends the connection at once. Whoever waits for it, to read or to write, returns.
+    /// Ends the connection at once. Threads that wait to read or to write return.
     pub(super) fn cut(&self) {
         self.lock().is_cut = true;
         self.free.notify_all();
@@ -281,7 +281,7 @@ impl Transport {
     }
 }
 
-/// How long to poll: at most an hour, since whoever polls looks at its deadline after that.
+/// How long to poll: at most an hour, since the polling thread then checks its deadline.
 pub(super) fn timespec_until(until: Instant) -> Timespec {
     const LONGEST: Duration = Duration::from_secs(3600);
     let left = until.saturating_duration_since(Instant::now()).min(LONGEST);

@@ -80,7 +80,7 @@ struct Limit {
 enum Turn {
     #[default]
     Free,
-    /// The reserve blocks in `poll`: whoever comes may take the turn from it.
+    /// The reserve blocks in `poll`: any waiter may take the turn from it.
     Polled,
     /// Somebody reads.
     Taken(Reader),
@@ -198,12 +198,12 @@ impl ReadTurn {
         }
     }
 
-    /// Lets a waiter look whether it is ready. For whoever reads: it looks itself after that.
+    /// Lets a waiter check whether it is ready. For the reading thread, which checks for itself later.
     pub(super) fn notify(&self, waiter: &Arc<Waiter>) {
         self.lock().notify(waiter);
     }
 
-    /// Lets a waiter look whether it is ready, also if it is the one who reads.
+    /// Lets a waiter check whether it is ready, also if it is the reading thread.
     pub(super) fn wake(&self, socket: &impl Socket, waiter: &Arc<Waiter>) {
         let mut state = self.lock();
         if !state.notify(waiter) && state.turn == Taken(Reader::Waiter) {
@@ -212,7 +212,7 @@ impl ReadTurn {
         }
     }
 
-    /// Lets every waiter look whether it is ready.
+    /// Lets every waiter check whether it is ready.
     pub(super) fn wake_all(&self, socket: &impl Socket) {
         let state = self.lock();
         state.standby.iter().for_each(|waiter| waiter.notified.notify_one());
@@ -222,7 +222,7 @@ impl ReadTurn {
         }
     }
 
-    /// Has whoever polls look whether there is something to write.
+    /// Makes the polling thread check whether there is something to write.
     pub(super) fn ring(&self, socket: &impl Socket) {
         let turn = self.lock().turn;
         match turn {
@@ -261,7 +261,7 @@ impl ReadTurn {
         self.lock().limits.retain(|limit| limit.id != id);
     }
 
-    /// The broker is no longer blocked. For whoever reads.
+    /// The broker is no longer blocked. For the reading thread.
     pub(super) fn resume_limits(&self) {
         for limit in self.lock().limits.iter_mut().filter(|limit| !limit.is_strict) {
             limit.ends = Some(after(AFTER_ALARM));

@@ -138,7 +138,7 @@ impl PendingReply {
         outcome
     }
 
-    /// A call that was sent before may have been executed then, whatever became of it now.
+    /// A call that was sent before may have been executed then, even if this attempt was not.
     fn in_hindsight(&self, error: Error) -> Error {
         match &self.lost {
             Some(lost) if !error.may_have_executed() => {

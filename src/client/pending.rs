@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 /// The calls by their correlation ids, at most `limit` at once. A call past its deadline does not
 /// count, whether or not anybody waits for it.
 ///
-/// Whatever makes a thread ready that may be waiting returns or passes on its [`Waiter`].
+/// Each method that makes a waiting thread ready returns or passes on its [`Waiter`].
 pub(crate) struct PendingCalls {
     table: Mutex<Table>,
     limit: usize,
@@ -193,7 +193,7 @@ impl PendingCalls {
     }
 
     /// Ends every call with this error, and lets none begin. The first reason why none may begin
-    /// stays. Whoever waits for room has to be woken.
+    /// stays. The caller wakes the threads that wait for room.
     pub(crate) fn end(&self, error: Error, notify: impl Fn(&Arc<Waiter>)) {
         self.retire(error.clone());
         let calls = std::mem::take(&mut self.lock().calls);

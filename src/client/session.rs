@@ -252,7 +252,7 @@ impl Session {
             Err(WriteError::TimedOut { begun }) => Err(self.not_taken(limit, begun)),
             Err(WriteError::ChannelClosed) => Ok(None),
             Err(WriteError::Disconnected) => {
-                // Whoever reads is about to learn why.
+                // The reading thread learns why.
                 let soon = Instant::now() + CLOSING;
                 self.data_plane.wait(&in_flight.slot.waiter, soon, || false);
                 self.data_plane.cut("the connection ended while a request was written");

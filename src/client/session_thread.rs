@@ -159,7 +159,7 @@ fn send_probe(
 
 fn serve_orders(config: &Config, connection: &mut Connection, orders: &Receiver<Order>) {
     while let Ok(Order::Inspect { queue, answer }) = orders.recv() {
-        // Whoever asked may have stopped waiting.
+        // The caller may have stopped waiting.
         let _ = answer.send(inspect(config, connection, &queue));
     }
 }

@@ -1,7 +1,7 @@
 //! The broker's bytes, split by frame: messages for this crate, everything else for amiquip.
 //!
 //! The peer is not trusted. Memory grows by what has arrived, never by what was announced; nothing
-//! recurses; and whatever breaks the protocol ends the connection with a sentence.
+//! recurses; and a violation of the protocol ends the connection with a sentence.
 
 #[cfg(test)]
 mod tests;
@@ -295,7 +295,7 @@ fn continue_content(
                 return Err("the broker sent too many messages at once".into());
             }
             // More than has arrived, so that a large body is not moved often; but in proportion to
-            // that, whatever was announced.
+            // that, however much was announced.
             let body = &mut message.body;
             if body.capacity() - body.len() < payload.len() {
                 let most = 8 * (body.len() + payload.len());

@@ -1,7 +1,7 @@
 //! The properties of a message.
 //!
 //! What a peer writes there reaches us byte for byte. A property that cannot be decoded is absent,
-//! and the message is delivered all the same: whoever gets it is at least able to answer.
+//! and the message is delivered all the same, so that its receiver can at least answer.
 
 use super::fields::{Fields, append_long, append_short};
 

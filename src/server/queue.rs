@@ -28,7 +28,7 @@ pub(crate) fn ensure(connection: &mut Connection, shared: &Shared) -> Result<()>
     })
 }
 
-/// Looks passively first: whoever made the queue knew what kind it should be.
+/// Looks passively first: a queue that exists has the kind that its creator wanted.
 fn look_or_declare(
     connection: &mut Connection,
     queue: &str,

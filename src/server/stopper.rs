@@ -18,7 +18,7 @@ use crate::broker::DataPlane;
 /// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
 /// let stopper = server.stopper();
 /// let serving = std::thread::spawn(move || server.serve(fibonacci::answer));
-/// // … whatever else the program does, calls to that server among it …
+/// // … the rest of the program, which may call that server …
 /// println!("{} requests answered", stopper.counters().served);
 /// stopper.stop();
 /// serving.join().expect("serving does not panic")?;

@@ -197,7 +197,7 @@ impl Supervisor {
             connection.data_plane.cut(&error.to_string());
         }
         let reason = connection.close();
-        // Whatever ended this connection may have ended those as well.
+        // The cause that ended this connection may have ended those as well.
         self.shared.direct.close();
         self.workers.drop_assignments();
         match end {

@@ -153,7 +153,7 @@ impl<'a> Worker<'a> {
         let name = RequestName(&address, request.trace_id());
         if request.redelivered() {
             add(&counters.redelivered);
-            log::info!("{name} comes again: whoever had it before may have begun with it");
+            log::info!("{name} is redelivered: another worker may have begun with it before");
         }
         let in_progress = counters.begin();
         let signs = KeepAlive::begin(self.shared, request, &address, self.channel_id, data_plane);
@@ -236,7 +236,7 @@ impl<'a> Worker<'a> {
                 Ok(_) => self.connection_ended(),
             }),
             Err(WriteError::Disconnected | WriteError::TimedOut { .. }) => {
-                // Whoever reads is about to learn why.
+                // The reading thread learns why.
                 data_plane.wait(&inbox.waiter, Instant::now() + CLOSING, || false);
                 Err(self.connection_ended())
             }

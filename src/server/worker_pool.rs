@@ -16,7 +16,7 @@ use crate::error::{Error, Failure, Result};
 use crate::wire::{Reply, Request};
 
 pub(crate) struct WorkerPool {
-    /// Channels for whichever worker is free.
+    /// Channels for the next free worker.
     assign: Sender<Assignment>,
     unassigned: Receiver<Assignment>,
     /// What the workers report, and who else has the other end.

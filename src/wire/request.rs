@@ -10,7 +10,7 @@ use crate::frames::{Delivery, Message, Properties, find_header};
 
 /// A request, and what its handler may want to know of it.
 ///
-/// Whatever a requester left out, or wrote in a form that cannot be read, is `None`.
+/// A property that the requester left out, or that cannot be decoded, is `None`.
 ///
 /// ```
 /// use rabbitmq_rpc::{Failure, Request, Status};
@@ -47,7 +47,7 @@ impl Request {
         Request { message, redelivered, deadline, is_abandoned: Arc::default() }
     }
 
-    /// What the requester asks, in whatever form the two sides have agreed on.
+    /// The request itself, in the form on which the two sides have agreed.
     pub fn body(&self) -> &[u8] {
         &self.message.body
     }

@@ -59,7 +59,7 @@ fn servers_share_a_queue_and_take_over_what_one_leaves() {
     let said = first.stderr();
     assert!(said.contains("timed out after 300ms: requests still in progress: 1; "), "{said}");
 
-    second.wait_for_line("comes again", PATIENCE);
+    second.wait_for_line("is redelivered", PATIENCE);
     assert_eq!(client.call(10), Ok(55));
     second.kill();
 }

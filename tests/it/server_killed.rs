@@ -28,7 +28,7 @@ fn a_request_whose_server_is_killed_goes_to_another() {
     let mut second = rpc_server(&queue, &["--recursive"]);
     first.kill();
     assert_eq!(raw.reply().body, b"39088169");
-    second.wait_for_line("comes again", PATIENCE);
+    second.wait_for_line("is redelivered", PATIENCE);
     assert_eq!(client.call(7), Ok(13));
 }
 
@@ -119,7 +119,7 @@ fn a_request_that_kills_its_servers_ends_as_a_dead_letter() {
         if delivery > 0 {
             let args = [&["--url", &url, "--queue", &queue], &limited[..]].concat();
             server = Process::spawn(RPC_SERVER, &args);
-            server.wait_for_line("comes again", PATIENCE);
+            server.wait_for_line("is redelivered", PATIENCE);
         } else {
             queue::wait_until_taken(&url, &queue);
         }

@@ -34,7 +34,7 @@ impl Connector {
         let mut context = SslContextBuilder::new(SslMethod::tls_client()).map_err(unset)?;
         context.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(unset)?;
         context.set_verify(SslVerifyMode::PEER);
-        // Whoever has to try a write again may have moved the bytes.
+        // A write that is tried again may come from another address.
         context.set_mode(
             SslMode::AUTO_RETRY
                 | SslMode::ACCEPT_MOVING_WRITE_BUFFER

@@ -128,7 +128,7 @@ impl Corpus {
         let count = |text| log.lines().filter(|line| line.contains(text)).count() as u64;
         assert_eq!(count("taking requests from"), 1, "{log}");
         assert_eq!(count("trying again"), 0, "{log}");
-        assert_eq!(count("comes again"), 0, "{log}");
+        assert_eq!(count("is redelivered"), 0, "{log}");
         assert_eq!(count("rejected a request"), self.counts[REJECTED], "{log}");
         let [served, failed, rejected, returned] = self.counts;
         let counters = format!(
