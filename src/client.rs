@@ -57,6 +57,18 @@ pub struct QueueStatus {
 }
 
 /// How a client calls.
+///
+/// ```
+/// use std::time::Duration;
+/// use rabbitmq_rpc::ClientOptions;
+///
+/// let options = ClientOptions {
+///     timeout: Duration::from_secs(5),
+///     idempotent: true, // The handler may run twice for one call.
+///     ..Default::default()
+/// };
+/// # assert!(options.keep_alive.is_none());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientOptions {
     /// How long a call may take that names no timeout of its own: 30 s unless set. It covers
@@ -69,8 +81,8 @@ pub struct ClientOptions {
     /// is sent again until its deadline, under a new correlation id and the same `message_id`. So
     /// is one whose request may be lost on a connection that is well: when other calls have left
     /// that connection since nothing came back, or when no sign of life comes
-    /// ([`ClientOptions::keep_alive`]). It is not sent again when the broker closed the channel over one of the requests, such as one that
-    /// is larger than its `max_message_size`.
+    /// ([`ClientOptions::keep_alive`]). It is not sent again when the broker closed the channel over
+    /// one of the requests, such as one that is larger than its `max_message_size`.
     pub idempotent: bool,
     /// The requests' `content_type`: `application/octet-stream` unless set.
     pub content_type: String,
@@ -189,6 +201,15 @@ impl RpcClient {
     ///
     /// # Errors
     /// [`Error::Unroutable`] if there is no such queue; otherwise as [`RpcClient::call`].
+    ///
+    /// ```no_run
+    /// # use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+    /// # let brokers = Brokers::parse("amqp://localhost")?;
+    /// # let client = RpcClient::connect(brokers, "upper_case", ClientOptions::default())?;
+    /// let queue = client.queue()?;
+    /// println!("{} workers serve it, and {} requests wait", queue.consumers, queue.messages);
+    /// # Ok::<(), rabbitmq_rpc::Error>(())
+    /// ```
     pub fn queue(&self) -> Result<QueueStatus> {
         let deadline = Deadline::after(self.config().options.timeout);
         self.reconnector().session(deadline)?.ask_about(&self.queue, deadline)

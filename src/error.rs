@@ -9,7 +9,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// Why a call got no result, or why a server stopped.
 ///
 /// The text of each is one sentence that names its object and the cause, and never a password.
-/// Whether it is safe to try again is what [`Error::may_have_executed`] tells.
+/// [`Error::may_have_executed`] tells whether it is safe to try again.
+///
+/// ```no_run
+/// # use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+/// # let brokers = Brokers::parse("amqp://localhost")?;
+/// # let client = RpcClient::connect(brokers, "orders", ClientOptions::default())?;
+/// match client.call("buy") {
+///     Ok(reply) => println!("{} bytes", reply.len()),
+///     Err(error) if error.may_have_executed() => println!("look before you retry: {error}"),
+///     Err(error) => println!("nothing was bought: {error}"),
+/// }
+/// # Ok::<(), rabbitmq_rpc::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {

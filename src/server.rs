@@ -52,6 +52,19 @@ pub struct RpcServer {
 }
 
 /// How a server serves.
+///
+/// ```
+/// use std::time::Duration;
+/// use rabbitmq_rpc::ServerOptions;
+///
+/// let options = ServerOptions {
+///     workers: 4,
+///     drain_timeout: Duration::from_secs(10), // What a stop waits for at most.
+///     max_waiting: Some(100), // Further callers learn at once that the service is overloaded.
+///     ..Default::default()
+/// };
+/// # assert_eq!(options.prefetch, 1);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
     /// Requests worked on at once, each in a thread and on a channel of its own: 1 unless set.

@@ -13,6 +13,14 @@ pub(crate) use self::openssl::Connector;
 pub(crate) use self::without::Connector;
 
 /// Files for TLS, all PEM. The broker's certificate and its host name are always verified.
+///
+/// ```
+/// use rabbitmq_rpc::{Brokers, TlsFiles};
+///
+/// let mut brokers = Brokers::parse("amqps://ann:s3cret@rabbit-1")?;
+/// brokers.tls = TlsFiles { ca: Some("/etc/ssl/our-ca.pem".into()), ..Default::default() };
+/// # Ok::<(), rabbitmq_rpc::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
     /// The certificates of the authorities to trust, instead of the system's.

@@ -34,6 +34,22 @@ pub(super) type Outcome = Result<Reply>;
 /// Dropping it gives the call up: the request may still be executed, its reply is thrown away.
 /// It keeps nothing of the client alive: once that is closed, waiting ends with
 /// [`Error::Closed`].
+///
+/// ```no_run
+/// use std::time::Duration;
+/// # use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
+/// # let brokers = Brokers::parse("amqp://localhost")?;
+/// # let client = RpcClient::connect(brokers, "upper_case", ClientOptions::default())?;
+///
+/// let mut pending = client.send("hello")?;
+/// let reply = loop {
+///     match pending.wait_timeout(Duration::from_secs(1))? {
+///         Some(reply) => break reply,
+///         None => println!("still waiting"),
+///     }
+/// };
+/// # Ok::<(), rabbitmq_rpc::Error>(())
+/// ```
 #[must_use = "dropping it gives the call up"]
 pub struct PendingReply {
     reconnector: Arc<Reconnector>,
