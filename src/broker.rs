@@ -92,8 +92,8 @@ impl Brokers {
     }
 
     /// As [`Brokers::connect`], in a thread of its own, that nobody has to wait for: looking up a
-    /// name takes as long as the system's resolver does. A caller that stops waiting drops the receiver,
-    /// and the connection is closed again.
+    /// name takes as long as the system's resolver does. A caller that stops waiting drops the
+    /// receiver, and the connection is closed again.
     pub(crate) fn connect_in_thread(
         &self,
         first: usize,

@@ -81,8 +81,8 @@ pub struct ClientOptions {
     /// is sent again until its deadline, under a new correlation id and the same `message_id`. So
     /// is one whose request may be lost on a connection that is well: when other calls have left
     /// that connection since nothing came back, or when no sign of life comes
-    /// ([`ClientOptions::keep_alive`]). It is not sent again when the broker closed the channel over
-    /// one of the requests, such as one that is larger than its `max_message_size`.
+    /// ([`ClientOptions::keep_alive`]). It is not sent again when the broker closed the channel
+    /// over one of the requests, such as one that is larger than its `max_message_size`.
     pub idempotent: bool,
     /// The requests' `content_type`: `application/octet-stream` unless set.
     pub content_type: String,

@@ -76,8 +76,9 @@ pub struct ServerOptions {
     /// The kind of queue to declare where there is none: classic unless set. Where there is one,
     /// it is used as it is.
     pub queue_type: QueueType,
-    /// How often a request is delivered again, at most, after workers died of it: quorum queues only
-    /// ([Poison messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)).
+    /// How often a request is delivered again, at most, after workers died of it: quorum queues
+    /// only ([Poison
+    /// messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)).
     pub delivery_limit: Option<u32>,
     /// The exchange that gets requests that were rejected, expired or delivered too often
     /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).

@@ -1,7 +1,8 @@
 //! The wire contract: requests and replies to AMQP frames and back. Pure.
 //!
 //! It is RabbitMQ's tutorial six with additions that a program which does not know them can
-//! leave unread. Properties that are absent, foreign or undecodable are expected, and never an error.
+//! leave unread. Properties that are absent, foreign or undecodable are expected, and never an
+//! error.
 
 mod headers;
 mod reply;

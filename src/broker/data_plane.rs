@@ -47,8 +47,8 @@ struct Reading {
     told_alive: Option<Instant>,
 }
 
-/// Called by the reading thread, for everything that arrives. It must not block, and may only call what
-/// [`DataPlane`] says it may.
+/// Called by the reading thread, for everything that arrives. It must not block, and may only call
+/// what [`DataPlane`] says it may.
 pub(crate) type Handler = Box<dyn Fn(&DataPlane, Event) + Send + Sync>;
 
 #[derive(Debug)]

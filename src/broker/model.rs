@@ -282,8 +282,8 @@ fn reply_wakes_its_caller_while_another_reads() {
     }
 }
 
-/// Nobody answers the second caller. Its time runs out, no matter which thread has the turn. That disturbs
-/// neither of the others.
+/// Nobody answers the second caller. Its time runs out, no matter which thread has the turn. That
+/// disturbs neither of the others.
 #[test]
 fn caller_returns_at_its_deadline_whoever_reads() {
     for has_reserve in [false, true] {

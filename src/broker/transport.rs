@@ -168,7 +168,8 @@ impl Transport {
         }
     }
 
-    /// Writes what is due, unless a writer is about to. The reading thread calls it when there is room.
+    /// Writes what is due, unless a writer is about to. The reading thread calls it when there is
+    /// room.
     pub(super) fn write_due(&self) {
         let mut state = self.lock();
         if !state.has_writer {

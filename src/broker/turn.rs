@@ -198,7 +198,8 @@ impl ReadTurn {
         }
     }
 
-    /// Lets a waiter check whether it is ready. For the reading thread, which checks for itself later.
+    /// Lets a waiter check whether it is ready. For the reading thread, which checks for itself
+    /// later.
     pub(super) fn notify(&self, waiter: &Arc<Waiter>) {
         self.lock().notify(waiter);
     }

@@ -50,7 +50,8 @@ impl<'a> CallBuilder<'a> {
         CallBuilder { client, call, timeout: options.timeout }
     }
 
-    /// How long the call may take, in place of [`ClientOptions::timeout`](super::ClientOptions::timeout).
+    /// How long the call may take, in place of
+    /// [`ClientOptions::timeout`](super::ClientOptions::timeout).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

@@ -231,7 +231,8 @@ impl PendingCalls {
 }
 
 impl Table {
-    /// Takes out the calls whose deadlines have passed. Returns the earliest deadline of the others.
+    /// Takes out the calls whose deadlines have passed. Returns the earliest deadline of the
+    /// others.
     fn remove_expired(&mut self) -> Instant {
         let now = Instant::now();
         if self.earliest.is_some_and(|earliest| earliest <= now) {

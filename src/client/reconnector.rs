@@ -9,7 +9,8 @@ use super::{Config, lock, session_thread};
 use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Result};
 
-/// What makes the sessions of a client, shared with its pending replies and with the thread that connects.
+/// What makes the sessions of a client, shared with its pending replies and with the thread that
+/// connects.
 pub(crate) struct Reconnector {
     pub(super) config: Arc<Config>,
     state: Mutex<State>,

@@ -47,8 +47,8 @@ impl Session {
         Error::TimedOut { what, after, sent: true }
     }
 
-    /// What the broker says of a queue. Callers that ask within a second share the answer. Blocks for
-    /// at most 200 ms.
+    /// What the broker says of a queue. Callers that ask within a second share the answer. Blocks
+    /// for at most 200 ms.
     pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
         let mut inspected = lock(&self.inspected);
         match inspected.get(queue) {

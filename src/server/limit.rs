@@ -2,8 +2,8 @@
 //!
 //! RabbitMQ closes the channel over a message that is larger than its
 //! [`max_message_size`](https://www.rabbitmq.com/docs/configure), and only then tells the limit.
-//! The broker redelivers the request, which would end one channel after the other. So a server remembers the
-//! limit, and answers the second time that its reply is too large.
+//! The broker redelivers the request, which would end one channel after the other. So a server
+//! remembers the limit, and answers the second time that its reply is too large.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

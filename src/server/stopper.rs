@@ -33,8 +33,8 @@ impl Stopper {
     }
 
     /// Tells the server to stop: it takes no further request, answers those in progress, gives back
-    /// those it has not begun with, and [`RpcServer::serve`](super::RpcServer::serve) returns. It stays stopped: `serve`
-    /// returns at once from then on. Does not block.
+    /// those it has not begun with, and [`RpcServer::serve`](super::RpcServer::serve) returns. It
+    /// stays stopped: `serve` returns at once from then on. Does not block.
     pub fn stop(&self) {
         self.0.stop.stop();
     }

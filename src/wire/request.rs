@@ -80,7 +80,8 @@ impl Request {
     }
 
     /// The user as whom the requester logged in, if it said so: the broker takes no message in
-    /// which this is another ([Validated User-ID](https://www.rabbitmq.com/docs/validated-user-id)).
+    /// which this is another ([Validated
+    /// User-ID](https://www.rabbitmq.com/docs/validated-user-id)).
     pub fn user_id(&self) -> Option<&str> {
         self.properties().user_id
     }

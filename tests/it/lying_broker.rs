@@ -72,7 +72,8 @@ fn judge_client(url: &str, round: &str) {
     judge(&mut client, ended, round);
 }
 
-/// The exit codes are those of `sysexits.h` that the programs use: none ends by a signal or a panic.
+/// The exit codes are those of `sysexits.h` that the programs use: none ends by a signal or a
+/// panic.
 fn judge(process: &mut Process, ended: Option<i32>, round: &str) {
     let stderr = process.stderr();
     assert!(!stderr.contains("panicked"), "{round}: {stderr}");

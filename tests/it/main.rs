@@ -31,11 +31,11 @@
 //! | files | [`scratch::directory`] |
 //! | memory, threads and descriptors | [`usage::Usage`] |
 //!
-//! A test waits for an event: a line of a program ([`process::Process::wait_for_line`]), a reply, or
-//! a message on a channel. Where nothing tells of the event, [`patience::await_value`] looks again
-//! and again. No test sleeps in the hope that something has happened by then. Each wait ends after
-//! [`patience::PATIENCE`]: a wait that is over fails the test, and shows what the programs printed.
-//! A duration is asserted only where the time itself is what the test is about.
+//! A test waits for an event: a line of a program ([`process::Process::wait_for_line`]), a reply,
+//! or a message on a channel. Where nothing tells of the event, [`patience::await_value`] looks
+//! again and again. No test sleeps in the hope that something has happened by then. Each wait ends
+//! after [`patience::PATIENCE`]: a wait that is over fails the test, and shows what the programs
+//! printed. A duration is asserted only where the time itself is what the test is about.
 //!
 //! A process, a server or a broker ends when the test drops it, also when the test fails. A helper
 //! that one file needs stays in that file; one that two need moves to the modules above.

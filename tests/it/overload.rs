@@ -14,8 +14,8 @@ use crate::queue;
 
 const LIMIT: u32 = 2;
 
-/// Sends one request that occupies the worker, as many as may wait, and three more. Returns which of
-/// them were refused.
+/// Sends one request that occupies the worker, as many as may wait, and three more. Returns which
+/// of them were refused.
 fn refused_of(queue_type: QueueType) -> Vec<bool> {
     let (url, queue) = (Broker::shared().url(), queue_name("overload"));
     let (release, released) = unbounded::<()>();

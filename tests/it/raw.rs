@@ -1,8 +1,8 @@
 //! An AMQP 0-9-1 client that writes what it is told, byte for byte: nothing that calls itself a
 //! client library lets a test publish a broken content header.
 //!
-//! The layout is that of the [specification](https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf),
-//! 2.3 and 4.2.
+//! The layout is that of the
+//! [specification](https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf), 2.3 and 4.2.
 
 mod properties;
 

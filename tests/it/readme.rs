@@ -1,5 +1,5 @@
-//! The shell blocks of the README and the guide, run in one session as a reader would who types them in and waits
-//! for what their comments promise.
+//! The shell blocks of the README and the guide, run in one session as a reader would who types
+//! them in and waits for what their comments promise.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;

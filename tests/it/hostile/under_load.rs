@@ -19,7 +19,8 @@ use crate::usage::memory_of;
 
 const GOOD_CLIENTS: usize = 8;
 const HOSTILE_THREADS: usize = 4;
-/// What the server may grow by, in kB: some bodies of 1 MB in its queues, and the allocator's slack.
+/// What the server may grow by, in kB: some bodies of 1 MB in its queues, and the allocator's
+/// slack.
 const GROWTH: i64 = 16 << 10;
 /// How many times as long as without hostile requests the slowest good call in 100 may take.
 const SLOWER: u32 = 10;

@@ -128,8 +128,8 @@ fn wait_until_rejoined(broker: &Broker, node: usize) {
     assert!(rejoined, "node {node} has not rejoined the cluster after {RECOVERY_TIMEOUT:?}");
 }
 
-/// Whether the node runs, and the others list it as running, within that time. A node that was frozen for
-/// long finds itself in a minority, pauses, and then rejoins.
+/// Whether the node runs, and the others list it as running, within that time. A node that was
+/// frozen for long finds itself in a minority, pauses, and then rejoins.
 fn rejoins(broker: &Broker, node: usize, timeout: Duration) -> bool {
     let deadline = Instant::now() + timeout;
     let other = (node + 1) % System::NODES;

@@ -23,8 +23,8 @@ pub struct History {
     /// from a service during it.
     pub faults: Vec<(String, Duration)>,
     pub growth: Vec<Growth>,
-    /// The longest time by which the machine woke a thread of the soak too late. No time in the table
-    /// is more precise than this.
+    /// The longest time by which the machine woke a thread of the soak too late. No time in the
+    /// table is more precise than this.
     pub wake_up_delay: Duration,
     /// Whether the run reached its end. Some violations are looked for only there.
     pub is_complete: bool,
