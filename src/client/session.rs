@@ -253,7 +253,7 @@ impl Session {
             Err(WriteError::ChannelClosed) => Ok(None),
             Err(WriteError::Disconnected) => {
                 // The reading thread learns why.
-                let soon = Instant::now() + CLOSING;
+                let soon = limit.at.min(Instant::now() + CLOSING);
                 self.data_plane.wait(&in_flight.slot.waiter, soon, || false);
                 self.data_plane.cut("the connection ended while a request was written");
                 Ok(None)
