@@ -173,6 +173,11 @@ impl DataPlane {
         self.begin_limit(limit, false)
     }
 
+    /// Has the synchronous calls of now end within `limit`, since this program wants to stop.
+    pub(crate) fn shorten_time_limits(&self, limit: Duration) {
+        self.turn.shorten_limits(self, Instant::now() + limit);
+    }
+
     fn begin_limit(&self, limit: Duration, is_strict: bool) -> TimeLimit<'_> {
         let ends = Instant::now() + limit.min(Duration::from_secs(3600));
         TimeLimit { data_plane: self, id: self.turn.begin_limit(self, ends, is_strict) }

@@ -398,3 +398,15 @@ fn blocked_broker_suspends_time_limit() {
         reserve.join().unwrap();
     });
 }
+
+/// A limit can be brought forward, also while the reserve blocks in `poll`.
+#[test]
+fn shortened_time_limit_ends_the_connection() {
+    check(|| {
+        let model = Model::new(1);
+        let reserve = model.reserve();
+        model.turn.begin_limit(&*model, Moment::Never, true);
+        model.turn.shorten_limits(&*model, Moment::Soon);
+        reserve.join().unwrap();
+    });
+}

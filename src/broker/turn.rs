@@ -249,13 +249,26 @@ impl ReadTurn {
         state.next_limit += 1;
         let id = state.next_limit;
         state.limits.push(Limit { id, ends: Some(limit), is_strict });
+        self.wake_reserve(socket, state);
+        id
+    }
+
+    /// Has the limits of now end at `limit`, if not before.
+    pub(super) fn shorten_limits(&self, socket: &impl Socket, limit: Moment) {
+        let mut state = self.lock();
+        for other in &mut state.limits {
+            other.ends = other.ends.map(|ends| ends.min(limit));
+        }
+        self.wake_reserve(socket, state);
+    }
+
+    fn wake_reserve(&self, socket: &impl Socket, state: MutexGuard<'_, State>) {
         let reserve_polls = state.turn == Polled;
         drop(state);
         self.reserve.notify_one();
         if reserve_polls {
             socket.ring(Reader::Reserve);
         }
-        id
     }
 
     pub(super) fn end_limit(&self, id: u64) {

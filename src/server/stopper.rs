@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -78,7 +79,7 @@ impl Stop {
         drop(lock(&self.running).take());
         let data_planes: Vec<_> =
             lock(&self.data_planes).iter().filter_map(Weak::upgrade).collect();
-        data_planes.iter().for_each(|data_plane| data_plane.wake_all());
+        data_planes.iter().for_each(|data_plane| stop_on(data_plane));
     }
 
     pub(super) fn is_stopped(&self) -> bool {
@@ -90,14 +91,20 @@ impl Stop {
         &self.signal
     }
 
-    /// Has workers that wait on this connection learn of the stop.
+    /// Has those who wait on this connection learn of the stop: workers at once, synchronous calls
+    /// after half a second.
     pub(super) fn attach(&self, data_plane: &Arc<DataPlane>) {
         let mut data_planes = lock(&self.data_planes);
         data_planes.retain(|other| other.strong_count() > 0);
         data_planes.push(Arc::downgrade(data_plane));
         drop(data_planes);
         if self.is_stopped() {
-            data_plane.wake_all();
+            stop_on(data_plane);
         }
     }
+}
+
+fn stop_on(data_plane: &DataPlane) {
+    data_plane.shorten_time_limits(Duration::from_millis(500));
+    data_plane.wake_all();
 }

@@ -127,12 +127,12 @@ impl Supervisor {
         let events = Some(self.workers.report.clone());
         let inboxes = Inboxes::attach(&self.shared, &data_plane, self.session, events);
         let _limit = data_plane.time_limit(self.shared.brokers.connect_timeout);
+        self.shared.stop.attach(&data_plane);
         queue::ensure(connection, &self.shared)?;
         let workers = 0..self.shared.options.workers;
         let assignments: Vec<_> =
             workers.map(|_| self.assignment(connection, &inboxes)).collect::<Result<_>>()?;
         let monitor = monitor(&self.shared, connection)?;
-        self.shared.stop.attach(&data_plane);
         // Only now: under an alarm the broker answers nothing once there has been a reply.
         assignments.into_iter().for_each(|assignment| self.workers.assign(assignment));
         Ok((inboxes, monitor))
@@ -306,11 +306,11 @@ pub(crate) fn lend_a_worker<T>(
     let data_plane = Arc::clone(&connection.data_plane);
     let inboxes = Inboxes::attach(shared, &data_plane, 0, None);
     let limit = data_plane.time_limit(shared.brokers.connect_timeout);
+    shared.stop.attach(&data_plane);
     queue::ensure(&mut connection, shared)?;
     let assignment = assignment(0, &mut connection, &inboxes)?;
     let _monitor = monitor(shared, &mut connection)?;
     drop(limit);
-    shared.stop.attach(&data_plane);
     let worker = Worker::begin(shared, &assignment).map_err(|reason| match reason {
         StopReason::Channel(error) | StopReason::Connection(error) => error,
         StopReason::Stopped => Error::Closed,

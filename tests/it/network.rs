@@ -1,6 +1,7 @@
 //! A network that swallows packets: deadlines hold, the heartbeat ends the session, and another
 //! broker takes over.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::Error;
@@ -137,4 +138,18 @@ fn server_leaves_broker_that_does_not_let_it_consume() {
     }
     leader("resume");
     server.wait_for_line("taking requests", PATIENCE);
+}
+
+#[test]
+fn server_stops_within_a_second_while_its_connection_is_set_up() {
+    let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
+    let mut server = rpc_server_at(&proxy.url(), &queue, &[]);
+    proxy.set(Mode::LoginsOnly);
+    proxy.cut();
+    await_value(|| proxy.logins(), |logins| *logins == 2);
+    // Then it asks for its queue, of which nothing tells, and gets no answer.
+    thread::sleep(SECOND / 5);
+    server.signal("TERM");
+    let ended = server.ends_within(SECOND).expect("it stops within a second");
+    assert_eq!(ended.code(), Some(0), "{}", server.stderr());
 }

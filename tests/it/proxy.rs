@@ -29,7 +29,8 @@ impl Proxy {
     pub fn to(broker: u16) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = State { mode: Mode::Forward, over: false, tries: 0, ends: Vec::new() };
+        let state =
+            State { mode: Mode::Forward, over: false, tries: 0, logins: 0, ends: Vec::new() };
         let gate = Arc::new(Gate { state: Mutex::new(state), changed: Condvar::new() });
         let proxy = Proxy { port, gate: Arc::clone(&gate) };
         thread::spawn(move || {
@@ -63,6 +64,11 @@ impl Proxy {
     pub fn tries(&self) -> usize {
         self.gate.state().tries
     }
+
+    /// How many of them were logged in.
+    pub fn logins(&self) -> usize {
+        self.gate.state().logins
+    }
 }
 
 impl Drop for Proxy {
@@ -84,6 +90,7 @@ struct State {
     mode: Mode,
     over: bool,
     tries: usize,
+    logins: usize,
     /// Both ends of the connections that may still be open.
     ends: Vec<TcpStream>,
 }
@@ -122,7 +129,11 @@ impl Gate {
             if to.write_all(&bytes[..length]).is_err() {
                 break;
             }
-            logged_in |= bytes[..length].windows(OPEN_OK.len()).any(|window| window == OPEN_OK);
+            if !logged_in && bytes[..length].windows(OPEN_OK.len()).any(|window| window == OPEN_OK)
+            {
+                logged_in = true;
+                self.state().logins += 1;
+            }
         }
         self.pass(logged_in);
         let _ = from.shutdown(Shutdown::Both);
