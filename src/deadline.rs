@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// The end of a wait, and how long that wait was when it began (for the error's text).
+/// The end of a wait, and the length of the whole wait, which error texts show.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Deadline {
     pub(crate) at: Instant,
@@ -10,8 +10,8 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// A deadline this far from now; one that overflows the clock is a century away, which is
-    /// what a caller means who asks for `Duration::MAX`.
+    /// A deadline this far from now, and at most a century away: a caller may pass
+    /// `Duration::MAX`, which the clock cannot add.
     pub(crate) fn after(timeout: Duration) -> Deadline {
         const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
         let now = Instant::now();
@@ -28,8 +28,9 @@ impl Deadline {
     }
 }
 
-/// How long to wait after the `tries`-th failed try: doubling from `first` up to `most`, of which
-/// a random half is taken off, so that those who lost the same broker do not come back at once.
+/// How long to wait after the `tries`-th failed try: `first`, doubled with each try up to `most`,
+/// less a random part of up to a half. The random part keeps programs that lost the same broker
+/// from reconnecting at the same moment.
 pub(crate) fn backoff(tries: u32, first: Duration, most: Duration) -> Duration {
     let whole = first.saturating_mul(1 << tries.saturating_sub(1).min(20)).min(most);
     let random = uuid::Uuid::new_v4().as_u128() as u32;

@@ -1,14 +1,14 @@
-//! What can go wrong, as sentences a caller can act on.
+//! Errors and failures. Each text is one sentence that says what to do.
 
 use std::fmt;
 use std::time::Duration;
 
-/// The result of everything in this crate that can fail.
+/// The result of every function of this crate that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Why a call got no result, or why a server stopped.
 ///
-/// The text of each is one sentence that names its object and the cause, and never a password.
+/// The text is one sentence that names the object and the cause. It never contains a password.
 /// [`Error::may_have_executed`] tells whether it is safe to try again.
 ///
 /// ```no_run
@@ -25,9 +25,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// A URL or an option makes no sense; nothing was tried. The text names the part to change.
+    /// A URL or an option is invalid, and nothing was tried. The text names the part to change.
     Config(String),
-    /// No broker could be reached, or none was fit for work, until the deadline.
+    /// No broker could be reached before the deadline, or none of them could be used.
     Unreachable {
         /// The brokers that were tried, as `host:port`, comma-separated.
         brokers: String,
@@ -35,66 +35,66 @@ pub enum Error {
         reason: String,
     },
     /// The broker refused the credentials, the virtual host or the permission. Trying again
-    /// does not help; the text names the user, the virtual host and the resource.
+    /// does not help. The text names the user, the virtual host and the resource.
     Refused(String),
-    /// The broker refused the queue: it is another connection's alone, or cannot be made as it was
-    /// asked for (AMQP's 405, 406 and 541).
+    /// The broker refused the queue: another connection owns it exclusively, or the broker cannot
+    /// declare it with these options (AMQP's 405, 406 and 541).
     QueueRefused {
         /// The queue's name.
         queue: String,
         /// What the broker said, and what to change.
         reason: String,
     },
-    /// There is no such queue, so nobody got the request.
+    /// The queue does not exist, so no server received the request.
     Unroutable {
         /// The queue's name.
         queue: String,
     },
-    /// The broker took no requests because of a resource alarm until the deadline
+    /// A resource alarm kept the broker from accepting requests until the deadline
     /// ([Memory and disk alarms](https://www.rabbitmq.com/docs/alarms)).
     Blocked {
-        /// What the broker gave as its reason, such as `low on memory`.
+        /// The reason that the broker gave, such as `low on memory`.
         reason: String,
         /// How long the call waited.
         after: Duration,
-        /// Whether the request had been handed to the connection when the deadline passed:
-        /// the broker may then still take it in.
+        /// Whether the request was already written to the connection when the deadline passed.
+        /// The broker may then still accept it.
         sent: bool,
     },
     /// The deadline passed.
     TimedOut {
-        /// What had been waited for.
+        /// What the call was waiting for.
         what: String,
-        /// How long the wait was.
+        /// How long it waited.
         after: Duration,
         /// Whether the request had been sent when the deadline passed.
         sent: bool,
     },
-    /// The caller had asked for signs of life, and they stay away: no server works on the request
-    /// any more, as far as can be told.
+    /// The caller asked for signs of life and they stopped: probably no server is executing the
+    /// request any more.
     ServerSilent {
         /// The queue's name.
         queue: String,
-        /// How long there was no sign.
+        /// How long there was no sign of life.
         after: Duration,
-        /// Whether the queue has no consumers: nobody serves it at present.
+        /// Whether the queue has no consumer at present.
         unserved: bool,
     },
     /// The connection was lost after the request had been sent.
     ConnectionLost {
-        /// What ended it.
+        /// What ended the connection.
         reason: String,
     },
     /// The server answered with an error.
     Remote(Failure),
-    /// The reply is not what it should be.
+    /// The reply cannot be decoded.
     BadReply(String),
-    /// The client or server was closed by its own program.
+    /// This program closed the client or the server.
     Closed,
 }
 
 impl Error {
-    /// Whether the server could have run the request, or could still run it.
+    /// Whether the server could have executed the request, or could still execute it.
     ///
     /// `false`: sending the request again is safe. `true`: it is safe only if the handler may run
     /// twice.
@@ -114,8 +114,8 @@ impl Error {
         }
     }
 
-    /// The kind of error as a name for logs and metrics, such as `TIMED_OUT`; the status's name for
-    /// one that the server answered with.
+    /// The kind of error as a name for logs and metrics, such as `TIMED_OUT`. For an error that
+    /// the server answered with, it is the name of the status.
     pub fn kind(&self) -> &'static str {
         match self {
             Error::Config(_) => "CONFIG",
@@ -134,8 +134,8 @@ impl Error {
     }
 }
 
-/// What a handler answers whose own call to another server failed: a failure of that server's
-/// goes on to the requester as it is.
+/// The failure that a handler returns when its own call to another server failed. A failure from
+/// that server is passed on unchanged.
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let status = match &error {
@@ -196,7 +196,7 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What a handler returns, and a caller gets, instead of a result: a status and one sentence.
+/// What a handler returns, and a caller receives, in place of a result: a status and one sentence.
 ///
 /// ```
 /// use rabbitmq_rpc::{Failure, Status};
@@ -213,7 +213,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// A failure of this kind, told in one sentence.
+    /// A failure of this kind, described in one sentence.
     pub fn new(status: Status, message: impl Into<String>) -> Failure {
         Failure { status, message: message.into() }
     }
@@ -232,42 +232,42 @@ impl std::error::Error for Failure {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Status {
-    /// The caller no longer wants it.
+    /// The caller cancelled the request.
     Cancelled,
-    /// Anything else; also a status that this version does not know.
+    /// Any other failure, and every status that this version does not know.
     Unknown,
-    /// The request is invalid, regardless of the server's state.
+    /// The request is invalid, whatever state the server is in.
     InvalidArgument,
-    /// It took too long on the server's side.
+    /// The server took too long.
     DeadlineExceeded,
-    /// What it names is not there.
+    /// What the request names does not exist.
     NotFound,
-    /// What it would make is there already.
+    /// What the request would create exists already.
     AlreadyExists,
-    /// This caller may not do it.
+    /// The caller lacks the permission.
     PermissionDenied,
-    /// Something has run out: a quota, a disk, the room for waiting requests. Who answers this
-    /// says that it has not executed the request.
+    /// A resource is used up: a quota, a disk, the space for waiting requests. A server that
+    /// answers this has not executed the request.
     ResourceExhausted,
-    /// The server's state does not allow it.
+    /// The server is not in the state that the request needs.
     FailedPrecondition,
-    /// It clashed with another request; try again from further up.
+    /// The request conflicted with another one. Repeat the whole operation, not only this request.
     Aborted,
-    /// A value lies outside what the server can do.
+    /// A value is outside the range that the server supports.
     OutOfRange,
-    /// The server cannot do this at all.
+    /// The server does not support this operation.
     Unimplemented,
-    /// The server is at fault: its handler panicked, for one.
+    /// The server has a bug: for example, its handler panicked.
     Internal,
-    /// The server cannot do it now; try again later.
+    /// The server cannot execute the request now. Try again later.
     Unavailable,
-    /// Data was lost or damaged for good.
+    /// Data is permanently lost or damaged.
     DataLoss,
-    /// The caller did not prove who it is.
+    /// The caller did not authenticate itself.
     Unauthenticated,
 }
 
-/// Every status with its name, in the order of the enum.
+/// Every status and its name, in the order of the enum.
 const NAMES: [(Status, &str); 16] = [
     (Status::Cancelled, "CANCELLED"),
     (Status::Unknown, "UNKNOWN"),
@@ -288,12 +288,12 @@ const NAMES: [(Status, &str); 16] = [
 ];
 
 impl Status {
-    /// The name that goes over the wire, such as `OUT_OF_RANGE`.
+    /// The name that a reply carries, such as `OUT_OF_RANGE`.
     pub fn name(self) -> &'static str {
         NAMES[self as usize].1
     }
 
-    /// The status of that name; [`Status::Unknown`] for one that this version does not know.
+    /// The status with this name, or [`Status::Unknown`] if this version does not know the name.
     pub fn from_name(name: &str) -> Status {
         let known = NAMES.iter().find(|(_, known)| *known == name);
         known.map_or(Status::Unknown, |(status, _)| *status)

@@ -1,4 +1,4 @@
-//! The Fibonacci service of RabbitMQ's tutorial six, on top of the generic core.
+//! The Fibonacci service of RabbitMQ's tutorial six, built on the generic client and server.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::error::{Error, Failure, Result, Status};
 use crate::wire::Request;
 
 /// A client of the Fibonacci service of
-/// [tutorial six](https://www.rabbitmq.com/tutorials/tutorial-six-python), with a server in
-/// any language.
+/// [tutorial six](https://www.rabbitmq.com/tutorials/tutorial-six-python). The server may be
+/// written in any language.
 ///
 /// Computing a number twice does no harm, so a call that is lost with its connection is sent
 /// again until its deadline.
@@ -27,11 +27,11 @@ pub struct FibonacciRpcClient {
 }
 
 impl FibonacciRpcClient {
-    /// The queue of tutorial six.
+    /// The request queue of tutorial six.
     pub const QUEUE: &str = "rpc_queue";
 
-    /// Connects to the brokers of that URL list, for the queue `rpc_queue`, with 30 s for each
-    /// call. Blocks as [`RpcClient::connect`] does.
+    /// Connects to one of these brokers (URLs separated by commas) to call the queue `rpc_queue`.
+    /// The timeout of each call is 30 s. Blocks as [`RpcClient::connect`] does.
     ///
     /// # Errors
     /// As [`Brokers::parse`] and [`RpcClient::connect`].
@@ -41,7 +41,7 @@ impl FibonacciRpcClient {
         FibonacciRpcClient::with_options(brokers, queue, options)
     }
 
-    /// As [`FibonacciRpcClient::connect`], for any queue and with options made from
+    /// Like [`FibonacciRpcClient::connect`], for any queue and any options. Base the options on
     /// [`FibonacciRpcClient::options`].
     ///
     /// # Errors
@@ -54,44 +54,44 @@ impl FibonacciRpcClient {
         Ok(FibonacciRpcClient { client: RpcClient::connect(brokers, queue, options)? })
     }
 
-    /// The defaults, but for requests that are text and may be executed twice.
+    /// The default options, except that requests are `text/plain` and idempotent.
     pub fn options() -> ClientOptions {
         let content_type = "text/plain".into();
         ClientOptions { idempotent: true, content_type, ..Default::default() }
     }
 
-    /// The `n`-th Fibonacci number, as the server computes it. Blocks until its reply comes, and
-    /// no longer than the client's timeout.
+    /// Asks the server for the `n`-th Fibonacci number. Blocks until the reply arrives, at most
+    /// for the client's timeout.
     ///
     /// # Errors
-    /// As [`RpcClient::call`]; [`Error::BadReply`] if the reply is no number.
+    /// The errors of [`RpcClient::call`], and [`Error::BadReply`] if the reply is not a number.
     pub fn call(&self, n: u64) -> Result<u128> {
         self.send(n)?.wait()
     }
 
-    /// Sends the request and returns at once, as [`RpcClient::send`] does.
+    /// Sends the request and returns without waiting for the reply, as [`RpcClient::send`] does.
     ///
     /// # Errors
-    /// As [`RpcClient::send`].
+    /// The errors of [`RpcClient::send`].
     pub fn send(&self, n: u64) -> Result<PendingNumber> {
         Ok(PendingNumber { reply: self.client.send(n.to_string())? })
     }
 
-    /// As [`FibonacciRpcClient::send`], with a timeout of its own.
+    /// Like [`FibonacciRpcClient::send`], with this timeout in place of the client's.
     ///
     /// # Errors
-    /// As [`RpcClient::send`].
+    /// The errors of [`RpcClient::send`].
     pub fn send_timeout(&self, n: u64, timeout: Duration) -> Result<PendingNumber> {
         Ok(PendingNumber { reply: self.client.send_timeout(n.to_string(), timeout)? })
     }
 
-    /// The generic client beneath.
+    /// The generic client that sends the requests.
     pub fn client(&self) -> &RpcClient {
         &self.client
     }
 }
 
-/// A Fibonacci number whose reply is still to come; dropping it gives the call up.
+/// A Fibonacci number whose reply has not been read yet. Dropping it abandons the call.
 #[derive(Debug)]
 #[must_use = "dropping it gives the call up"]
 pub struct PendingNumber {
@@ -99,35 +99,36 @@ pub struct PendingNumber {
 }
 
 impl PendingNumber {
-    /// Waits for the number until the call's deadline.
+    /// Blocks until the number arrives, at most until the call's deadline.
     ///
     /// # Errors
-    /// As [`FibonacciRpcClient::call`].
+    /// The errors of [`FibonacciRpcClient::call`].
     pub fn wait(self) -> Result<u128> {
         decode_number(&self.reply.wait()?)
     }
 
-    /// Waits for the number for at most `timeout`, and no longer than until the call's deadline.
-    /// `None` if it has not come by then. After a number or an error the call is over.
+    /// Blocks until the number arrives, at most for `timeout` and at most until the call's
+    /// deadline. `None` means that the timeout passed first. The call is over once this has
+    /// returned a number or an error.
     ///
     /// # Errors
-    /// As [`FibonacciRpcClient::call`].
+    /// The errors of [`FibonacciRpcClient::call`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<u128>> {
         self.reply.wait_timeout(timeout)?.map(|body| decode_number(&body)).transpose()
     }
 
-    /// The number if its reply has come already. Does not block but for some 200 ms at the call's
-    /// deadline. After a number or an error the call is over.
+    /// The number, if it has arrived. Does not block, except for about 200 ms at the call's
+    /// deadline. The call is over once this has returned a number or an error.
     ///
     /// # Errors
-    /// As [`FibonacciRpcClient::call`].
+    /// The errors of [`FibonacciRpcClient::call`].
     pub fn try_wait(&mut self) -> Result<Option<u128>> {
         self.reply.try_wait()?.map(|body| decode_number(&body)).transpose()
     }
 }
 
-/// Answers requests of the Fibonacci service: the handler to give to
-/// [`RpcServer::serve`](crate::RpcServer::serve).
+/// Answers requests of the Fibonacci service. Pass it to
+/// [`RpcServer::serve`](crate::RpcServer::serve) as the handler.
 ///
 /// ```
 /// use rabbitmq_rpc::{Request, Status, fibonacci};
@@ -139,16 +140,16 @@ impl PendingNumber {
 /// ```
 ///
 /// # Errors
-/// `INVALID_ARGUMENT` for what is no number, `OUT_OF_RANGE` for one above [`MAX_N`].
+/// `INVALID_ARGUMENT` if the request is not a number, `OUT_OF_RANGE` if it is above [`MAX_N`].
 pub fn answer(request: &Request) -> Result<String, Failure> {
     Ok(fib(decode_request(request.body())?).to_string())
 }
 
-/// As [`answer`], by double recursion as tutorial six has it: a slow job on purpose. Each step of
-/// `n` takes 1.6 times as long as the one before; n = 40 takes about half a second, n = 60 hours.
+/// Like [`answer`], but by double recursion, as in tutorial six: a slow handler for tests. Each
+/// increment of `n` multiplies the time by 1.6. n = 40 takes about half a second, n = 60 hours.
 ///
 /// # Errors
-/// As [`answer`].
+/// The errors of [`answer`].
 pub fn answer_slowly(request: &Request) -> Result<String, Failure> {
     Ok(fib_by_double_recursion(decode_request(request.body())?).to_string())
 }
@@ -158,7 +159,7 @@ pub const MAX_N: u64 = 186;
 
 /// The `n`-th Fibonacci number, for `n` up to [`MAX_N`].
 pub fn fib(n: u64) -> u128 {
-    // The pair runs one number ahead of the result, and that one may no longer fit.
+    // `next` is one number ahead of the result, so it may overflow when the result does not.
     let (mut this, mut next) = (0u128, 1u128);
     for _ in 0..n {
         (this, next) = (next, this.wrapping_add(next));
@@ -193,7 +194,7 @@ fn decode_number(reply: &[u8]) -> Result<u128> {
         .ok_or_else(|| Error::BadReply(format!("the reply is {}, not a number", shown(reply))))
 }
 
-/// Digits, with white space around them as other languages' clients leave it.
+/// Parses digits. White space around them is allowed: clients in other languages send it.
 fn parse_decimal(text: &[u8]) -> Option<u128> {
     let digits = text.trim_ascii();
     let digits = digits.iter().all(u8::is_ascii_digit).then_some(digits)?;

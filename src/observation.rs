@@ -1,11 +1,11 @@
-//! What a program can learn of each call and request, for metrics.
+//! What this crate reports about each finished call and request, for metrics.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
-/// One call of a client's, or one request of a server's, that has ended.
+/// One finished call of a client, or one finished request of a server.
 ///
-/// An exporter needs little more than this:
+/// A metrics exporter needs little more than this:
 ///
 /// ```no_run
 /// use std::collections::HashMap;
@@ -27,14 +27,14 @@ use std::time::Duration;
 pub struct Observation<'a> {
     /// The request queue.
     pub queue: &'a str,
-    /// `OK`; or the name of the [`Status`](crate::Status) that the request failed with; or, on a
-    /// client, [`Error::kind`](crate::Error::kind).
+    /// `OK`, or the name of the [`Status`](crate::Status) that the request failed with. On a
+    /// client, every other error is its [`Error::kind`](crate::Error::kind).
     pub status: &'static str,
-    /// From sending, or from delivery, to the end.
+    /// The time from sending (on a client) or from delivery (on a server) to the end.
     pub time: Duration,
-    /// Bytes of the body that arrived.
+    /// Size of the received body, in bytes.
     pub bytes_in: usize,
-    /// Bytes of the body that was sent.
+    /// Size of the sent body, in bytes.
     pub bytes_out: usize,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Observer(OnceLock<Hook>);
 type Hook = Box<dyn Fn(&Observation<'_>) + Send + Sync>;
 
 impl Observer {
-    /// The first hook stays.
+    /// Sets the hook. A second hook is ignored, with a warning.
     pub(crate) fn set(&self, hook: impl Fn(&Observation<'_>) + Send + Sync + 'static) {
         if self.0.set(Box::new(hook)).is_err() {
             log::warn!("there is a hook for metrics already; the second one is not used");

@@ -1,8 +1,7 @@
-//! The wire contract: requests and replies to AMQP frames and back. Pure.
+//! The wire contract: encodes requests and replies as AMQP frames, and decodes them. Does no I/O.
 //!
-//! It is RabbitMQ's tutorial six with additions that a program which does not know them can
-//! leave unread. Properties that are absent, foreign or undecodable are expected, and never an
-//! error.
+//! The contract is that of RabbitMQ's tutorial six, with additions that a program may ignore.
+//! Properties may be absent, foreign or undecodable. This is never an error.
 
 mod headers;
 mod reply;
@@ -19,24 +18,24 @@ pub use self::request::Request;
 use crate::error::{Error, Result};
 use crate::frames::{self, Frames, Message, Properties};
 
-/// The header of an error reply that holds the status's name.
+/// The header of an error reply that contains the name of the status.
 const STATUS: &str = "rpc-status";
-/// The header of a request that tells when its caller stops waiting, in milliseconds since 1970.
+/// The header of a request that contains the caller's deadline, in milliseconds since 1970.
 const DEADLINE: &str = "rpc-deadline";
-/// The header of a request that tells how often its caller wants a sign of life, in milliseconds.
+/// The header of a request that contains the interval between signs of life, in milliseconds.
 const KEEP_ALIVE: &str = "rpc-keep-alive";
-/// The shortest interval between signs of life that a server gives, even if asked for less.
+/// A server does not send signs of life more often than this, even if the caller asks it to.
 pub(crate) const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(100);
 /// The headers of W3C Trace Context and [Baggage](https://www.w3.org/TR/baggage/).
 pub(crate) const TRACEPARENT: &str = "traceparent";
 pub(crate) const TRACESTATE: &str = "tracestate";
 pub(crate) const BAGGAGE: &str = "baggage";
-/// AMQP's `delivery_mode` of a message that a broker need not keep through a restart: neither
-/// a request nor its reply outlives its caller.
+/// AMQP's `delivery_mode` of a message that the broker need not keep through a restart: a request
+/// and its reply are of no use without the caller.
 const TRANSIENT: u8 = 1;
 
-/// Refuses a queue's name that AMQP has no room for, and the empty one, for which a broker makes up
-/// a new name each time.
+/// Refuses a queue name that is empty, for which the broker would invent a new name each time, or
+/// too long for AMQP.
 pub(crate) fn check_queue(queue: &str) -> Result<()> {
     if queue.is_empty() {
         return Err(Error::Config(
@@ -46,8 +45,7 @@ pub(crate) fn check_queue(queue: &str) -> Result<()> {
     check_length("queue's name", queue)
 }
 
-/// Refuses intervals that are of no use: signs of life that are a load of their own, or that
-/// nobody lives to see.
+/// Refuses an interval so short that signs of life would load the broker, or longer than any call.
 pub(crate) fn check_keep_alive(interval: Option<Duration>) -> Result<()> {
     const LONGEST: Duration = Duration::from_secs(24 * 3600);
     match interval.is_none_or(|interval| (SHORTEST_KEEP_ALIVE..=LONGEST).contains(&interval)) {
@@ -58,7 +56,7 @@ pub(crate) fn check_keep_alive(interval: Option<Duration>) -> Result<()> {
     }
 }
 
-/// Refuses a text that AMQP has no room for: a queue's name, a property.
+/// Refuses a text that is too long for AMQP, such as a queue's name or a property.
 pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {
     const LONGEST: usize = 255;
     match text.len() {
@@ -70,33 +68,33 @@ pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {
     }
 }
 
-/// Where the frames of a message go, through the default exchange.
+/// How to publish a message to a queue through the default exchange.
 #[derive(Clone, Copy)]
 pub(crate) struct Route<'a> {
     pub(crate) channel: u16,
     pub(crate) queue: &'a str,
-    /// Whether the broker returns it if there is no such queue.
+    /// Whether the broker returns the message if the queue does not exist.
     pub(crate) mandatory: bool,
     pub(crate) frame_max: usize,
 }
 
-/// What a client says of one request.
+/// The properties of a request.
 pub(crate) struct RequestHead<'a> {
     pub(crate) reply_to: &'a str,
     pub(crate) correlation_id: Uuid,
-    /// Stays the same when a request is sent again under a new correlation id.
+    /// Stays the same when the request is sent again under a new correlation id.
     pub(crate) message_id: &'a str,
     pub(crate) content_type: &'a str,
     pub(crate) app_id: &'a str,
     pub(crate) headers: &'a Headers,
-    /// How often the caller wants a sign of life.
+    /// The interval at which the caller wants signs of life.
     pub(crate) keep_alive: Option<Duration>,
-    /// How long the caller is going to wait: the broker drops the request after that, so that
-    /// nobody works on what nobody waits for.
+    /// How long the caller is going to wait. After that time the broker drops the request, so that
+    /// no server executes it in vain.
     pub(crate) remaining: Duration,
 }
 
-/// The frames of a request.
+/// Encodes a request as frames.
 pub(crate) fn encode_request<'a>(
     route: Route<'_>,
     head: &RequestHead<'_>,
@@ -148,8 +146,8 @@ pub(crate) struct ReplyAddress<'a> {
     pub(crate) correlation_id: Option<&'a str>,
 }
 
-/// Reads the reply address of a request that was taken from `queue`; in words why there is none
-/// to be had.
+/// The reply address of a request that was delivered from `queue`. The error is the reason why the
+/// request has no usable address.
 pub(crate) fn reply_address<'a>(
     properties: &Properties<'a>,
     queue: &str,
@@ -162,7 +160,7 @@ pub(crate) fn reply_address<'a>(
     }
 }
 
-/// The call that a message belongs to; `None` for an id that is none of ours.
+/// The correlation id of a reply; `None` if it is not one that this crate makes.
 pub(crate) fn correlation_id(message: &Message) -> Option<Uuid> {
     Uuid::try_parse(message.properties().correlation_id?).ok()
 }
@@ -176,7 +174,7 @@ mod tests {
     const ROUTE: Route<'_> =
         Route { channel: 3, queue: "rpc_queue", mandatory: true, frame_max: 4096 };
 
-    /// The message of these frames, as the broker delivers it.
+    /// The message in these frames, as the broker delivers it.
     fn deliver(frames: Frames<'_>) -> Message {
         let frames = frames.rest(0);
         const DELIVER: &[u8] = b"\x01\0\x03\0\0\0\x11\0\x3c\0\x3c\x01t\0\0\0\0\0\0\0\x01\0\0\0\xce";

@@ -1,4 +1,4 @@
-//! TLS between the socket and AMQP, where the cargo feature `tls` brings it.
+//! TLS between the socket and AMQP, if the cargo feature `tls` is on.
 
 #[cfg(feature = "tls")]
 mod openssl;
@@ -12,7 +12,8 @@ pub(crate) use self::openssl::Connector;
 #[cfg(not(feature = "tls"))]
 pub(crate) use self::without::Connector;
 
-/// Files for TLS, all PEM. The broker's certificate and its host name are always verified.
+/// Files for TLS, all in PEM format. The broker's certificate and its host name are always
+/// verified.
 ///
 /// ```
 /// use rabbitmq_rpc::{Brokers, TlsFiles};
@@ -23,10 +24,10 @@ pub(crate) use self::without::Connector;
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The certificates of the authorities to trust, instead of the system's.
+    /// The certificates of the authorities to trust, in place of the system's.
     pub ca: Option<PathBuf>,
-    /// The certificate (and its chain) to show to a broker that asks for one.
+    /// The client certificate, with its chain, for a broker that asks for one.
     pub cert: Option<PathBuf>,
-    /// That certificate's private key, not encrypted.
+    /// The private key of the client certificate, not encrypted.
     pub key: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! One broker's address, from a URL by
+//! A broker's address, parsed from a URL by
 //! [RabbitMQ's URI specification](https://www.rabbitmq.com/docs/uri-spec) and its
 //! [query parameters](https://www.rabbitmq.com/docs/uri-query-parameters).
 
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(crate) tls: bool,
-    /// A name or an IP literal, the latter without brackets.
+    /// A name or an IP address. An IPv6 address has no brackets here.
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) user: String,
@@ -31,6 +31,7 @@ pub(crate) struct Endpoint {
 impl FromStr for Endpoint {
     type Err = Error;
 
+    /// The error's text does not contain the URL, because it may contain a password.
     fn from_str(url: &str) -> Result<Endpoint> {
         let (scheme, rest) = url.split_once("://").ok_or_else(|| {
             config("the URL has no scheme: it begins with amqp:// or amqps://".into())
@@ -150,7 +151,7 @@ fn config(reason: String) -> Error {
     ))
 }
 
-/// `host:port`, which is all that logs and errors show of a broker.
+/// `host:port`, the only parts that logs and errors show.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.host.contains(':') {

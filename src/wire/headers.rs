@@ -4,10 +4,10 @@ use super::check_length;
 use crate::error::{Error, Result};
 use crate::frames;
 
-/// What the names of this crate's own headers begin with.
+/// The prefix of the names of this crate's own headers.
 const OWN_PREFIX: &str = "rpc-";
 
-/// The entries of a headers table, and the first reason why they cannot be sent.
+/// The headers that the user gives a message, or finds in one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Headers {
     entries: Vec<u8>,
@@ -49,12 +49,12 @@ impl Headers {
     }
 
     /// # Errors
-    /// [`Error::Config`] names what cannot be sent.
+    /// [`Error::Config`] names the header that cannot be sent.
     pub(crate) fn check(&self) -> Result<()> {
         self.invalid.clone().map_or(Ok(()), Err)
     }
 
-    /// Whether they fit into a frame, with room for the other properties.
+    /// Refuses headers that do not fit into a frame together with the other properties.
     pub(crate) fn check_size(&self, frame_max: usize) -> Result<()> {
         const OTHER_PROPERTIES: usize = 2048;
         let size = self.entries.len();

@@ -1,4 +1,4 @@
-//! A reply as a handler gives it and as a caller gets it.
+//! A reply, as a handler returns it and as a caller receives it.
 
 use super::{Headers, Route, STATUS, TRANSIENT, check_length, encode};
 use crate::error::{Error, Failure, Result, Status};
@@ -6,12 +6,12 @@ use crate::frames::{Frames, Message, Properties, find_header};
 
 /// The `type` of a reply that carries a [`Failure`].
 const ERROR: &str = "error";
-/// The `type` of a message that says that the server is still at it.
+/// The `type` of a sign of life: a message that tells that the server is executing the request.
 const ALIVE: &str = "keep-alive";
 
-/// A reply: a body, and a content type and headers if its handler has any to give.
+/// A reply: a body, with an optional content type and headers.
 ///
-/// Bodies convert, so that a handler that needs no more returns its body.
+/// A handler that sets neither may return the body itself, which is converted.
 ///
 /// ```
 /// use rabbitmq_rpc::{Failure, Reply, Request};
@@ -31,41 +31,41 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The same with this content type, such as `application/json`.
+    /// Sets the content type, such as `application/json`.
     pub fn with_content_type(mut self, content_type: impl Into<String>) -> Reply {
         self.content_type = Some(content_type.into());
         self
     }
 
-    /// The same with one more header. A header that AMQP has no room for, or whose name begins with
-    /// `rpc-`, fails the request with `INTERNAL`.
+    /// Adds a header. If the header is too large for AMQP, or its name begins with `rpc-`, the
+    /// request fails with `INTERNAL`.
     pub fn with_header(mut self, name: &str, value: &str) -> Reply {
         self.headers.append(name, value);
         self
     }
 
-    /// What the handler answered.
+    /// The body.
     pub fn body(&self) -> &[u8] {
         &self.body
     }
 
-    /// What the handler answered.
+    /// The body, without a copy.
     pub fn into_body(self) -> Vec<u8> {
         self.body
     }
 
-    /// The body's media type, if the server named one.
+    /// The media type of the body, if the server set one.
     pub fn content_type(&self) -> Option<&str> {
         self.content_type.as_deref()
     }
 
-    /// The text of the header of this name; `None` if there is none, or if it is not text.
+    /// The text of the header with this name; `None` if there is none, or if it is not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         find_header(self.headers.entries(), name)
     }
 
     /// # Errors
-    /// [`Error::Config`] names what cannot be sent in frames of at most this size.
+    /// [`Error::Config`] names the part that cannot be sent in frames of at most `frame_max` bytes.
     pub(crate) fn check(&self, frame_max: usize) -> Result<()> {
         check_length("reply's content type", self.content_type().unwrap_or_default())?;
         self.headers.check()?;
@@ -91,7 +91,7 @@ impl From<&'static str> for Reply {
     }
 }
 
-/// The frames of a reply.
+/// Encodes a reply as frames.
 pub(crate) fn encode_reply<'a>(
     route: Route<'_>,
     correlation_id: Option<&str>,
@@ -124,7 +124,7 @@ pub(crate) fn encode_reply<'a>(
     }
 }
 
-/// The frames of a message that says that the server is still at it.
+/// Encodes a sign of life as frames.
 pub(crate) fn encode_sign_of_life(route: Route<'_>, correlation_id: &str, app_id: &str) -> Vec<u8> {
     let sign = Properties {
         type_: Some(ALIVE),
@@ -141,7 +141,10 @@ pub(crate) fn is_sign_of_life(message: &Message) -> bool {
     message.properties().type_ == Some(ALIVE)
 }
 
-/// What a reply says.
+/// Decodes a reply.
+///
+/// # Errors
+/// [`Error::Remote`] if the reply carries a failure.
 pub(crate) fn decode_reply(message: Message) -> Result<Reply> {
     let properties = message.properties();
     if properties.type_ == Some(ERROR) {

@@ -1,4 +1,4 @@
-//! A request as its handler gets it.
+//! A request, as its handler receives it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::{DEADLINE, KEEP_ALIVE, SHORTEST_KEEP_ALIVE, trace_id};
 use crate::frames::{Delivery, Message, Properties, find_header};
 
-/// A request, and what its handler may want to know of it.
+/// A request, as its handler receives it.
 ///
-/// A property that the requester left out, or that cannot be decoded, is `None`.
+/// A property is `None` if the requester did not set it, or if it cannot be decoded.
 ///
 /// ```
 /// use rabbitmq_rpc::{Failure, Request, Status};
@@ -26,13 +26,13 @@ use crate::frames::{Delivery, Message, Properties, find_header};
 pub struct Request {
     message: Message,
     redelivered: bool,
-    /// When its requester stops waiting, if it said so.
+    /// When the requester stops waiting, if it named a deadline.
     deadline: Option<Instant>,
     is_abandoned: Arc<AtomicBool>,
 }
 
 impl Request {
-    /// A request that came from no broker, with a body and nothing else: for trying a handler.
+    /// A request that came from no broker and has a body only, for testing a handler.
     pub fn new(body: impl Into<Vec<u8>>) -> Request {
         let message = Message::bare(body.into());
         Request::from_message(message, false, Instant::now())
@@ -47,18 +47,18 @@ impl Request {
         Request { message, redelivered, deadline, is_abandoned: Arc::default() }
     }
 
-    /// The request itself, in the form on which the two sides have agreed.
+    /// The body, in whatever format client and server have agreed on.
     pub fn body(&self) -> &[u8] {
         &self.message.body
     }
 
-    /// The text of the header of this name; `None` if there is none, or if it is not text.
+    /// The text of the header with this name; `None` if there is none, or if it is not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         find_header(self.properties().headers, name)
     }
 
-    /// The id that stays the same when the requester sends a request again: what tells a handler
-    /// that must not run twice that it has seen this request before. See also
+    /// The id of the request. It stays the same when the requester sends the request again, so a
+    /// handler that must not run twice can recognize a request that it has seen before. See also
     /// [`Request::redelivered`].
     pub fn message_id(&self) -> Option<&str> {
         self.properties().message_id
@@ -69,42 +69,43 @@ impl Request {
         self.properties().correlation_id
     }
 
-    /// The body's media type, such as `application/json`.
+    /// The media type of the body, such as `application/json`.
     pub fn content_type(&self) -> Option<&str> {
         self.properties().content_type
     }
 
-    /// The program that asks, as it names itself.
+    /// The name that the requesting program gives itself.
     pub fn app_id(&self) -> Option<&str> {
         self.properties().app_id
     }
 
-    /// The user as whom the requester logged in, if it said so: the broker takes no message in
-    /// which this is another ([Validated
-    /// User-ID](https://www.rabbitmq.com/docs/validated-user-id)).
+    /// The user as whom the requester logged in, if the requester set it. The broker refuses a
+    /// message that names another user
+    /// ([Validated User-ID](https://www.rabbitmq.com/docs/validated-user-id)).
     pub fn user_id(&self) -> Option<&str> {
         self.properties().user_id
     }
 
-    /// Whether the broker delivered the request before, to this server or another, which may have
-    /// executed it ([Reliability](https://www.rabbitmq.com/docs/reliability)). A request that its
-    /// requester sent again does not count: that has the same [`Request::message_id`].
+    /// Whether the broker delivered the request before. The server that received it then, this one
+    /// or another, may have executed it
+    /// ([Reliability](https://www.rabbitmq.com/docs/reliability)). A request that the requester
+    /// sent again does not count as redelivered, but has the same [`Request::message_id`].
     pub fn redelivered(&self) -> bool {
         self.redelivered
     }
 
-    /// How long the requester is still going to wait; zero if it has stopped. `None` if it named no
-    /// deadline.
+    /// How much longer the requester is going to wait: zero if it has stopped, `None` if it named
+    /// no deadline.
     ///
-    /// It is exact if the clocks of both machines agree. Otherwise it is at most what was left when
-    /// the request was sent, counted from its arrival here.
+    /// The value is exact if the clocks of both machines agree. Otherwise, it is at most the time
+    /// that was left when the request was sent, counted from the arrival of the request.
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
-    /// Whether nobody waits for the reply any more: the deadline has passed, or the requester is
-    /// known to be gone, which shows only if it asked for signs of life. A handler of minutes may
-    /// look at this now and then, and give up.
+    /// Whether the requester no longer waits for the reply: its deadline has passed, or it is known
+    /// to be gone, which this crate notices only if the requester asked for signs of life. A
+    /// handler that runs for minutes may check this from time to time and give up.
     pub fn is_abandoned(&self) -> bool {
         self.is_abandoned.load(Ordering::Relaxed) || self.remaining() == Some(Duration::ZERO)
     }
@@ -113,13 +114,13 @@ impl Request {
         self.message.properties()
     }
 
-    /// How often the requester wants signs of life.
+    /// The interval at which the requester wants signs of life.
     pub(crate) fn keep_alive(&self) -> Option<Duration> {
         let interval = self.header(KEEP_ALIVE)?.parse().ok()?;
         Some(Duration::from_millis(interval).max(SHORTEST_KEEP_ALIVE))
     }
 
-    /// What tells that the requester is gone.
+    /// The flag that tells that the requester is gone.
     pub(crate) fn abandonment(&self) -> &Arc<AtomicBool> {
         &self.is_abandoned
     }
@@ -130,10 +131,10 @@ impl Request {
     }
 }
 
-/// How long the requester still waits for a message that has just arrived.
+/// How much longer the requester of a message that has just arrived waits.
 ///
-/// A deadline that has passed already shows that the clocks differ, since the broker does not
-/// deliver an expired message: then what was left at sending counts.
+/// The broker does not deliver an expired message. If the deadline has passed all the same, the
+/// clocks differ, and the time left when the request was sent counts.
 fn patience(properties: &Properties<'_>) -> Option<Duration> {
     let milliseconds = |text: &str| text.parse().ok().map(Duration::from_millis);
     let at_sending = properties.expiration.and_then(milliseconds)?;
@@ -145,7 +146,7 @@ fn patience(properties: &Properties<'_>) -> Option<Duration> {
     }
 }
 
-/// Without the body, which is nobody's business.
+/// Without the body, which may be confidential.
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Request")

@@ -1,7 +1,8 @@
 //! TLS by OpenSSL.
 //!
-//! By OpenSSL itself rather than by a crate for every system's TLS, because such a crate loads
-//! the system's authorities even where a file of others is given: 80 ms before the first call.
+//! This uses the `openssl` crate and not a crate that wraps each system's TLS library: such a crate
+//! loads the system's authorities even if another file of authorities is given, which takes 80 ms
+//! before the first call.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -24,8 +25,8 @@ use crate::broker::transport::{Stream, timespec_until};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 
-/// What a TLS handshake takes, made from the files before anything goes over the network. They
-/// are read again for each connection, so that renewed certificates are taken up.
+/// The settings of a TLS session. Each connection reads the files again, so that it uses renewed
+/// certificates.
 pub(crate) struct Connector(SslContext);
 
 impl Connector {
@@ -103,8 +104,7 @@ impl Connector {
         }
     }
 
-    /// A connection to that host, and to no other: the certificate has to be for its name or
-    /// address (RFC 6125).
+    /// A session that accepts only a certificate for this host name or address (RFC 6125).
     fn expecting(&self, host: &str) -> Result<Ssl, ErrorStack> {
         let mut ssl = Ssl::new(&self.0)?;
         match host.parse() {

@@ -1,4 +1,4 @@
-//! No TLS: the cargo feature `tls` is off.
+//! Stands in for TLS if the cargo feature `tls` is off.
 
 use std::net::TcpStream;
 
@@ -8,7 +8,7 @@ use crate::broker::transport::Stream;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 
-/// There is no value of this type.
+/// This type has no values.
 pub(crate) enum Connector {}
 
 impl Connector {
