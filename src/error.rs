@@ -99,37 +99,33 @@ impl Error {
     /// `false`: sending the request again is safe. `true`: it is safe only if the handler may run
     /// twice.
     pub fn may_have_executed(&self) -> bool {
-        match self {
-            Error::Config(_)
-            | Error::Unreachable { .. }
-            | Error::Refused(_)
-            | Error::QueueRefused { .. }
-            | Error::Unroutable { .. } => false,
-            Error::Blocked { sent, .. } | Error::TimedOut { sent, .. } => *sent,
-            Error::Remote(failure) => failure.status != Status::ResourceExhausted,
-            Error::ServerSilent { .. }
-            | Error::ConnectionLost { .. }
-            | Error::BadReply(_)
-            | Error::Closed => true,
-        }
+        self.class().1
     }
 
     /// The kind of error as a name for logs and metrics, such as `TIMED_OUT`. For an error that
     /// the server answered with, it is the name of the status.
     pub fn kind(&self) -> &'static str {
+        self.class().0
+    }
+
+    /// The name, whether the server may have executed the request, and the status to pass on.
+    fn class(&self) -> (&'static str, bool, Status) {
+        use Status::{DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
         match self {
-            Error::Config(_) => "CONFIG",
-            Error::Unreachable { .. } => "UNREACHABLE",
-            Error::Refused(_) => "REFUSED",
-            Error::QueueRefused { .. } => "QUEUE_REFUSED",
-            Error::Unroutable { .. } => "UNROUTABLE",
-            Error::Blocked { .. } => "BLOCKED",
-            Error::TimedOut { .. } => "TIMED_OUT",
-            Error::ServerSilent { .. } => "SERVER_SILENT",
-            Error::ConnectionLost { .. } => "CONNECTION_LOST",
-            Error::Remote(failure) => failure.status.name(),
-            Error::BadReply(_) => "BAD_REPLY",
-            Error::Closed => "CLOSED",
+            Error::Config(_) => ("CONFIG", false, Internal),
+            Error::Unreachable { .. } => ("UNREACHABLE", false, Unavailable),
+            Error::Refused(_) => ("REFUSED", false, Internal),
+            Error::QueueRefused { .. } => ("QUEUE_REFUSED", false, Internal),
+            Error::Unroutable { .. } => ("UNROUTABLE", false, Unavailable),
+            Error::Blocked { sent, .. } => ("BLOCKED", *sent, DeadlineExceeded),
+            Error::TimedOut { sent, .. } => ("TIMED_OUT", *sent, DeadlineExceeded),
+            Error::ServerSilent { .. } => ("SERVER_SILENT", true, Unavailable),
+            Error::ConnectionLost { .. } => ("CONNECTION_LOST", true, Unavailable),
+            Error::Remote(Failure { status, .. }) => {
+                (status.name(), *status != ResourceExhausted, *status)
+            }
+            Error::BadReply(_) => ("BAD_REPLY", true, Internal),
+            Error::Closed => ("CLOSED", true, Unavailable),
         }
     }
 }
@@ -138,25 +134,19 @@ impl Error {
 /// that server is passed on unchanged.
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        let status = match &error {
-            Error::Remote(failure) => return failure.clone(),
-            Error::TimedOut { .. } | Error::Blocked { .. } => Status::DeadlineExceeded,
-            Error::Unreachable { .. }
-            | Error::Unroutable { .. }
-            | Error::ServerSilent { .. }
-            | Error::ConnectionLost { .. }
-            | Error::Closed => Status::Unavailable,
-            Error::Config(_)
-            | Error::Refused(_)
-            | Error::QueueRefused { .. }
-            | Error::BadReply(_) => Status::Internal,
-        };
-        Failure::new(status, error.to_string())
+        match error {
+            Error::Remote(failure) => failure,
+            error => Failure::new(error.class().2, error.to_string()),
+        }
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let advice = match self.may_have_executed() {
+            true => "the request may have been executed: try again only if that is safe",
+            false => "the request was not executed: try again",
+        };
         match self {
             Error::Config(text) | Error::Refused(text) | Error::BadReply(text) => f.write_str(text),
             Error::Unreachable { brokers, reason } => {
@@ -165,31 +155,23 @@ impl fmt::Display for Error {
             Error::QueueRefused { queue, reason } => {
                 write!(f, "the broker refused queue {queue:?}: {reason}")
             }
-            Error::Unroutable { queue } => write!(
+            Error::Unroutable { queue } => {
+                write!(f, "there is no queue {queue:?}: start a server on it, or check the name")
+            }
+            Error::Blocked { reason, after, .. } => write!(
                 f,
-                "there is no queue {queue:?}: nobody got the request; start a server on it, or \
-                 check the name"
-            ),
-            Error::Blocked { reason, after, sent } => write!(
-                f,
-                "the broker took no requests for {after:?} ({reason}); free the resource it \
-                 names, then {}",
-                if *sent { "see whether the request was executed" } else { "try again" }
+                "the broker took no requests for {after:?} ({reason}): free this resource; {advice}"
             ),
             Error::TimedOut { what, after, .. } => write!(f, "timed out after {after:?}: {what}"),
-            Error::ServerSilent { queue, after, unserved } => write!(
-                f,
-                "no sign of life for {after:?} from the server of queue {queue:?}{}; the request \
-                 may have been executed: try again only if that is safe",
-                if *unserved { ", which nobody serves now (start a server)" } else { "" }
-            ),
-            Error::ConnectionLost { reason } => write!(
-                f,
-                "the connection was lost before the reply came ({reason}); the request may have \
-                 been executed: try again only if that is safe"
-            ),
+            Error::ServerSilent { queue, after, unserved } => {
+                let hint = if *unserved { " (nobody serves it: start a server)" } else { "" };
+                write!(f, "no sign of life for {after:?} from queue {queue:?}{hint}; {advice}")
+            }
+            Error::ConnectionLost { reason } => {
+                write!(f, "the connection was lost before the reply came ({reason}); {advice}")
+            }
             Error::Remote(failure) => failure.fmt(f),
-            Error::Closed => f.write_str("closed by this program before the reply came"),
+            Error::Closed => f.write_str("this program closed the client or the server"),
         }
     }
 }
