@@ -14,9 +14,7 @@ impl Deadline {
     /// `Duration::MAX`, which the clock cannot add.
     pub(crate) fn after(timeout: Duration) -> Deadline {
         const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-        let now = Instant::now();
-        let at = now.checked_add(timeout).filter(|at| *at < now + CENTURY).unwrap_or(now + CENTURY);
-        Deadline { at, timeout }
+        Deadline { at: Instant::now() + timeout.min(CENTURY), timeout }
     }
 
     pub(crate) fn remaining(&self) -> Duration {

@@ -48,7 +48,7 @@ impl Observer {
     /// Sets the hook. A second hook is ignored, with a warning.
     pub(crate) fn set(&self, hook: impl Fn(&Observation<'_>) + Send + Sync + 'static) {
         if self.0.set(Box::new(hook)).is_err() {
-            log::warn!("there is a hook for metrics already; the second one is not used");
+            log::warn!("a hook for metrics is set already, so the second one is ignored");
         }
     }
 
