@@ -22,9 +22,7 @@ use crate::wire::Request;
 /// # Ok::<(), rabbitmq_rpc::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct FibonacciRpcClient {
-    client: RpcClient,
-}
+pub struct FibonacciRpcClient(RpcClient);
 
 impl FibonacciRpcClient {
     /// The request queue of tutorial six.
@@ -34,24 +32,18 @@ impl FibonacciRpcClient {
     /// The timeout of each call is 30 s. Blocks as [`RpcClient::connect`] does.
     ///
     /// # Errors
-    /// As [`Brokers::parse`] and [`RpcClient::connect`].
-    pub fn connect(urls: &str) -> Result<FibonacciRpcClient> {
-        let brokers = Brokers::parse(urls)?;
-        let (queue, options) = (FibonacciRpcClient::QUEUE, FibonacciRpcClient::options());
-        FibonacciRpcClient::with_options(brokers, queue, options)
+    /// The errors of [`Brokers::parse`] and [`RpcClient::connect`].
+    pub fn connect(urls: &str) -> Result<Self> {
+        Self::with_options(Brokers::parse(urls)?, Self::QUEUE, Self::options())
     }
 
     /// Like [`FibonacciRpcClient::connect`], for any queue and any options. Base the options on
     /// [`FibonacciRpcClient::options`].
     ///
     /// # Errors
-    /// As [`RpcClient::connect`].
-    pub fn with_options(
-        brokers: Brokers,
-        queue: &str,
-        options: ClientOptions,
-    ) -> Result<FibonacciRpcClient> {
-        Ok(FibonacciRpcClient { client: RpcClient::connect(brokers, queue, options)? })
+    /// The errors of [`RpcClient::connect`].
+    pub fn with_options(brokers: Brokers, queue: &str, options: ClientOptions) -> Result<Self> {
+        RpcClient::connect(brokers, queue, options).map(Self)
     }
 
     /// The default options, except that requests are `text/plain` and idempotent.
@@ -74,7 +66,7 @@ impl FibonacciRpcClient {
     /// # Errors
     /// The errors of [`RpcClient::send`].
     pub fn send(&self, n: u64) -> Result<PendingNumber> {
-        Ok(PendingNumber { reply: self.client.send(n.to_string())? })
+        self.0.send(n.to_string()).map(PendingNumber)
     }
 
     /// Like [`FibonacciRpcClient::send`], with this timeout in place of the client's.
@@ -82,21 +74,19 @@ impl FibonacciRpcClient {
     /// # Errors
     /// The errors of [`RpcClient::send`].
     pub fn send_timeout(&self, n: u64, timeout: Duration) -> Result<PendingNumber> {
-        Ok(PendingNumber { reply: self.client.send_timeout(n.to_string(), timeout)? })
+        self.0.send_timeout(n.to_string(), timeout).map(PendingNumber)
     }
 
     /// The generic client that sends the requests.
     pub fn client(&self) -> &RpcClient {
-        &self.client
+        &self.0
     }
 }
 
 /// A Fibonacci number whose reply has not been read yet. Dropping it abandons the call.
 #[derive(Debug)]
-#[must_use = "dropping it gives the call up"]
-pub struct PendingNumber {
-    reply: PendingReply,
-}
+#[must_use = "dropping it abandons the call"]
+pub struct PendingNumber(PendingReply);
 
 impl PendingNumber {
     /// Blocks until the number arrives, at most until the call's deadline.
@@ -104,7 +94,7 @@ impl PendingNumber {
     /// # Errors
     /// The errors of [`FibonacciRpcClient::call`].
     pub fn wait(self) -> Result<u128> {
-        decode_number(&self.reply.wait()?)
+        decode_number(&self.0.wait()?)
     }
 
     /// Blocks until the number arrives, at most for `timeout` and at most until the call's
@@ -114,7 +104,7 @@ impl PendingNumber {
     /// # Errors
     /// The errors of [`FibonacciRpcClient::call`].
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<u128>> {
-        self.reply.wait_timeout(timeout)?.map(|body| decode_number(&body)).transpose()
+        self.0.wait_timeout(timeout)?.map(|body| decode_number(&body)).transpose()
     }
 
     /// The number, if it has arrived. Does not block, except for about 200 ms at the call's
@@ -123,7 +113,7 @@ impl PendingNumber {
     /// # Errors
     /// The errors of [`FibonacciRpcClient::call`].
     pub fn try_wait(&mut self) -> Result<Option<u128>> {
-        self.reply.try_wait()?.map(|body| decode_number(&body)).transpose()
+        self.0.try_wait()?.map(|body| decode_number(&body)).transpose()
     }
 }
 
@@ -175,39 +165,36 @@ fn fib_by_double_recursion(n: u64) -> u128 {
 }
 
 fn decode_request(request: &[u8]) -> Result<u64, Failure> {
-    match parse_decimal(request) {
-        None => Err(Failure::new(
-            Status::InvalidArgument,
-            format!("the request is {}, not a decimal number", shown(request)),
-        )),
-        Some(n) => u64::try_from(n).ok().filter(|n| *n <= MAX_N).ok_or_else(|| {
-            Failure::new(
-                Status::OutOfRange,
-                format!("fib({n}) does not fit into 128 bits; n goes from 0 to {MAX_N}"),
-            )
-        }),
+    let n = parse_decimal(request).ok_or_else(|| {
+        let message = format!("the request is {}, not a decimal number", quote(request));
+        Failure::new(Status::InvalidArgument, message)
+    })?;
+    if n > MAX_N.into() {
+        let message = format!("fib({n}) does not fit into 128 bits; n goes from 0 to {MAX_N}");
+        return Err(Failure::new(Status::OutOfRange, message));
     }
+    Ok(n as u64)
 }
 
 fn decode_number(reply: &[u8]) -> Result<u128> {
-    parse_decimal(reply)
-        .ok_or_else(|| Error::BadReply(format!("the reply is {}, not a number", shown(reply))))
+    let not_a_number = || Error::BadReply(format!("the reply is {}, not a number", quote(reply)));
+    parse_decimal(reply).ok_or_else(not_a_number)
 }
 
 /// Parses digits. White space around them is allowed: clients in other languages send it.
 fn parse_decimal(text: &[u8]) -> Option<u128> {
-    let digits = text.trim_ascii();
-    let digits = digits.iter().all(u8::is_ascii_digit).then_some(digits)?;
-    std::str::from_utf8(digits).ok()?.parse().ok()
+    let digits = std::str::from_utf8(text).ok()?.trim_ascii();
+    // `parse` would accept a plus sign.
+    if digits.starts_with('+') { None } else { digits.parse().ok() }
 }
 
-/// The beginning of what came, for an error's text.
-fn shown(bytes: &[u8]) -> String {
+/// The beginning of a body, for an error's text.
+fn quote(body: &[u8]) -> String {
     const ENOUGH: usize = 32;
-    let beginning = bytes[..bytes.len().min(ENOUGH)].escape_ascii();
-    match bytes.len() {
+    let beginning = body[..body.len().min(ENOUGH)].escape_ascii();
+    match body.len() {
         0 => "empty".into(),
-        length if length <= ENOUGH => format!("\"{beginning}\""),
+        1..=ENOUGH => format!("\"{beginning}\""),
         length => format!("\"{beginning}…\" ({length} bytes)"),
     }
 }
