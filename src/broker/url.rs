@@ -11,8 +11,8 @@ use percent_encoding::percent_decode_str;
 
 use crate::error::{Error, Result};
 
-/// Where one broker is, and as whom to speak to it.
-#[derive(Clone, PartialEq, Eq)]
+/// The address of one broker, and the credentials and parameters to connect with.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     pub(crate) tls: bool,
     /// A name or an IP address. An IPv6 address has no brackets here.
@@ -33,122 +33,87 @@ impl FromStr for Endpoint {
 
     /// The error's text does not contain the URL, because it may contain a password.
     fn from_str(url: &str) -> Result<Endpoint> {
-        let (scheme, rest) = url.split_once("://").ok_or_else(|| {
-            config("the URL has no scheme: it begins with amqp:// or amqps://".into())
-        })?;
-        let tls = match scheme.to_ascii_lowercase().as_str() {
-            "amqp" => false,
-            "amqps" => true,
-            _ => return Err(config("the scheme is neither amqp nor amqps".into())),
-        };
-        // From here on no part is shown that could be a piece of a password.
-        if rest.split_once(['/', '?']).is_some_and(|(_, behind)| behind.contains('@')) {
-            return Err(config("/, ? and @ in a user or password are %2f, %3f and %40".into()));
-        }
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, vhost) = match rest.split_once('/') {
-            Some((authority, vhost)) => (authority, decode(vhost, "virtual host")?),
-            None => (rest, "/".into()),
-        };
-        if rest.matches('/').count() > 1 {
-            return Err(config("a slash in the virtual host is written %2f".into()));
-        }
-        let (login, address) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let (user, password) = match login.split_once(':') {
-            Some((user, password)) => (user, password),
-            None if authority.contains('@') => (login, "guest"),
-            None => ("guest", "guest"),
-        };
-        let (host, port) = split_address(address)?;
-        let mut endpoint = Endpoint {
-            tls,
-            host: if host.is_empty() { "localhost".into() } else { decode(host, "host")? },
-            port: match port {
-                Some(port) => number(port, "port")?,
-                None if tls => 5671,
-                None => 5672,
-            },
-            user: decode(user, "user")?,
-            password: decode(password, "password")?,
-            vhost,
-            external: false,
-            heartbeat: None,
-            connection_timeout: None,
-            channel_max: 0,
-        };
-        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-            endpoint.set(parameter)?;
-        }
-        Ok(endpoint)
+        parse(url).map_err(|reason| {
+            Error::Config(format!(
+                "the broker's URL is invalid: {reason} (amqp://user:password@host:port/vhost)"
+            ))
+        })
     }
+}
+
+/// Parses a URL. The error is the reason why it is invalid.
+fn parse(url: &str) -> Result<Endpoint, String> {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+    let (tls, default_port) = match scheme.to_ascii_lowercase().as_str() {
+        "amqp" => (false, 5672),
+        "amqps" => (true, 5671),
+        _ => return Err("it does not begin with amqp:// or amqps://".into()),
+    };
+    // From here on, an error shows no part of the URL that could belong to a password.
+    if rest.split_once(['/', '?']).is_some_and(|(_, behind)| behind.contains('@')) {
+        return Err("write /, ? and @ in a user or password as %2f, %3f and %40".into());
+    }
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (authority, vhost) = rest.split_once('/').unwrap_or((rest, "%2f"));
+    if vhost.contains('/') {
+        return Err("write a slash in the virtual host as %2f".into());
+    }
+    let (login, address) = authority.rsplit_once('@').unwrap_or(("guest", authority));
+    let (user, password) = login.split_once(':').unwrap_or((login, "guest"));
+    let (host, port) = match address.strip_prefix('[') {
+        Some(ipv6) => ipv6.split_once(']').ok_or("the IPv6 address lacks its closing bracket")?,
+        None => address.split_at(address.find(':').unwrap_or(address.len())),
+    };
+    let port = match port.strip_prefix(':') {
+        Some(port) => number(port, "port")?,
+        None if port.is_empty() => default_port,
+        None => return Err(format!("the IPv6 address is followed by {port:?}, not by a port")),
+    };
+    let mut endpoint = Endpoint {
+        tls,
+        host: decode(if host.is_empty() { "localhost" } else { host }, "host")?,
+        port,
+        user: decode(user, "user")?,
+        password: decode(password, "password")?,
+        vhost: decode(vhost, "virtual host")?,
+        ..Default::default()
+    };
+    for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match (name, value.to_ascii_lowercase().as_str()) {
+            ("heartbeat", _) => endpoint.heartbeat = Some(number(value, name)?),
+            ("connection_timeout", _) => {
+                endpoint.connection_timeout = Some(Duration::from_millis(number(value, name)?));
+            }
+            ("channel_max", _) => endpoint.channel_max = number(value, name)?,
+            ("auth_mechanism", "external") => endpoint.external = true,
+            ("auth_mechanism", "plain") => endpoint.external = false,
+            ("auth_mechanism", _) => return Err("auth_mechanism is plain or external".into()),
+            _ => {
+                return Err(format!(
+                    "the parameter {name:?} is unknown; the known ones are heartbeat (seconds), \
+                     connection_timeout (milliseconds), channel_max and auth_mechanism"
+                ));
+            }
+        }
+    }
+    Ok(endpoint)
+}
+
+fn decode(text: &str, part: &str) -> Result<String, String> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(Cow::into_owned).map_err(|_| format!("the {part} is not UTF-8"))
+}
+
+fn number<N: FromStr>(text: &str, part: &str) -> Result<N, String> {
+    text.parse().map_err(|_| format!("the {part} is not a number, or it is out of range"))
 }
 
 impl Endpoint {
-    /// This broker cannot be reached, or is not fit for work, for that reason.
+    /// The error that this broker cannot be reached, or cannot be used, for this reason.
     pub(crate) fn unreachable(&self, reason: impl fmt::Display) -> Error {
         Error::Unreachable { brokers: self.to_string(), reason: reason.to_string() }
     }
-
-    fn set(&mut self, parameter: &str) -> Result<()> {
-        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        match name {
-            "heartbeat" => self.heartbeat = Some(number(value, name)?),
-            "connection_timeout" => {
-                self.connection_timeout = Some(Duration::from_millis(number(value, name)?));
-            }
-            "channel_max" => self.channel_max = number(value, name)?,
-            "auth_mechanism" => {
-                self.external = match value.to_ascii_lowercase().as_str() {
-                    "external" => true,
-                    "plain" => false,
-                    _ => {
-                        return Err(config(format!(
-                            "auth_mechanism is plain or external, not {value:?}"
-                        )));
-                    }
-                }
-            }
-            _ => {
-                return Err(config(format!(
-                    "the parameter {name:?} is not known here; there are heartbeat (seconds), \
-                     connection_timeout (milliseconds), channel_max and auth_mechanism"
-                )));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Takes `host:port` apart; the host may be an IPv6 literal in brackets.
-fn split_address(address: &str) -> Result<(&str, Option<&str>)> {
-    let (host, port) = match address.strip_prefix('[') {
-        Some(literal) => literal
-            .split_once(']')
-            .ok_or_else(|| config("the IPv6 address lacks its closing bracket".into()))?,
-        None => address.split_at(address.find(':').unwrap_or(address.len())),
-    };
-    match port.strip_prefix(':') {
-        Some(port) => Ok((host, Some(port))),
-        None if port.is_empty() => Ok((host, None)),
-        None => Err(config(format!("behind the IPv6 address stands {port:?}, not a port"))),
-    }
-}
-
-fn decode(text: &str, part: &str) -> Result<String> {
-    let decoded = percent_decode_str(text).decode_utf8();
-    let decoded = decoded.map_err(|_| config(format!("the {part} is not UTF-8")))?;
-    Ok(Cow::into_owned(decoded))
-}
-
-fn number<N: FromStr>(text: &str, part: &str) -> Result<N> {
-    text.parse().map_err(|_| config(format!("the {part} is not a number, or one out of range")))
-}
-
-/// The URL itself is left out of the text: there may be a password in it.
-fn config(reason: String) -> Error {
-    Error::Config(format!(
-        "the broker's URL cannot be understood: {reason} (amqp://user:password@host:port/vhost)"
-    ))
 }
 
 /// `host:port`, the only parts that logs and errors show.
@@ -175,7 +140,7 @@ mod tests {
     /// The table of the specification's appendix A: user, password, host, port, virtual host,
     /// with this crate's defaults where the specification has none.
     #[test]
-    fn the_specifications_examples() {
+    fn parses_examples_of_the_specification() {
         let plain = [
             ("amqp://user:pass@host:10000/vhost", "user", "pass", "host", 10000, "vhost"),
             (
@@ -207,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters() {
+    fn parses_parameters() {
         let url = "amqps://h?heartbeat=7&connection_timeout=1500&channel_max=9\
                    &auth_mechanism=EXTERNAL";
         let found: Endpoint = url.parse().unwrap();
@@ -218,10 +183,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_and_the_password_is_not() {
+    fn errors_name_the_invalid_part_and_hide_the_password() {
         for (url, named) in [
-            ("host:5672", "no scheme"),
-            ("http://u:secret@host", "scheme"),
+            ("host:5672", "begin with"),
+            ("http://u:secret@host", "begin with"),
             ("amqp://u:sec/ret@host", "%2f"),
             ("amqp://u:sec?ret@host", "%3f"),
             ("amqp://u:secret@host:66000", "port"),
