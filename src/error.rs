@@ -141,6 +141,11 @@ impl From<Error> for Failure {
     }
 }
 
+/// Fails with [`Error::Config`] and this text unless `valid`.
+pub(crate) fn ensure(valid: bool, text: impl FnOnce() -> String) -> Result<()> {
+    if valid { Ok(()) } else { Err(Error::Config(text())) }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let advice = match self.may_have_executed() {

@@ -11,12 +11,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
-pub(crate) use self::headers::{Headers, trace_id};
+pub(crate) use self::headers::Headers;
 pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
 pub use self::request::Request;
-use crate::error::{Error, Result};
-use crate::frames::{self, Frames, Message, Properties};
+use crate::error::{Result, ensure};
+use crate::frames::{self, Frames, Message, Properties, append_header};
 
 /// The header of an error reply that contains the name of the status.
 const STATUS: &str = "rpc-status";
@@ -37,35 +37,22 @@ const TRANSIENT: u8 = 1;
 /// Refuses a queue name that is empty, for which the broker would invent a new name each time, or
 /// too long for AMQP.
 pub(crate) fn check_queue(queue: &str) -> Result<()> {
-    if queue.is_empty() {
-        return Err(Error::Config(
-            "the queue's name is empty: give the request queue a name".into(),
-        ));
-    }
+    ensure(!queue.is_empty(), || "the name of the request queue is empty".into())?;
     check_length("queue's name", queue)
 }
 
 /// Refuses an interval so short that signs of life would load the broker, or longer than any call.
 pub(crate) fn check_keep_alive(interval: Option<Duration>) -> Result<()> {
     const LONGEST: Duration = Duration::from_secs(24 * 3600);
-    match interval.is_none_or(|interval| (SHORTEST_KEEP_ALIVE..=LONGEST).contains(&interval)) {
-        true => Ok(()),
-        false => Err(Error::Config(format!(
-            "keep_alive is at least {SHORTEST_KEEP_ALIVE:?} and at most a day"
-        ))),
-    }
+    let valid = interval.is_none_or(|it| (SHORTEST_KEEP_ALIVE..=LONGEST).contains(&it));
+    ensure(valid, || format!("keep_alive is at least {SHORTEST_KEEP_ALIVE:?} and at most a day"))
 }
 
 /// Refuses a text that is too long for AMQP, such as a queue's name or a property.
 pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {
     const LONGEST: usize = 255;
-    match text.len() {
-        0..=LONGEST => Ok(()),
-        length => {
-            let text = format!("the {what} has {length} bytes; AMQP allows {LONGEST}");
-            Err(Error::Config(text))
-        }
-    }
+    let length = text.len();
+    ensure(length <= LONGEST, || format!("the {what} has {length} bytes; AMQP allows {LONGEST}"))
 }
 
 /// How to publish a message to a queue through the default exchange.
@@ -102,19 +89,22 @@ pub(crate) fn encode_request<'a>(
 ) -> Frames<'a> {
     let mut correlation_id = Uuid::encode_buffer();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let expiration = expiration(head.remaining);
-    let mut headers = Headers::default();
+    // The broker accepts milliseconds up to 2³²−1. A request with a longer wait does not expire
+    // ([Time-to-live](https://www.rabbitmq.com/docs/ttl)).
+    let milliseconds = u32::try_from(head.remaining.as_millis()).ok();
+    let expiration = milliseconds.map(|milliseconds| milliseconds.max(1).to_string());
+    let mut headers = Vec::new();
     if expiration.is_some() {
         let deadline = (now + head.remaining).as_millis();
-        headers.append_own(DEADLINE, &deadline.to_string());
+        append_header(&mut headers, DEADLINE, &deadline.to_string());
     }
     if let Some(interval) = head.keep_alive {
-        headers.append_own(KEEP_ALIVE, &interval.as_millis().to_string());
+        append_header(&mut headers, KEEP_ALIVE, &interval.as_millis().to_string());
     }
-    headers.extend(head.headers);
+    headers.extend_from_slice(&head.headers.entries);
     let properties = Properties {
         content_type: Some(head.content_type),
-        headers: headers.entries(),
+        headers: &headers,
         delivery_mode: Some(TRANSIENT),
         correlation_id: Some(head.correlation_id.hyphenated().encode_lower(&mut correlation_id)),
         reply_to: Some(head.reply_to),
@@ -132,14 +122,7 @@ fn encode<'a>(route: Route<'_>, properties: &Properties<'_>, body: &'a [u8]) -> 
     frames::publish(channel, (queue, mandatory), properties, body, frame_max)
 }
 
-/// The broker takes milliseconds up to 2³²−1; a longer wait goes without
-/// ([Time-to-live](https://www.rabbitmq.com/docs/ttl)).
-fn expiration(remaining: Duration) -> Option<String> {
-    let milliseconds = u32::try_from(remaining.as_millis()).ok()?;
-    Some(milliseconds.max(1).to_string())
-}
-
-/// Where the reply to a request goes, and under which id; a requester that gave no id gets none.
+/// The queue and the correlation id of a reply. There is no id if the requester gave none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReplyAddress<'a> {
     pub(crate) reply_to: &'a str,
@@ -153,7 +136,7 @@ pub(crate) fn reply_address<'a>(
     queue: &str,
 ) -> Result<ReplyAddress<'a>, &'static str> {
     match properties.reply_to {
-        None => Err("it has no reply_to that could be read"),
+        None => Err("it has no readable reply_to"),
         Some("") => Err("its reply_to is empty"),
         Some(reply_to) if reply_to == queue => Err("its reply_to is the request queue itself"),
         Some(reply_to) => Ok(ReplyAddress { reply_to, correlation_id: properties.correlation_id }),
@@ -168,7 +151,7 @@ pub(crate) fn correlation_id(message: &Message) -> Option<Uuid> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{Failure, Status};
+    use crate::error::{Error, Failure, Status};
     use crate::frames::{Decoder, Delivery, Incoming};
 
     const ROUTE: Route<'_> =
@@ -194,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn request_names_where_the_reply_goes() {
+    fn request_carries_all_its_properties() {
         let mut headers = Headers::default();
         headers.append("tenant", "7");
         let head = RequestHead {
@@ -230,17 +213,17 @@ mod tests {
     }
 
     #[test]
-    fn request_without_a_usable_reply_to_is_told_apart() {
+    fn request_without_a_usable_reply_to_is_refused_with_the_reason() {
         let why = |reply_to| {
             reply_address(&Properties { reply_to, ..Default::default() }, "q").unwrap_err()
         };
-        assert!(why(None).contains("no reply_to"));
+        assert!(why(None).contains("no readable reply_to"));
         assert!(why(Some("")).contains("empty"));
         assert!(why(Some("q")).contains("itself"));
     }
 
     #[test]
-    fn result_goes_bare_and_failure_with_its_status() {
+    fn failure_carries_its_status_and_result_does_not() {
         let id = Uuid::from_u128(7);
         let good =
             deliver(encode_reply(ROUTE, Some(&id.to_string()), "test", &Ok(Reply::from("13"))));
@@ -264,14 +247,14 @@ mod tests {
     }
 
     #[test]
-    fn remaining_is_the_least_that_deadline_and_expiration_tell() {
+    fn remaining_is_the_lower_of_deadline_and_expiration() {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         let remaining = |expiration, deadline: Option<Duration>| {
-            let mut headers = Headers::default();
+            let mut headers = Vec::new();
             if let Some(deadline) = deadline {
-                headers.append_own(DEADLINE, &deadline.as_millis().to_string());
+                append_header(&mut headers, DEADLINE, &deadline.as_millis().to_string());
             }
-            let (expiration, headers) = (Some(expiration), headers.entries());
+            let (expiration, headers) = (Some(expiration), &*headers);
             let message = reply(&Properties { expiration, headers, ..Default::default() }, b"7");
             let delivery = Delivery { tag: 1, redelivered: false, message };
             let request = Request::from_delivery(delivery, std::time::Instant::now());
@@ -302,7 +285,7 @@ mod tests {
             ("x".repeat(1_000_000), false),
             (String::new(), false),
         ] {
-            assert_eq!(trace_id(&traceparent).is_some_and(|found| found == id), found);
+            assert_eq!(headers::trace_id(&traceparent).is_some_and(|found| found == id), found);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Headers, Route, STATUS, TRANSIENT, check_length, encode};
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{Frames, Message, Properties, find_header};
+use crate::frames::{Frames, Message, Properties, append_header, find_header};
 
 /// The `type` of a reply that carries a [`Failure`].
 const ERROR: &str = "error";
@@ -61,7 +61,7 @@ impl Reply {
 
     /// The text of the header with this name; `None` if there is none, or if it is not text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        find_header(self.headers.entries(), name)
+        find_header(&self.headers.entries, name)
     }
 
     /// # Errors
@@ -98,27 +98,17 @@ pub(crate) fn encode_reply<'a>(
     app_id: &str,
     outcome: &'a Result<Reply, Failure>,
 ) -> Frames<'a> {
-    let common = Properties {
-        delivery_mode: Some(TRANSIENT),
-        correlation_id,
-        app_id: Some(app_id),
-        ..Default::default()
-    };
+    let common = common_properties(correlation_id, app_id);
     match outcome {
         Ok(reply) => {
-            let content_type = reply.content_type();
-            let result = Properties { content_type, headers: reply.headers.entries(), ..common };
-            encode(route, &result, &reply.body)
+            let (content_type, headers) = (reply.content_type(), &*reply.headers.entries);
+            encode(route, &Properties { content_type, headers, ..common }, &reply.body)
         }
         Err(Failure { status, message }) => {
-            let mut headers = Headers::default();
-            headers.append_own(STATUS, status.name());
-            let failure = Properties {
-                type_: Some(ERROR),
-                content_type: Some("text/plain"),
-                headers: headers.entries(),
-                ..common
-            };
+            let mut headers = Vec::new();
+            append_header(&mut headers, STATUS, status.name());
+            let (type_, content_type) = (Some(ERROR), Some("text/plain"));
+            let failure = Properties { type_, content_type, headers: &headers, ..common };
             encode(route, &failure, message.as_bytes())
         }
     }
@@ -126,17 +116,16 @@ pub(crate) fn encode_reply<'a>(
 
 /// Encodes a sign of life as frames.
 pub(crate) fn encode_sign_of_life(route: Route<'_>, correlation_id: &str, app_id: &str) -> Vec<u8> {
-    let sign = Properties {
-        type_: Some(ALIVE),
-        delivery_mode: Some(TRANSIENT),
-        correlation_id: Some(correlation_id),
-        app_id: Some(app_id),
-        ..Default::default()
-    };
+    let sign = Properties { type_: Some(ALIVE), ..common_properties(Some(correlation_id), app_id) };
     encode(route, &sign, &[]).rest(0)
 }
 
-/// Whether this message says that the server is still at it.
+/// The properties that every reply and sign of life has.
+fn common_properties<'a>(correlation_id: Option<&'a str>, app_id: &'a str) -> Properties<'a> {
+    let (delivery_mode, app_id) = (Some(TRANSIENT), Some(app_id));
+    Properties { delivery_mode, correlation_id, app_id, ..Default::default() }
+}
+
 pub(crate) fn is_sign_of_life(message: &Message) -> bool {
     message.properties().type_ == Some(ALIVE)
 }
@@ -154,6 +143,6 @@ pub(crate) fn decode_reply(message: Message) -> Result<Reply> {
         return Err(Error::Remote(Failure { status, message }));
     }
     let content_type = properties.content_type.map(str::to_string);
-    let headers = Headers::received(properties.headers);
+    let headers = Headers { entries: properties.headers.to_vec(), invalid: None };
     Ok(Reply { content_type, headers, body: message.body })
 }

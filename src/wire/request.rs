@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::{DEADLINE, KEEP_ALIVE, SHORTEST_KEEP_ALIVE, trace_id};
+use super::headers::trace_id;
+use super::{DEADLINE, KEEP_ALIVE, SHORTEST_KEEP_ALIVE, TRACEPARENT};
 use crate::frames::{Delivery, Message, Properties, find_header};
 
 /// A request, as its handler receives it.
@@ -35,14 +36,11 @@ impl Request {
     /// A request that came from no broker and has a body only, for testing a handler.
     pub fn new(body: impl Into<Vec<u8>>) -> Request {
         let message = Message::bare(body.into());
-        Request::from_message(message, false, Instant::now())
+        Request::from_delivery(Delivery { tag: 0, redelivered: false, message }, Instant::now())
     }
 
     pub(crate) fn from_delivery(delivery: Delivery, received: Instant) -> Request {
-        Request::from_message(delivery.message, delivery.redelivered, received)
-    }
-
-    fn from_message(message: Message, redelivered: bool, received: Instant) -> Request {
+        let Delivery { message, redelivered, .. } = delivery;
         let deadline = patience(&message.properties()).and_then(|left| received.checked_add(left));
         Request { message, redelivered, deadline, is_abandoned: Arc::default() }
     }
@@ -127,7 +125,7 @@ impl Request {
 
     /// The id of the trace that the request belongs to.
     pub(crate) fn trace_id(&self) -> Option<&str> {
-        self.header(super::TRACEPARENT).and_then(trace_id)
+        self.header(TRACEPARENT).and_then(trace_id)
     }
 }
 
@@ -140,10 +138,8 @@ fn patience(properties: &Properties<'_>) -> Option<Duration> {
     let at_sending = properties.expiration.and_then(milliseconds)?;
     let deadline = find_header(properties.headers, DEADLINE).and_then(milliseconds);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    match deadline.and_then(|deadline| deadline.checked_sub(now)) {
-        Some(left) if !left.is_zero() => Some(left.min(at_sending)),
-        _ => Some(at_sending),
-    }
+    let left = deadline.and_then(|deadline| deadline.checked_sub(now)).filter(|it| !it.is_zero());
+    Some(left.unwrap_or(at_sending).min(at_sending))
 }
 
 /// Without the body, which may be confidential.
