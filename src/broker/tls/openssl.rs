@@ -6,9 +6,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::time::Instant;
 
 use openssl::error::ErrorStack;
 use openssl::pkey::PKey;
@@ -23,82 +21,70 @@ use super::TlsFiles;
 use crate::broker::Endpoint;
 use crate::broker::transport::{Stream, timespec_until};
 use crate::deadline::Deadline;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 
 /// The settings of a TLS session. Each connection reads the files again, so that it uses renewed
 /// certificates.
 pub(crate) struct Connector(SslContext);
 
 impl Connector {
-    pub(crate) fn new(files: &TlsFiles) -> Result<Connector> {
-        let unset = |error| Error::Config(format!("TLS cannot be set up: {error}"));
-        let mut context = SslContextBuilder::new(SslMethod::tls_client()).map_err(unset)?;
-        context.set_min_proto_version(Some(SslVersion::TLS1_2)).map_err(unset)?;
-        context.set_verify(SslVerifyMode::PEER);
-        // A write that is tried again may come from another address.
-        context.set_mode(
-            SslMode::AUTO_RETRY
-                | SslMode::ACCEPT_MOVING_WRITE_BUFFER
-                | SslMode::ENABLE_PARTIAL_WRITE,
-        );
-        // One read of the socket for a record, instead of two.
-        context.set_read_ahead(true);
-        match &files.ca {
-            Some(ca) => context
-                .set_ca_file(ca)
-                .map_err(|error| unusable(ca, "as the certificates of authorities", &error))?,
-            None => context.set_default_verify_paths().map_err(unset)?,
+    pub fn new(files: &TlsFiles) -> Result<Connector> {
+        let mut context = verifying_context(files.ca.is_none())
+            .map_err(|error| Error::Config(format!("TLS cannot be set up: {error}")))?;
+        if let Some(ca) = &files.ca {
+            let purpose = "as the certificates of authorities";
+            context.set_ca_file(ca).map_err(unusable(ca, purpose))?;
         }
-        match (&files.cert, &files.key) {
-            (Some(cert), Some(key)) => {
-                context
-                    .set_certificate_chain_file(cert)
-                    .map_err(|error| unusable(cert, "as the client certificate", &error))?;
-                let pem = std::fs::read(key).map_err(|error| {
-                    Error::Config(format!("cannot read {}: {error}", key.display()))
-                })?;
-                // With the wrong passphrase an encrypted key is an error; with none OpenSSL
-                // would ask the terminal for one.
-                PKey::private_key_from_pem_passphrase(&pem, b"")
-                    .and_then(|key| context.set_private_key(&key))
-                    .map_err(|error| unusable(key, "as the client certificate's key", &error))?;
-            }
-            (None, None) => {}
-            _ => {
-                let text =
-                    "a client certificate needs its key, and a key its certificate: give both";
-                return Err(Error::Config(text.into()));
-            }
+        ensure(files.cert.is_some() == files.key.is_some(), || {
+            "a client certificate needs its key, and a key its certificate: give both".into()
+        })?;
+        if let (Some(cert), Some(key)) = (&files.cert, &files.key) {
+            let purpose = "as the client certificate";
+            context.set_certificate_chain_file(cert).map_err(unusable(cert, purpose))?;
+            let pem = std::fs::read(key).map_err(|error| {
+                Error::Config(format!("cannot read {}: {error}", key.display()))
+            })?;
+            // With a wrong passphrase, OpenSSL fails on an encrypted key. With no passphrase, it
+            // would ask for one on the terminal.
+            PKey::private_key_from_pem_passphrase(&pem, b"")
+                .and_then(|key| context.set_private_key(&key))
+                .map_err(unusable(key, "as the client certificate's key"))?;
         }
         Ok(Connector(context.build()))
     }
 
-    /// Blocks until the deadline at most.
-    pub(crate) fn handshake(
+    /// Blocks until the handshake is done, at most until the deadline.
+    pub fn handshake(
         self,
         tcp: TcpStream,
         endpoint: &Endpoint,
         deadline: Deadline,
     ) -> Result<Box<dyn Stream>> {
-        let ssl = self.expecting(&endpoint.host).map_err(|error| {
-            Error::Config(format!("TLS cannot verify the host name {}: {error}", endpoint.host))
+        let host = &endpoint.host;
+        let ssl = self.expecting(host).map_err(|error| {
+            Error::Config(format!("TLS cannot verify the host name {host}: {error}"))
         })?;
         tcp.set_nonblocking(true).map_err(|error| endpoint.unreachable(error))?;
         let mut handshake = ssl.connect(tcp);
         loop {
             match handshake {
-                Ok(stream) => return Ok(Box::new(Explaining(stream))),
+                Ok(stream) => return Ok(Box::new(TlsSession(stream))),
+                Err(HandshakeError::WouldBlock(_)) if deadline.has_passed() => {
+                    return Err(endpoint.unreachable("the TLS handshake took too long"));
+                }
                 Err(HandshakeError::WouldBlock(unfinished)) => {
-                    let wants = match unfinished.error().code() {
+                    let event = match unfinished.error().code() {
                         ErrorCode::WANT_WRITE => PollFlags::OUT,
                         _ => PollFlags::IN,
                     };
-                    await_socket(unfinished.get_ref().as_fd(), wants, deadline.at)
-                        .map_err(|_| endpoint.unreachable("the TLS handshake took too long"))?;
+                    let socket = PollFd::new(unfinished.get_ref(), event);
+                    // If the poll was interrupted, the next result is `WouldBlock` again.
+                    let _ = poll(&mut [socket], Some(&timespec_until(deadline.at)));
                     handshake = unfinished.handshake();
                 }
                 Err(error) => {
-                    return Err(endpoint.unreachable(explain(&error.to_string(), &endpoint.host)));
+                    let reason = explain(&error.to_string()).replace("{host}", host);
+                    return Err(endpoint.unreachable(reason));
                 }
             }
         }
@@ -107,38 +93,55 @@ impl Connector {
     /// A session that accepts only a certificate for this host name or address (RFC 6125).
     fn expecting(&self, host: &str) -> Result<Ssl, ErrorStack> {
         let mut ssl = Ssl::new(&self.0)?;
-        match host.parse() {
-            Ok(address) => ssl.param_mut().set_ip(address)?,
-            Err(_) => {
-                ssl.set_hostname(host)?;
-                ssl.param_mut().set_hostflags(X509CheckFlags::NO_PARTIAL_WILDCARDS);
-                ssl.param_mut().set_host(host)?;
-            }
+        if let Ok(address) = host.parse() {
+            ssl.param_mut().set_ip(address)?;
+        } else {
+            ssl.set_hostname(host)?;
+            ssl.param_mut().set_hostflags(X509CheckFlags::NO_PARTIAL_WILDCARDS);
+            ssl.param_mut().set_host(host)?;
         }
         Ok(ssl)
     }
 }
 
-/// Blocks until a socket that nobody else uses yet is ready for one of `events`, or the time is up.
-fn await_socket(fd: BorrowedFd<'_>, events: PollFlags, until: Instant) -> io::Result<()> {
-    let found = poll(&mut [PollFd::from_borrowed_fd(fd, events)], Some(&timespec_until(until)))?;
-    if found == 0 { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+fn verifying_context(trust_system: bool) -> Result<SslContextBuilder, ErrorStack> {
+    let mut context = SslContextBuilder::new(SslMethod::tls_client())?;
+    context.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+    context.set_verify(SslVerifyMode::PEER);
+    // A repeated write may come from another buffer.
+    context.set_mode(SslMode::ACCEPT_MOVING_WRITE_BUFFER | SslMode::ENABLE_PARTIAL_WRITE);
+    // OpenSSL then reads the socket once for each record, not twice.
+    context.set_read_ahead(true);
+    if trust_system {
+        context.set_default_verify_paths()?;
+    }
+    Ok(context)
 }
 
-/// In TLS 1.3 the client has finished its handshake before the broker has looked at the client
-/// certificate: what the broker says to that comes with the first read.
-struct Explaining(SslStream<TcpStream>);
+fn unusable(path: &Path, purpose: &str) -> impl Fn(ErrorStack) -> Error {
+    move |error| {
+        let reasons: Vec<_> = error.errors().iter().filter_map(|error| error.reason()).collect();
+        Error::Config(format!("cannot use {} {purpose}: {}", path.display(), reasons.join(", ")))
+    }
+}
 
-impl Read for Explaining {
+/// A TLS session whose read errors explain the broker's alerts. In TLS 1.3 the client finishes its
+/// handshake before the broker checks the client certificate, so an alert about the certificate
+/// arrives with the first read.
+struct TlsSession(SslStream<TcpStream>);
+
+impl Read for TlsSession {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.0.read(into).map_err(|error| match alert(&error.to_string()) {
-            Some(meaning) => io::Error::other(meaning),
-            None => error,
+        // Only an error of OpenSSL contains another error. An error of the socket, such as the
+        // frequent `WouldBlock`, contains none and is returned at once.
+        self.0.read(into).map_err(|error| match error.get_ref().map(ToString::to_string) {
+            Some(text) if text.contains("SSL alert number") => io::Error::other(explain(&text)),
+            _ => error,
         })
     }
 }
 
-impl Write for Explaining {
+impl Write for TlsSession {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.write(bytes)
     }
@@ -148,75 +151,53 @@ impl Write for Explaining {
     }
 }
 
-fn unusable(path: &Path, purpose: &str, error: &ErrorStack) -> Error {
-    let reasons: Vec<_> = error.errors().iter().filter_map(openssl::error::Error::reason).collect();
-    Error::Config(format!("cannot use {} {purpose}: {}", path.display(), reasons.join(", ")))
-}
+/// What OpenSSL's errors mean here. The first row that has words of the error, in lower case,
+/// applies. The numbers are those of alerts, with which the broker answers the client's side of the
+/// handshake (TLS 1.3, RFC 8446, 6.2). TLS 1.2 has no alert for a missing certificate.
+const MEANINGS: [(&[&str], &str); 13] = [
+    (&["number 116"], "the broker asks for a client certificate; give one, with its key"),
+    (&["number 40"], "the broker refused TLS; if it asks for a client certificate, give one"),
+    (
+        &["number 42", "number 43", "number 46", "number 48"],
+        "the broker does not accept the client certificate; one of its authorities must sign it",
+    ),
+    (&["number 44"], "the broker says that the client certificate is revoked"),
+    (&["number 45"], "the broker says that the client certificate has expired"),
+    (&["number 70"], "the broker speaks no version of TLS that is safe to use"),
+    (&["alert number"], "the broker ended TLS with an alert"),
+    (
+        &["hostname mismatch", "ip address mismatch"],
+        "the broker's certificate is not for the host name {host}",
+    ),
+    (&["certificate has expired"], "the broker's certificate has expired"),
+    (&["not yet valid"], "the broker's certificate is not valid yet"),
+    (
+        &["self-signed", "self signed", "local issuer", "unable to verify", "signature failure"],
+        "the broker's certificate is not signed by an authority trusted here; name its CA file",
+    ),
+    (&["wrong version number"], "this port does not speak TLS; use amqp:// or the TLS port"),
+    (&["unexpected eof", "connection reset"], "it hung up during the TLS handshake"),
+];
 
-/// OpenSSL's words, and what they mean here.
-fn explain(error: &str, host: &str) -> String {
-    if let Some(meaning) = alert(error) {
-        return meaning;
-    }
-    let has = |words: &str| error.to_ascii_lowercase().contains(words);
-    let meaning = if has("hostname mismatch") || has("ip address mismatch") {
-        format!("the broker's certificate is not for the host name {host}")
-    } else if has("certificate has expired") {
-        "the broker's certificate has expired".into()
-    } else if has("not yet valid") {
-        "the broker's certificate is not valid yet".into()
-    } else if has("self-signed")
-        || has("self signed")
-        || has("unable to get local issuer")
-        || has("unable to verify")
-        || has("certificate signature failure")
-    {
-        "the broker's certificate is not signed by an authority trusted here; name its CA file"
-            .into()
-    } else if has("wrong version number") {
-        "this port does not speak TLS; use amqp:// or the TLS port".into()
-    } else if has("unexpected eof") || has("connection reset") {
-        "it hung up during the TLS handshake".into()
-    } else {
-        "the TLS handshake failed".into()
-    };
+fn explain(error: &str) -> String {
+    let lower_case = error.to_ascii_lowercase();
+    let applies = |words: &[&str]| words.iter().any(|words| lower_case.contains(words));
+    let row = MEANINGS.iter().find(|(words, _)| applies(words));
+    let meaning = row.map_or("the TLS handshake failed", |(_, meaning)| meaning);
     format!("{meaning} ({error})")
-}
-
-/// What the broker says to our side of the handshake, by the number of its alert (TLS 1.3,
-/// RFC 8446, 6.2). A broker on TLS 1.2 has no alert of its own for a missing certificate.
-fn alert(error: &str) -> Option<String> {
-    let (_, number) = error.split_once("SSL alert number ")?;
-    let digits = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
-    let meaning = match number[..digits].parse().ok()? {
-        116 => "the broker asks for a client certificate; give one, with its key",
-        40 => {
-            "the broker refused the TLS handshake; if it asks for a client certificate, give one, \
-             with its key"
-        }
-        42 | 43 | 46 | 48 => {
-            "the broker does not accept the client certificate; it takes those signed by its own \
-             authorities"
-        }
-        44 => "the broker says that the client certificate is revoked",
-        45 => "the broker says that the client certificate has expired",
-        70 => "the broker speaks no version of TLS that is safe to use",
-        _ => "the broker ended TLS with an alert",
-    };
-    Some(format!("{meaning} ({error})"))
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn openssls_words_are_told_apart() {
+    fn explains_errors_of_openssl() {
         let verify = "error:0A000086:SSL routines:tls_post_process_server_certificate:certificate \
                       verify failed:../ssl/statem/statem_clnt.c:1889:";
         let alert = "error:0A000410:SSL routines:ssl3_read_bytes:sslv3 alert handshake failure:\
                      ../ssl/record/rec_layer_s3.c:1605:SSL alert number";
         for (error, meaning) in [
-            (format!("{verify} (hostname mismatch)"), "not for the host name rabbit"),
-            (format!("{verify} (IP address mismatch)"), "not for the host name rabbit"),
+            (format!("{verify} (hostname mismatch)"), "not for the host name"),
+            (format!("{verify} (IP address mismatch)"), "not for the host name"),
             (format!("{verify} (certificate has expired)"), "broker's certificate has expired"),
             (format!("{verify} (certificate is not yet valid)"), "not valid yet"),
             (format!("{verify} (self-signed certificate)"), "name its CA file"),
@@ -226,7 +207,7 @@ mod tests {
             (format!("{alert} 48"), "does not accept the client certificate"),
             (format!("{alert} 116"), "asks for a client certificate"),
         ] {
-            let text = super::explain(&error, "rabbit");
+            let text = super::explain(&error);
             assert!(text.contains(meaning), "{text}");
         }
     }

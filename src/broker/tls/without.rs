@@ -12,20 +12,13 @@ use crate::error::{Error, Result};
 pub(crate) enum Connector {}
 
 impl Connector {
-    pub(crate) fn new(_files: &TlsFiles) -> Result<Connector> {
-        Err(Error::Config(
-            "amqps:// needs the cargo feature `tls` of rabbitmq-rpc, which this program was built \
-             without"
-                .into(),
-        ))
+    pub fn new(_: &TlsFiles) -> Result<Connector> {
+        let text = "amqps:// needs the cargo feature `tls` of rabbitmq-rpc, which this program was \
+                    built without";
+        Err(Error::Config(text.into()))
     }
 
-    pub(crate) fn handshake(
-        self,
-        _tcp: TcpStream,
-        _endpoint: &Endpoint,
-        _deadline: Deadline,
-    ) -> Result<Box<dyn Stream>> {
+    pub fn handshake(self, _: TcpStream, _: &Endpoint, _: Deadline) -> Result<Box<dyn Stream>> {
         match self {}
     }
 }
@@ -33,8 +26,8 @@ impl Connector {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn without_the_feature_amqps_says_how_to_get_it() {
-        // Nobody listens on port 1, and nobody is asked.
+    fn amqps_names_the_missing_feature() {
+        // No broker listens on port 1: the error comes before a connection is tried.
         let brokers = crate::Brokers::parse("amqps://127.0.0.1:1").unwrap();
         let server = crate::RpcServer::connect(brokers, "q", crate::ServerOptions::default());
         let error = server.expect_err("there is no TLS");
