@@ -1,4 +1,4 @@
-//! Drives any tutorial-six server with load, and tells how it bears it.
+//! Puts load on any tutorial-six server, and reports its rate and latency.
 
 mod common;
 #[path = "rpc_bench/tally.rs"]
@@ -23,15 +23,15 @@ use tally::Tally;
 #[derive(FromArgs, Clone)]
 #[argh(
     example = "rpc_bench --requests 100000 --in-flight 64\nrpc_bench --rate 500 --json",
-    note = "Without --rate the loop is closed: a call begins when another has ended. With --rate
-calls are due at fixed times, and latency counts from then, so that a stall is not hidden.
-A thread waits for its calls in the order in which it sent them.",
-    error_code(0, "every call was answered rightly"),
-    error_code(1, "some were not"),
+    note = "Without --rate the loop is closed: a call starts when another call ends. With --rate the
+loop is open: calls are due at fixed times, and latency counts from the due time, so that a stall
+is not hidden. Each thread waits for its calls in the order in which it sent them.",
+    error_code(0, "every call got the right answer"),
+    error_code(1, "some calls did not get the right answer"),
     error_code(64, "usage"),
     error_code(69, "no broker could be reached"),
     error_code(77, "the broker refused the user or a permission"),
-    error_code(130, "interrupted by SIGINT, after printing what was there; SIGTERM: 143")
+    error_code(130, "interrupted by SIGINT, after printing the results so far; SIGTERM: 143")
 )]
 struct Args {
     /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else
@@ -44,37 +44,37 @@ struct Args {
     /// calls to make (default: 10000)
     #[argh(option, default = "10_000")]
     requests: u64,
-    /// calls in flight at once, over all threads (default: 1, or one a thread)
+    /// calls in flight at once, over all threads (default: 1, or one for each thread)
     #[argh(option, default = "1")]
     in_flight: usize,
     /// threads that share the client (default: 1)
     #[argh(option, default = "1")]
     threads: usize,
-    /// calls due each second; 0 is as fast as --in-flight lets it (default: 0)
+    /// calls due each second; 0: as fast as --in-flight allows (default: 0)
     #[argh(option, default = "0.0")]
     rate: f64,
-    /// seconds for each call (default: 30)
+    /// seconds that each call may take (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     timeout: Duration,
-    /// number to ask for (default: 7)
+    /// which Fibonacci number to request, at most 186 (default: 7)
     #[argh(option, default = "7")]
     n: u64,
     /// print one JSON object instead of a table; latencies are in microseconds
     #[argh(switch)]
     json: bool,
-    /// seconds to wait for a broker that is not up yet (default: 0)
+    /// seconds to keep trying if no broker is up yet (default: 0)
     #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
     wait: Duration,
-    /// seconds for connecting to a broker (default: 5)
+    /// seconds that connecting to one broker may take (default: 5)
     #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
     connect_timeout: Duration,
     /// PEM file of the authorities to trust for amqps:// (default: the system's)
     #[argh(option)]
     tls_ca: Option<PathBuf>,
-    /// PEM file of this client's certificate
+    /// PEM file of the client certificate to show to the broker
     #[argh(option)]
     tls_cert: Option<PathBuf>,
-    /// PEM file of that certificate's key
+    /// PEM file of the key of --tls-cert
     #[argh(option)]
     tls_key: Option<PathBuf>,
 }
@@ -102,7 +102,7 @@ fn connect(args: &Args) -> Result<FibonacciRpcClient, Error> {
     let brokers = common::brokers(url, args.connect_timeout, args.wait, tls)?;
     let options = ClientOptions {
         timeout: args.timeout,
-        // In an open loop nothing but the servers may hold a call back.
+        // In an open loop only the servers may delay a call.
         max_in_flight: if args.rate > 0.0 { usize::MAX } else { args.in_flight.max(args.threads) },
         ..FibonacciRpcClient::options()
     };
@@ -140,7 +140,7 @@ fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
     ExitCode::from(u8::from(!right))
 }
 
-/// What the threads work off together.
+/// The calls to make and their results, shared by the threads.
 struct Load {
     args: Args,
     expected: u128,
@@ -152,7 +152,8 @@ struct Load {
 }
 
 impl Load {
-    /// Makes calls, one thread's share of those in flight at a time, until all are made.
+    /// Makes calls until all threads together have made all. Keeps at most this thread's share of
+    /// the calls in flight.
     fn drive(&self, client: &FibonacciRpcClient) {
         let share = match self.args.rate > 0.0 {
             true => usize::MAX,
@@ -177,7 +178,8 @@ impl Load {
         }
     }
 
-    /// When the next call is due: long since in a closed loop, by its number in an open one.
+    /// When the next call is due. In a closed loop, every call is due from the start. In an open
+    /// loop, the number of the call decides. `None` if all calls are made.
     fn next_due(&self) -> Option<Instant> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         (number < self.args.requests).then(|| match self.args.rate > 0.0 {
@@ -186,7 +188,7 @@ impl Load {
         })
     }
 
-    /// Waits for the oldest call, at most `until`.
+    /// Waits for the oldest call and counts its result. Stops waiting at `until`.
     fn settle_oldest(
         &self,
         pending: &mut VecDeque<(Instant, PendingNumber)>,

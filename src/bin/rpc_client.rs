@@ -1,4 +1,4 @@
-//! Asks for Fibonacci numbers, as RabbitMQ's tutorial six does.
+//! Requests Fibonacci numbers, as RabbitMQ's tutorial six does.
 
 mod common;
 
@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 use argh::FromArgs;
 use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, QueueStatus};
 
-/// Ask the servers on a RabbitMQ queue for Fibonacci numbers; print one a line, in the order
-/// asked.
+/// Request Fibonacci numbers from the servers on a RabbitMQ queue. Print one number a line, in
+/// the order of the arguments.
 #[derive(FromArgs)]
 #[argh(
     example = "rpc_client 7\nrpc_client --timeout 2 0 1 7 93 186\nrpc_client --check",
-    note = "All requests are sent together. Where some fail, the exit code is the first one's.",
-    error_code(0, "every number was answered, or with --check somebody serves the queue"),
+    note = "All requests are sent together. If some fail, the first failure gives the exit code.",
+    error_code(0, "every number was answered, or with --check: somebody serves the queue"),
     error_code(64, "usage"),
     error_code(65, "the server refused a number"),
-    error_code(69, "no broker could be reached, there is no such queue, or nobody serves it"),
+    error_code(69, "no broker could be reached, no such queue, or with --check: nobody serves it"),
     error_code(70, "the server failed"),
     error_code(75, "timed out, connection lost, or the server is busy: may have been executed"),
-    error_code(76, "a reply was no number"),
+    error_code(76, "a reply was not a number"),
     error_code(77, "the broker refused the user or a permission")
 )]
 struct Args {
@@ -33,28 +33,28 @@ struct Args {
     /// queue to send requests to (default: rpc_queue)
     #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
     queue: String,
-    /// seconds from the program's start for all numbers (default: 30)
+    /// seconds for all numbers together, from the program's start (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     timeout: Duration,
-    /// ask for no number, but print how many consumers the queue has, and how many messages wait
+    /// request no number: print how many consumers the queue has, and how many messages wait
     #[argh(switch)]
     check: bool,
-    /// seconds to wait for a broker that is not up yet (default: 0)
+    /// seconds to keep trying if no broker is up yet (default: 0)
     #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
     wait: Duration,
-    /// seconds for connecting to a broker (default: 5)
+    /// seconds that connecting to one broker may take (default: 5)
     #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
     connect_timeout: Duration,
     /// PEM file of the authorities to trust for amqps:// (default: the system's)
     #[argh(option)]
     tls_ca: Option<PathBuf>,
-    /// PEM file of this client's certificate
+    /// PEM file of the client certificate to show to the broker
     #[argh(option)]
     tls_cert: Option<PathBuf>,
-    /// PEM file of that certificate's key
+    /// PEM file of the key of --tls-cert
     #[argh(option)]
     tls_key: Option<PathBuf>,
-    /// which numbers to ask for: whole, not negative
+    /// which Fibonacci numbers to request: whole, not negative
     #[argh(positional, arg_name = "N")]
     numbers: Vec<u64>,
 }

@@ -16,9 +16,9 @@ use signal_hook::iterator::Signals;
 #[derive(FromArgs)]
 #[argh(
     example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4",
-    note = "SIGINT and SIGTERM stop it in good order: it answers what it has begun with and gives
-the rest back. A second signal ends it at once.",
-    error_code(0, "stopped, every request begun was answered"),
+    note = "On SIGINT or SIGTERM the server answers the requests in progress, returns the others to
+the queue, and exits. A second signal ends it at once.",
+    error_code(0, "stopped, after answering every request in progress"),
     error_code(64, "usage"),
     error_code(69, "no broker could be reached"),
     error_code(75, "requests were still in progress after --drain-timeout"),
@@ -34,44 +34,45 @@ struct Args {
     /// queue to take requests from (default: rpc_queue)
     #[argh(option, default = "String::from(\"rpc_queue\")")]
     queue: String,
-    /// requests worked on at once (default: 1)
+    /// requests to work on at once (default: 1)
     #[argh(option, default = "1")]
     workers: usize,
-    /// requests sent to each worker ahead of its answers (default: 1)
+    /// unacknowledged requests that the broker sends to each worker; 0: no limit (default: 1)
     #[argh(option, default = "1")]
     prefetch: u16,
-    /// compute by double recursion: a slow job on purpose
+    /// compute by double recursion, to make the job slow on purpose
     #[argh(switch)]
     recursive: bool,
-    /// kind of queue to declare where there is none: classic or quorum (default: classic)
+    /// kind of queue to declare if it does not exist: classic or quorum (default: classic)
     #[argh(option, default = "QueueType::Classic", from_str_fn(queue_type))]
     queue_type: QueueType,
-    /// how often a request is delivered again, at most (quorum queues only)
+    /// how often a request is redelivered at most (quorum queues only)
     #[argh(option)]
     delivery_limit: Option<u32>,
-    /// exchange for requests that were rejected, expired or delivered too often
+    /// exchange for requests that were rejected, expired or delivered too often; not with
+    /// --max-waiting
     #[argh(option)]
     dead_letter_exchange: Option<String>,
-    /// requests that may wait in the queue where there is none yet; who sends more is told at once
-    /// that the service is overloaded
+    /// requests that may wait in the queue, if this server declares it; callers over the limit
+    /// learn at once that the service is overloaded
     #[argh(option)]
     max_waiting: Option<u32>,
     /// seconds to wait for requests in progress when stopping (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     drain_timeout: Duration,
-    /// seconds to wait for a broker that is not up yet (default: 0)
+    /// seconds to keep trying if no broker is up yet (default: 0)
     #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
     wait: Duration,
-    /// seconds for connecting to a broker (default: 5)
+    /// seconds that connecting to one broker may take (default: 5)
     #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
     connect_timeout: Duration,
     /// PEM file of the authorities to trust for amqps:// (default: the system's)
     #[argh(option)]
     tls_ca: Option<PathBuf>,
-    /// PEM file of this client's certificate
+    /// PEM file of the client certificate to show to the broker
     #[argh(option)]
     tls_cert: Option<PathBuf>,
-    /// PEM file of that certificate's key
+    /// PEM file of the key of --tls-cert
     #[argh(option)]
     tls_key: Option<PathBuf>,
 }
@@ -116,7 +117,7 @@ fn stop_on_a_signal(stopper: Stopper) {
         signals.next();
         stopper.stop();
         if let Some(signal) = signals.next() {
-            // As a shell has it: 128 and the number of the signal that ended it.
+            // The shell's convention: 128 plus the number of the signal that ended the process.
             exit(128 + signal);
         }
     });

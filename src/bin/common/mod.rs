@@ -1,4 +1,4 @@
-//! What the three binaries share: arguments, logging, and how an error becomes an exit code.
+//! Code that the three binaries share: arguments, logging and exit codes.
 
 use std::path::PathBuf;
 use std::process::{ExitCode, exit};
@@ -8,7 +8,7 @@ use argh::FromArgs;
 use log::LevelFilter;
 use rabbitmq_rpc::{Brokers, Error, Status, TlsFiles};
 
-/// The program's arguments. Ends the process where they ask for help (0) or make no sense (64).
+/// Parses the program's arguments. Ends the process if they ask for help (0) or are invalid (64).
 pub fn parse<Args: FromArgs>(name: &str) -> Args {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -26,7 +26,7 @@ pub fn usage_error(name: &str, text: &str) -> ! {
     exit(i32::from(USAGE))
 }
 
-/// A URL in the wrong place is shown by the parser as it was given.
+/// Removes logins from URLs: the parser's error message repeats an unexpected argument as it is.
 fn without_passwords(text: &str) -> String {
     let mut parts = text.split("://");
     let first = parts.next().unwrap_or_default().to_string();
@@ -36,16 +36,16 @@ fn without_passwords(text: &str) -> String {
     })
 }
 
-/// Logs to standard error, at `level` or as RUST_LOG has it.
+/// Logs to standard error, at `level` unless RUST_LOG says otherwise.
 pub fn start_logger(level: &str) {
     let level = format!("{level},amiquip=error");
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
-        // At debug it logs the login, which holds the password.
+        // At debug, this module logs the login, which contains the password.
         .filter_module("amiquip::io_loop::handshake_state", LevelFilter::Off)
         .init();
 }
 
-/// The brokers of `--url`, else of $AMQP_URL, else one on this machine.
+/// The brokers in `--url`, or else in $AMQP_URL, or else the one on this machine.
 pub fn brokers(
     url: Option<String>,
     connect_timeout: Duration,

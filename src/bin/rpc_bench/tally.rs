@@ -1,4 +1,4 @@
-//! What came of the calls, as a table and as JSON.
+//! The results of the calls, as a table and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use rabbitmq_rpc::Error;
 
-/// Counts, and latencies.
+/// The number of right answers and of errors, and the latencies.
 pub struct Tally {
     pub ok: u64,
-    /// In microseconds, of the calls that were answered rightly.
+    /// In microseconds, of the calls that got the right answer.
     latency: Histogram<u64>,
     errors: BTreeMap<&'static str, u64>,
 }
@@ -77,7 +77,7 @@ impl Tally {
     }
 }
 
-/// An error's kind, as the tally lists it.
+/// The name under which the tally counts an error.
 pub fn kind(error: &Error) -> &'static str {
     match error {
         Error::TimedOut { .. } => "timed out",
