@@ -14,4 +14,4 @@ need gcc pkg-config libssl-dev rabbitmq-server
 
 export RABBITMQ_RPC_SOAK_MINUTES=${1:-5}
 [[ -z ${2:-} ]] || export RABBITMQ_RPC_SOAK_SEED=$2
-exec cargo test --features soak --test it soak::faults_cost_no_answer -- --exact --nocapture
+exec cargo test --features soak --test it soak::every_call_ends_in_time_during_faults -- --exact --nocapture

@@ -23,7 +23,7 @@ fn stderr(output: &Output) -> &str {
 }
 
 #[test]
-fn the_client_prints_numbers_in_the_order_asked() {
+fn client_prints_numbers_in_order_of_arguments() {
     let queue = queue_name("numbers");
     let mut server = rpc_server(&queue, &[]);
 
@@ -39,7 +39,7 @@ fn the_client_prints_numbers_in_the_order_asked() {
 }
 
 #[test]
-fn double_recursion_gives_the_same_numbers() {
+fn recursive_server_gives_the_same_numbers() {
     let queue = queue_name("recursive");
     let _server = rpc_server(&queue, &["--recursive", "--workers", "2", "--prefetch", "2"]);
     let output = rpc_client(&queue, &["20", "0", "1", "2", "25"]);
@@ -70,7 +70,7 @@ fn bad_arguments_are_usage_errors() {
 }
 
 #[test]
-fn help_tells_examples_and_exit_codes() {
+fn help_lists_examples_and_exit_codes() {
     for (program, example) in [
         (env!("CARGO_BIN_EXE_rpc_server"), "rpc_server --url"),
         (env!("CARGO_BIN_EXE_rpc_client"), "rpc_client 7\n"),
@@ -89,7 +89,7 @@ fn help_tells_examples_and_exit_codes() {
 }
 
 #[test]
-fn a_number_too_large_is_the_servers_to_refuse() {
+fn server_refuses_number_too_large_for_128_bits() {
     let queue = queue_name("too-large");
     let _server = rpc_server(&queue, &[]);
     let output = rpc_client(&queue, &["187", "7"]);
@@ -100,7 +100,7 @@ fn a_number_too_large_is_the_servers_to_refuse() {
 }
 
 #[test]
-fn a_request_that_is_no_number_gets_an_error_reply() {
+fn request_that_is_not_a_number_gets_an_error_reply() {
     let queue = queue_name("no-number");
     let _server = rpc_server(&queue, &[]);
     let client = connect(&Broker::shared().url(), &queue);
@@ -116,7 +116,7 @@ fn a_request_that_is_no_number_gets_an_error_reply() {
 }
 
 #[test]
-fn without_a_broker_the_sentence_names_it_and_not_the_password() {
+fn connection_error_names_broker_and_hides_password() {
     // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("amqp://ann:s3cret@127.0.0.1:{port}/%2f");
@@ -135,7 +135,7 @@ fn without_a_broker_the_sentence_names_it_and_not_the_password() {
 }
 
 #[test]
-fn a_call_that_nobody_answers_ends_at_its_deadline() {
+fn unanswered_call_ends_at_its_deadline() {
     let queue = queue_name("nobody");
     // The queue stays when its server has gone.
     drop(rpc_server(&queue, &[]));
@@ -148,7 +148,7 @@ fn a_call_that_nobody_answers_ends_at_its_deadline() {
 }
 
 #[test]
-fn both_sides_embed_as_owned_values() {
+fn clients_servers_and_pending_calls_are_send_and_sync() {
     fn assert_shared<T: Send + Sync + 'static>() {}
     assert_shared::<RpcClient>();
     assert_shared::<FibonacciRpcClient>();
@@ -156,7 +156,10 @@ fn both_sides_embed_as_owned_values() {
     assert_shared::<Stopper>();
     assert_shared::<PendingReply>();
     assert_shared::<PendingNumber>();
+}
 
+#[test]
+fn client_and_server_in_one_program_exchange_bytes() {
     let queue = queue_name("embedded");
     let url = Broker::shared().url();
     let serving = Serving::start(&url, &queue, ServerOptions::default(), |request| match request {

@@ -16,7 +16,7 @@ use crate::proxy::Proxy;
 use crate::queue;
 
 #[test]
-fn call_whose_time_is_up_is_never_sent() {
+fn call_past_its_deadline_is_not_sent() {
     let queue = queue_name("no-time");
     let server = Serving::echo(&url(), &queue);
     let client = connect(&url(), &queue);
@@ -28,7 +28,7 @@ fn call_whose_time_is_up_is_never_sent() {
 }
 
 #[test]
-fn options_that_make_no_sense_are_named_and_nothing_is_sent() {
+fn invalid_options_are_rejected_before_anything_is_sent() {
     let queue = queue_name("senseless");
     let server = Serving::echo(&url(), &queue);
     let client = connect(&url(), &queue);
@@ -62,7 +62,7 @@ fn options_that_make_no_sense_are_named_and_nothing_is_sent() {
 }
 
 #[test]
-fn calls_past_their_deadlines_hold_no_room_and_cost_nothing() {
+fn expired_calls_free_their_in_flight_slots() {
     let queue = queue_name("nobody-serves");
     queue::declare_durable(&url(), &queue);
     let options = ClientOptions { max_in_flight: 50, ..Default::default() };
@@ -84,7 +84,7 @@ fn calls_past_their_deadlines_hold_no_room_and_cost_nothing() {
 
 /// 2,000 numbers, twice as many as may be in flight, and nobody to answer them.
 #[test]
-fn rpc_client_ends_at_its_timeout_however_many_numbers_it_has() {
+fn rpc_client_ends_at_its_timeout_with_many_numbers() {
     let queue = queue_name("many-numbers");
     queue::declare_durable(&url(), &queue);
     let url = url();
@@ -127,7 +127,7 @@ fn hooks_see_every_call_and_request() {
 }
 
 #[test]
-fn queue_tells_who_serves_and_the_check_says_so() {
+fn queue_and_check_report_number_of_consumers() {
     let queue = queue_name("checked");
     let client = connect(&url(), &queue);
     assert_eq!(client.queue(), Err(Error::Unroutable { queue: queue.clone() }));
@@ -144,7 +144,7 @@ fn queue_tells_who_serves_and_the_check_says_so() {
 }
 
 #[test]
-fn one_call_can_be_idempotent_where_the_client_is_not() {
+fn idempotent_option_applies_to_one_call() {
     let queue = queue_name("once-more");
     let (begun, has_begun) = unbounded();
     let (go_on, may_go_on) = unbounded::<()>();

@@ -19,11 +19,11 @@ use crate::programs::{RPC_SERVER, rpc_server_at, stop};
 const CALLERS: usize = 8;
 
 #[test]
-fn a_cluster_loses_one_node_after_the_other() {
+fn cluster_serves_calls_while_its_nodes_fail_in_turn() {
     let broker = Broker::cluster(3);
     let urls: Vec<String> = (0..3).map(|node| broker.url_of(node)).collect();
     every_call_is_answered(&broker, &urls);
-    a_classic_queue_waits_for_its_node(&broker, &urls);
+    classic_queue_is_served_again_once_its_node_is_back(&broker, &urls);
 }
 
 fn serving(urls: &str, queue: &str, kind: &str) -> Process {
@@ -116,7 +116,7 @@ impl Answers {
 }
 
 /// A classic queue is on one node. While that is down there is nothing to serve, nor to call.
-fn a_classic_queue_waits_for_its_node(broker: &Broker, urls: &[String]) {
+fn classic_queue_is_served_again_once_its_node_is_back(broker: &Broker, urls: &[String]) {
     let queue = queue_name("classic");
     // A queue is at home where it was declared.
     let (home, others) = (&urls[2], format!("{},{}", urls[0], urls[1]));

@@ -66,7 +66,7 @@ fn nested_call_passes_on_deadline_and_trace() {
 }
 
 #[test]
-fn drain_answers_what_it_has_begun_and_leaves_the_rest_to_another() {
+fn drain_answers_begun_jobs_and_returns_the_rest() {
     const WORKERS: usize = 4;
     let url = Broker::shared().virtual_host("drain");
     let ready = || {
@@ -103,7 +103,7 @@ fn drained(mut pool: Process) -> usize {
 }
 
 #[test]
-fn web_front_answers_several_at_once_and_maps_errors_to_statuses() {
+fn web_front_serves_concurrently_and_maps_errors_to_statuses() {
     let url = Broker::shared().virtual_host("front");
     let mut front = example("web_front", &url, &["127.0.0.1:0"]);
     let address = front.wait_for_line("http://127.0.0.1:", BUILDING).split_off("http://".len());

@@ -29,7 +29,7 @@ fn with_headers(entries: &[u8]) -> impl FnOnce(&[u8]) -> Properties {
 }
 
 #[test]
-fn requests_that_say_badly_where_the_reply_goes() {
+fn server_survives_invalid_reply_addresses() {
     let mut corpus = Corpus::start("reply-to");
     corpus.send("an ordinary request", Reply("13"), usual);
     corpus.send("no properties at all", Rejected, |_| none());
@@ -66,7 +66,7 @@ fn requests_that_say_badly_where_the_reply_goes() {
 }
 
 #[test]
-fn requests_with_bytes_that_are_no_text() {
+fn server_survives_properties_that_are_not_utf8() {
     let mut corpus = Corpus::start("bytes");
     for (name, outcome, properties) in [
         (
@@ -120,7 +120,7 @@ fn requests_with_bytes_that_are_no_text() {
 }
 
 #[test]
-fn requests_with_strange_headers() {
+fn server_survives_unusual_headers() {
     let mut corpus = Corpus::start("headers");
     let many: Vec<u8> = (0..900)
         .flat_map(|number| entry(format!("key {number}").as_bytes(), b'S', &long(b"value")))
@@ -171,7 +171,7 @@ fn requests_with_strange_headers() {
 }
 
 #[test]
-fn requests_that_are_cut_short_too_long_or_empty() {
+fn server_survives_truncated_long_and_empty_requests() {
     let mut corpus = Corpus::start("lengths");
     corpus.send_body("an empty body", Failure, b"", usual);
     corpus.send_body("a body of 16 MB", Failure, &vec![b'9'; 16 << 20], usual);

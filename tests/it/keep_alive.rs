@@ -20,7 +20,7 @@ fn keep_alive() -> ClientOptions {
 }
 
 #[test]
-fn call_goes_on_as_long_as_its_server_gives_signs() {
+fn call_continues_while_server_sends_keep_alives() {
     let queue = queue_name("alive");
     let server = Serving::requests(&url(), &queue, ServerOptions::default(), |request| {
         thread::sleep(8 * INTERVAL);
@@ -34,7 +34,7 @@ fn call_goes_on_as_long_as_its_server_gives_signs() {
 }
 
 #[test]
-fn call_ends_when_the_signs_stay_away() {
+fn call_ends_when_keep_alives_stop() {
     let queue = queue_name("silenced");
     let options = keep_alive();
     let client = connect_with(&url(), &queue, options);
@@ -71,7 +71,7 @@ fn call_ends_when_the_signs_stay_away() {
 
 /// Its first server gave signs, and is killed: the broker gives the request to another.
 #[test]
-fn call_goes_on_when_another_server_takes_its_request_over() {
+fn call_continues_when_another_server_takes_over() {
     let queue = queue_name("taken-over");
     let mut slow = rpc_server(&queue, &["--recursive"]);
     let client = connect_with(&url(), &queue, keep_alive());
@@ -99,7 +99,7 @@ fn call_ends_when_nobody_serves() {
 
 /// One that knows of no signs, as tutorial six's.
 #[test]
-fn call_to_a_server_that_gives_no_signs_has_its_deadline() {
+fn call_to_server_without_keep_alives_ends_at_its_deadline() {
     let queue = queue_name("tutorial");
     queue::declare_durable(&url(), &queue);
     let mut raw = Raw::connect(Broker::shared().port(0));
@@ -110,7 +110,7 @@ fn call_to_a_server_that_gives_no_signs_has_its_deadline() {
 }
 
 #[test]
-fn requester_that_asks_for_no_signs_gets_none() {
+fn requester_that_asks_for_no_keep_alives_gets_none() {
     let queue = queue_name("no-signs");
     let _server = Serving::start(&url(), &queue, ServerOptions::default(), |_| {
         thread::sleep(3 * INTERVAL);
@@ -122,7 +122,7 @@ fn requester_that_asks_for_no_signs_gets_none() {
 }
 
 #[test]
-fn request_is_abandoned_once_its_requester_is_gone() {
+fn request_is_abandoned_after_requester_disconnects() {
     let queue = queue_name("abandoned");
     let (begun, has_begun) = unbounded();
     let (seen, was_seen) = bounded(1);

@@ -25,7 +25,7 @@ fn number(report: &str, name: &str) -> f64 {
 }
 
 #[test]
-fn a_closed_loop_keeps_that_many_calls_in_flight() {
+fn closed_loop_keeps_given_number_of_calls_in_flight() {
     let queue = queue_name("closed-loop");
     let _server = rpc_server(&queue, &["--prefetch", "16"]);
     for (in_flight, threads) in [(1, 1), (16, 1), (16, 4)] {

@@ -28,7 +28,7 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 #[test]
-fn client_and_server_bear_any_frames() {
+fn client_and_server_survive_any_frames() {
     let frames = number("RABBITMQ_RPC_LIES", 20_000);
     let seed = number("RABBITMQ_RPC_SEED", 1);
     let peer = Peer::start(seed);

@@ -6,7 +6,7 @@
 //!
 //! ```ignore
 //! #[test]
-//! fn server_answers_what_it_has_begun_when_it_is_told_to_stop() {
+//! fn server_answers_requests_in_progress_before_it_stops() {
 //!     let queue = queue_name("stop");                             // a name that no other test uses
 //!     let mut server = rpc_server(&queue, &[]);                   // a process, ready to be called
 //!     let client = connect(&Broker::shared().url(), &queue);      // a client in this process

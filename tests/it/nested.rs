@@ -20,7 +20,7 @@ fn inner(request: &Request) -> Result<String, Failure> {
 }
 
 #[test]
-fn deadline_and_trace_pass_on_through_a_handler() {
+fn handler_passes_on_deadline_and_trace() {
     let (front, stock) = (queue_name("front"), queue_name("stock"));
     let _stock = Serving::requests(&url(), &stock, ServerOptions::default(), inner);
     let client = connect(&url(), &stock);
@@ -44,7 +44,7 @@ fn deadline_and_trace_pass_on_through_a_handler() {
 }
 
 #[test]
-fn failure_of_an_inner_call_has_a_fitting_status() {
+fn unroutable_inner_call_is_answered_as_unavailable() {
     let front = queue_name("front");
     let client = connect(&url(), &queue_name("nobody"));
     let _front = Serving::requests(&url(), &front, ServerOptions::default(), move |request| {
@@ -78,7 +78,7 @@ fn clients_of_several_queues_share_a_connection() {
 }
 
 #[test]
-fn server_and_client_live_in_one_process_and_serve_returns_at_once_after_a_stop() {
+fn serve_returns_at_once_after_stop() {
     let queue = queue_name("together");
     let server = Serving::echo(&url(), &queue);
     let client = connect(&url(), &queue);

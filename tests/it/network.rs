@@ -22,7 +22,7 @@ fn through(proxy: &Proxy) -> String {
 }
 
 #[test]
-fn calls_keep_their_deadlines() {
+fn calls_keep_deadlines_before_and_after_session_is_lost() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let _server = rpc_server(&queue, &[]);
     let client = connect(&through(&proxy), &queue);
@@ -74,7 +74,7 @@ fn the_next_broker_takes_over() {
 }
 
 #[test]
-fn an_idempotent_call_is_sent_again_through_the_next_broker() {
+fn idempotent_call_is_sent_again_through_next_broker() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let _server = rpc_server(&queue, &[]);
     let urls = format!("{},{}", through(&proxy), Broker::shared().url());
@@ -84,7 +84,7 @@ fn an_idempotent_call_is_sent_again_through_the_next_broker() {
 }
 
 #[test]
-fn broker_that_stalls_after_login_is_left() {
+fn client_and_server_leave_broker_that_stalls_after_login() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let urls = format!("{},{}", through(&proxy), Broker::shared().url());
     let mut server = rpc_server_at(&urls, &queue, &[]);
@@ -99,7 +99,7 @@ fn broker_that_stalls_after_login_is_left() {
 }
 
 #[test]
-fn a_server_moves_to_the_next_broker() {
+fn server_moves_to_next_broker() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let urls = format!("{},{}", through(&proxy), Broker::shared().url());
     let mut server = rpc_server_at(&urls, &queue, &[]);

@@ -9,7 +9,7 @@ use crate::programs::rpc_server;
 use crate::queue;
 
 #[test]
-fn connections_tell_who_they_are() {
+fn connections_name_program_host_and_process() {
     let (broker, queue) = (Broker::shared(), queue_name("operator"));
     let server = rpc_server(&queue, &[]);
     let _client = connect(&broker.url(), &queue);
@@ -27,7 +27,7 @@ fn connections_tell_who_they_are() {
 }
 
 #[test]
-fn requests_and_replies_name_the_program_they_come_from() {
+fn requests_and_replies_name_their_program() {
     let broker = Broker::shared();
     let mut connection = queue::connect(&broker.url());
     let channel = connection.open_channel(None).unwrap();

@@ -8,7 +8,7 @@ use crate::raw::{Properties, Raw, Verdict};
 
 /// The broker closes the channel over such a reply, and gives the request out again.
 #[test]
-fn a_reply_that_is_too_large_is_answered_with_an_error() {
+fn oversized_reply_is_replaced_by_error_reply() {
     let broker = Broker::fragile();
     broker.limit_messages(1000);
     let queue = queue_name("oversized");
@@ -32,7 +32,7 @@ fn a_reply_that_is_too_large_is_answered_with_an_error() {
 
 /// It is published on a connection of its own, of which the request's knows nothing.
 #[test]
-fn direct_reply_that_is_too_large_is_answered_with_an_error() {
+fn oversized_direct_reply_is_replaced_by_error_reply() {
     let broker = Broker::fragile();
     broker.limit_messages(1000);
     let queue = queue_name("oversized-direct");

@@ -17,7 +17,7 @@ fn arguments<const N: usize>(entries: [(&str, AmqpValue); N]) -> FieldTable {
 }
 
 #[test]
-fn a_queue_that_is_there_is_used_whatever_its_kind() {
+fn existing_queue_is_used_whatever_its_arguments() {
     let url = Broker::shared().url();
     for (kind, durable, arguments) in [
         ("transient", false, FieldTable::new()),
@@ -45,7 +45,7 @@ fn a_queue_that_is_there_is_used_whatever_its_kind() {
 }
 
 #[test]
-fn a_queue_that_is_not_there_is_declared_as_asked_for() {
+fn missing_queue_is_declared_as_requested() {
     let classic = queue_name("classic");
     let quorum = queue_name("quorum");
     let limited = ["--queue-type", "quorum", "--delivery-limit", "4"];
@@ -72,7 +72,7 @@ fn a_queue_that_is_not_there_is_declared_as_asked_for() {
 }
 
 #[test]
-fn a_queue_that_is_refused_ends_the_server_with_what_to_change() {
+fn server_exits_with_advice_when_queue_is_refused() {
     let url = Broker::shared().url();
     let locked = queue_name("locked");
     let mut other = queue::connect(&url);

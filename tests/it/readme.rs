@@ -39,7 +39,7 @@ const PROMISES: [(&str, &[&str]); 5] = [
 ];
 
 #[test]
-fn its_shell_blocks_do_what_they_say() {
+fn shell_blocks_do_what_their_comments_say() {
     let mut session = Session::start();
     let mut promised = Vec::new();
     let mut blocks = 0;

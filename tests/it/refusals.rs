@@ -54,32 +54,32 @@ fn url(user: &str, vhost: &str) -> String {
 }
 
 #[test]
-fn wrong_password() {
+fn wrong_password_is_reported() {
     // RabbitMQ hangs up on it after 3 s, without a word.
     Attempt::new(&url("guest", "%2f"), &queue_name("refused"))
         .fails_for_all(77, &["refused the login of user \"guest\"", "password", "127.0.0.1:"]);
 }
 
 #[test]
-fn unknown_user() {
+fn unknown_user_is_reported() {
     Attempt::new(&url("no-such-user", "%2f"), &queue_name("refused"))
         .fails_for_all(77, &["refused the login of user \"no-such-user\""]);
 }
 
 #[test]
-fn unknown_virtual_host() {
+fn unknown_virtual_host_is_reported() {
     Attempt::new(&url("caller", "nowhere"), &queue_name("refused"))
         .fails_for_all(77, &["\"caller\"", "the virtual host \"nowhere\"", "not found"]);
 }
 
 #[test]
-fn virtual_host_of_others() {
+fn forbidden_virtual_host_is_reported() {
     Attempt::new(&url("outsider", "%2f"), &queue_name("refused"))
         .fails_for_all(77, &["\"outsider\"", "the virtual host \"/\"", "refused"]);
 }
 
 #[test]
-fn other_mechanism() {
+fn unsupported_login_mechanism_is_reported() {
     let url = url("caller", "%2f") + "?auth_mechanism=external";
     Attempt::new(&url, &queue_name("refused"))
         .fails_for_all(77, &["takes no login by EXTERNAL", "PLAIN"]);
@@ -95,7 +95,7 @@ fn refused_login_is_not_tried_on_next_broker() {
 }
 
 #[test]
-fn client_without_permission() {
+fn error_names_permission_that_client_lacks() {
     for (user, words) in [
         ("cannot-configure", ["declare a reply queue", "queue 'amq.gen-"]),
         ("cannot-read", ["read from its reply queue", "queue 'amq.gen-"]),
@@ -108,7 +108,7 @@ fn client_without_permission() {
 }
 
 #[test]
-fn server_without_permission() {
+fn error_names_permission_that_server_lacks() {
     let queue = queue_name("served");
     let in_queue = format!("queue '{queue}'");
     // Nobody has declared it.
@@ -130,7 +130,7 @@ fn server_without_permission() {
 }
 
 #[test]
-fn these_permissions_are_enough() {
+fn documented_permissions_are_enough() {
     let queue = queue_name("served");
     let answerer = Attempt::new(&url("answerer", "%2f"), &queue);
     let mut server = answerer.start(RPC_SERVER, &[]);
@@ -147,7 +147,7 @@ fn these_permissions_are_enough() {
 }
 
 #[test]
-fn dead_letters_take_two_permissions_more() {
+fn dead_letter_exchange_needs_write_permission() {
     let options =
         ServerOptions { dead_letter_exchange: Some("dead-letters".into()), ..Default::default() };
     let queue = queue_name("served");

@@ -29,7 +29,7 @@ fn describe(request: &Request) -> Result<String, Failure> {
 }
 
 #[test]
-fn handler_knows_what_its_requester_said() {
+fn handler_sees_properties_of_request() {
     let queue = queue_name("described");
     let _server = Serving::requests(&url(), &queue, ServerOptions::default(), describe);
     let client = connect(&url(), &queue);
@@ -52,7 +52,7 @@ fn handler_knows_what_its_requester_said() {
 }
 
 #[test]
-fn foreign_request_that_says_nothing_is_served() {
+fn request_without_optional_properties_is_served() {
     let queue = queue_name("silent");
     let _server = Serving::requests(&url(), &queue, ServerOptions::default(), describe);
     let mut raw = Raw::connect(Broker::shared().port(0));
@@ -67,7 +67,7 @@ fn foreign_request_that_says_nothing_is_served() {
 }
 
 #[test]
-fn hostile_values_of_the_new_headers_are_absent_and_the_call_goes_on() {
+fn invalid_header_values_are_treated_as_absent() {
     let queue = queue_name("odd-headers");
     let server = Serving::requests(&url(), &queue, ServerOptions::default(), |request| {
         let left = request.remaining().map(|left| left.as_secs());
@@ -141,7 +141,7 @@ fn reply_carries_content_type_and_headers() {
 
 /// As the guide's example: the second execution of a request is told apart by its id.
 #[test]
-fn handler_that_must_not_run_twice_is_safe_by_the_message_id() {
+fn handler_detects_repeated_request_by_message_id() {
     let queue = queue_name("twice");
     let booked = Mutex::new(HashSet::new());
     let _server = Serving::requests(&url(), &queue, ServerOptions::default(), move |request| {
@@ -158,7 +158,7 @@ fn handler_that_must_not_run_twice_is_safe_by_the_message_id() {
 }
 
 #[test]
-fn log_of_a_request_names_its_trace() {
+fn request_log_names_trace() {
     let queue = queue_name("traced");
     let mut server = rpc_server_that_logs(&queue, &[]);
     let client = connect(&url(), &queue);

@@ -38,7 +38,7 @@ fn quick_requests_do_not_wait_behind_a_slow_one() {
 }
 
 #[test]
-fn servers_share_a_queue_and_take_over_what_one_leaves() {
+fn server_takes_over_request_of_stopped_server() {
     let queue = queue_name("shared");
     let first = ["--recursive", "--drain-timeout", "0.3"];
     let mut first = rpc_server(&queue, &first);
@@ -65,7 +65,7 @@ fn servers_share_a_queue_and_take_over_what_one_leaves() {
 }
 
 #[test]
-fn stopping_answers_what_is_in_progress_and_gives_back_the_rest() {
+fn stop_answers_requests_in_progress_and_returns_the_rest() {
     let queue = queue_name("stop");
     let (began, has_begun) = crossbeam_channel::bounded(0);
     let (go, may_go) = crossbeam_channel::bounded::<()>(0);
@@ -100,7 +100,7 @@ fn stopping_answers_what_is_in_progress_and_gives_back_the_rest() {
 
 /// Servers come and go, each in good order, while eight clients call without pause.
 #[test]
-fn draining_under_load_loses_no_call_and_answers_none_twice() {
+fn drain_under_load_answers_each_call_once() {
     let queue = queue_name("drain");
     let args = ["--workers", "2", "--prefetch", "8"];
     let mut server = rpc_server(&queue, &args);
@@ -192,7 +192,7 @@ fn log_has_ids_and_sizes_but_no_bodies() {
 }
 
 #[test]
-fn a_reply_whose_requester_has_gone_is_counted() {
+fn reply_to_disconnected_requester_is_counted() {
     let queue = queue_name("gone");
     let (began, has_begun) = crossbeam_channel::bounded(0);
     let (go, may_go) = crossbeam_channel::bounded::<()>(0);

@@ -19,7 +19,7 @@ use crate::queue;
 use crate::raw::Raw;
 
 #[test]
-fn at_start_a_broker_that_does_not_answer_ends_the_server() {
+fn server_exits_when_broker_does_not_answer_at_start() {
     // It accepts as the system does, and never says a word.
     let black_hole = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("amqp://127.0.0.1:{}", black_hole.local_addr().unwrap().port());
@@ -211,7 +211,7 @@ fn server_stops_while_node_is_frozen() {
 
 /// The reply fills the socket, and nobody but the heartbeat can tell that the broker is gone.
 #[test]
-fn worker_that_replies_to_a_frozen_broker_stops_with_the_heartbeat() {
+fn worker_replying_to_frozen_broker_stops_after_two_heartbeats() {
     let broker = Broker::fragile();
     let url = format!("{}?heartbeat=1", broker.url());
     let queue = queue_name("frozen-reply");
@@ -254,7 +254,7 @@ fn with_worker_ends_when_queue_is_deleted_without_notice() {
 
 /// Under an alarm the broker answers nothing on a connection on which something was published.
 #[test]
-fn alarm_longer_than_connecting_may_take_costs_server_no_connection() {
+fn server_keeps_connection_during_long_alarm() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("alarm"));
     queue::declare_durable(&url, &queue);

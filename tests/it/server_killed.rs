@@ -16,7 +16,7 @@ use crate::queue;
 use crate::raw::Raw;
 
 #[test]
-fn a_request_whose_server_is_killed_goes_to_another() {
+fn request_of_killed_server_goes_to_another() {
     let queue = queue_name("killed");
     let url = Broker::shared().url();
     let client = connect_fibonacci(&url, &queue);
@@ -35,7 +35,7 @@ fn a_request_whose_server_is_killed_goes_to_another() {
 /// Servers are killed and started at random under the load of eight clients, for 10 s or for as
 /// many as CHAOS_SECONDS says; CHAOS_SEED repeats a run's choices.
 #[test]
-fn servers_killed_at_random_cost_no_call() {
+fn calls_are_answered_while_servers_are_killed_at_random() {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seconds = number("CHAOS_SECONDS").unwrap_or(10);
     let seed = number("CHAOS_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u128() as u64);
@@ -104,7 +104,7 @@ fn servers_killed_at_random_cost_no_call() {
 }
 
 #[test]
-fn a_request_that_kills_its_servers_ends_as_a_dead_letter() {
+fn request_that_kills_its_servers_becomes_dead_letter() {
     let url = Broker::shared().url();
     let queue = queue_name("poison");
     let mut raw = Raw::connect(Broker::shared().port(0));
@@ -132,7 +132,7 @@ fn a_request_that_kills_its_servers_ends_as_a_dead_letter() {
 }
 
 #[test]
-fn server_logs_redelivery_from_classic_queue() {
+fn server_counts_redelivery_from_classic_queue() {
     let url = Broker::shared().url();
     let queue = queue_name("redelivered");
     let limit = FieldTable::from_iter([("x-max-length".to_string(), AmqpValue::LongInt(1000))]);

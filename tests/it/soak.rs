@@ -41,7 +41,7 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 // It starts so many processes and nodes that no other test can run at the same time.
 #[cfg_attr(feature = "soak", test)]
 #[cfg_attr(not(feature = "soak"), expect(dead_code))]
-fn faults_cost_no_answer() {
+fn every_call_ends_in_time_during_faults() {
     let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let minutes = number("RABBITMQ_RPC_SOAK_MINUTES").unwrap_or(1);
     let seed = number("RABBITMQ_RPC_SOAK_SEED")

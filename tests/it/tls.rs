@@ -71,7 +71,7 @@ fn serving(attempt: &Attempt) -> Process {
 }
 
 #[test]
-fn calls_go_through() {
+fn calls_succeed_over_tls() {
     let url = tls().url("", "localhost");
     let attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
     let mut server = serving(&attempt);
@@ -92,7 +92,7 @@ fn calls_go_through() {
 /// A record that is half out has to be finished before anything else goes into the line, though
 /// its writer gave up long ago.
 #[test]
-fn messages_stay_whole_on_a_line_that_stalls() {
+fn messages_stay_whole_when_connection_stalls() {
     let direct = tls().url("", "localhost");
     let attempt = Attempt { tls: tls().files(), ..Attempt::new(&direct, &queue_name("tls")) };
     let _server = serving(&attempt);
@@ -139,7 +139,7 @@ fn system_certificate_authorities_are_trusted_by_default() {
 }
 
 #[test]
-fn login_by_certificate() {
+fn client_logs_in_by_certificate() {
     let url = tls().url("", "localhost") + "?auth_mechanism=external";
     let attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
     let _server = serving(&attempt);
@@ -153,28 +153,28 @@ fn login_by_certificate() {
 }
 
 #[test]
-fn wrong_authority() {
+fn broker_certificate_of_unknown_authority_is_rejected() {
     let files = tls().certificates.files("other-ca", Some("client"));
     let url = tls().url(&format!("guest:{ENCODED}@"), "localhost");
     tls().fails(&url, files, 69, &["not signed by an authority trusted here", "CA file"]);
 }
 
 #[test]
-fn wrong_host_name() {
+fn broker_certificate_for_another_host_is_rejected() {
     let url = tls().url(&format!("guest:{ENCODED}@"), "127.0.0.1");
     let words = ["the broker's certificate is not for the host name 127.0.0.1"];
     tls().fails(&url, tls().files(), 69, &words);
 }
 
 #[test]
-fn expired_certificate() {
+fn expired_broker_certificate_is_rejected() {
     let port = tls().listener("expired-server", "");
     let url = format!("amqps://guest:{ENCODED}@localhost:{port}");
     tls().fails(&url, tls().files(), 69, &["the broker's certificate has expired"]);
 }
 
 #[test]
-fn client_certificate_missing() {
+fn missing_client_certificate_is_reported() {
     let url = tls().url(&format!("guest:{ENCODED}@"), "localhost");
     let files = tls().certificates.files("ca", None);
     tls().fails(&url, files.clone(), 69, &["the broker asks for a client certificate"]);
@@ -193,7 +193,7 @@ fn client_certificate_missing() {
 }
 
 #[test]
-fn client_certificate_that_the_broker_does_not_accept() {
+fn rejected_client_certificate_is_reported() {
     let url = tls().url(&format!("guest:{ENCODED}@"), "localhost");
     let expired = tls().certificates.files("ca", Some("expired-client"));
     tls().fails(&url, expired, 69, &["the client certificate has expired"]);
@@ -202,19 +202,19 @@ fn client_certificate_that_the_broker_does_not_accept() {
 }
 
 #[test]
-fn tls_to_a_plain_port() {
+fn tls_on_plain_port_is_reported() {
     let url = format!("amqps://guest:{ENCODED}@localhost:{}", tls().broker.port(0));
     tls().fails(&url, tls().files(), 69, &["this port does not speak TLS; use amqp://"]);
 }
 
 #[test]
-fn no_tls_to_a_tls_port() {
+fn plain_amqp_on_tls_port_is_reported() {
     let url = format!("amqp://guest:{ENCODED}@localhost:{}", tls().broker.tls_port(0));
     tls().fails(&url, TlsFiles::default(), 69, &["this port speaks TLS; use amqps://"]);
 }
 
 #[test]
-fn no_amqp_at_all() {
+fn peer_that_does_not_speak_amqp_is_reported() {
     // The Erlang port mapper hangs up on whatever it does not understand.
     let url = format!("amqp://guest:{ENCODED}@localhost:{}", tls().broker.port(0) - 1);
     tls().fails(&url, TlsFiles::default(), 69, &["the connection ended without a word"]);
@@ -223,7 +223,7 @@ fn no_amqp_at_all() {
 }
 
 #[test]
-fn files_of_no_use() {
+fn unusable_files_are_reported_before_connecting() {
     // Nobody listens on port 1, and nobody is asked: the files come first.
     let url = format!("amqps://guest:{ENCODED}@localhost:1");
     let good = tls().files();

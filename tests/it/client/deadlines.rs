@@ -21,7 +21,7 @@ fn at_the_deadline<T: std::fmt::Debug>(call: impl FnOnce() -> Result<T, Error>) 
 }
 
 #[test]
-fn no_reply_ends_a_call_at_its_deadline() {
+fn call_without_reply_ends_at_its_deadline() {
     let broker = Broker::shared();
     let queue = queue_name("no-reply");
     let server = HandServer::start(&broker.url(), &queue);
@@ -45,7 +45,7 @@ fn no_reply_ends_a_call_at_its_deadline() {
 }
 
 #[test]
-fn a_pending_reply_can_be_waited_for_bit_by_bit() {
+fn pending_reply_can_be_waited_for_in_steps() {
     let broker = Broker::shared();
     let queue = queue_name("bit-by-bit");
     let server = HandServer::start(&broker.url(), &queue);
@@ -75,7 +75,7 @@ fn a_pending_reply_can_be_waited_for_bit_by_bit() {
 }
 
 #[test]
-fn dropping_a_pending_reply_gives_the_call_up() {
+fn dropping_pending_reply_abandons_call() {
     let broker = Broker::shared();
     let queue = queue_name("given-up");
     let server = HandServer::start(&broker.url(), &queue);
@@ -92,7 +92,7 @@ fn dropping_a_pending_reply_gives_the_call_up() {
 }
 
 #[test]
-fn a_request_expires_with_its_caller() {
+fn request_expires_at_deadline_of_its_call() {
     let broker = Broker::shared();
     let queue = queue_name("expires");
     let server = HandServer::start(&broker.url(), &queue);
@@ -132,7 +132,7 @@ fn a_request_expires_with_its_caller() {
 }
 
 #[test]
-fn a_call_over_the_limit_waits_for_room() {
+fn call_over_limit_waits_for_in_flight_slot() {
     let broker = Broker::shared();
     let queue = queue_name("room");
     let server = HandServer::start(&broker.url(), &queue);
@@ -162,7 +162,7 @@ fn a_call_over_the_limit_waits_for_room() {
 }
 
 #[test]
-fn connecting_is_part_of_the_call() {
+fn deadline_of_call_includes_connecting() {
     let broker = Broker::shared();
     let queue = queue_name("connecting");
     let server = HandServer::start(&broker.url(), &queue);
@@ -186,7 +186,7 @@ fn connecting_is_part_of_the_call() {
 }
 
 #[test]
-fn a_broker_that_takes_connections_and_says_nothing_does_not_hold_connect() {
+fn connect_times_out_when_broker_does_not_answer() {
     let proxy = Proxy::to(Broker::shared().port(0));
     proxy.set(Mode::Swallow);
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();

@@ -15,7 +15,7 @@ use crate::queue;
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn no_such_queue_is_told_at_once() {
+fn call_to_missing_queue_fails_at_once() {
     let broker = Broker::shared();
     let queue = queue_name("no-such-queue");
     let client = connect(&broker.url(), &queue);
@@ -35,7 +35,7 @@ fn no_such_queue_is_told_at_once() {
 /// The broker's word that there is no such queue comes so soon after the request that the client
 /// must have begun to listen before.
 #[test]
-fn no_such_queue_is_told_to_the_first_call_of_a_client() {
+fn first_call_to_missing_queue_fails_at_once() {
     let url = Broker::shared().url();
     thread::scope(|scope| {
         // At the same time, since a busy machine is where it goes wrong.
@@ -51,7 +51,7 @@ fn no_such_queue_is_told_to_the_first_call_of_a_client() {
 }
 
 #[test]
-fn time_out_says_that_nobody_serves() {
+fn timeout_error_reports_consumers_and_waiting_messages() {
     let broker = Broker::shared();
     let queue = queue_name("nobody-serves");
     queue::declare_durable(&broker.url(), &queue);
@@ -80,7 +80,7 @@ fn time_out_says_that_nobody_serves() {
 }
 
 #[test]
-fn an_error_reply_carries_status_and_sentence() {
+fn error_reply_carries_status_and_message() {
     let broker = Broker::shared();
     let queue = queue_name("error-reply");
     let _server = Serving::start(&broker.url(), &queue, ServerOptions::default(), |_| {
@@ -96,7 +96,7 @@ fn an_error_reply_carries_status_and_sentence() {
 }
 
 #[test]
-fn an_error_reply_of_a_foreign_server_is_an_error_too() {
+fn error_reply_without_known_status_is_an_error() {
     let broker = Broker::shared();
     let queue = queue_name("foreign-error");
     let server = HandServer::start(&broker.url(), &queue);
@@ -134,7 +134,7 @@ fn bad_reply_error_quotes_start_of_reply() {
 }
 
 #[test]
-fn a_wrong_password_is_refused() {
+fn client_with_wrong_password_is_refused() {
     let url = Broker::shared().url().replace("guest:guest", "guest:s3cret");
     let mut brokers = Brokers::parse(&url).unwrap();
     // RabbitMQ takes three seconds to say so.
@@ -169,7 +169,7 @@ fn malformed_url_is_rejected_without_connecting() {
 }
 
 #[test]
-fn a_client_that_is_closed_ends_its_calls() {
+fn closing_client_ends_its_calls() {
     let broker = Broker::shared();
     let queue = queue_name("closed");
     let server = HandServer::start(&broker.url(), &queue);
@@ -188,7 +188,7 @@ fn a_client_that_is_closed_ends_its_calls() {
 }
 
 #[test]
-fn replies_that_nobody_waits_for_are_dropped_and_counted() {
+fn late_and_stray_replies_are_dropped_and_counted() {
     let broker = Broker::shared();
     let queue = queue_name("late");
     let server = HandServer::start(&broker.url(), &queue);

@@ -194,7 +194,7 @@ fn calls_end_as_blocked_during_alarm() {
 
 /// The broker answers nothing on a connection that it blocks.
 #[test]
-fn asking_about_queue_during_alarm_costs_no_connection() {
+fn queue_query_during_alarm_keeps_connection() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("alarm"));
     let server = HandServer::start(&url, &queue);

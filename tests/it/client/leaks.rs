@@ -1,7 +1,7 @@
 //! Nothing leaks: neither memory nor threads nor descriptors nor calls nor connections.
 //!
 //! Memory, threads and descriptors belong to a process, so what is measured runs in one of its
-//! own: this test binary again, with [`measured`] alone. `scripts/leaks.sh` makes it long.
+//! own: this test binary again, with [`measured_process`] alone. `scripts/leaks.sh` makes it long.
 
 use std::env;
 use std::process::Command;
@@ -60,7 +60,7 @@ fn nothing_leaks() {
     let this_binary = env::current_exe().unwrap();
     let mut measured = Process::from(
         Command::new(this_binary)
-            .args(["--exact", "client::leaks::measured", "--nocapture"])
+            .args(["--exact", "client::leaks::measured_process", "--nocapture"])
             .env(URL, broker.url()),
     );
 
@@ -112,7 +112,7 @@ fn close_all_of(process: u32) -> String {
 
 /// The process that is measured: does nothing unless [`nothing_leaks`] runs it.
 #[test]
-fn measured() {
+fn measured_process() {
     let Ok(url) = env::var(URL) else { return };
     let Amounts { calls, cycles, reconnects, limit } = amounts();
 

@@ -38,7 +38,7 @@ fn call_lost_with_its_connection_may_have_executed() {
 }
 
 #[test]
-fn an_idempotent_call_is_sent_again_under_another_correlation_id() {
+fn idempotent_call_is_sent_again_with_new_correlation_id() {
     let broker = Broker::shared();
     let queue = queue_name("again");
     let server = HandServer::start(&broker.url(), &queue);
@@ -99,7 +99,7 @@ fn lost_idempotent_call_is_sent_again_by_polling() {
 }
 
 #[test]
-fn a_call_that_was_sent_before_may_have_executed_however_it_ends() {
+fn call_sent_before_may_have_executed_whatever_its_error() {
     let broker = Broker::shared();
     let proxy = Proxy::to(broker.port(0));
     let options = ClientOptions { idempotent: true, ..Default::default() };
@@ -190,7 +190,7 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
 }
 
 #[test]
-fn calls_too_short_to_connect_in_get_a_connection_all_the_same() {
+fn client_reconnects_although_each_call_is_too_short() {
     let broker = Broker::shared();
     let queue = queue_name("hasty");
     let _server = Serving::echo(&broker.url(), &queue);
@@ -208,7 +208,7 @@ fn calls_too_short_to_connect_in_get_a_connection_all_the_same() {
 }
 
 #[test]
-fn a_client_without_a_connection_is_closed_at_once() {
+fn client_without_connection_closes_at_once() {
     let broker = Broker::shared();
     let queue = queue_name("close-while-down");
     let server = HandServer::start(&broker.url(), &queue);
@@ -225,7 +225,7 @@ fn a_client_without_a_connection_is_closed_at_once() {
 }
 
 #[test]
-fn all_who_wait_for_room_move_on_when_the_connection_is_lost() {
+fn calls_waiting_for_in_flight_slot_continue_after_reconnect() {
     let broker = Broker::shared();
     let queue = queue_name("room");
     let server = HandServer::start(&broker.url(), &queue);

@@ -66,7 +66,7 @@ fn client_leaves_connection_whose_channel_is_stuck() {
 }
 
 #[test]
-fn client_keeps_connection_that_another_would_not_better() {
+fn client_keeps_connection_when_another_would_not_help() {
     let broker = Broker::shared();
     let time_out = |client: &RpcClient| {
         let error = client.call_timeout("7", SECOND).unwrap_err();
@@ -104,7 +104,7 @@ fn message_id(request: &Delivery) -> &str {
 }
 
 #[test]
-fn idempotent_request_without_a_sign_of_life_is_sent_again() {
+fn idempotent_request_without_keep_alive_is_sent_again() {
     let broker = Broker::shared();
     let queue = queue_name("lost");
     let server = HandServer::start(&broker.url(), &queue);
@@ -138,7 +138,7 @@ fn idempotent_request_without_a_sign_of_life_is_sent_again() {
 
 /// Other calls are answered, so that the connection is not in doubt.
 #[test]
-fn idempotent_request_is_sent_again_on_a_connection_that_is_well() {
+fn idempotent_request_is_sent_again_on_working_connection() {
     let broker = Broker::shared();
     let queue = queue_name("lost-alone");
     let server = HandServer::start(&broker.url(), &queue);
@@ -162,7 +162,7 @@ fn idempotent_request_is_sent_again_on_a_connection_that_is_well() {
 }
 
 #[test]
-fn idempotent_calls_follow_when_their_connection_is_left() {
+fn idempotent_calls_move_to_new_connection() {
     let broker = Broker::shared();
     let queue = queue_name("followed");
     let server = HandServer::start(&broker.url(), &queue);
@@ -229,7 +229,7 @@ fn client_leaves_second_connection_only_after_first_is_closed() {
 
 /// The broker's process for the request queue stands still, so that it does not answer at once.
 #[test]
-fn reply_that_comes_while_broker_is_asked_about_queue_counts() {
+fn reply_during_queue_query_is_accepted() {
     const TIMEOUT: Duration = Duration::from_secs(5);
     let broker = Broker::shared();
     let queue = queue_name("asked");

@@ -60,7 +60,7 @@ fn more_callers_than_max_in_flight_are_served() {
 }
 
 #[test]
-fn a_thousand_calls_of_one_thread_are_in_flight_together() {
+fn one_thread_has_a_thousand_calls_in_flight() {
     let broker = Broker::shared();
     let queue = queue_name("pipeline");
     let _server = Serving::echo(&broker.url(), &queue);

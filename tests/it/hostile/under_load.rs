@@ -42,7 +42,7 @@ const HOSTILE: [(Write, usize); 12] = [
 ];
 
 #[test]
-fn good_calls_are_answered_among_hostile_ones() {
+fn good_calls_are_answered_during_hostile_requests() {
     let connections = env::var("RABBITMQ_RPC_HOSTILE").ok();
     let is_long = connections.is_some();
     let connections = connections.map_or(200, |text| text.parse().expect("it is a number"));

@@ -22,7 +22,7 @@ fn printed(tool: &str, args: &[&str]) -> String {
 }
 
 #[test]
-fn a_shell_calls_our_server_through_a_durable_reply_queue() {
+fn shell_calls_our_server_through_durable_reply_queue() {
     let queue = queue_name("tools-client");
     let replies = queue_name("tools-replies");
     let _server = rpc_server(&queue, &[]);
@@ -58,7 +58,7 @@ fn a_shell_calls_our_server_through_a_durable_reply_queue() {
 /// standard input and nothing else, and without the reply queue and the correlation id there is
 /// no answer. (Nor has amqp-publish an option for a correlation id.)
 #[test]
-fn amqp_consume_can_take_a_request_but_not_answer_it() {
+fn amqp_consume_takes_request_but_cannot_answer() {
     let queue = queue_name("tools-server");
     printed("declare-queue", &["--durable", "--queue", &queue]);
     let brokers = Brokers::parse(&Broker::shared().url()).unwrap();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_c_client_calls_our_server() {
+fn c_client_calls_our_server() {
     let queue = queue_name("c-client");
     let _server = rpc_server(&queue, &["--workers", "2"]);
     let client = Compiled::from("scripts/bench/librabbitmq_client.c");
@@ -15,7 +15,7 @@ fn a_c_client_calls_our_server() {
 }
 
 #[test]
-fn our_client_calls_a_c_server() {
+fn our_client_calls_c_server() {
     let queue = queue_name("c-server");
     let server = Compiled::from("scripts/bench/librabbitmq_server.c");
     let mut server = server.start(&["--url", &Broker::shared().url(), "--queue", &queue]);
@@ -31,7 +31,7 @@ fn our_client_calls_a_c_server() {
 }
 
 #[test]
-fn a_c_client_that_looks_can_tell_an_error_reply() {
+fn c_client_recognizes_error_reply() {
     let queue = queue_name("c-errors");
     let _server = rpc_server(&queue, &[]);
     let requester = Compiled::from("tests/it/interop/c_requester.c");

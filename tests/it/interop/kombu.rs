@@ -6,7 +6,7 @@ use super::*;
 use crate::embedded::connect;
 
 #[test]
-fn a_kombu_client_calls_our_server() {
+fn kombu_client_calls_our_server() {
     let queue = queue_name("kombu-client");
     let _server = rpc_server(&queue, &[]);
     let requester = |bodies: &[&str]| python("tests/it/interop/kombu_requester.py", &queue, bodies);
@@ -15,7 +15,7 @@ fn a_kombu_client_calls_our_server() {
 }
 
 #[test]
-fn our_client_calls_a_kombu_server() {
+fn our_client_calls_kombu_server() {
     let queue = queue_name("kombu-server");
     let mut server = python("tests/it/interop/kombu_server.py", &queue, &[]);
     server.wait_for_line("Awaiting RPC requests", PATIENCE);

@@ -14,7 +14,7 @@ fn requester(queue: &str, reply_to: &str, bodies: &[&str]) -> Process {
 }
 
 #[test]
-fn a_pika_client_calls_our_server() {
+fn pika_client_calls_our_server() {
     let queue = queue_name("pika-client");
     let _server = rpc_server(&queue, &[]);
     let mut client = python(CLIENT, &queue, &["--requests", "50", "--n", "186"]);
@@ -23,7 +23,7 @@ fn a_pika_client_calls_our_server() {
 }
 
 #[test]
-fn our_client_calls_a_pika_server() {
+fn our_client_calls_pika_server() {
     let queue = queue_name("pika-server");
     let mut server = python(SERVER, &queue, &[]);
     server.wait_for_line("Awaiting RPC requests", PATIENCE);
@@ -34,7 +34,7 @@ fn our_client_calls_a_pika_server() {
 }
 
 #[test]
-fn our_server_takes_turns_with_a_pika_server() {
+fn our_server_shares_queue_with_pika_server() {
     let queue = queue_name("pika-beside");
     let mut ours = rpc_server(&queue, &[]);
     let mut theirs = python(SERVER, &queue, &[]);
@@ -54,7 +54,7 @@ fn our_server_takes_turns_with_a_pika_server() {
 }
 
 #[test]
-fn a_pika_client_that_looks_can_tell_an_error_reply() {
+fn pika_client_recognizes_error_reply() {
     let queue = queue_name("pika-errors");
     let _server = rpc_server(&queue, &[]);
     assert_eq!(replies(requester(&queue, "", &REQUESTS)), REPLIES);
@@ -67,7 +67,7 @@ fn a_pika_client_that_looks_can_tell_an_error_reply() {
 }
 
 #[test]
-fn direct_reply_to_is_answered_like_any_other() {
+fn pika_clients_get_replies_by_direct_reply_to() {
     let queue = queue_name("pika-direct");
     let mut server = rpc_server(&queue, &["--workers", "2"]);
     assert_eq!(replies(requester(&queue, DIRECT, &REQUESTS)), REPLIES);
@@ -84,7 +84,7 @@ fn direct_reply_to_is_answered_like_any_other() {
 }
 
 #[test]
-fn requesters_can_share_a_durable_reply_queue() {
+fn pika_clients_share_durable_reply_queue() {
     let queue = queue_name("pika-shared");
     let shared = queue_name("pika-replies");
     let _server = rpc_server(&queue, &[]);
