@@ -11,5 +11,5 @@ cd "$(dirname "$0")/.."
 . scripts/debian.sh
 need gcc pkg-config libssl-dev
 
-export RABBITMQ_RPC_LIES=${1:-1000000} RABBITMQ_RPC_SEED=${2:-1}
+export RABBITMQ_RPC_FRAMES=${1:-1000000} RABBITMQ_RPC_SEED=${2:-1}
 exec cargo test --test it lying_broker -- --nocapture

@@ -12,9 +12,10 @@ use rabbitmq_rpc::{Error, FibonacciRpcClient, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::connect_fibonacci;
-use crate::patience::{Over, PATIENCE, await_value};
+use crate::patience::{PATIENCE, SetOnDrop, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server_at, stop};
+use crate::settings;
 
 const CALLERS: usize = 8;
 
@@ -41,10 +42,11 @@ fn every_call_is_answered(broker: &Broker, urls: &[String]) {
         for _ in 0..CALLERS {
             scope.spawn(|| answers.collect(&connect_fibonacci(&list, &queue)));
         }
-        let _over = Over(&answers.over);
+        let _over = SetOnDrop(&answers.over);
         answers.await_more(500);
         answers.longest_gap();
-        for round in 0..rounds() {
+        let rounds = settings::number("RABBITMQ_RPC_ROUNDS").unwrap_or(1);
+        for round in 0..rounds as usize {
             // Whoever hangs on it has moved on to the other two.
             let (first, second) = (round % 3, (round + 1) % 3);
             broker.kill(first);
@@ -64,11 +66,6 @@ fn every_call_is_answered(broker: &Broker, urls: &[String]) {
     println!("{} answers", answers.count.load(Ordering::Relaxed));
     assert_eq!(*answers.wrong.lock().unwrap(), Vec::<String>::new());
     servers.iter_mut().for_each(stop);
-}
-
-fn rounds() -> usize {
-    let rounds = std::env::var("RABBITMQ_RPC_ROUNDS");
-    rounds.map_or(1, |rounds| rounds.parse().expect("RABBITMQ_RPC_ROUNDS is a number"))
 }
 
 #[derive(Default)]

@@ -8,7 +8,7 @@ use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_with};
-use crate::patience::PATIENCE;
+use crate::patience::{PATIENCE, poll};
 use crate::programs::rpc_server;
 use crate::queue;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
@@ -128,11 +128,8 @@ fn request_is_abandoned_after_requester_disconnects() {
     let (seen, was_seen) = bounded(1);
     let _server = Serving::requests(&url(), &queue, ServerOptions::default(), move |request| {
         begun.send(request.is_abandoned()).unwrap();
-        let deadline = Instant::now() + PATIENCE / 4;
-        while !request.is_abandoned() && Instant::now() < deadline {
-            thread::sleep(INTERVAL / 10);
-        }
-        seen.send(request.is_abandoned()).unwrap();
+        let abandoned = poll(PATIENCE / 4, || request.is_abandoned(), |is_abandoned| *is_abandoned);
+        seen.send(abandoned.is_ok()).unwrap();
         Ok("too late")
     });
     let mut raw = Raw::connect(Broker::shared().port(0));

@@ -1,10 +1,10 @@
 //! `rpc_bench`: the load it makes, and what it says of it.
 
-use crate::broker::{Broker, queue_name};
+use crate::broker::{Broker, queue_name, url};
+use crate::embedded::connect;
 use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
 use crate::programs::{rpc_server, rpc_server_that_logs};
-use crate::queue;
 
 fn rpc_bench(queue: &str, args: &[&str]) -> Process {
     let place = ["--url", &Broker::shared().url(), "--queue", queue];
@@ -49,17 +49,13 @@ fn closed_loop_keeps_given_number_of_calls_in_flight() {
 #[test]
 fn open_loop_latency_includes_stalls() {
     /// As many requests as the load makes in a second.
-    const STALLED: Option<u32> = Some(100);
+    const STALLED: u32 = 100;
     let queue = queue_name("open-loop");
     let server = rpc_server(&queue, &[]);
     server.signal("STOP");
     let bench = rpc_bench(&queue, &["--requests", "150", "--rate", "100", "--json"]);
-    let mut other = queue::connect(&Broker::shared().url());
-    let channel = other.open_channel(None).unwrap();
-    let waiting =
-        || channel.queue_declare_passive(queue.as_str()).unwrap().declared_message_count();
-    await_value(waiting, |waiting| *waiting >= STALLED);
-    other.close().unwrap();
+    let client = connect(&url(), &queue);
+    await_value(|| client.queue().unwrap().messages, |waiting| *waiting >= STALLED);
     server.signal("CONT");
     let said = report(bench, 0);
     assert_eq!(number(&said, "ok"), 150.0, "{said}");

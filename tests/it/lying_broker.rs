@@ -5,7 +5,6 @@
 
 mod peer;
 
-use std::env;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use self::peer::Peer;
 use crate::patience::PATIENCE;
 use crate::process::Process;
 use crate::programs::{RPC_CLIENT, RPC_SERVER};
+use crate::settings;
 use crate::usage::memory_of;
 
 /// How long the client may take: 1 s for its calls, 1 s to explain and to close.
@@ -23,14 +23,10 @@ const SERVER: Duration = Duration::from_millis(1000 + 2000 + 1500);
 /// The most memory that either may take, in kB. At rest it is 10 MB or so.
 const MEMORY: i64 = 64 << 10;
 
-fn number(name: &str, default: u64) -> u64 {
-    env::var(name).map_or(default, |value| value.parse().expect("it is a number"))
-}
-
 #[test]
 fn client_and_server_survive_any_frames() {
-    let frames = number("RABBITMQ_RPC_LIES", 20_000);
-    let seed = number("RABBITMQ_RPC_SEED", 1);
+    let frames = settings::number("RABBITMQ_RPC_FRAMES").unwrap_or(20_000);
+    let seed = settings::number("RABBITMQ_RPC_SEED").unwrap_or(1);
     let peer = Peer::start(seed);
     let options = "heartbeat=1&connection_timeout=1000";
     let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f?{options}", peer.port);

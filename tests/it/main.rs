@@ -29,6 +29,7 @@
 //! | a look at a queue from outside | [`queue`], by amiquip |
 //! | requests that no client library sends | [`raw::Raw`] |
 //! | files | [`scratch::directory`] |
+//! | random choices that can be repeated | [`random::Random`], with [`settings::seed`] |
 //! | memory, threads and descriptors | [`usage::Usage`] |
 //!
 //! A test waits for an event: a line of a program ([`process::Process::wait_for_line`]), a reply,
@@ -67,6 +68,7 @@ mod programs; // this crate's programs, run
 mod proxy; // a TCP proxy that stops forwarding, or hangs up, when told to
 mod queue; // a request queue as another program sees it
 mod queue_kinds; // the request queue: used, declared or refused
+mod random; // random choices that a seed repeats
 mod raw; // an AMQP client that writes what it is told, byte for byte
 mod readme; // the README's shell blocks, typed into a shell
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
@@ -75,6 +77,7 @@ mod scratch; // directories for the files of one run
 mod server; // a server at work: workers, handlers, stopping
 mod server_faults; // a server whose broker, queue or fellows are taken away
 mod server_killed; // servers that end in the midst of a request
+mod settings; // environment variables that make a test longer
 mod soak; // minutes of faults under load, in an order that a seed decides
 mod tls; // amqps://, and each way it can go wrong
 mod usage; // what a process takes of the machine

@@ -2,18 +2,16 @@
 //! broker takes over.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rabbitmq_rpc::Error;
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{connect, connect_fibonacci};
-use crate::patience::{PATIENCE, await_value};
+use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop};
 use crate::proxy::{Mode, Proxy};
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The URL through that proxy. A second of heartbeat is two of silence, and up to one more until
 /// that is noticed; connecting in vain takes another.

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, unbounded};
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, FibonacciRpcClient, fibonacci};
 
 use crate::broker::{Broker, queue_name};
-use crate::patience::{Over, await_value};
+use crate::patience::{SetOnDrop, await_value};
 use crate::programs::{rpc_server_at, stop};
 
 const NODES: usize = 3;
@@ -53,7 +53,7 @@ fn calls_are_answered_while_a_node_is_cut_off(handling: &str) {
         .map(|number| Caller::start(number % NODES, &urls(number % NODES), &queue, &stopped))
         .collect();
     {
-        let _stop = Over(&stopped);
+        let _stop = SetOnDrop(&stopped);
         callers.iter().for_each(|caller| caller.wait_for_answers(50));
         broker.isolate(ISOLATED);
         thread::sleep(DURATION);

@@ -1,30 +1,45 @@
-//! How long tests wait, and how where nothing tells of what they wait for.
+//! How long tests wait, and how they wait for what sends no event.
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than anything takes that works, on a busy machine too.
+/// Longer than any step takes that succeeds, on a busy machine too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const SECOND: Duration = Duration::from_secs(1);
 
-/// Looks again and again until the value is as wanted, and returns it.
-pub fn await_value<T: Debug>(mut look: impl FnMut() -> T, wanted: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + PATIENCE;
+/// Calls `look` again and again until its value is as wanted, and returns that value. Panics after
+/// [`PATIENCE`].
+pub fn await_value<T: Debug>(look: impl FnMut() -> T, wanted: impl Fn(&T) -> bool) -> T {
+    poll(PATIENCE, look, wanted)
+        .unwrap_or_else(|last| panic!("after {PATIENCE:?} it is still {last:?}"))
+}
+
+/// As [`await_value`], but returns the last value as an error when `timeout` has passed.
+pub fn poll<T>(
+    timeout: Duration,
+    mut look: impl FnMut() -> T,
+    wanted: impl Fn(&T) -> bool,
+) -> Result<T, T> {
+    let deadline = Instant::now() + timeout;
     loop {
         let value = look();
         if wanted(&value) {
-            return value;
+            return Ok(value);
         }
-        assert!(Instant::now() < deadline, "after {PATIENCE:?} it is still {value:?}");
+        if Instant::now() >= deadline {
+            return Err(value);
+        }
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Says so when it is dropped: threads that go on until then end with a test that fails, too.
-pub struct Over<'a>(pub &'a AtomicBool);
+/// Sets the flag when it is dropped. Threads that run until the flag is set so end when the test
+/// fails, too.
+pub struct SetOnDrop<'a>(pub &'a AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }

@@ -9,7 +9,7 @@ use rabbitmq_rpc::{Error, Failure, Request, Served, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_fibonacci};
-use crate::patience::{Over, PATIENCE, await_value};
+use crate::patience::{PATIENCE, SetOnDrop, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server, rpc_server_that_logs, served_until_its_end, stop};
 use crate::raw::Raw;
@@ -117,7 +117,7 @@ fn drain_under_load_answers_each_call_once() {
                 assert_eq!(client.counters().late, 0, "a request was answered twice");
             });
         }
-        let _over = Over(&over);
+        let _over = SetOnDrop(&over);
         let mut served = 0;
         for signal in ["TERM", "INT", "TERM", "INT", "TERM", "INT"] {
             let next = rpc_server(&queue, &args);

@@ -9,11 +9,12 @@ use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{connect, connect_fibonacci};
-use crate::patience::{Over, PATIENCE};
+use crate::patience::{PATIENCE, SetOnDrop};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server};
-use crate::queue;
+use crate::random::Random;
 use crate::raw::Raw;
+use crate::{queue, settings};
 
 #[test]
 fn request_of_killed_server_goes_to_another() {
@@ -36,20 +37,10 @@ fn request_of_killed_server_goes_to_another() {
 /// many as CHAOS_SECONDS says; CHAOS_SEED repeats a run's choices.
 #[test]
 fn calls_are_answered_while_servers_are_killed_at_random() {
-    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seconds = number("CHAOS_SECONDS").unwrap_or(10);
-    let seed = number("CHAOS_SEED").unwrap_or_else(|| uuid::Uuid::new_v4().as_u128() as u64);
+    let seconds = settings::number("CHAOS_SECONDS").unwrap_or(10);
+    let seed = settings::seed("CHAOS_SEED");
     println!("CHAOS_SEED={seed}");
-    let mut random = {
-        let mut state = seed | 1;
-        move |below: u64| {
-            // Xorshift: enough for choosing victims.
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % below
-        }
-    };
+    let mut random = Random::new(seed);
 
     let queue = queue_name("chaos");
     let url = Broker::shared().url();
@@ -73,21 +64,21 @@ fn calls_are_answered_while_servers_are_killed_at_random() {
                 assert_eq!(client.client().counters().in_flight, 0);
             });
         }
-        let _over = Over(&over);
+        let _over = SetOnDrop(&over);
         let end = Instant::now() + Duration::from_secs(seconds);
         let mut killed = 0;
         while Instant::now() < end {
             let before = answered.load(Ordering::Relaxed);
-            let victim = random(servers.len() as u64) as usize;
-            if random(2) == 0 || servers.len() > 3 {
+            let victim = random.below(servers.len());
+            if random.below(2) == 0 || servers.len() > 3 {
                 servers.remove(victim).kill();
                 killed += 1;
             }
-            if servers.is_empty() || random(2) == 0 {
-                servers.push(rpc_server(&queue, &args[random(2) as usize]));
+            if servers.is_empty() || random.below(2) == 0 {
+                servers.push(rpc_server(&queue, &random.pick(&args)));
             }
             // Some choices come in the midst of work, others one upon the other.
-            let until = before + random(400) as usize;
+            let until = before + random.below(400);
             while !servers.is_empty()
                 && answered.load(Ordering::Relaxed) < until
                 && Instant::now() < end

@@ -18,7 +18,6 @@ mod schedule;
 mod self_test;
 mod short_lived_clients;
 
-use std::env;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +32,8 @@ use schedule::{Fault, Schedule};
 use short_lived_clients::ShortLivedClients;
 
 use crate::broker::Broker;
+use crate::patience::poll;
+use crate::settings;
 use crate::usage::Usage;
 
 /// Longer than any recovery that succeeds.
@@ -42,10 +43,8 @@ const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 #[cfg_attr(feature = "soak", test)]
 #[cfg_attr(not(feature = "soak"), expect(dead_code))]
 fn every_call_ends_in_time_during_faults() {
-    let number = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let minutes = number("RABBITMQ_RPC_SOAK_MINUTES").unwrap_or(1);
-    let seed = number("RABBITMQ_RPC_SOAK_SEED")
-        .unwrap_or_else(|| u64::from(uuid::Uuid::new_v4().as_fields().0));
+    let minutes = settings::number("RABBITMQ_RPC_SOAK_MINUTES").unwrap_or(1);
+    let seed = settings::seed("RABBITMQ_RPC_SOAK_SEED");
     println!("seed {seed}");
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("soak-{seed}"));
     let ledger = Arc::new(Ledger::new(&path));
@@ -135,42 +134,34 @@ impl Growth {
 
 /// Measures the growth of a process, after waiting for its threads that only connect or close.
 fn measure_growth(name: String, process: u32, before: Usage) -> Growth {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let mut growth = Growth { name, before, after: Usage::of(process) };
-    while growth.is_too_much() && Instant::now() < deadline {
-        thread::sleep(Duration::from_millis(100));
-        growth.after = Usage::of(process);
-    }
-    growth
+    let look = || Growth { name: name.clone(), before, after: Usage::of(process) };
+    poll(Duration::from_secs(20), look, |growth| !growth.is_too_much())
+        .unwrap_or_else(|growth| growth)
 }
 
 /// Once the clients have ended, no message and no reply queue may be left.
 fn check_queues_are_empty(broker: &Broker, ledger: &Ledger) {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
+    let listed = || {
         let columns = ["list_queues", "name", "messages_ready", "messages_unacknowledged"];
         let listed = broker.ctl(&[&columns[..], &["--no-table-headers"]].concat());
         let (mut unacked, mut left_over) = (Vec::new(), Vec::new());
         for line in listed.lines() {
             let columns: Vec<&str> = line.split_whitespace().collect();
             if columns[2] != "0" {
-                unacked.push(line);
+                unacked.push(line.to_owned());
             }
             let is_request_queue = Service::ALL.iter().any(|service| service.queue() == columns[0]);
             if columns[1] != "0" || !is_request_queue {
-                left_over.push(line);
+                left_over.push(line.to_owned());
             }
         }
-        if unacked.is_empty() && left_over.is_empty() {
-            return;
-        }
-        if Instant::now() > deadline {
-            for (heading, lines) in [(UNACKED, unacked), (LEFT_OVER, left_over)] {
-                lines.iter().for_each(|line| ledger.record_violation(heading, (*line).to_owned()));
-            }
-            return;
-        }
-        thread::sleep(Duration::from_millis(200));
+        [(UNACKED, unacked), (LEFT_OVER, left_over)]
+    };
+    let found = poll(Duration::from_secs(30), listed, |found| {
+        found.iter().all(|(_, lines)| lines.is_empty())
+    });
+    for (heading, lines) in found.unwrap_or_else(|found| found) {
+        lines.into_iter().for_each(|line| ledger.record_violation(heading, line));
     }
 }
 

@@ -7,9 +7,9 @@ use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 use super::{HandServer, counters_when, cut_under};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
+use crate::patience::{SECOND, await_value};
 use crate::proxy::{Mode, Proxy};
 
-const SECOND: Duration = Duration::from_secs(1);
 /// Runs a call that fails at a deadline of one second. A busy machine may make it late, but not
 /// by as much as a part of the call would that takes the deadline once more.
 fn at_the_deadline<T: std::fmt::Debug>(call: impl FnOnce() -> Result<T, Error>) -> Error {
@@ -63,15 +63,8 @@ fn pending_reply_can_be_waited_for_in_steps() {
 
     let mut call = client.send("8").unwrap();
     server.reply(&server.next(), b"21");
-    let deadline = Instant::now() + 10 * SECOND;
-    let reply = loop {
-        assert!(Instant::now() < deadline);
-        if let Some(reply) = call.try_wait().unwrap() {
-            break reply;
-        }
-        std::thread::yield_now();
-    };
-    assert_eq!(reply, b"21");
+    let reply = await_value(|| call.try_wait().unwrap(), Option::is_some);
+    assert_eq!(reply, Some(b"21".to_vec()));
 }
 
 #[test]

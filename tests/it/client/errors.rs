@@ -2,7 +2,7 @@
 //! to a node stand in [`super::faults`].
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use amiquip::{AmqpProperties, AmqpValue, FieldTable, Publish};
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, Failure, RpcClient, ServerOptions, Status};
@@ -10,9 +10,8 @@ use rabbitmq_rpc::{Brokers, ClientOptions, Error, Failure, RpcClient, ServerOpti
 use super::{HandServer, counters_when};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
+use crate::patience::SECOND;
 use crate::queue;
-
-const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
 fn call_to_missing_queue_fails_at_once() {

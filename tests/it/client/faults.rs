@@ -12,9 +12,8 @@ use rabbitmq_rpc::{
 use super::{HandServer, counters_when};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
-use crate::patience::{Over, PATIENCE, await_value};
+use crate::patience::{PATIENCE, SECOND, SetOnDrop, await_value};
 
-const SECOND: Duration = Duration::from_secs(1);
 /// A deadline of a second that something takes twice is missed by more than this.
 const LATE: Duration = Duration::from_secs(2);
 /// A busy machine takes no longer for what is done at once; heartbeats take four times as long to
@@ -207,7 +206,7 @@ fn queue_query_during_alarm_keeps_connection() {
 
     broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
     let is_blocked = |outcome: &_| matches!(outcome, Err(Error::Blocked { .. }));
-    await_value(|| client.call_timeout("8", SECOND / 4), is_blocked);
+    await_value(|| client.call_timeout("8", SECOND / 4), is_blocked).unwrap_err();
     let asked = client.queue();
     assert!(matches!(asked, Err(Error::TimedOut { .. })), "{asked:?}");
     broker.ctl(&["set_vm_memory_high_watermark", "0.4"]);
@@ -314,7 +313,7 @@ fn oversized_request_is_not_sent_again_while_others_publish() {
             scope.spawn(|| during(&|| client.call("8").map(drop)));
         }
         scope.spawn(|| during(&|| client.queue().map(drop)));
-        let _over = Over(&over);
+        let _over = SetOnDrop(&over);
         for _ in 0..10 {
             let error = client.call(vec![b'7'; 2000]).unwrap_err();
             assert!(error.to_string().contains("message size 2000"), "{error}");

@@ -9,10 +9,8 @@ use rabbitmq_rpc::{Error, RpcClient};
 use super::HandServer;
 use crate::broker::{Broker, queue_name};
 use crate::embedded::connect;
-use crate::patience::await_value;
+use crate::patience::{SECOND, await_value};
 use crate::queue;
-
-const SECOND: Duration = Duration::from_secs(1);
 
 /// The broker's process for the client's requests stands still, as one does whose quorum queue
 /// has lost its leader.

@@ -4,7 +4,6 @@
 //! `scripts/hostile.sh` has it come from 10,000 connections, and then also judges how long the good
 //! calls take.
 
-use std::env;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,9 +11,10 @@ use std::time::{Duration, Instant};
 use super::{NOT_UTF8, Write, nested, none, usual};
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::connect_fibonacci;
-use crate::patience::Over;
+use crate::patience::SetOnDrop;
 use crate::programs::{rpc_server, stop};
 use crate::raw::{Raw, entry, long};
+use crate::settings;
 use crate::usage::memory_of;
 
 const GOOD_CLIENTS: usize = 8;
@@ -43,9 +43,9 @@ const HOSTILE: [(Write, usize); 12] = [
 
 #[test]
 fn good_calls_are_answered_during_hostile_requests() {
-    let connections = env::var("RABBITMQ_RPC_HOSTILE").ok();
+    let connections = settings::number("RABBITMQ_RPC_HOSTILE");
     let is_long = connections.is_some();
-    let connections = connections.map_or(200, |text| text.parse().expect("it is a number"));
+    let connections = connections.unwrap_or(200) as usize;
     let queue = queue_name("hostile-load");
     let mut server = rpc_server(&queue, &["--workers", "2"]);
 
@@ -77,7 +77,7 @@ fn p99_of_good_calls(queue: &str, meanwhile: impl FnOnce()) -> Duration {
     };
     let mut took = thread::scope(|scope| {
         let callers: Vec<_> = (0..GOOD_CLIENTS).map(|_| scope.spawn(call)).collect();
-        let all = Over(&over);
+        let all = SetOnDrop(&over);
         meanwhile();
         drop(all);
         callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect::<Vec<_>>()

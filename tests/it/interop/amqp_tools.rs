@@ -3,11 +3,9 @@
 //! amqp-publish can name a reply queue and no correlation id, so a shell that wants to tell its
 //! replies apart has one reply queue for each request.
 
-use std::time::Instant;
-
-use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
-
 use super::*;
+use crate::embedded::connect;
+use crate::patience::await_value;
 
 fn amqp(tool: &str, args: &[&str]) -> Process {
     Process::spawn(format!("amqp-{tool}"), &[&["--url", &Broker::shared().url()], args].concat())
@@ -41,15 +39,12 @@ fn shell_calls_our_server_through_durable_reply_queue() {
 
     // A reply waits for whoever comes to fetch it.
     publish("7");
-    let deadline = Instant::now() + PATIENCE;
-    let fetched = loop {
-        const EMPTY: i32 = 2;
+    const EMPTY: Option<i32> = Some(2);
+    let get = || {
         let mut get = amqp("get", &["--queue", &replies]);
-        match get.wait(PATIENCE).code() {
-            Some(EMPTY) => assert!(Instant::now() < deadline, "no reply in {PATIENCE:?}"),
-            code => break (code, get.stdout().to_string()),
-        }
+        (get.wait(PATIENCE).code(), get.stdout().to_string())
     };
+    let fetched = await_value(get, |(code, _)| *code != EMPTY);
     assert_eq!(fetched, (Some(0), "13".to_string()));
     assert_kept_and_empty(&replies);
 }
@@ -61,8 +56,7 @@ fn shell_calls_our_server_through_durable_reply_queue() {
 fn amqp_consume_takes_request_but_cannot_answer() {
     let queue = queue_name("tools-server");
     printed("declare-queue", &["--durable", "--queue", &queue]);
-    let brokers = Brokers::parse(&Broker::shared().url()).unwrap();
-    let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+    let client = connect(&Broker::shared().url(), &queue);
     let mut call = client.send("the body").unwrap();
 
     let mut consume = Command::new("amqp-consume");

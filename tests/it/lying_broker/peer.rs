@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use crate::random::Random;
+
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
@@ -63,8 +65,7 @@ impl Peer {
         let counted = Arc::clone(&lies);
         thread::spawn(move || {
             for (number, tcp) in (0..).zip(listener.incoming().flatten()) {
-                let mut random =
-                    Random(seed.wrapping_add(number).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+                let mut random = Random::new(seed.rotate_left(32) ^ number);
                 let (lies, ids) = (Arc::clone(&counted), Vec::new());
                 thread::spawn(move || {
                     let calm = random.pick(&[1, 10, 500]);
@@ -74,30 +75,6 @@ impl Peer {
             }
         });
         Peer { port, lies }
-    }
-}
-
-/// Xorshift.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    fn bytes(&mut self, limit: usize) -> Vec<u8> {
-        (0..self.below(limit)).map(|_| self.next() as u8).collect()
-    }
-
-    fn pick<T: Copy>(&mut self, among: &[T]) -> T {
-        among[self.below(among.len())]
     }
 }
 

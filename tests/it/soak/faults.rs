@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::RECOVERY_TIMEOUT;
 use super::ledger::Ledger;
 use super::processes::Processes;
 use super::schedule::Fault;
 use crate::broker::Broker;
+use crate::patience::poll;
 use crate::proxy::{Mode, Proxy};
 
 /// All that faults are injected into: the cluster, the proxies in front of it, and the clients and
@@ -131,13 +132,7 @@ fn wait_until_rejoined(broker: &Broker, node: usize) {
 /// Whether the node runs, and the others list it as running, within that time. A node that was
 /// frozen for long finds itself in a minority, pauses, and then rejoins.
 fn rejoins(broker: &Broker, node: usize, timeout: Duration) -> bool {
-    let deadline = Instant::now() + timeout;
     let other = (node + 1) % System::NODES;
-    while broker.running_nodes(other) != System::NODES || !broker.is_running(node) {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(Duration::from_millis(200));
-    }
-    true
+    let is_back = || broker.running_nodes(other) == System::NODES && broker.is_running(node);
+    poll(timeout, is_back, |is_back| *is_back).is_ok()
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Service;
+use crate::random::Random;
 
 /// A fault in the cluster or its processes. One with a duration ends after it; a process or node
 /// that a fault ends is started again.
@@ -47,7 +48,7 @@ impl Schedule {
 
     pub fn new(seed: u64) -> Schedule {
         let (singles, pairs) = (Vec::new(), Vec::new());
-        Schedule { random: Random(seed), rounds: 0, singles, pairs }
+        Schedule { random: Random::new(seed), rounds: 0, singles, pairs }
     }
 
     fn single(&mut self, kind: usize) -> Fault {
@@ -169,21 +170,5 @@ impl fmt::Display for Fault {
                 f.write_str(kind)
             }
         }
-    }
-}
-
-/// SplitMix64: good enough to choose faults.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((mixed ^ (mixed >> 31)) % limit as u64) as usize
-    }
-
-    fn millis(&mut self, least: usize, most: usize) -> Duration {
-        Duration::from_millis((least + self.below(most - least)) as u64)
     }
 }
