@@ -1,6 +1,5 @@
 //! A call from end to end, in this crate's programs and in its types.
 
-use std::net::TcpListener;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,10 @@ use rabbitmq_rpc::{
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::PATIENCE;
-use crate::programs::{RPC_CLIENT, RPC_SERVER, rpc_client, rpc_server, run_client, stop};
+use crate::programs::{
+    RPC_BENCH, RPC_CLIENT, RPC_SERVER, rpc_client, rpc_server, run_client, stop,
+};
+use crate::proxy::free_port;
 
 fn stdout(output: &Output) -> &str {
     std::str::from_utf8(&output.stdout).expect("numbers are UTF-8")
@@ -72,9 +74,9 @@ fn bad_arguments_are_usage_errors() {
 #[test]
 fn help_lists_examples_and_exit_codes() {
     for (program, example) in [
-        (env!("CARGO_BIN_EXE_rpc_server"), "rpc_server --url"),
-        (env!("CARGO_BIN_EXE_rpc_client"), "rpc_client 7\n"),
-        (env!("CARGO_BIN_EXE_rpc_bench"), "rpc_bench --requests"),
+        (RPC_SERVER, "rpc_server --url"),
+        (RPC_CLIENT, "rpc_client 7\n"),
+        (RPC_BENCH, "rpc_bench --requests"),
     ] {
         let help = std::process::Command::new(program).arg("--help").output().unwrap();
         assert_eq!(help.status.code(), Some(0), "{help:?}");
@@ -117,8 +119,7 @@ fn request_that_is_not_a_number_gets_an_error_reply() {
 
 #[test]
 fn connection_error_names_broker_and_hides_password() {
-    // A port that was free a moment ago.
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let url = format!("amqp://ann:s3cret@127.0.0.1:{port}/%2f");
     for program in [RPC_CLIENT, RPC_SERVER] {
         let mut command = std::process::Command::new(program);

@@ -176,6 +176,15 @@ impl Broker {
         output
     }
 
+    /// Makes the node raise a memory alarm: the cluster then blocks connections that publish.
+    pub fn raise_memory_alarm(&self, node: usize) {
+        self.ctl_on(node, &["set_vm_memory_high_watermark", "absolute", "1"]);
+    }
+
+    pub fn clear_memory_alarm(&self, node: usize) {
+        self.ctl_on(node, &["set_vm_memory_high_watermark", "0.4"]);
+    }
+
     /// Has node 0 refuse messages of more than `bytes`, from the next channel on.
     pub fn limit_messages(&self, bytes: u32) {
         // RabbitMQ 4 looks for it in another place than RabbitMQ 3.

@@ -11,12 +11,20 @@ use rabbitmq_rpc::{
 
 use crate::patience::PATIENCE;
 
+/// A `traceparent` header: the example of the W3C recommendation.
+pub const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
 pub fn connect(url: &str, queue: &str) -> RpcClient {
     connect_with(url, queue, ClientOptions::default())
 }
 
 pub fn connect_with(url: &str, queue: &str, options: ClientOptions) -> RpcClient {
     RpcClient::connect(Brokers::parse(url).unwrap(), queue, options).unwrap()
+}
+
+/// A client whose calls are sent again when they are lost with their connection.
+pub fn connect_idempotent(url: &str, queue: &str) -> RpcClient {
+    connect_with(url, queue, ClientOptions { idempotent: true, ..Default::default() })
 }
 
 pub fn connect_fibonacci(url: &str, queue: &str) -> FibonacciRpcClient {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::broker::Broker;
-use crate::embedded::connect;
+use crate::embedded::{TRACE, connect};
 use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
 use crate::programs::rpc_server_at;
@@ -47,13 +47,12 @@ fn json_service_answers_its_client() {
 
 #[test]
 fn nested_call_passes_on_deadline_and_trace() {
-    const TRACE: &str = "trace 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let mut example = example("nested_call", &Broker::shared().virtual_host("nested"), &[]);
     for (item, answer) in [("bolts", "7"), ("unicorns", "NOT_FOUND: there is no such item")] {
         let left = ["orders", "stock"].map(|service| {
             let line = example.wait_for_line(&format!("{service}: "), BUILDING);
             let said = line.strip_prefix(&format!("{service}: ")).and_then(|rest| {
-                let left = rest.strip_suffix(&format!(" left, {TRACE}"))?;
+                let left = rest.strip_suffix(&format!(" left, trace {TRACE}"))?;
                 left.strip_suffix('s')?.parse::<f64>().ok()
             });
             said.unwrap_or_else(|| panic!("{line}"))

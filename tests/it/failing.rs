@@ -83,6 +83,13 @@ impl Attempt {
         brokers
     }
 
+    /// `rpc_server`, ready to be called.
+    pub fn start_server(&self) -> Process {
+        let mut server = self.start(RPC_SERVER, &[]);
+        server.wait_for_line("Awaiting RPC requests", PATIENCE);
+        server
+    }
+
     /// One of the two programs, with all logging on.
     pub fn start(&self, program: &str, args: &[&str]) -> Process {
         let mut command = Command::new(program);

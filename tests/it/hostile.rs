@@ -8,7 +8,7 @@ use corpus::Corpus;
 use corpus::Outcome::*;
 
 use crate::broker::Broker;
-use crate::raw::{Properties, Raw, entry, long};
+use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, entry, long};
 
 const NOT_UTF8: &[u8] = b"\xff\xfe\x80";
 
@@ -41,7 +41,7 @@ fn server_survives_invalid_reply_addresses() {
     corpus.send("reply_to is the request queue", Rejected, |_| none().reply_to(itself.as_bytes()));
 
     corpus.send("direct reply-to that nobody consumes", RefusedByBroker(406), |_| {
-        none().reply_to(b"amq.rabbitmq.reply-to")
+        none().reply_to(DIRECT_REPLY_TO.as_bytes())
     });
     corpus.send("a direct address of one part", LostReply, |_| {
         none().reply_to(b"amq.rabbitmq.reply-to.x")
@@ -57,9 +57,9 @@ fn server_survives_invalid_reply_addresses() {
         let name = address.escape_ascii().to_string();
         corpus.send(&name, outcome, |_| none().reply_to(address));
     }
-    let direct = usual(b"amq.rabbitmq.reply-to");
+    let direct = usual(DIRECT_REPLY_TO.as_bytes());
     let mut raw = Raw::connect(Broker::shared().port(0));
-    raw.consume(b"amq.rabbitmq.reply-to");
+    raw.consume(DIRECT_REPLY_TO.as_bytes());
     let verdict = raw.publish("", corpus.queue.as_bytes(), &direct, b"7");
     corpus.check("a direct address that is one", Reply("13"), verdict, &mut raw);
     corpus.finish();

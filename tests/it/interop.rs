@@ -12,9 +12,7 @@ use crate::broker::{Broker, queue_name};
 use crate::patience::PATIENCE;
 use crate::process::Process;
 use crate::programs::{rpc_client, rpc_server};
-
-/// The `reply_to` for which the broker invents an address, and no queue.
-const DIRECT: &str = "amq.rabbitmq.reply-to";
+use crate::raw::DIRECT_REPLY_TO;
 
 /// A request that is right and two that are not.
 const REQUESTS: [&str; 3] = ["7", "187", "seven"];
@@ -46,6 +44,13 @@ fn python(program: &str, queue: &str, args: &[&str]) -> Process {
     let mut command = Command::new("/usr/bin/python3");
     command.arg("-B").arg(source(program));
     Process::from(command.args(["--url", &Broker::shared().url(), "--queue", queue]).args(args))
+}
+
+/// A server in Python, ready to be called.
+fn python_server(program: &str, queue: &str) -> Process {
+    let mut server = python(program, queue, &[]);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    server
 }
 
 fn source(program: &str) -> PathBuf {

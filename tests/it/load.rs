@@ -4,11 +4,11 @@ use crate::broker::{Broker, queue_name, url};
 use crate::embedded::connect;
 use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
-use crate::programs::{rpc_server, rpc_server_that_logs};
+use crate::programs::{RPC_BENCH, rpc_server, rpc_server_that_logs};
 
 fn rpc_bench(queue: &str, args: &[&str]) -> Process {
     let place = ["--url", &Broker::shared().url(), "--queue", queue];
-    Process::spawn(env!("CARGO_BIN_EXE_rpc_bench"), &[&place, args].concat())
+    Process::spawn(RPC_BENCH, &[&place, args].concat())
 }
 
 /// What it prints with `--json`, once it has ended with that exit code.

@@ -5,9 +5,7 @@ use std::time::Duration;
 use rabbitmq_rpc::{Error, Failure, Request, ServerOptions, Status};
 
 use crate::broker::{queue_name, url};
-use crate::embedded::{Serving, connect};
-
-const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+use crate::embedded::{Serving, TRACE, connect};
 
 /// Deadline and trace of what a server behind another gets.
 fn inner(request: &Request) -> Result<String, Failure> {

@@ -4,7 +4,7 @@ use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
-use crate::raw::{Properties, Raw, Verdict};
+use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 
 /// The broker closes the channel over such a reply, and gives the request out again.
 #[test]
@@ -39,8 +39,8 @@ fn oversized_direct_reply_is_replaced_by_error_reply() {
     let options = ServerOptions::default();
     let serving = Serving::start(&broker.url(), &queue, options, |_| Ok(vec![b'x'; 1001]));
     let mut raw = Raw::connect(broker.port(0));
-    raw.consume(b"amq.rabbitmq.reply-to");
-    let direct = Properties::default().correlation_id(b"id").reply_to(b"amq.rabbitmq.reply-to");
+    raw.consume(DIRECT_REPLY_TO.as_bytes());
+    let direct = Properties::default().correlation_id(b"id").reply_to(DIRECT_REPLY_TO.as_bytes());
     for _ in 0..2 {
         assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"large"), Verdict::Taken);
         let reply = String::from_utf8(raw.reply().body).unwrap();

@@ -6,6 +6,7 @@ use crate::broker::Broker;
 use crate::patience::PATIENCE;
 use crate::process::Process;
 
+pub const RPC_BENCH: &str = env!("CARGO_BIN_EXE_rpc_bench");
 pub const RPC_CLIENT: &str = env!("CARGO_BIN_EXE_rpc_client");
 pub const RPC_SERVER: &str = env!("CARGO_BIN_EXE_rpc_server");
 

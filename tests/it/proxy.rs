@@ -6,6 +6,12 @@ use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 
+/// A port on which nobody listens. Another program may take it later, which is unlikely.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
 /// Forwards from a port of its own. Dropping it ends every connection.
 pub struct Proxy {
     port: u16,

@@ -41,6 +41,9 @@ pub enum Verdict {
     HungUp,
 }
 
+/// The `reply_to` for which the broker makes up an address and declares no queue.
+pub const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
 const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;

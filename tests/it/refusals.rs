@@ -7,8 +7,7 @@ use rabbitmq_rpc::{RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::failing::{Attempt, ENCODED, PASSWORD};
-use crate::patience::PATIENCE;
-use crate::programs::{RPC_SERVER, stop};
+use crate::programs::stop;
 use crate::raw::Raw;
 
 /// Users and their permissions in `/`: to configure, write, read. The first two are what client
@@ -132,16 +131,12 @@ fn error_names_permission_that_server_lacks() {
 #[test]
 fn documented_permissions_are_enough() {
     let queue = queue_name("served");
-    let answerer = Attempt::new(&url("answerer", "%2f"), &queue);
-    let mut server = answerer.start(RPC_SERVER, &[]);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let mut server = Attempt::new(&url("answerer", "%2f"), &queue).start_server();
     let caller = Attempt::new(&url("caller", "%2f"), &queue);
     assert_eq!(caller.call(), Ok(b"13".to_vec()));
 
     // Where the queue is there, the server need not configure anything.
-    let user = Attempt::new(&url("answerer-of-a-queue", "%2f"), &queue);
-    let mut second = user.start(RPC_SERVER, &[]);
-    second.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let mut second = Attempt::new(&url("answerer-of-a-queue", "%2f"), &queue).start_server();
 
     [&mut server, &mut second].into_iter().for_each(stop);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rabbitmq_rpc::{Error, Failure, Reply, Request, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name, url};
-use crate::embedded::{Serving, connect};
+use crate::embedded::{Serving, TRACE, connect};
 use crate::patience::PATIENCE;
 use crate::programs::rpc_server_that_logs;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
@@ -162,10 +162,8 @@ fn request_log_names_trace() {
     let queue = queue_name("traced");
     let mut server = rpc_server_that_logs(&queue, &[]);
     let client = connect(&url(), &queue);
-    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-    let call =
-        client.request("7").header("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"));
-    assert_eq!(call.call().unwrap(), b"13");
+    assert_eq!(client.request("7").header("traceparent", TRACE).call().unwrap(), b"13");
+    let trace = TRACE.split('-').nth(1).unwrap();
     let line = server.wait_for_line(&format!("(trace {trace})"), PATIENCE);
     assert!(line.contains("OK, 1 bytes in, 2 out"), "{line}");
 }

@@ -15,6 +15,7 @@ use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, served_until_its_end, stop};
+use crate::proxy::free_port;
 use crate::queue;
 use crate::raw::Raw;
 
@@ -23,8 +24,7 @@ fn server_exits_when_broker_does_not_answer_at_start() {
     // It accepts as the system does, and never says a word.
     let black_hole = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("amqp://127.0.0.1:{}", black_hole.local_addr().unwrap().port());
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let closed = format!("amqp://127.0.0.1:{closed}");
+    let closed = format!("amqp://127.0.0.1:{}", free_port());
     for (url, least) in [(url, 500), (closed, 0)] {
         let began = Instant::now();
         let args = ["--url", &url, "--connect-timeout", "0.5"];
@@ -260,12 +260,12 @@ fn server_keeps_connection_during_long_alarm() {
     queue::declare_durable(&url, &queue);
     let mut raw = Raw::connect(broker.port(0));
     raw.request(&queue, b"7");
-    broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    broker.raise_memory_alarm(0);
     // The first worker's reply is there before most of the others consume.
     let mut server = rpc_server_at(&url, &queue, &["--workers", "40", "--connect-timeout", "0.5"]);
     server.wait_for_line("the broker takes no replies at present: low on memory", PATIENCE);
     thread::sleep(Duration::from_secs(1));
-    broker.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    broker.clear_memory_alarm(0);
     assert_eq!(raw.reply().body, b"13");
     assert_eq!(connect_fibonacci(&url, &queue).call(8), Ok(21));
     server.signal("TERM");

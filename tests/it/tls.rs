@@ -1,6 +1,5 @@
 //! `amqps://`: verified, with client certificates, and a sentence for each way it can go wrong.
 
-use std::net::TcpListener;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -11,8 +10,8 @@ use crate::certificates::{CLIENT, Certificates};
 use crate::failing::{Attempt, ENCODED};
 use crate::patience::PATIENCE;
 use crate::process::Process;
-use crate::programs::{RPC_CLIENT, RPC_SERVER, stop};
-use crate::proxy::{Mode, Proxy};
+use crate::programs::{RPC_CLIENT, stop};
+use crate::proxy::{Mode, Proxy, free_port};
 
 /// A node that asks for client certificates, with a user who is known by one.
 struct Tls {
@@ -48,7 +47,7 @@ impl Tls {
 
     /// The port of a further listener for TLS, which differs from the node's in these options.
     fn listener(&self, server: &str, more: &str) -> u16 {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let file = |name: &str| self.certificates.path(name).display().to_string();
         let options = format!(
             r#"[{{cacertfile, "{}"}}, {{certfile, "{}"}}, {{keyfile, "{}"}},
@@ -63,18 +62,11 @@ impl Tls {
     }
 }
 
-/// A server on that queue, through TLS, ready.
-fn serving(attempt: &Attempt) -> Process {
-    let mut server = attempt.start(RPC_SERVER, &[]);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
-    server
-}
-
 #[test]
 fn calls_succeed_over_tls() {
     let url = tls().url("", "localhost");
     let attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
-    let mut server = serving(&attempt);
+    let mut server = attempt.start_server();
     assert_eq!(attempt.call(), Ok(b"13".to_vec()));
     let mut client = attempt.start(RPC_CLIENT, &["7", "186"]);
     assert!(client.wait(PATIENCE).success(), "{}", client.stderr());
@@ -95,7 +87,7 @@ fn calls_succeed_over_tls() {
 fn messages_stay_whole_when_connection_stalls() {
     let direct = tls().url("", "localhost");
     let attempt = Attempt { tls: tls().files(), ..Attempt::new(&direct, &queue_name("tls")) };
-    let _server = serving(&attempt);
+    let _server = attempt.start_server();
     let proxy = Proxy::to(tls().broker.tls_port(0));
     let url = proxy.url().replace("amqp://guest:guest@127.0.0.1", "amqps://localhost");
     let brokers = Attempt { url, ..attempt.clone() }.brokers();
@@ -142,7 +134,7 @@ fn system_certificate_authorities_are_trusted_by_default() {
 fn client_logs_in_by_certificate() {
     let url = tls().url("", "localhost") + "?auth_mechanism=external";
     let attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
-    let _server = serving(&attempt);
+    let _server = attempt.start_server();
     assert_eq!(attempt.call(), Ok(b"13".to_vec()));
     let users = tls().broker.ctl(&["list_connections", "user", "auth_mechanism", "ssl"]);
     assert!(users.contains(&format!("{CLIENT}\tEXTERNAL\ttrue")), "{users}");

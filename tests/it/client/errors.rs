@@ -11,6 +11,7 @@ use super::{HandServer, counters_when};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::SECOND;
+use crate::proxy::free_port;
 use crate::queue;
 
 #[test]
@@ -148,9 +149,7 @@ fn client_with_wrong_password_is_refused() {
 
 #[test]
 fn refused_connection_is_unreachable() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+    let port = free_port();
     let brokers = Brokers::parse(&format!("amqp://guest:s3cret@127.0.0.1:{port}")).unwrap();
     let error = RpcClient::connect(brokers, "any", ClientOptions::default()).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");

@@ -11,7 +11,7 @@ use rabbitmq_rpc::{
 
 use super::{HandServer, counters_when};
 use crate::broker::{Broker, queue_name};
-use crate::embedded::{Serving, connect, connect_with};
+use crate::embedded::{Serving, connect, connect_idempotent};
 use crate::patience::{PATIENCE, SECOND, SetOnDrop, await_value};
 
 /// A deadline of a second that something takes twice is missed by more than this.
@@ -140,7 +140,7 @@ fn calls_end_as_blocked_during_alarm() {
     let call = client.send("7").unwrap();
     let request = server.next();
 
-    broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    broker.raise_memory_alarm(0);
     // The broker blocks a connection when it next publishes: that one request still passes.
     let mut passed = client.send("7").unwrap();
     assert_eq!(passed.wait_timeout(SECOND / 10), Ok(None));
@@ -176,7 +176,7 @@ fn calls_end_as_blocked_during_alarm() {
         let before = client.counters().calls;
         let patient = scope.spawn(|| client.call("9"));
         counters_when(&client, |counters| counters.calls > before);
-        broker.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+        broker.clear_memory_alarm(0);
         server.reply(&request, b"13");
         let request = loop {
             let request = server.next();
@@ -204,12 +204,12 @@ fn queue_query_during_alarm_keeps_connection() {
     let call = client.send_timeout("7", PATIENCE).unwrap();
     let request = server.next();
 
-    broker.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    broker.raise_memory_alarm(0);
     let is_blocked = |outcome: &_| matches!(outcome, Err(Error::Blocked { .. }));
     await_value(|| client.call_timeout("8", SECOND / 4), is_blocked).unwrap_err();
     let asked = client.queue();
     assert!(matches!(asked, Err(Error::TimedOut { .. })), "{asked:?}");
-    broker.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    broker.clear_memory_alarm(0);
     server.reply(&request, b"13");
     assert_eq!(call.wait().unwrap(), b"13");
     assert_eq!(client.counters().reconnects, 0);
@@ -275,8 +275,7 @@ fn client_reconnects_after_broker_closes_channel() {
     // A request that is larger than the broker takes costs the channel it came on.
     broker.limit_messages(1000);
     let client = connect(&url, &queue);
-    let idempotent = ClientOptions { idempotent: true, ..Default::default() };
-    let again = connect_with(&url, &queue, idempotent);
+    let again = connect_idempotent(&url, &queue);
     for client in [&client, &again] {
         let began = Instant::now();
         let error = client.call(vec![b'7'; 2000]).unwrap_err();
@@ -297,8 +296,7 @@ fn oversized_request_is_not_sent_again_while_others_publish() {
     let (url, queue) = (broker.url(), queue_name("channel-shared"));
     let _server = Serving::echo(&url, &queue);
     broker.limit_messages(1000);
-    let options = ClientOptions { idempotent: true, ..Default::default() };
-    let client = connect_with(&url, &queue, options);
+    let client = connect_idempotent(&url, &queue);
     let over = AtomicBool::new(false);
     let during = |call: &dyn Fn() -> Result<(), Error>| {
         while !over.load(Ordering::Relaxed) {

@@ -8,11 +8,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{ClientCounters, ClientOptions, RpcClient};
+use rabbitmq_rpc::{ClientCounters, RpcClient};
 
 use super::counters_when;
 use crate::broker::Broker;
-use crate::embedded::{Serving, connect, connect_with};
+use crate::embedded::{Serving, connect, connect_idempotent};
 use crate::patience::await_value;
 use crate::process::Process;
 use crate::usage::Usage;
@@ -172,8 +172,7 @@ fn open_and_close(url: &str, cycles: usize) {
 }
 
 fn reconnect(url: &str, reconnects: u64, limit: Duration) {
-    let options = ClientOptions { idempotent: true, ..Default::default() };
-    let clients: Vec<_> = (0..CLIENTS).map(|_| connect_with(url, QUEUE, options.clone())).collect();
+    let clients: Vec<_> = (0..CLIENTS).map(|_| connect_idempotent(url, QUEUE)).collect();
     let reconnected = || clients.iter().map(|client| client.counters().reconnects).sum::<u64>();
     let deadline = Instant::now() + limit;
     loop {

@@ -7,7 +7,7 @@ use rabbitmq_rpc::{ClientOptions, Error};
 
 use super::{HandServer, counters_when, cut_under};
 use crate::broker::{Broker, queue_name};
-use crate::embedded::{Serving, connect, connect_with};
+use crate::embedded::{Serving, connect, connect_idempotent, connect_with};
 use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::proxy::{Mode, Proxy};
 use crate::queue;
@@ -41,8 +41,7 @@ fn idempotent_call_is_sent_again_with_new_correlation_id() {
     let queue = queue_name("again");
     let server = HandServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let options = ClientOptions { idempotent: true, ..Default::default() };
-    let client = connect_with(&proxy.url(), &queue, options);
+    let client = connect_idempotent(&proxy.url(), &queue);
 
     thread::scope(|scope| {
         let call = scope.spawn(|| client.call("7"));
@@ -68,8 +67,7 @@ fn lost_idempotent_call_is_sent_again_by_polling() {
     let queue = queue_name("again-by-try");
     let server = HandServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let options = ClientOptions { idempotent: true, ..Default::default() };
-    let client = connect_with(&proxy.url(), &queue, options);
+    let client = connect_idempotent(&proxy.url(), &queue);
 
     let mut call = client.send("7").unwrap();
     server.next();
@@ -100,12 +98,11 @@ fn lost_idempotent_call_is_sent_again_by_polling() {
 fn call_sent_before_may_have_executed_whatever_its_error() {
     let broker = Broker::shared();
     let proxy = Proxy::to(broker.port(0));
-    let options = ClientOptions { idempotent: true, ..Default::default() };
 
     // There is no queue any more when it is sent again.
     let queue = queue_name("again-unroutable");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect_with(&proxy.url(), &queue, options.clone());
+    let client = connect_idempotent(&proxy.url(), &queue);
     let call = client.send_timeout("7", SECOND).unwrap();
     server.next();
     queue::delete(&broker.url(), &queue);
@@ -117,7 +114,7 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
     // There is no broker any more.
     let queue = queue_name("again-unreachable");
     let server = HandServer::start(&broker.url(), &queue);
-    let client = connect_with(&proxy.url(), &queue, options);
+    let client = connect_idempotent(&proxy.url(), &queue);
     let call = client.send_timeout("7", SECOND).unwrap();
     server.next();
     proxy.set(Mode::Refuse);
@@ -133,8 +130,7 @@ fn lost_idempotent_call_waits_until_its_queue_is_declared_again() {
     let proxy = Proxy::to(broker.port(0));
     let queue = queue_name("again-declared");
     let server = HandServer::start(&broker.url(), &queue);
-    let options = ClientOptions { idempotent: true, ..Default::default() };
-    let client = connect_with(&proxy.url(), &queue, options);
+    let client = connect_idempotent(&proxy.url(), &queue);
     let mut call = client.send("7").unwrap();
     server.next();
     queue::delete(&broker.url(), &queue);

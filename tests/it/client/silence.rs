@@ -250,8 +250,8 @@ fn reply_during_queue_query_is_accepted() {
         server.reply(&request, b"13");
         let (outcome, ended) = waiting.join().unwrap();
         queue_process("resume");
-        if outcome.is_ok() {
-            assert_eq!(outcome.unwrap(), b"13");
+        if let Ok(reply) = &outcome {
+            assert_eq!(reply, b"13");
             assert!(ended - began >= TIMEOUT, "it came before the deadline");
             return;
         }

@@ -8,7 +8,7 @@ use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::await_value;
 use crate::process::Process;
-use crate::programs::rpc_server;
+use crate::programs::{RPC_BENCH, rpc_server};
 
 #[test]
 fn every_reply_goes_to_its_caller() {
@@ -93,7 +93,7 @@ fn client_and_server_have_the_documented_threads() {
     let url = Broker::shared().url();
     let server = rpc_server(&queue, &["--workers", "2"]);
     let args = ["--url", &url, "--queue", &queue, "--requests", "100000", "--rate", "100"];
-    let client = Process::spawn(env!("CARGO_BIN_EXE_rpc_bench"), &args);
+    let client = Process::spawn(RPC_BENCH, &args);
     // amiquip's thread for heartbeats has no name, and takes that of the thread that started it.
     let wanted =
         ["amiquip-io", "rpc-connect", "rpc-queue", "rpc-reader", "rpc-worker", "rpc-worker"];

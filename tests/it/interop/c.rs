@@ -37,7 +37,7 @@ fn c_client_recognizes_error_reply() {
     let requester = Compiled::from("tests/it/interop/c_requester.c");
     let shared = queue_name("c-replies");
     let url = Broker::shared().url();
-    for reply_to in [DIRECT, &shared] {
+    for reply_to in [DIRECT_REPLY_TO, &shared] {
         let args = [&[&*url, &queue, reply_to], &REQUESTS[..]].concat();
         assert_eq!(replies(requester.start(&args)), REPLIES, "{reply_to}");
     }

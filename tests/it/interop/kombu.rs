@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use super::*;
-use crate::embedded::connect;
+use crate::embedded::{TRACE, connect};
+
+const REQUESTER: &str = "tests/it/interop/kombu_requester.py";
+const SERVER: &str = "tests/it/interop/kombu_server.py";
 
 #[test]
 fn kombu_client_calls_our_server() {
     let queue = queue_name("kombu-client");
     let _server = rpc_server(&queue, &[]);
-    let requester = |bodies: &[&str]| python("tests/it/interop/kombu_requester.py", &queue, bodies);
+    let requester = |bodies: &[&str]| python(REQUESTER, &queue, bodies);
     assert_eq!(replies(requester(&REQUESTS)), REPLIES);
     assert_eq!(replies(requester(&["0", "1", "2", "3", "4", "5", "6"])), numbers(7));
 }
@@ -17,8 +20,7 @@ fn kombu_client_calls_our_server() {
 #[test]
 fn our_client_calls_kombu_server() {
     let queue = queue_name("kombu-server");
-    let mut server = python("tests/it/interop/kombu_server.py", &queue, &[]);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let _server = python_server(SERVER, &queue);
     let output = rpc_client(&queue, &["0", "7", "187", "186"]);
     let expected = "0\n13\n332825110087067562321196029789634457848\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
@@ -32,10 +34,8 @@ fn our_client_calls_kombu_server() {
 /// It knows of no signs of life, and gives none: the call has its deadline.
 #[test]
 fn kombu_server_serves_request_with_deadline_headers_and_trace() {
-    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let queue = queue_name("kombu-headers");
-    let mut server = python("tests/it/interop/kombu_server.py", &queue, &[]);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let mut server = python_server(SERVER, &queue);
     let client = connect(&Broker::shared().url(), &queue);
     let call = client.request("7").header("tenant", "blue").header("traceparent", TRACE);
     assert_eq!(call.keep_alive(Duration::from_secs(1)).call().unwrap(), b"13");

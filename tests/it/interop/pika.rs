@@ -13,6 +13,14 @@ fn requester(queue: &str, reply_to: &str, bodies: &[&str]) -> Process {
     python("tests/it/interop/pika_requester.py", queue, &args)
 }
 
+/// Two requesters at the same time each get their own 100 replies.
+fn check_two_requesters(queue: &str, reply_to: &str) {
+    let bodies: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+    let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
+    let both = [(); 2].map(|()| requester(queue, reply_to, &bodies));
+    assert_eq!(both.map(replies), [numbers(100), numbers(100)]);
+}
+
 #[test]
 fn pika_client_calls_our_server() {
     let queue = queue_name("pika-client");
@@ -25,8 +33,7 @@ fn pika_client_calls_our_server() {
 #[test]
 fn our_client_calls_pika_server() {
     let queue = queue_name("pika-server");
-    let mut server = python(SERVER, &queue, &[]);
-    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let _server = python_server(SERVER, &queue);
     let output = rpc_client(&queue, &["0", "7", "186"]);
     let expected = "0\n13\n332825110087067562321196029789634457848\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
@@ -37,8 +44,7 @@ fn our_client_calls_pika_server() {
 fn our_server_shares_queue_with_pika_server() {
     let queue = queue_name("pika-beside");
     let mut ours = rpc_server(&queue, &[]);
-    let mut theirs = python(SERVER, &queue, &[]);
-    theirs.wait_for_line("Awaiting RPC requests", PATIENCE);
+    let _theirs = python_server(SERVER, &queue);
     let bodies: Vec<String> = (0..40).map(|n| n.to_string()).collect();
     let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
     let expected: String = (0..40).map(|n| format!("{}\n", fibonacci::fib(n))).collect();
@@ -70,12 +76,9 @@ fn pika_client_recognizes_error_reply() {
 fn pika_clients_get_replies_by_direct_reply_to() {
     let queue = queue_name("pika-direct");
     let mut server = rpc_server(&queue, &["--workers", "2"]);
-    assert_eq!(replies(requester(&queue, DIRECT, &REQUESTS)), REPLIES);
+    assert_eq!(replies(requester(&queue, DIRECT_REPLY_TO, &REQUESTS)), REPLIES);
 
-    let bodies: Vec<String> = (0..100).map(|n| n.to_string()).collect();
-    let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
-    let both = [requester(&queue, DIRECT, &bodies), requester(&queue, DIRECT, &bodies)];
-    assert_eq!(both.map(replies), [numbers(100), numbers(100)]);
+    check_two_requesters(&queue, DIRECT_REPLY_TO);
 
     server.signal("TERM");
     assert_eq!(server.wait(PATIENCE).code(), Some(0));
@@ -90,9 +93,6 @@ fn pika_clients_share_durable_reply_queue() {
     let _server = rpc_server(&queue, &[]);
     assert_eq!(replies(requester(&queue, &shared, &REQUESTS)), REPLIES);
 
-    let bodies: Vec<String> = (0..100).map(|n| n.to_string()).collect();
-    let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
-    let both = [requester(&queue, &shared, &bodies), requester(&queue, &shared, &bodies)];
-    assert_eq!(both.map(replies), [numbers(100), numbers(100)]);
+    check_two_requesters(&queue, &shared);
     assert_kept_and_empty(&shared);
 }

@@ -59,9 +59,7 @@ impl System {
             Fault::CloseConnections => {
                 broker.ctl(&["close_all_connections", "fault of the soak"]);
             }
-            Fault::MemoryAlarm(node, _) => {
-                broker.ctl_on(node, &["set_vm_memory_high_watermark", "absolute", "1"]);
-            }
+            Fault::MemoryAlarm(node, _) => broker.raise_memory_alarm(node),
             Fault::Partition(node, _) => broker.isolate(node),
             Fault::DeleteQueue(service) => {
                 broker.ctl(&["delete_queue", service.queue()]);
@@ -89,9 +87,7 @@ impl System {
                     wait_until_rejoined(broker, node);
                 }
             }
-            Fault::MemoryAlarm(node, _) => {
-                broker.ctl_on(node, &["set_vm_memory_high_watermark", "0.4"]);
-            }
+            Fault::MemoryAlarm(node, _) => broker.clear_memory_alarm(node),
             Fault::Partition(node, _) => {
                 broker.reconnect(node);
                 wait_until_rejoined(broker, node);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::ledger::{DIED, HUNG, Ledger};
 use super::{RECOVERY_TIMEOUT, Service, roles};
 use crate::process::Process;
+use crate::programs::RPC_SERVER;
 
 /// Longer than a call's deadline plus one second for closing, and longer than a server waits for
 /// its requests in progress.
@@ -133,7 +134,7 @@ impl Processes {
                 let queue = Service::Fibonacci.queue();
                 let args = ["--url", &urls, "--queue", queue, "--queue-type", "quorum"];
                 let args = [&args[..], &["--workers", "2", "--prefetch", "4"]].concat();
-                let mut command = Command::new(env!("CARGO_BIN_EXE_rpc_server"));
+                let mut command = Command::new(RPC_SERVER);
                 (self.spawn(command.args(args), &name), "Awaiting RPC requests")
             };
             if server.find_line(ready, RECOVERY_TIMEOUT).is_ok() {

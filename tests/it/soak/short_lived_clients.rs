@@ -11,6 +11,7 @@ use rabbitmq_rpc::fibonacci;
 use super::Service;
 use super::ledger::{HUNG, Ledger};
 use crate::process::Process;
+use crate::programs::RPC_CLIENT;
 
 /// Two seconds to connect to each of three brokers, twice as much to log in to each, ten seconds
 /// for the calls, and two for closing.
@@ -50,7 +51,7 @@ fn run_client(ledger: &Ledger, urls: &str, numbers: [u64; 3]) {
     let args = [&args[..], &["--timeout", "10", "--connect-timeout", "2"]].concat();
     let texts = numbers.map(|n| n.to_string());
     let args = [&args[..], &texts.each_ref().map(String::as_str)].concat();
-    let mut client = Process::spawn(env!("CARGO_BIN_EXE_rpc_client"), &args);
+    let mut client = Process::spawn(RPC_CLIENT, &args);
     let id = |n: u64| format!("{}-{n}", client.pid());
     let ids = numbers.map(id);
     for id in &ids {
