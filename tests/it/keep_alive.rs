@@ -3,11 +3,13 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use amiquip::{AmqpProperties, AmqpValue};
 use crossbeam_channel::{bounded, unbounded};
 use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_with};
+use crate::manual_server::ManualServer;
 use crate::patience::{PATIENCE, poll};
 use crate::programs::rpc_server;
 use crate::queue;
@@ -36,29 +38,17 @@ fn call_continues_while_server_sends_keep_alives() {
 #[test]
 fn call_ends_when_keep_alives_stop() {
     let queue = queue_name("silenced");
-    let options = keep_alive();
-    let client = connect_with(&url(), &queue, options);
-    // It gives the first sign, as a server does when it begins, and then falls silent.
-    let mut raw = Raw::connect(Broker::shared().port(0));
-    queue::declare_durable(&url(), &queue);
-    raw.consume(queue.as_bytes());
+    let server = ManualServer::start(&url(), &queue);
+    let client = connect_with(&url(), &queue, keep_alive());
     let began = Instant::now();
-    let call = client.request("7").send().unwrap();
-    let request = raw.reply();
-    let text = |wanted: &str| {
-        let header = String::from_utf8_lossy(&request.header).into_owned();
-        let at = header.find(wanted).unwrap_or_else(|| panic!("{wanted} in {header}"));
-        header[at..].to_string()
-    };
-    let reply_to: String = text("amq.gen-").chars().take_while(|c| c.is_ascii_graphic()).collect();
-    let reply_to = &reply_to[..reply_to.len().min(30)];
-    assert!(text("rpc-keep-alive").contains("200"));
-    let id = request.header.windows(37).find_map(|window| {
-        let id = std::str::from_utf8(&window[1..]).ok()?;
-        (window[0] == 36 && id.matches('-').count() == 4).then(|| id.to_string())
-    });
-    let sign = Properties::default().correlation_id(id.unwrap().as_bytes()).type_(b"keep-alive");
-    assert_eq!(raw.publish("", reply_to.as_bytes(), &sign, b""), Verdict::Taken);
+    let call = client.send("7").unwrap();
+    let request = server.next();
+    let headers = request.properties.headers().as_ref().expect("a request has headers");
+    let interval = INTERVAL.as_millis().to_string();
+    assert_eq!(headers.get("rpc-keep-alive"), Some(&AmqpValue::LongString(interval)));
+    // A server sends the first keep-alive when it begins with the request. This one sends no other.
+    let alive = AmqpProperties::default().with_type_("keep-alive".into());
+    server.reply_with(&request, alive, b"");
     let error = call.wait().unwrap_err();
     let took = began.elapsed();
     let Error::ServerSilent { queue: silent, after, unserved } = &error else {
@@ -101,9 +91,7 @@ fn call_ends_when_nobody_serves() {
 #[test]
 fn call_to_server_without_keep_alives_ends_at_its_deadline() {
     let queue = queue_name("tutorial");
-    queue::declare_durable(&url(), &queue);
-    let mut raw = Raw::connect(Broker::shared().port(0));
-    raw.consume(queue.as_bytes());
+    let _server = ManualServer::start(&url(), &queue);
     let client = connect_with(&url(), &queue, keep_alive());
     let error = client.call_timeout("7", 8 * INTERVAL).unwrap_err();
     assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");

@@ -26,6 +26,7 @@
 //! | a network that fails | [`proxy::Proxy`], between the broker and whoever connects to it |
 //! | this crate's programs | [`programs`]; any other program: [`process::Process`] |
 //! | this crate's client and server | [`embedded`], in the tests' process |
+//! | a server that replies when the test says so, or never | [`manual_server::ManualServer`] |
 //! | a look at a queue from outside | [`queue`], by amiquip |
 //! | requests that no client library sends | [`raw::Raw`] |
 //! | files | [`scratch::directory`] |
@@ -56,6 +57,7 @@ mod keep_alive; // long calls that show life
 mod load; // rpc_bench: the load it makes, and what it says of it
 mod logged; // what the tests' own process logs
 mod lying_broker; // a peer that sends any frames, in place of a broker
+mod manual_server; // a server whose replies the test sends itself
 mod nested; // calls from inside a handler, and programs with several queues
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers

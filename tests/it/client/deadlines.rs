@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
-use super::{HandServer, counters_when, cut_under};
+use super::{counters_when, cut_under};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
+use crate::manual_server::ManualServer;
 use crate::patience::{SECOND, await_value};
 use crate::proxy::{Mode, Proxy};
 
@@ -24,7 +25,7 @@ fn at_the_deadline<T: std::fmt::Debug>(call: impl FnOnce() -> Result<T, Error>) 
 fn call_without_reply_ends_at_its_deadline() {
     let broker = Broker::shared();
     let queue = queue_name("no-reply");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let options = ClientOptions { timeout: SECOND, ..Default::default() };
     let client = connect_with(&broker.url(), &queue, options);
 
@@ -48,7 +49,7 @@ fn call_without_reply_ends_at_its_deadline() {
 fn pending_reply_can_be_waited_for_in_steps() {
     let broker = Broker::shared();
     let queue = queue_name("bit-by-bit");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
 
     let mut call = client.send("7").unwrap();
@@ -71,7 +72,7 @@ fn pending_reply_can_be_waited_for_in_steps() {
 fn dropping_pending_reply_abandons_call() {
     let broker = Broker::shared();
     let queue = queue_name("given-up");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
 
     let call = client.send("7").unwrap();
@@ -88,7 +89,7 @@ fn dropping_pending_reply_abandons_call() {
 fn request_expires_at_deadline_of_its_call() {
     let broker = Broker::shared();
     let queue = queue_name("expires");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let options = ClientOptions { max_in_flight: 1, ..Default::default() };
     let client = connect_with(&broker.url(), &queue, options);
     let expiration = |request: &amiquip::Delivery| {
@@ -128,7 +129,7 @@ fn request_expires_at_deadline_of_its_call() {
 fn call_over_limit_waits_for_in_flight_slot() {
     let broker = Broker::shared();
     let queue = queue_name("room");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let options = ClientOptions { max_in_flight: 2, ..Default::default() };
     let client = connect_with(&broker.url(), &queue, options);
 
@@ -158,7 +159,7 @@ fn call_over_limit_waits_for_in_flight_slot() {
 fn deadline_of_call_includes_connecting() {
     let broker = Broker::shared();
     let queue = queue_name("connecting");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
 

@@ -7,9 +7,10 @@ use std::time::Instant;
 use amiquip::{AmqpProperties, AmqpValue, FieldTable, Publish};
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, Failure, RpcClient, ServerOptions, Status};
 
-use super::{HandServer, counters_when};
+use super::counters_when;
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
+use crate::manual_server::ManualServer;
 use crate::patience::SECOND;
 use crate::proxy::free_port;
 use crate::queue;
@@ -99,7 +100,7 @@ fn error_reply_carries_status_and_message() {
 fn error_reply_without_known_status_is_an_error() {
     let broker = Broker::shared();
     let queue = queue_name("foreign-error");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
     let mut odd = FieldTable::new();
     odd.insert("rpc-status".into(), AmqpValue::LongString("TEAPOT".into()));
@@ -116,7 +117,7 @@ fn error_reply_without_known_status_is_an_error() {
 fn bad_reply_error_quotes_start_of_reply() {
     let broker = Broker::shared();
     let queue = queue_name("no-number");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect_fibonacci(&broker.url(), &queue);
     let long = [b"\xffx".as_slice(), &[b'9'; 100]].concat();
     for (reply, shown) in [
@@ -170,7 +171,7 @@ fn malformed_url_is_rejected_without_connecting() {
 fn closing_client_ends_its_calls() {
     let broker = Broker::shared();
     let queue = queue_name("closed");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
     let call = client.send("7").unwrap();
     let waiting = client.send("8").unwrap();
@@ -189,7 +190,7 @@ fn closing_client_ends_its_calls() {
 fn late_and_stray_replies_are_dropped_and_counted() {
     let broker = Broker::shared();
     let queue = queue_name("late");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
 
     let call = client.send("7").unwrap();
@@ -203,15 +204,13 @@ fn late_and_stray_replies_are_dropped_and_counted() {
     // So are those that answer no request of this client's, whatever their ids look like.
     let call = client.send("8").unwrap();
     let request = server.next();
-    let to = request.properties.reply_to().clone().unwrap();
-    let replies = server.replies.as_ref().unwrap();
     for id in [None, Some("7"), Some("00000000-0000-4000-8000-000000000000"), Some("é☃")] {
         let properties = AmqpProperties::default();
         let properties = match id {
             Some(id) => properties.with_correlation_id(id.into()),
             None => properties,
         };
-        replies.send((to.clone(), properties, b"stray".to_vec())).unwrap();
+        server.send_to_requester(&request, properties, b"stray");
     }
     server.reply(&request, b"21");
     assert_eq!(call.wait().unwrap(), b"21");

@@ -9,9 +9,10 @@ use rabbitmq_rpc::{
     Brokers, ClientOptions, Error, FibonacciRpcClient, Request, RpcClient, ServerOptions, fibonacci,
 };
 
-use super::{HandServer, counters_when};
+use super::counters_when;
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_idempotent};
+use crate::manual_server::ManualServer;
 use crate::patience::{PATIENCE, SECOND, SetOnDrop, await_value};
 
 /// A deadline of a second that something takes twice is missed by more than this.
@@ -24,7 +25,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 fn calls_resume_after_node_restart() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("dies"));
-    let server = HandServer::start(&url, &queue);
+    let server = ManualServer::start(&url, &queue);
     let client = connect(&url, &queue);
 
     // A Fibonacci server whose first answer comes too late for its connection.
@@ -77,7 +78,7 @@ fn calls_resume_after_node_restart() {
     go_on.send(()).unwrap();
 
     broker.start_node(0);
-    let server = HandServer::start(&url, &queue);
+    let server = ManualServer::start(&url, &queue);
     let call = client.send("8").unwrap();
     server.reply(&server.next(), b"21");
     assert_eq!(call.wait().unwrap(), b"21");
@@ -135,7 +136,7 @@ fn calls_time_out_while_node_is_frozen() {
 fn calls_end_as_blocked_during_alarm() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("alarm"));
-    let server = HandServer::start(&url, &queue);
+    let server = ManualServer::start(&url, &queue);
     let client = connect(&url, &queue);
     let call = client.send("7").unwrap();
     let request = server.next();
@@ -196,7 +197,7 @@ fn calls_end_as_blocked_during_alarm() {
 fn queue_query_during_alarm_keeps_connection() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("alarm"));
-    let server = HandServer::start(&url, &queue);
+    let server = ManualServer::start(&url, &queue);
     let mut brokers = Brokers::parse(&url).unwrap();
     brokers.connect_timeout = SECOND / 2;
     let options = ClientOptions { timeout: 2 * SECOND, ..Default::default() };
@@ -228,7 +229,7 @@ fn client_reconnects_after_operator_closes_connections() {
     assert_eq!(client.counters().reconnects, 1);
 
     let hand_queue = queue_name("operator");
-    let server = HandServer::start(&url, &hand_queue);
+    let server = ManualServer::start(&url, &hand_queue);
     let client = connect(&url, &hand_queue);
     let call = client.send("7").unwrap();
     server.next();
@@ -242,7 +243,7 @@ fn client_reconnects_after_operator_closes_connections() {
 fn client_reconnects_after_reply_queue_is_deleted() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("reply-queue"));
-    let server = HandServer::start(&url, &queue);
+    let server = ManualServer::start(&url, &queue);
     let client = connect(&url, &queue);
     for (number, idle) in [(1, true), (2, false)] {
         let call = client.send("7").unwrap();

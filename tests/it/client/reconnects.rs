@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{ClientOptions, Error};
 
-use super::{HandServer, counters_when, cut_under};
+use super::{counters_when, cut_under};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_idempotent, connect_with};
+use crate::manual_server::ManualServer;
 use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::proxy::{Mode, Proxy};
 use crate::queue;
@@ -16,7 +17,7 @@ use crate::queue;
 fn call_lost_with_its_connection_may_have_executed() {
     let broker = Broker::shared();
     let queue = queue_name("lost");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
 
@@ -39,7 +40,7 @@ fn call_lost_with_its_connection_may_have_executed() {
 fn idempotent_call_is_sent_again_with_new_correlation_id() {
     let broker = Broker::shared();
     let queue = queue_name("again");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let client = connect_idempotent(&proxy.url(), &queue);
 
@@ -65,7 +66,7 @@ fn idempotent_call_is_sent_again_with_new_correlation_id() {
 fn lost_idempotent_call_is_sent_again_by_polling() {
     let broker = Broker::shared();
     let queue = queue_name("again-by-try");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let client = connect_idempotent(&proxy.url(), &queue);
 
@@ -101,7 +102,7 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
 
     // There is no queue any more when it is sent again.
     let queue = queue_name("again-unroutable");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect_idempotent(&proxy.url(), &queue);
     let call = client.send_timeout("7", SECOND).unwrap();
     server.next();
@@ -113,7 +114,7 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
 
     // There is no broker any more.
     let queue = queue_name("again-unreachable");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect_idempotent(&proxy.url(), &queue);
     let call = client.send_timeout("7", SECOND).unwrap();
     server.next();
@@ -129,7 +130,7 @@ fn lost_idempotent_call_waits_until_its_queue_is_declared_again() {
     let broker = Broker::shared();
     let proxy = Proxy::to(broker.port(0));
     let queue = queue_name("again-declared");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect_idempotent(&proxy.url(), &queue);
     let mut call = client.send("7").unwrap();
     server.next();
@@ -138,7 +139,7 @@ fn lost_idempotent_call_waits_until_its_queue_is_declared_again() {
     assert_eq!(call.wait_timeout(SECOND), Ok(None));
 
     let waiting = thread::spawn(move || call.wait());
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     server.reply(&server.next(), b"13");
     assert_eq!(waiting.join().unwrap().unwrap(), b"13");
 }
@@ -147,7 +148,7 @@ fn lost_idempotent_call_waits_until_its_queue_is_declared_again() {
 fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
     let broker = Broker::shared();
     let queue = queue_name("single-flight");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
     assert_eq!(proxy.tries(), 1);
@@ -205,7 +206,7 @@ fn client_reconnects_although_each_call_is_too_short() {
 fn client_without_connection_closes_at_once() {
     let broker = Broker::shared();
     let queue = queue_name("close-while-down");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
     cut_under(&proxy, &client, &server);
@@ -222,7 +223,7 @@ fn client_without_connection_closes_at_once() {
 fn calls_waiting_for_in_flight_slot_continue_after_reconnect() {
     let broker = Broker::shared();
     let queue = queue_name("room");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let options = ClientOptions { max_in_flight: 2, ..Default::default() };
     let client = connect_with(&proxy.url(), &queue, options);

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use amiquip::Delivery;
 use rabbitmq_rpc::{Error, RpcClient};
 
-use super::HandServer;
 use crate::broker::{Broker, queue_name};
 use crate::embedded::connect;
+use crate::manual_server::ManualServer;
 use crate::patience::{SECOND, await_value};
 use crate::queue;
 
@@ -25,7 +25,7 @@ fn client_leaves_connection_whose_channel_is_stuck() {
     };
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("still"));
-    let server = HandServer::start(&url, &queue);
+    let server = ManualServer::start(&url, &queue);
     broker.ctl(&["eval", OTHERS]);
     let client = connect(&url, &queue);
     let early = client.send("early").unwrap();
@@ -83,7 +83,7 @@ fn client_keeps_connection_when_another_would_not_help() {
 
         // Other calls are answered.
         let queue = queue_name("half-served");
-        let server = HandServer::start(&broker.url(), &queue);
+        let server = ManualServer::start(&broker.url(), &queue);
         let client = connect(&broker.url(), &queue);
         for _ in 0..5 {
             let call = client.send("8").unwrap();
@@ -105,7 +105,7 @@ fn message_id(request: &Delivery) -> &str {
 fn idempotent_request_without_keep_alive_is_sent_again() {
     let broker = Broker::shared();
     let queue = queue_name("lost");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
     let call = |client: &RpcClient| {
         let call = client.request("7").idempotent(true).keep_alive(SECOND).send().unwrap();
@@ -139,7 +139,7 @@ fn idempotent_request_without_keep_alive_is_sent_again() {
 fn idempotent_request_is_sent_again_on_working_connection() {
     let broker = Broker::shared();
     let queue = queue_name("lost-alone");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
     let call = client.request("lost").idempotent(true).keep_alive(SECOND).send().unwrap();
     let first = server.next();
@@ -163,7 +163,7 @@ fn idempotent_request_is_sent_again_on_working_connection() {
 fn idempotent_calls_move_to_new_connection() {
     let broker = Broker::shared();
     let queue = queue_name("followed");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
     let idempotent = client.request("again").idempotent(true).send().unwrap();
     let once = client.request("once").send().unwrap();
@@ -191,7 +191,7 @@ fn idempotent_calls_move_to_new_connection() {
 fn client_leaves_second_connection_only_after_first_is_closed() {
     let broker = Broker::shared();
     let queue = queue_name("one-retired");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
     let send = |body: &str| {
         let call = client.send(body).unwrap();
@@ -231,7 +231,7 @@ fn reply_during_queue_query_is_accepted() {
     const TIMEOUT: Duration = Duration::from_secs(5);
     let broker = Broker::shared();
     let queue = queue_name("asked");
-    let server = HandServer::start(&broker.url(), &queue);
+    let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
     let queue_process = |what: &str| {
         let name = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)");
