@@ -1,5 +1,6 @@
 //! The client: deadlines, errors, many callers, faults, leaks.
 
+mod alarms;
 mod deadlines;
 mod errors;
 mod faults;
@@ -8,11 +9,25 @@ mod reconnects;
 mod silence;
 mod threads;
 
+use std::fmt::Debug;
+use std::time::Instant;
+
 use rabbitmq_rpc::{ClientCounters, Error, RpcClient};
 
 use crate::manual_server::ManualServer;
-use crate::patience::await_value;
+use crate::patience::{SECOND, await_value};
 use crate::proxy::Proxy;
+
+/// Runs a call that fails at a deadline of one second, and returns its error. A busy machine may
+/// make the call late, but by less than a second: a step that waited for the whole deadline again
+/// would make it later.
+fn fails_at_deadline<T: Debug>(call: impl FnOnce() -> Result<T, Error>) -> Error {
+    let began = Instant::now();
+    let error = call().unwrap_err();
+    let took = began.elapsed();
+    assert!(SECOND <= took && took < 2 * SECOND, "{took:?}: {error}");
+    error
+}
 
 /// The counters, once they are as wanted.
 fn counters_when(client: &RpcClient, wanted: impl Fn(&ClientCounters) -> bool) -> ClientCounters {

@@ -62,7 +62,7 @@ mod nested; // calls from inside a handler, and programs with several queues
 mod network; // a network that swallows packets
 mod operator; // what an operator sees of clients and servers
 mod overload; // a limit of waiting requests
-mod oversized; // replies larger than the broker takes
+mod oversized; // requests and replies larger than the broker takes
 mod partition; // a node that is cut off from the other two
 mod patience; // how long tests wait, and how
 mod process; // a program under test

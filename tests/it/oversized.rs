@@ -1,9 +1,14 @@
-//! Replies that are larger than the broker takes.
+//! Requests and replies that are larger than the broker takes.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
 
 use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
-use crate::embedded::{Serving, connect};
+use crate::embedded::{Serving, connect, connect_idempotent};
+use crate::patience::{AT_ONCE, SetOnDrop};
 use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 
 /// The broker closes the channel over such a reply, and gives the request out again.
@@ -49,4 +54,59 @@ fn oversized_direct_reply_is_replaced_by_error_reply() {
     let counters = serving.stop();
     broker.limit_messages(16 << 20);
     assert_eq!((counters.failed, counters.redelivered), (2, 0), "the request is executed once");
+}
+
+#[test]
+fn client_reconnects_after_broker_closes_channel() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("channel"));
+    let _server = Serving::echo(&url, &queue);
+    // A request that is larger than the broker takes costs the channel it came on.
+    broker.limit_messages(1000);
+    let client = connect(&url, &queue);
+    let again = connect_idempotent(&url, &queue);
+    for client in [&client, &again] {
+        let began = Instant::now();
+        let error = client.call(vec![b'7'; 2000]).unwrap_err();
+        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+        let text = error.to_string();
+        assert!(text.contains("406") && text.contains("message size 2000"), "{text}");
+        assert!(error.may_have_executed());
+        assert_eq!(client.call("8").unwrap(), b"8", "the next call works");
+    }
+    broker.limit_messages(16 << 20);
+}
+
+/// A request that is published behind the broker's close would end the connection, and the client
+/// would not learn why: it would send the request that is too large again.
+#[test]
+fn oversized_request_is_not_sent_again_while_others_publish() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("channel-shared"));
+    let _server = Serving::echo(&url, &queue);
+    broker.limit_messages(1000);
+    let client = connect_idempotent(&url, &queue);
+    let over = AtomicBool::new(false);
+    let during = |call: &dyn Fn() -> Result<(), Error>| {
+        while !over.load(Ordering::Relaxed) {
+            if let Err(error) = call() {
+                let text = error.to_string();
+                assert!(text.contains("406"), "{text}");
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| during(&|| client.call("8").map(drop)));
+        }
+        scope.spawn(|| during(&|| client.queue().map(drop)));
+        let _over = SetOnDrop(&over);
+        for _ in 0..10 {
+            let error = client.call(vec![b'7'; 2000]).unwrap_err();
+            assert!(error.to_string().contains("message size 2000"), "{error}");
+        }
+    });
+    assert_eq!(client.call("8").unwrap(), b"8");
+    assert_eq!(client.counters().reconnects, 10);
+    broker.limit_messages(16 << 20);
 }

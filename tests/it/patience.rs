@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 /// Longer than any step takes that succeeds, on a busy machine too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const SECOND: Duration = Duration::from_secs(1);
+/// Longer than a step takes that waits for nothing, on a busy machine too. By heartbeats it takes
+/// four times as long to notice that a broker is gone.
+pub const AT_ONCE: Duration = Duration::from_secs(5);
 
 /// Calls `look` again and again until its value is as wanted, and returns that value. Panics after
 /// [`PATIENCE`].

@@ -17,6 +17,7 @@ mod roles;
 mod schedule;
 mod self_test;
 mod short_lived_clients;
+mod totals;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
@@ -26,10 +27,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use faults::System;
-use ledger::{GROWN, LEFT_OVER, Ledger, NOT_RECOVERED, UNACKED};
+use ledger::Ledger;
 use report::{History, Report};
 use schedule::{Fault, Schedule};
 use short_lived_clients::ShortLivedClients;
+use totals::{GROWN, LEFT_OVER, NOT_RECOVERED, UNACKED};
 
 use crate::broker::Broker;
 use crate::patience::poll;

@@ -4,22 +4,12 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
-use super::{counters_when, cut_under};
+use super::{counters_when, cut_under, fails_at_deadline};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::manual_server::ManualServer;
 use crate::patience::{SECOND, await_value};
 use crate::proxy::{Mode, Proxy};
-
-/// Runs a call that fails at a deadline of one second. A busy machine may make it late, but not
-/// by as much as a part of the call would that takes the deadline once more.
-fn at_the_deadline<T: std::fmt::Debug>(call: impl FnOnce() -> Result<T, Error>) -> Error {
-    let began = Instant::now();
-    let error = call().unwrap_err();
-    let took = began.elapsed();
-    assert!(SECOND <= took && took < 2 * SECOND, "{took:?}: {error}");
-    error
-}
 
 #[test]
 fn call_without_reply_ends_at_its_deadline() {
@@ -30,11 +20,11 @@ fn call_without_reply_ends_at_its_deadline() {
     let client = connect_with(&broker.url(), &queue, options);
 
     for error in [
-        at_the_deadline(|| client.call("7")),
-        at_the_deadline(|| client.call_timeout("7", SECOND)),
-        at_the_deadline(|| client.send("7")?.wait()),
+        fails_at_deadline(|| client.call("7")),
+        fails_at_deadline(|| client.call_timeout("7", SECOND)),
+        fails_at_deadline(|| client.send("7")?.wait()),
         // A wait of its own does not reach past the deadline of the call.
-        at_the_deadline(|| client.send("7")?.wait_timeout(10 * SECOND)),
+        fails_at_deadline(|| client.send("7")?.wait_timeout(10 * SECOND)),
     ] {
         assert!(matches!(error, Error::TimedOut { sent: true, after: SECOND, .. }), "{error:?}");
         assert!(error.may_have_executed());
@@ -135,7 +125,7 @@ fn call_over_limit_waits_for_in_flight_slot() {
 
     let first = client.send("1").unwrap();
     let second = client.send("2").unwrap();
-    let error = at_the_deadline(|| client.call_timeout("3", SECOND));
+    let error = fails_at_deadline(|| client.call_timeout("3", SECOND));
     let text = error.to_string();
     assert!(text.contains("no room for the request: 2 calls are in flight already"), "{text}");
     assert!(matches!(error, Error::TimedOut { sent: false, .. }), "{error:?}");
@@ -167,7 +157,7 @@ fn deadline_of_call_includes_connecting() {
         proxy.set(Mode::Forward);
         cut_under(&proxy, &client, &server);
         proxy.set(mode);
-        let error = at_the_deadline(|| client.call_timeout("7", SECOND));
+        let error = fails_at_deadline(|| client.call_timeout("7", SECOND));
         assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
         assert!(!error.may_have_executed());
         assert!(error.to_string().contains(reason), "{error}");
@@ -185,7 +175,7 @@ fn connect_times_out_when_broker_does_not_answer() {
     proxy.set(Mode::Swallow);
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();
     brokers.connect_timeout = SECOND;
-    let error = at_the_deadline(|| RpcClient::connect(brokers, "any", ClientOptions::default()));
+    let error = fails_at_deadline(|| RpcClient::connect(brokers, "any", ClientOptions::default()));
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert!(!error.may_have_executed());
 }
@@ -202,7 +192,7 @@ fn calls_keep_deadlines_when_network_drops_packets() {
     assert_eq!(client.call("7").unwrap(), b"7");
 
     proxy.set(Mode::Swallow);
-    let error = at_the_deadline(|| client.call_timeout("7", SECOND));
+    let error = fails_at_deadline(|| client.call_timeout("7", SECOND));
     assert!(error.may_have_executed(), "{error:?}");
     // Two heartbeats later at the latest that connection counts as lost.
     let error = client.call("7").unwrap_err();

@@ -2,7 +2,7 @@
 //! ends, and which process answers. One file has a row for each call; another has what the
 //! processes log.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -10,6 +10,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Service;
+use super::totals::{EXECUTED, LATE, NO_OUTCOME, Totals, UNANSWERED, WRONG};
 
 /// Filled by the soak from the output of its clients and servers.
 pub struct Ledger {
@@ -17,46 +18,6 @@ pub struct Ledger {
     /// Notified of every right answer.
     answered: Condvar,
 }
-
-/// The ledger's result.
-#[derive(Default)]
-pub struct Totals {
-    pub calls: u64,
-    pub right: BTreeMap<Service, u64>,
-    pub errors: BTreeMap<(Service, String), u64>,
-    pub client_killed: u64,
-    /// Number of right answers from each process or program.
-    pub by: BTreeMap<String, u64>,
-    /// Each violation in a sentence, by heading.
-    pub violations: BTreeMap<&'static str, Vec<String>>,
-}
-
-pub const WRONG: &str = "answers wrong";
-pub const LATE: &str = "calls more than 1 s past their deadline";
-pub const NO_OUTCOME: &str = "calls without an outcome";
-pub const EXECUTED: &str = "calls executed, reported as not executed";
-pub const UNANSWERED: &str = "idempotent calls: more than 1 % fail";
-pub const HUNG: &str = "processes that hang";
-pub const DIED: &str = "processes that end by themselves or fail";
-pub const UNACKED: &str = "requests left unacked";
-pub const LEFT_OVER: &str = "requests and reply queues left over";
-pub const GROWN: &str = "processes that grow";
-pub const NOT_RECOVERED: &str = "faults not recovered from";
-
-/// In the order of the table.
-pub const VIOLATIONS: [&str; 11] = [
-    WRONG,
-    LATE,
-    NO_OUTCOME,
-    EXECUTED,
-    UNANSWERED,
-    HUNG,
-    DIED,
-    UNACKED,
-    LEFT_OVER,
-    GROWN,
-    NOT_RECOVERED,
-];
 
 struct State {
     began: Instant,
@@ -255,15 +216,6 @@ impl Ledger {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Totals {
-    /// Numbers of answers and of errors of idempotent calls.
-    pub fn idempotent(&self) -> (u64, u64) {
-        let answers = self.right.iter().filter(|(service, _)| service.is_idempotent());
-        let errors = self.errors.iter().filter(|((service, _), _)| service.is_idempotent());
-        (answers.map(|(_, count)| count).sum(), errors.map(|(_, count)| count).sum())
     }
 }
 

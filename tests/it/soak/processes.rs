@@ -6,7 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ledger::{DIED, HUNG, Ledger};
+use super::ledger::Ledger;
+use super::totals::{DIED, HUNG};
 use super::{RECOVERY_TIMEOUT, Service, roles};
 use crate::process::Process;
 use crate::programs::RPC_SERVER;

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ledger::{GROWN, LEFT_OVER, NO_OUTCOME, Totals, UNACKED, VIOLATIONS};
+use super::totals::{GROWN, LEFT_OVER, NO_OUTCOME, Totals, UNACKED, VIOLATIONS};
 use super::{Growth, Service};
 
 pub struct Report {

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ledger::{DIED, EXECUTED, HUNG, LATE, Ledger, NO_OUTCOME, Totals, UNANSWERED, WRONG};
+use super::ledger::Ledger;
+use super::totals::{DIED, EXECUTED, HUNG, LATE, NO_OUTCOME, Totals, UNANSWERED, WRONG};
 use super::{Growth, processes};
 use crate::process::Process;
 use crate::usage::Usage;

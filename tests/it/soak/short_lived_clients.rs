@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use rabbitmq_rpc::fibonacci;
 
 use super::Service;
-use super::ledger::{HUNG, Ledger};
+use super::ledger::Ledger;
+use super::totals::HUNG;
 use crate::process::Process;
 use crate::programs::RPC_CLIENT;
 

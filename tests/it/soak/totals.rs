@@ -1,0 +1,55 @@
+//! What the ledger adds up: answers, errors and violations.
+
+use std::collections::BTreeMap;
+
+use super::Service;
+
+/// The result of a soak.
+#[derive(Default)]
+pub struct Totals {
+    pub calls: u64,
+    pub right: BTreeMap<Service, u64>,
+    pub errors: BTreeMap<(Service, String), u64>,
+    pub client_killed: u64,
+    /// Number of right answers from each process or program.
+    pub by: BTreeMap<String, u64>,
+    /// Each violation in a sentence, by heading.
+    pub violations: BTreeMap<&'static str, Vec<String>>,
+}
+
+impl Totals {
+    /// Numbers of answers and of errors of idempotent calls.
+    pub fn idempotent(&self) -> (u64, u64) {
+        let answers = self.right.iter().filter(|(service, _)| service.is_idempotent());
+        let errors = self.errors.iter().filter(|((service, _), _)| service.is_idempotent());
+        (answers.map(|(_, count)| count).sum(), errors.map(|(_, count)| count).sum())
+    }
+}
+
+// The headings of violations.
+pub const WRONG: &str = "answers wrong";
+pub const LATE: &str = "calls more than 1 s past their deadline";
+pub const NO_OUTCOME: &str = "calls without an outcome";
+pub const EXECUTED: &str = "calls executed, reported as not executed";
+pub const UNANSWERED: &str = "idempotent calls: more than 1 % fail";
+pub const HUNG: &str = "processes that hang";
+pub const DIED: &str = "processes that end by themselves or fail";
+pub const UNACKED: &str = "requests left unacked";
+pub const LEFT_OVER: &str = "requests and reply queues left over";
+pub const GROWN: &str = "processes that grow";
+pub const NOT_RECOVERED: &str = "faults not recovered from";
+
+/// All of them, in the order of the table.
+pub const VIOLATIONS: [&str; 11] = [
+    WRONG,
+    LATE,
+    NO_OUTCOME,
+    EXECUTED,
+    UNANSWERED,
+    HUNG,
+    DIED,
+    UNACKED,
+    LEFT_OVER,
+    GROWN,
+    NOT_RECOVERED,
+];
