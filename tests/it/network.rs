@@ -1,7 +1,6 @@
 //! A network that swallows packets: deadlines hold, the heartbeat ends the session, and another
 //! broker takes over.
 
-use std::thread;
 use std::time::Instant;
 
 use rabbitmq_rpc::Error;
@@ -144,9 +143,9 @@ fn server_stops_within_a_second_while_its_connection_is_set_up() {
     let mut server = rpc_server_at(&proxy.url(), &queue, &[]);
     proxy.set(Mode::LoginsOnly);
     proxy.cut();
+    // It logs in, asks for a channel, and gets no answer.
     await_value(|| proxy.logins(), |logins| *logins == 2);
-    // Then it asks for its queue, of which nothing tells, and gets no answer.
-    thread::sleep(SECOND / 5);
+    await_value(|| proxy.held_back(), |held_back| *held_back > 0);
     server.signal("TERM");
     let ended = server.ends_within(SECOND).expect("it stops within a second");
     assert_eq!(ended.code(), Some(0), "{}", server.stderr());

@@ -35,8 +35,14 @@ impl Proxy {
     pub fn to(broker: u16) -> Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state =
-            State { mode: Mode::Forward, over: false, tries: 0, logins: 0, ends: Vec::new() };
+        let state = State {
+            mode: Mode::Forward,
+            over: false,
+            tries: 0,
+            logins: 0,
+            held_back: 0,
+            ends: Vec::new(),
+        };
         let gate = Arc::new(Gate { state: Mutex::new(state), changed: Condvar::new() });
         let proxy = Proxy { port, gate: Arc::clone(&gate) };
         thread::spawn(move || {
@@ -75,6 +81,11 @@ impl Proxy {
     pub fn logins(&self) -> usize {
         self.gate.state().logins
     }
+
+    /// How many times bytes arrived that the mode did not let through.
+    pub fn held_back(&self) -> usize {
+        self.gate.state().held_back
+    }
 }
 
 impl Drop for Proxy {
@@ -97,8 +108,19 @@ struct State {
     over: bool,
     tries: usize,
     logins: usize,
+    held_back: usize,
     /// Both ends of the connections that may still be open.
     ends: Vec<TcpStream>,
+}
+
+impl State {
+    fn holds_back(&self, logged_in: bool) -> bool {
+        match self.mode {
+            Mode::Swallow => !self.over,
+            Mode::LoginsOnly => !self.over && logged_in,
+            Mode::Forward | Mode::Refuse => false,
+        }
+    }
 }
 
 impl Gate {
@@ -131,7 +153,7 @@ impl Gate {
         to.set_nodelay(true).unwrap();
         let (mut bytes, mut logged_in) = ([0; 16 << 10], false);
         while let Ok(length @ 1..) = from.read(&mut bytes) {
-            self.pass(logged_in);
+            self.pass_bytes(logged_in);
             if to.write_all(&bytes[..length]).is_err() {
                 break;
             }
@@ -148,12 +170,15 @@ impl Gate {
 
     /// Waits while nothing may pass.
     fn pass(&self, logged_in: bool) {
-        let shut = |state: &mut State| match state.mode {
-            Mode::Swallow => !state.over,
-            Mode::LoginsOnly => !state.over && logged_in,
-            Mode::Forward | Mode::Refuse => false,
-        };
-        drop(self.changed.wait_while(self.state(), shut).unwrap());
+        drop(self.changed.wait_while(self.state(), |state| state.holds_back(logged_in)).unwrap());
+    }
+
+    /// The same for bytes that have arrived.
+    fn pass_bytes(&self, logged_in: bool) {
+        let mut state = self.state();
+        state.held_back += usize::from(state.holds_back(logged_in));
+        drop(state);
+        self.pass(logged_in);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
