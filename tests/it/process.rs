@@ -1,4 +1,4 @@
-//! A program under test: what it prints, what it is told, how it ends.
+//! A program that a test runs: its input, its output and its end.
 //!
 //! ```ignore
 //! let mut server = Process::spawn(RPC_SERVER, &["--url", &url]);
@@ -42,14 +42,14 @@ impl Process {
         Process::reading(Stdio::null(), command, |_| true)
     }
 
-    /// Runs a command that is told what to do on its standard input, by [`Process::tell`].
-    pub fn told(command: &mut Command) -> Process {
+    /// Runs a command that reads what [`Process::write_stdin`] writes.
+    pub fn with_stdin(command: &mut Command) -> Process {
         Process::reading(Stdio::piped(), command, |_| true)
     }
 
-    /// As [`Process::from`]; also gives each line of either stream to `watch` as it comes, on
-    /// threads of its own, and keeps those for which it returns true. Once [`Process::wait`]
-    /// returns it has had all of them.
+    /// As [`Process::from`]; also calls `watch` with each line of either stream as it arrives, on
+    /// threads of its own, and keeps the lines for which it returns true. It has been called with
+    /// all of them when [`Process::wait`] returns.
     pub fn watched(
         command: &mut Command,
         watch: impl FnMut(&str) -> bool + Clone + Send + 'static,
@@ -79,22 +79,22 @@ impl Process {
     }
 
     /// Writes to its standard input.
-    pub fn tell(&mut self, text: &str) {
-        let stdin = self.stdin.as_mut().expect("it was started to be told");
-        // A program that has ended reads no more; whoever waits for it next shows how it ended.
+    pub fn write_stdin(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("it was started by with_stdin");
+        // If the program has ended, the next wait for it fails and shows its output.
         let _ = stdin.write_all(text.as_bytes());
     }
 
-    /// Waits for a line with this text in it, on either stream, and returns it. Lines that an
-    /// earlier call returned or passed over do not count again. Panics when the program ends
-    /// or the time is over first.
+    /// Waits for a line that contains this text, on either stream, and returns it. Each call
+    /// searches behind the line that the last one returned. Panics if the program ends or the
+    /// time is over first.
     pub fn wait_for_line(&mut self, text: &str, timeout: Duration) -> String {
         self.find_line(text, timeout).unwrap_or_else(|error| {
             self.fail(&format!("printed no line with {text:?} ({error})"));
         })
     }
 
-    /// As [`Process::wait_for_line`], for a program that may end or be late.
+    /// As [`Process::wait_for_line`], but returns an error if the program ends or is late.
     pub fn find_line(&mut self, text: &str, timeout: Duration) -> Result<String, RecvTimeoutError> {
         let deadline = Instant::now() + timeout;
         loop {
@@ -105,7 +105,20 @@ impl Process {
         }
     }
 
-    /// Waits until standard output is as wanted; panics when the program ends or the time is over
+    /// The next line of standard output, without its end.
+    pub fn next_line(&mut self, timeout: Duration) -> Result<String, RecvTimeoutError> {
+        let deadline = Instant::now() + timeout;
+        let [seen, _] = self.seen;
+        loop {
+            if let Some(length) = self.stdout[seen..].find('\n') {
+                self.seen[0] += length + 1;
+                return Ok(self.stdout[seen..seen + length].to_owned());
+            }
+            self.collect(deadline)?;
+        }
+    }
+
+    /// Waits until standard output is as wanted. Panics if the program ends or the time is over
     /// first.
     pub fn wait_for_stdout(&mut self, wanted: impl Fn(&str) -> bool, timeout: Duration) {
         let deadline = Instant::now() + timeout;
@@ -118,7 +131,7 @@ impl Process {
 
     /// Sends a signal by its name: `TERM`, `INT`, `KILL`, `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
-        // The standard library can only send KILL, and a crate for one call is too much.
+        // The standard library can only send KILL; a crate for one call is too much.
         let status = Command::new("kill")
             .args(["-s", name, &self.pid().to_string()])
             .status()
@@ -126,16 +139,16 @@ impl Process {
         assert!(status.success(), "no SIG{name} for {}: {status}", self.name);
     }
 
-    /// Ends its standard input, waits for the program to end and returns how it did; panics when
-    /// it does not in time.
+    /// Closes its standard input, waits for the program to end and returns its status. Panics if it
+    /// does not end in time.
     pub fn wait(&mut self, timeout: Duration) -> ExitStatus {
-        drop(self.stdin.take());
         let ended = self.ends_within(timeout);
         ended.unwrap_or_else(|| self.fail(&format!("still runs after {timeout:?}")))
     }
 
-    /// How the program ended, or `None` if it still runs after that time.
+    /// As [`Process::wait`], but returns `None` if the program still runs after that time.
     pub fn ends_within(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        drop(self.stdin.take());
         let deadline = Instant::now() + timeout;
         // Both streams end when the program does.
         while let Ok(()) = self.collect(deadline) {}
@@ -154,7 +167,7 @@ impl Process {
 
     /// Ends the program at once, as a crash would.
     pub fn kill(&mut self) {
-        // An error means that it has ended already.
+        // An error means that the program has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -175,7 +188,7 @@ impl Process {
         &self.stderr
     }
 
-    /// Takes in one line of output.
+    /// Takes one line of output from the reading threads.
     fn collect(&mut self, deadline: Instant) -> Result<(), RecvTimeoutError> {
         let left = deadline.saturating_duration_since(Instant::now());
         let (stream, line) = self.lines.recv_timeout(left)?;
@@ -227,7 +240,7 @@ fn read_lines(
         while matches!(stream.read_until(b'\n', &mut line), Ok(length) if length > 0) {
             let text = String::from_utf8_lossy(&line).into_owned();
             line.clear();
-            // Nobody listens any more once the process is dropped.
+            // Sending fails once the process is dropped.
             if watch(&text) && sender.send((kind, text)).is_err() {
                 break;
             }

@@ -46,16 +46,18 @@ fn shell_blocks_do_what_their_comments_say() {
     for block in TEXTS.split("```sh\n").skip(1) {
         let (block, _) = block.split_once("```").expect("a block has an end");
         blocks += 1;
-        session.bash.tell(block);
+        session.bash.write_stdin(block);
         promised.extend(block.lines().flat_map(promise));
         session.bash.wait_for_stdout(|said| has_in_order(said, &promised), PATIENCE);
     }
     assert_eq!((blocks, promised.len()), (3, 8), "{promised:?}");
 
     // Under `set -e` each of these ends the session if it fails, as all commands before them do.
-    session.bash.tell("wait $!\n");
-    session.bash.tell("openssl verify -CAfile ca.pem ca.pem client.pem\n");
-    session.bash.tell("openssl verify -CAfile ca.pem -verify_hostname rabbit-1 server.pem\n");
+    session.bash.write_stdin("wait $!\n");
+    session.bash.write_stdin("openssl verify -CAfile ca.pem ca.pem client.pem\n");
+    session
+        .bash
+        .write_stdin("openssl verify -CAfile ca.pem -verify_hostname rabbit-1 server.pem\n");
     let ended = session.bash.wait(PATIENCE);
     let (said, complained) = (session.bash.stdout().to_string(), session.bash.stderr().to_string());
     assert!(ended.success(), "{ended}\n{said}{complained}");
@@ -92,8 +94,8 @@ impl Session {
             .env("AMQP_URL", Broker::shared().virtual_host("readme"))
             .current_dir(scratch::directory("readme"))
             .process_group(0);
-        let mut bash = Process::told(&mut command);
-        bash.tell(PREAMBLE);
+        let mut bash = Process::with_stdin(&mut command);
+        bash.write_stdin(PREAMBLE);
         Session { bash }
     }
 }
