@@ -17,11 +17,11 @@ use crate::programs::{
 use crate::proxy::free_port;
 
 fn stdout(output: &Output) -> &str {
-    std::str::from_utf8(&output.stdout).expect("numbers are UTF-8")
+    std::str::from_utf8(&output.stdout).expect("the output is UTF-8")
 }
 
 fn stderr(output: &Output) -> &str {
-    std::str::from_utf8(&output.stderr).expect("sentences are UTF-8")
+    std::str::from_utf8(&output.stderr).expect("the output is UTF-8")
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn client_prints_numbers_in_order_of_arguments() {
     assert_eq!((stdout(&output), output.status.code()), (expected, Some(0)), "{output:?}");
 
     stop(&mut server);
-    assert_eq!(server.stdout().lines().count(), 1, "standard output carries results alone");
+    assert_eq!(server.stdout().lines().count(), 1, "standard output has results only");
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn server_refuses_number_too_large_for_128_bits() {
     let _server = rpc_server(&queue, &[]);
     let output = rpc_client(&queue, &["187", "7"]);
     assert_eq!(output.status.code(), Some(65), "{output:?}");
-    assert_eq!(stdout(&output), "13\n", "the others are still answered");
+    assert_eq!(stdout(&output), "13\n", "the other number is answered");
     let text = stderr(&output);
     assert!(text.contains("n = 187: OUT_OF_RANGE: fib(187) does not fit"), "{text}");
 }
@@ -114,7 +114,7 @@ fn request_that_is_not_a_number_gets_an_error_reply() {
             other => panic!("{} bytes: {other:?}", body.len()),
         }
     }
-    assert_eq!(client.call("7").unwrap(), b"13", "the server goes on");
+    assert_eq!(client.call("7").unwrap(), b"13", "the server continues");
 }
 
 #[test]
@@ -137,8 +137,8 @@ fn connection_error_names_broker_and_hides_password() {
 
 #[test]
 fn unanswered_call_ends_at_its_deadline() {
-    let queue = queue_name("nobody");
-    // The queue stays when its server has gone.
+    let queue = queue_name("unserved");
+    // The queue remains when its server ends.
     drop(rpc_server(&queue, &[]));
     let began = Instant::now();
     let output = rpc_client(&queue, &["--timeout", "0.5", "7"]);
@@ -164,14 +164,14 @@ fn client_and_server_in_one_program_exchange_bytes() {
     let queue = queue_name("embedded");
     let url = Broker::shared().url();
     let serving = Serving::start(&url, &queue, ServerOptions::default(), |request| match request {
-        b"fail" => Err(Failure::new(Status::NotFound, "as you wish")),
+        b"fail" => Err(Failure::new(Status::NotFound, "no such thing")),
         text => Ok(text.to_ascii_uppercase()),
     });
     let client = connect(&url, &queue);
     assert_eq!(client.call("shout").unwrap(), b"SHOUT");
     assert_eq!(client.call(vec![0xff; 300_000]).unwrap(), vec![0xff; 300_000]);
     assert_eq!(client.call("").unwrap(), b"");
-    let failure = Failure::new(Status::NotFound, "as you wish");
+    let failure = Failure::new(Status::NotFound, "no such thing");
     assert_eq!(client.call("fail"), Err(Error::Remote(failure)));
 
     let counters = serving.stop();
@@ -180,7 +180,7 @@ fn client_and_server_in_one_program_exchange_bytes() {
 
 #[test]
 fn with_worker_serves_in_callers_loop() {
-    let queue = queue_name("lent");
+    let queue = queue_name("own-loop");
     let url = Broker::shared().url();
     let brokers = Brokers::parse(&url).unwrap();
     let server = RpcServer::connect(brokers, &queue, ServerOptions::default()).unwrap();

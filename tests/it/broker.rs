@@ -1,8 +1,8 @@
-//! A RabbitMQ of the tests' own, driven through `scripts/broker.sh`.
+//! A private RabbitMQ for the tests, controlled through `scripts/broker.sh`.
 //!
-//! Most tests share one node, [`Broker::shared`], and keep apart by [`queue_name`]. Those that
-//! kill, freeze or reconfigure a node take turns at [`Broker::fragile`]. All end with this
-//! process, however that ends: the script stops when its standard input closes.
+//! Most tests share one node, [`Broker::shared`], and use queues of their own by [`queue_name`].
+//! Tests that kill, freeze or reconfigure a node take turns with [`Broker::fragile`]. All nodes end
+//! with this process, also when it is killed: the script stops when its standard input closes.
 
 mod script;
 
@@ -12,21 +12,22 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use script::Script;
 
-/// One private node or cluster. Nodes are numbered from 0. Whatever goes wrong panics, and
+/// One private node or cluster. Nodes are numbered from 0. A failure panics with a message that
 /// says what to do.
 pub struct Broker {
     script: Mutex<Script>,
 }
 
 impl Broker {
-    /// The plain node that the tests of this binary share, started by the first to ask.
+    /// The node that the tests of this binary share. The first test that needs it starts it.
     pub fn shared() -> &'static Broker {
         static SHARED: OnceLock<Broker> = OnceLock::new();
         SHARED.get_or_init(Broker::start)
     }
 
-    /// The node for tests that kill, freeze or alarm theirs and set it right again: one at a
-    /// time has it. A test that fails may leave it in any state, so the next gets another.
+    /// The node for tests that kill or freeze it or raise an alarm, and then restore it. One test
+    /// at a time has it. A test that fails may leave it in any state, so the next test gets a new
+    /// one.
     pub fn fragile() -> MutexGuard<'static, Broker> {
         static FRAGILE: OnceLock<Mutex<Broker>> = OnceLock::new();
         let fragile = FRAGILE.get_or_init(|| Mutex::new(Broker::start()));
@@ -38,7 +39,7 @@ impl Broker {
         })
     }
 
-    /// A plain node for one test alone.
+    /// A node for one test alone.
     pub fn start() -> Broker {
         Broker::with(&[])
     }
@@ -85,23 +86,23 @@ impl Broker {
         self.script().fact(&format!("node.{node}"))
     }
 
-    /// Ends the node as a power cut would, and returns once it is gone.
+    /// Ends the node by SIGKILL, and returns when it has ended.
     pub fn kill(&self, node: usize) {
         self.command(&format!("kill {node}"));
     }
 
-    /// Ends the node in good order, and returns once it is gone.
+    /// Ends the node by SIGTERM, and returns when it has ended.
     pub fn stop(&self, node: usize) {
         self.command(&format!("stop {node}"));
     }
 
     /// Starts a node that was killed or stopped, with the same ports and data, and returns
-    /// once it takes connections.
+    /// when it accepts connections.
     pub fn start_node(&self, node: usize) {
         self.command(&format!("start {node}"));
     }
 
-    /// Stops the node's clock: connections stay open and nothing answers.
+    /// Stops the node by SIGSTOP: its connections stay open and it answers nothing.
     pub fn freeze(&self, node: usize) {
         self.command(&format!("freeze {node}"));
     }
@@ -119,15 +120,15 @@ impl Broker {
         self.for_each_other(node, &["erlang:set_cookie(N, wrong)", "erlang:disconnect_node(N)"]);
     }
 
-    /// What the nodes do when they lose each other:
+    /// Sets what the nodes do when they lose the connection to each other:
     /// [`cluster_partition_handling`](https://www.rabbitmq.com/docs/partitions).
     pub fn set_partition_handling(&self, handling: &str) {
         let set = format!("application:set_env(rabbit, cluster_partition_handling, {handling}).");
         (0..self.nodes()).for_each(|node| drop(self.ctl_on(node, &["eval", &set])));
     }
 
-    /// Connects a node that was cut off to the others again. It rejoins the cluster some time
-    /// later, when [`Broker::running_nodes`] counts it.
+    /// Connects a node that was cut off to the others again. It has rejoined the cluster when
+    /// [`Broker::running_nodes`] counts it.
     pub fn reconnect(&self, node: usize) {
         let reset = "erlang:set_cookie(N, erlang:get_cookie())";
         self.for_each_other(node, &[reset, "net_kernel:connect_node(N)"]);
@@ -209,7 +210,7 @@ impl Broker {
         done.unwrap_or_else(|reason| panic!("broker.sh could not `{command}`: {reason}"));
     }
 
-    /// A test that panicked in the middle of a command leaves the others their broker.
+    /// The other tests can still use the broker after a test panicked during a command.
     fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,4 @@
-//! What a caller can say with one call.
+//! The options of a single call.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ fn call_past_its_deadline_is_not_sent() {
 
 #[test]
 fn invalid_options_are_rejected_before_anything_is_sent() {
-    let queue = queue_name("senseless");
+    let queue = queue_name("invalid-options");
     let server = Serving::echo(&url(), &queue);
     let client = connect(&url(), &queue);
     let long = "n".repeat(256);
@@ -63,7 +63,7 @@ fn invalid_options_are_rejected_before_anything_is_sent() {
 
 #[test]
 fn expired_calls_free_their_in_flight_slots() {
-    let queue = queue_name("nobody-serves");
+    let queue = queue_name("unserved");
     queue::declare_durable(&url(), &queue);
     let options = ClientOptions { max_in_flight: 50, ..Default::default() };
     let client = connect_with(&url(), &queue, options);
@@ -73,16 +73,16 @@ fn expired_calls_free_their_in_flight_slots() {
         .map(|n| client.send_timeout(n.to_string(), deadline.saturating_sub(began.elapsed())))
         .collect();
     assert!(calls.iter().filter(|call| call.is_ok()).count() >= 50);
-    assert!(began.elapsed() < 3 * deadline, "sent or refused in {:?}", began.elapsed());
+    assert!(began.elapsed() < 3 * deadline, "sending took {:?}", began.elapsed());
     for call in calls {
         let error = call.and_then(|call| call.wait()).unwrap_err();
         assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
     }
-    assert!(began.elapsed() < 5 * deadline, "all waited for in {:?}", began.elapsed());
+    assert!(began.elapsed() < 5 * deadline, "waiting took {:?}", began.elapsed());
     assert_eq!(client.counters().in_flight, 0);
 }
 
-/// 2,000 numbers, twice as many as may be in flight, and nobody to answer them.
+/// It has 2,000 numbers, twice as many as may be in flight, and no server answers.
 #[test]
 fn rpc_client_ends_at_its_timeout_with_many_numbers() {
     let queue = queue_name("many-numbers");
@@ -104,16 +104,16 @@ fn hooks_see_every_call_and_request() {
         b"7" => Ok(b"seven".to_vec()),
         _ => Err(Failure::new(Status::NotFound, "none")),
     });
-    let (seen, events) = unbounded();
+    let (send, events) = unbounded();
     let client = connect(&url(), &queue);
-    let calls = seen.clone();
+    let calls = send.clone();
     let began = Instant::now();
     client.on_call(move |call| {
         assert!(call.time <= began.elapsed(), "{:?}", call.time);
         calls.send(format!("{} {} {}", call.status, call.bytes_in, call.bytes_out)).unwrap();
     });
     server.server.on_request(move |request| {
-        seen.send(format!("{} {} {}", request.status, request.bytes_in, request.bytes_out))
+        send.send(format!("{} {} {}", request.status, request.bytes_in, request.bytes_out))
             .unwrap();
     });
     client.call("7").unwrap();
@@ -163,7 +163,7 @@ fn idempotent_option_applies_to_one_call() {
             proxy.cut();
             go_on.send(()).unwrap();
             if is_idempotent {
-                has_begun.recv_timeout(PATIENCE).expect("the request comes again");
+                has_begun.recv_timeout(PATIENCE).expect("the request is sent again");
                 go_on.send(()).unwrap();
                 assert_eq!(call.join().unwrap().unwrap(), b"7");
             } else {

@@ -1,4 +1,4 @@
-//! Certificates for a broker and its clients, made by the `openssl` command as the README has it.
+//! Certificates for a broker and its clients, made by the `openssl` command as in the README.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use rabbitmq_rpc::TlsFiles;
 use crate::scratch;
 
 /// A directory of PEM files: what `broker.sh --tls` reads (`ca.pem`, `server.pem`,
-/// `server-key.pem`), a client's certificate and key, and some that are no good.
+/// `server-key.pem`), a client's certificate and key, and invalid ones.
 pub struct Certificates {
     directory: PathBuf,
 }
@@ -37,7 +37,7 @@ impl Certificates {
         self.directory.join(file)
     }
 
-    /// What a client gets that trusts `ca`, and shows the certificate called `client` if any.
+    /// The files of a client that trusts `ca` and has the certificate called `client`, if any.
     pub fn files(&self, ca: &str, client: Option<&str>) -> TlsFiles {
         TlsFiles {
             ca: Some(self.path(&format!("{ca}.pem"))),
@@ -53,8 +53,8 @@ impl Certificates {
         ));
     }
 
-    /// All of them are for the host name `localhost`, and none for 127.0.0.1. One of 0 days has
-    /// expired a second later, long before a broker is up.
+    /// Each is for the host name `localhost`, and none for 127.0.0.1. A certificate of 0 days
+    /// expires after a second, which is before a broker has started.
     fn signed(&self, name: &str, common_name: &str, authority: &str, days: i32) {
         self.openssl(&format!(
             "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={common_name} \

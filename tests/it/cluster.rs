@@ -1,7 +1,7 @@
-//! Three nodes, of which one after the other goes: what hangs on it moves, and every call gets
-//! its answer.
+//! Three nodes that fail in turn: clients and servers of a failed node connect to another, and every
+//! call is answered.
 //!
-//! One round takes about a minute; `RABBITMQ_RPC_ROUNDS` asks for more.
+//! One round takes about a minute; `RABBITMQ_RPC_ROUNDS` sets the number of rounds.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,40 +27,40 @@ fn cluster_serves_calls_while_its_nodes_fail_in_turn() {
     classic_queue_is_served_again_once_its_node_is_back(&broker, &urls);
 }
 
-fn serving(urls: &str, queue: &str, kind: &str) -> Process {
+fn start_server(urls: &str, queue: &str, kind: &str) -> Process {
     rpc_server_at(urls, queue, &["--queue-type", kind, "--prefetch", "8"])
 }
 
-/// Callers and servers begin on node 0, all but one server; the quorum queue is on all three.
+/// All callers and two servers connect to node 0 first, and the third server to node 1. The quorum
+/// queue has a replica on each node.
 fn every_call_is_answered(broker: &Broker, urls: &[String]) {
     let queue = queue_name("quorum");
     let list = urls.join(",");
     let other = format!("{},{},{}", urls[1], urls[2], urls[0]);
-    let mut servers = [&list, &list, &other].map(|urls| serving(urls, &queue, "quorum"));
+    let mut servers = [&list, &list, &other].map(|urls| start_server(urls, &queue, "quorum"));
     let answers = Answers::default();
     thread::scope(|scope| {
         for _ in 0..CALLERS {
             scope.spawn(|| answers.collect(&connect_fibonacci(&list, &queue)));
         }
-        let _over = SetOnDrop(&answers.over);
+        let _stop = SetOnDrop(&answers.stopped);
         answers.await_more(500);
-        answers.longest_gap();
+        answers.take_longest_gap();
         let rounds = settings::number("RABBITMQ_RPC_ROUNDS").unwrap_or(1);
         for round in 0..rounds as usize {
-            // Whoever hangs on it has moved on to the other two.
             let (first, second) = (round % 3, (round + 1) % 3);
             broker.kill(first);
             answers.await_more(500);
-            println!("node {first} killed: no answer for {:?}", answers.longest_gap());
+            println!("node {first} killed: no answer for {:?}", answers.take_longest_gap());
             broker.start_node(first);
             answers.await_more(500);
-            println!("node {first} started: no answer for {:?}", answers.longest_gap());
+            println!("node {first} started: no answer for {:?}", answers.take_longest_gap());
             broker.stop(second);
             answers.await_more(500);
-            println!("node {second} stopped: no answer for {:?}", answers.longest_gap());
+            println!("node {second} stopped: no answer for {:?}", answers.take_longest_gap());
             broker.start_node(second);
             answers.await_more(500);
-            println!("node {second} started: no answer for {:?}", answers.longest_gap());
+            println!("node {second} started: no answer for {:?}", answers.take_longest_gap());
         }
     });
     println!("{} answers", answers.count.load(Ordering::Relaxed));
@@ -72,16 +72,16 @@ fn every_call_is_answered(broker: &Broker, urls: &[String]) {
 struct Answers {
     count: AtomicUsize,
     wrong: Mutex<Vec<String>>,
-    over: AtomicBool,
-    /// When the last answer came, and the longest time without one.
+    stopped: AtomicBool,
+    /// When the last answer arrived, and the longest time without one.
     gap: Mutex<Option<(Instant, Duration)>>,
 }
 
 impl Answers {
-    /// Calls without pause.
+    /// Calls without pause until stopped.
     fn collect(&self, client: &FibonacciRpcClient) {
         for n in (0..=fibonacci::MAX_N).cycle() {
-            if self.over.load(Ordering::Relaxed) {
+            if self.stopped.load(Ordering::Relaxed) {
                 return;
             }
             match client.call(n) {
@@ -98,10 +98,10 @@ impl Answers {
         *gap = Some((now, longest.max(now - last)));
     }
 
-    /// The longest time without an answer since this was asked before.
-    fn longest_gap(&self) -> Duration {
+    /// The longest time without an answer since the last call of this function.
+    fn take_longest_gap(&self) -> Duration {
         let mut gap = self.gap.lock().unwrap();
-        let (_, longest) = gap.as_mut().expect("there were answers");
+        let (_, longest) = gap.as_mut().expect("answers have arrived");
         std::mem::take(longest)
     }
 
@@ -112,12 +112,12 @@ impl Answers {
     }
 }
 
-/// A classic queue is on one node. While that is down there is nothing to serve, nor to call.
+/// A classic queue is on one node. While that node is down, servers and calls fail.
 fn classic_queue_is_served_again_once_its_node_is_back(broker: &Broker, urls: &[String]) {
     let queue = queue_name("classic");
-    // A queue is at home where it was declared.
+    // A classic queue is on the node on which it was declared.
     let (home, others) = (&urls[2], format!("{},{}", urls[0], urls[1]));
-    let mut server = serving(&format!("{home},{others}"), &queue, "classic");
+    let mut server = start_server(&format!("{home},{others}"), &queue, "classic");
     let client = connect_fibonacci(&others, &queue);
     assert_eq!(client.call(7), Ok(13));
 
@@ -127,7 +127,7 @@ fn classic_queue_is_served_again_once_its_node_is_back(broker: &Broker, urls: &[
     let mut second = Process::spawn(RPC_SERVER, &["--url", &others, "--queue", &queue]);
     assert_eq!(second.wait(PATIENCE).code(), Some(69));
     assert!(second.stderr().contains("home node"), "{}", second.stderr());
-    let error = client.call(7).expect_err("nobody is there");
+    let error = client.call(7).expect_err("the queue's node is down");
     println!("{error}");
     assert!(matches!(error, Error::Unroutable { .. } | Error::TimedOut { .. }), "{error:?}");
 

@@ -32,7 +32,7 @@ pub fn connect_fibonacci(url: &str, queue: &str) -> FibonacciRpcClient {
     FibonacciRpcClient::with_options(brokers, queue, FibonacciRpcClient::options()).unwrap()
 }
 
-/// A server in a thread of its own, until it is stopped or dropped.
+/// A server in a thread of its own. It stops when this is stopped or dropped.
 pub struct Serving {
     pub server: Arc<RpcServer>,
     pub stopper: Stopper,
@@ -40,7 +40,7 @@ pub struct Serving {
 }
 
 impl Serving {
-    /// With a handler that needs the body alone. Returns once it takes requests.
+    /// Starts a server whose handler needs only the body. Returns when it takes requests.
     pub fn start<H>(url: &str, queue: &str, options: ServerOptions, handler: H) -> Serving
     where
         H: Fn(&[u8]) -> Result<Vec<u8>, Failure> + Send + Sync + 'static,
@@ -48,7 +48,7 @@ impl Serving {
         Serving::requests(url, queue, options, move |request| handler(request.body()))
     }
 
-    /// Returns once it takes requests.
+    /// Starts a server. Returns when it takes requests.
     pub fn requests<H, R>(url: &str, queue: &str, options: ServerOptions, handler: H) -> Serving
     where
         H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
@@ -63,13 +63,13 @@ impl Serving {
         Serving { stopper: server.stopper(), server, thread: Some(thread) }
     }
 
-    /// One that sends back what it gets.
+    /// Starts a server that replies with the request's body.
     pub fn echo(url: &str, queue: &str) -> Serving {
         let options = ServerOptions { prefetch: 64, ..Default::default() };
         Serving::start(url, queue, options, |request| Ok(request.to_vec()))
     }
 
-    /// Has it leave in good order.
+    /// Stops the server, checks that it ends without an error, and returns its counters.
     pub fn stop(mut self) -> ServerCounters {
         self.end();
         self.server.counters()

@@ -12,10 +12,10 @@ use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
 use crate::programs::rpc_server_at;
 
-/// As long as Cargo may take to build what the examples need.
-const BUILDING: Duration = Duration::from_secs(600);
+/// How long Cargo may take to build an example.
+const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// On Unix Cargo becomes the example once it is built, so that signals reach the example.
+/// On Unix, Cargo replaces itself with the example after the build, so signals reach the example.
 fn example(name: &str, url: &str, args: &[&str]) -> Process {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["run", "--quiet", "--example", name, "--"]).args(args);
@@ -26,7 +26,7 @@ fn example(name: &str, url: &str, args: &[&str]) -> Process {
 fn json_service_answers_its_client() {
     let url = Broker::shared().virtual_host("json");
     let mut server = example("json_service", &url, &[]);
-    server.wait_for_line("Awaiting orders on prices", BUILDING);
+    server.wait_for_line("Awaiting orders on prices", BUILD_TIMEOUT);
     let ask = |item, count| {
         let mut client = example("json_service", &url, &[item, count]);
         let status = client.wait(PATIENCE);
@@ -50,7 +50,7 @@ fn nested_call_passes_on_deadline_and_trace() {
     let mut example = example("nested_call", &Broker::shared().virtual_host("nested"), &[]);
     for (item, answer) in [("bolts", "7"), ("unicorns", "NOT_FOUND: there is no such item")] {
         let left = ["orders", "stock"].map(|service| {
-            let line = example.wait_for_line(&format!("{service}: "), BUILDING);
+            let line = example.wait_for_line(&format!("{service}: "), BUILD_TIMEOUT);
             let said = line.strip_prefix(&format!("{service}: ")).and_then(|rest| {
                 let left = rest.strip_suffix(&format!(" left, trace {TRACE}"))?;
                 left.strip_suffix('s')?.parse::<f64>().ok()
@@ -70,12 +70,12 @@ fn drain_answers_begun_jobs_and_returns_the_rest() {
     let url = Broker::shared().virtual_host("drain");
     let ready = || {
         let mut pool = example("drain", &url, &[]);
-        pool.wait_for_line("Awaiting jobs on jobs", BUILDING);
+        pool.wait_for_line("Awaiting jobs on jobs", BUILD_TIMEOUT);
         pool
     };
     let mut first = ready();
     let client = connect(&url, "jobs");
-    let job = || client.send_timeout("500", PATIENCE).expect("the queue is there");
+    let job = || client.send_timeout("500", PATIENCE).expect("the queue exists");
     let jobs: Vec<_> = (0..3 * WORKERS).map(|_| job()).collect();
     for _ in 0..WORKERS {
         first.wait_for_line("begun with a job of 500 ms", PATIENCE);
@@ -88,10 +88,10 @@ fn drain_answers_begun_jobs_and_returns_the_rest() {
     for job in jobs {
         assert_eq!(job.wait().unwrap(), b"worked for 500 ms");
     }
-    assert_eq!(done_first + drained(second), all, "a job was done twice or by nobody");
+    assert_eq!(done_first + drained(second), all, "each job is done once");
 }
 
-/// How many jobs the pool has done once it has left: all those that it had begun.
+/// Stops the pool, and returns how many jobs it has done: all that it had begun.
 fn drained(mut pool: Process) -> usize {
     pool.signal("TERM");
     assert!(pool.wait(PATIENCE).success(), "{}", pool.stderr());
@@ -105,7 +105,8 @@ fn drained(mut pool: Process) -> usize {
 fn web_front_serves_concurrently_and_maps_errors_to_statuses() {
     let url = Broker::shared().virtual_host("front");
     let mut front = example("web_front", &url, &["127.0.0.1:0"]);
-    let address = front.wait_for_line("http://127.0.0.1:", BUILDING).split_off("http://".len());
+    let address =
+        front.wait_for_line("http://127.0.0.1:", BUILD_TIMEOUT).split_off("http://".len());
     let get = |path: &str| {
         let mut stream = TcpStream::connect(&address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -126,7 +127,7 @@ fn web_front_serves_concurrently_and_maps_errors_to_statuses() {
     let client = connect(&url, "rpc_queue");
     server.signal("STOP");
     thread::scope(|scope| {
-        // The stopped server has one of them, and the others wait: the front has made all calls.
+        // The stopped server has one request and three wait, so the front has made all four calls.
         let gets = [(); 4].map(|()| scope.spawn(|| get("/fib/10")));
         await_value(|| client.queue().unwrap().messages, |waiting| *waiting == 3);
         for get in gets {

@@ -1,5 +1,5 @@
-//! What fails, as all four see it: client and server, from the library and as programs. Each is
-//! searched for the password, with all logging on.
+//! An attempt that fails, by all four: client and server, in the library and as programs. The
+//! password must be in none of their errors and outputs, with all logging on.
 
 use std::process::Command;
 use std::sync::mpsc;
@@ -14,16 +14,15 @@ use crate::patience::PATIENCE;
 use crate::process::Process;
 use crate::programs::{RPC_CLIENT, RPC_SERVER};
 
-/// The password in every URL that is to fail. Nothing else looks like it.
+/// The password in every URL. No other text contains it.
 pub const PASSWORD: &str = "Tr0ub4dor&3";
-/// As it stands in a URL.
+/// The password as a URL has it.
 pub const ENCODED: &str = "Tr0ub4dor%263";
 
-/// Of the five seconds it has by default, a refused login takes three, which leaves too little on
-/// a busy machine.
+/// A refused login takes three seconds. The default of five is too short on a busy machine.
 const CONNECTING: Duration = Duration::from_secs(20);
 
-/// What is tried.
+/// A connection that client and server try.
 #[derive(Clone)]
 pub struct Attempt {
     pub url: String,
@@ -36,7 +35,7 @@ impl Attempt {
         Attempt { url: url.into(), queue: queue.into(), tls: TlsFiles::default() }
     }
 
-    /// Client and server fail alike: with this exit code, and with all of these words.
+    /// Checks that client and server fail with this exit code and with all of these words.
     pub fn fails_for_all(&self, code: i32, words: &[&str]) {
         thread::scope(|scope| {
             let client = scope.spawn(|| self.fails_for_the_client(code, words));
@@ -109,22 +108,22 @@ fn check_program(name: &str, program: &mut Process, code: i32, words: &[&str]) {
     let ended = program.wait(PATIENCE);
     let said = program.stderr().to_string();
     let sentence = said.lines().rfind(|line| line.starts_with(&format!("{name}: ")));
-    let sentence = sentence.unwrap_or_else(|| panic!("{name} says nothing at its end: {said}"));
+    let sentence = sentence.unwrap_or_else(|| panic!("{name} prints no error: {said}"));
     check(&[said.clone(), program.stdout().to_string()], sentence, words);
     assert_eq!(ended.code(), Some(code), "{sentence}");
-    // A refusal comes late enough for amiquip to have something to say.
+    // Before a refusal, amiquip has logged something.
     assert!(code != 77 || said.contains("TRACE"), "not all logging is on: {said}");
 }
 
-/// The sentence has these words, and none of the texts has the password in any shape.
+/// Checks that the sentence has these words, and that no text has the password in any form.
 fn check(texts: &[String], sentence: &str, words: &[&str]) {
     for word in words {
         assert!(sentence.contains(word), "no {word:?} in: {sentence}");
     }
     let bytes = format!("{:?}", PASSWORD.as_bytes());
     for text in texts {
-        for shape in [PASSWORD, ENCODED, bytes.trim_matches(['[', ']'])] {
-            assert!(!text.contains(shape), "the password is in: {text}");
+        for form in [PASSWORD, ENCODED, bytes.trim_matches(['[', ']'])] {
+            assert!(!text.contains(form), "the password is in: {text}");
         }
     }
 }

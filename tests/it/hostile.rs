@@ -1,5 +1,5 @@
-//! Requests that no client library would send: none of them may stop a server, close its
-//! connection, cost another request, or be left unacknowledged.
+//! Requests that no client library sends. None of them may stop a server, close its connection,
+//! disturb another request or stay unacknowledged.
 
 mod corpus;
 mod under_load;
@@ -12,8 +12,8 @@ use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, entry, long};
 
 const NOT_UTF8: &[u8] = b"\xff\xfe\x80";
 
-/// Writes the properties of a request, given the requester's reply queue.
-type Write = fn(&[u8]) -> Properties;
+/// Makes the properties of a request, given the requester's reply queue.
+type MakeProperties = fn(&[u8]) -> Properties;
 
 fn none() -> Properties {
     Properties::default()
@@ -46,12 +46,12 @@ fn server_survives_invalid_reply_addresses() {
     corpus.send("a direct address of one part", LostReply, |_| {
         none().reply_to(b"amq.rabbitmq.reply-to.x")
     });
-    // RabbitMQ fails on these when the reply is published; on the first only up to version 3.
+    // RabbitMQ fails when it publishes the reply to one of these; to the first only up to version 3.
     let fails = Broker::shared().ctl(&["version"]).starts_with("3.");
     for (address, outcome) in [
         (&b"amq.rabbitmq.reply-to.x.y"[..], if fails { Rejected } else { LostReply }),
         (b"amq.rabbitmq.reply-to.!!!!.y", Rejected),
-        // A process of a node whose name has the hash 99999, which no node has here.
+        // The address of a process on a node with the hash 99999, which no node of this broker has.
         (b"amq.rabbitmq.reply-to.g1h2AA9nZW5lcmF0ZWRAOTk5OTkAAAABAAAAAAAAAAA=.aGVsbG8=", Rejected),
     ] {
         let name = address.escape_ascii().to_string();
@@ -61,7 +61,7 @@ fn server_survives_invalid_reply_addresses() {
     let mut raw = Raw::connect(Broker::shared().port(0));
     raw.consume(DIRECT_REPLY_TO.as_bytes());
     let verdict = raw.publish("", corpus.queue.as_bytes(), &direct, b"7");
-    corpus.check("a direct address that is one", Reply("13"), verdict, &mut raw);
+    corpus.check("a valid direct address", Reply("13"), verdict, &mut raw);
     corpus.finish();
 }
 
@@ -72,7 +72,8 @@ fn server_survives_properties_that_are_not_utf8() {
         (
             "content_type",
             Reply("13"),
-            (|queue| none().content_type(NOT_UTF8).correlation_id(b"id").reply_to(queue)) as Write,
+            (|queue| none().content_type(NOT_UTF8).correlation_id(b"id").reply_to(queue))
+                as MakeProperties,
         ),
         ("content_encoding", Reply("13"), |queue| {
             none().content_encoding(NOT_UTF8).correlation_id(b"id").reply_to(queue)
@@ -109,7 +110,7 @@ fn server_survives_properties_that_are_not_utf8() {
         corpus.send(name, outcome, properties);
     }
 
-    // Past the default exchange a routing key can be anything.
+    // With another exchange than the default one, a routing key can be any bytes.
     let mut raw = Raw::connect(Broker::shared().port(0));
     let reply_queue = raw.reply_queue();
     let fanout = raw.fanout_to(&corpus.queue);
@@ -134,7 +135,7 @@ fn server_survives_unusual_headers() {
     }
     corpus.send("a key", Reply("13"), with_headers(&entry(NOT_UTF8, b'S', &long(b"value"))));
 
-    // Every type, by RabbitMQ's errata, and what it does not know itself.
+    // Every type in RabbitMQ's errata, and types that RabbitMQ does not know.
     for (kind, value, outcome) in [
         (b't', vec![1], Reply("13")),
         (b'b', vec![255], Reply("13")),
@@ -157,7 +158,7 @@ fn server_survives_unusual_headers() {
         (b'F', long(&entry(b"key", b'x', &long(NOT_UTF8))), Reply("13")),
         (b'A', long(b""), Reply("13")),
         (b'A', long(b"VVx\0\0\0\x01\xff"), Reply("13")),
-        // The specification's short string and unsigned short, and numbers that are none.
+        // The short string and unsigned short of the specification, NaN, and an unknown type.
         (b's', b"\x04text".to_vec(), RefusedByBroker(541)),
         (b'U', vec![1, 2], RefusedByBroker(541)),
         (b'f', vec![255; 4], RefusedByBroker(541)),
@@ -178,8 +179,8 @@ fn server_survives_truncated_long_and_empty_requests() {
     let seven = [&[b' '; 300_000][..], b"7"].concat();
     corpus.send_body("a body of several frames", Reply("13"), &seven, usual);
 
-    // RabbitMQ reads all properties of what is published, and ends the connection over these.
-    let cut: [(&str, Write); 7] = [
+    // RabbitMQ decodes all properties of a published message, and closes the connection for these.
+    let cut: [(&str, MakeProperties); 7] = [
         ("reply_to cut", |_| none().correlation_id(b"id").property(9, b"\x20amq".to_vec())),
         ("reply_to absent", |_| none().correlation_id(b"id").property(9, vec![])),
         ("headers cut", |queue| {
@@ -192,18 +193,18 @@ fn server_survives_truncated_long_and_empty_requests() {
         }),
         ("timestamp cut", |queue| usual(queue).property(6, vec![0; 3])),
         ("app_id cut", |queue| usual(queue).property(3, b"\x20a".to_vec())),
-        ("something behind the last", |queue| usual(queue).property(3, b"\x01abc".to_vec())),
+        ("bytes after the last property", |queue| usual(queue).property(3, b"\x01abc".to_vec())),
     ];
     for (name, properties) in cut {
         corpus.send(name, RefusedByBroker(541), properties);
     }
-    // These two flags stand for no property; the lowest says that more flags follow.
+    // These two flags belong to no property; the lowest says that more flags follow.
     corpus.send("the reserved flag", Reply("13"), |queue| usual(queue).property(1, vec![]));
-    corpus.send("flags to be continued", Reply("13"), |queue| usual(queue).property(0, vec![]));
+    corpus.send("the continuation flag", Reply("13"), |queue| usual(queue).property(0, vec![]));
     corpus.finish();
 }
 
-/// Tables or arrays within each other, as the value of one header.
+/// A header whose value is a table or array that nests others `depth` levels deep.
 fn nested(kind: u8, depth: usize) -> Vec<u8> {
     let (key, size): (&[u8], usize) = if kind == b'F' { (b"\0", 6) } else { (b"", 5) };
     let mut bytes = b"\x03key".to_vec();

@@ -1,4 +1,4 @@
-//! Long calls that show life.
+//! Keep-alives during long calls.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,7 +31,7 @@ fn call_continues_while_server_sends_keep_alives() {
     let client = connect_with(&url(), &queue, keep_alive());
     assert_eq!(client.call("7").unwrap(), b"abandoned: false");
     let counters = client.counters();
-    assert_eq!((counters.replies, counters.late), (1, 0), "a sign is no reply");
+    assert_eq!((counters.replies, counters.late), (1, 0), "a keep-alive is not a reply");
     assert_eq!(server.stop().returned, 0);
 }
 
@@ -59,19 +59,19 @@ fn call_ends_when_keep_alives_stop() {
     assert!(error.may_have_executed());
 }
 
-/// Its first server gave signs, and is killed: the broker gives the request to another.
+/// The first server sends keep-alives and is killed. The broker gives the request to another.
 #[test]
 fn call_continues_when_another_server_takes_over() {
     let queue = queue_name("taken-over");
     let mut slow = rpc_server(&queue, &["--recursive"]);
     let client = connect_with(&url(), &queue, keep_alive());
     thread::scope(|scope| {
-        // For hours, as the first server computes it.
+        // The first server would compute for hours.
         let call = scope.spawn(|| client.call("80"));
         queue::wait_until_taken(&url(), &queue);
         let _quick = rpc_server(&queue, &[]);
         thread::sleep(4 * INTERVAL);
-        assert!(!call.is_finished(), "the first server is alive");
+        assert!(!call.is_finished(), "the first server still sends keep-alives");
         slow.kill();
         assert_eq!(call.join().unwrap().unwrap(), b"23416728348467685");
     });
@@ -87,7 +87,7 @@ fn call_ends_when_nobody_serves() {
     assert!(error.to_string().contains("nobody serves"), "{error}");
 }
 
-/// One that knows of no signs, as tutorial six's.
+/// Such as the server of tutorial six.
 #[test]
 fn call_to_server_without_keep_alives_ends_at_its_deadline() {
     let queue = queue_name("tutorial");
@@ -99,14 +99,14 @@ fn call_to_server_without_keep_alives_ends_at_its_deadline() {
 
 #[test]
 fn requester_that_asks_for_no_keep_alives_gets_none() {
-    let queue = queue_name("no-signs");
+    let queue = queue_name("no-keep-alives");
     let _server = Serving::start(&url(), &queue, ServerOptions::default(), |_| {
         thread::sleep(3 * INTERVAL);
         Ok(b"13".to_vec())
     });
     let mut raw = Raw::connect(Broker::shared().port(0));
     raw.request(&queue, b"7");
-    assert_eq!(raw.reply().body, b"13", "it is the first thing to come");
+    assert_eq!(raw.reply().body, b"13", "the reply is the first message");
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn request_is_abandoned_after_requester_disconnects() {
         .headers(&entry(b"rpc-keep-alive", b'S', &long(b"200")))
         .correlation_id(b"7")
         .reply_to(reply_to.as_bytes());
-    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Taken);
+    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Confirmed);
     assert!(!has_begun.recv_timeout(PATIENCE).unwrap());
     drop(raw);
     assert!(was_seen.recv_timeout(PATIENCE).unwrap());

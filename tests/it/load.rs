@@ -1,4 +1,4 @@
-//! `rpc_bench`: the load it makes, and what it says of it.
+//! `rpc_bench`: the load it makes and its report.
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::connect;
@@ -11,10 +11,10 @@ fn rpc_bench(queue: &str, args: &[&str]) -> Process {
     Process::spawn(RPC_BENCH, &[&place, args].concat())
 }
 
-/// What it prints with `--json`, once it has ended with that exit code.
+/// Waits for `rpc_bench --json` to exit with this code, and returns its output.
 fn report(mut bench: Process, code: i32) -> String {
     assert_eq!(bench.wait(PATIENCE).code(), Some(code), "{}", bench.stderr());
-    assert_eq!(bench.stderr(), "", "progress is shown to a terminal alone");
+    assert_eq!(bench.stderr(), "", "progress is shown only on a terminal");
     bench.stdout().to_string()
 }
 
@@ -29,16 +29,16 @@ fn closed_loop_keeps_given_number_of_calls_in_flight() {
     let queue = queue_name("closed-loop");
     let _server = rpc_server(&queue, &["--prefetch", "16"]);
     for (in_flight, threads) in [(1, 1), (16, 1), (16, 4)] {
-        let (flight, threads) = (in_flight.to_string(), threads.to_string());
+        let (calls, threads) = (in_flight.to_string(), threads.to_string());
         let args = ["--requests", "400", "--n", "186", "--json"];
-        let args = [&args[..], &["--in-flight", &flight, "--threads", &threads]].concat();
+        let args = [&args[..], &["--in-flight", &calls, "--threads", &threads]].concat();
         let said = report(rpc_bench(&queue, &args), 0);
         for (name, count) in [("requests", 400.0), ("ok", 400.0), ("errors", 0.0)] {
             assert_eq!(number(&said, name), count, "{said}");
         }
-        // Little's law: no more than that many calls are under way at any time.
-        let under_way = number(&said, "mean") * 400.0 / 1e6 / number(&said, "seconds");
-        assert!((0.3..=1.05).contains(&(under_way / f64::from(in_flight))), "{said}");
+        // Little's law: the mean number of calls in flight is rate times mean latency.
+        let mean_in_flight = number(&said, "mean") * 400.0 / 1e6 / number(&said, "seconds");
+        assert!((0.3..=1.05).contains(&(mean_in_flight / f64::from(in_flight))), "{said}");
         let rate = number(&said, "calls_per_second") * number(&said, "seconds");
         assert!((399.0..=401.0).contains(&rate), "{said}");
         let [p50, p99, max] = ["p50", "p99", "max"].map(|name| number(&said, name));
@@ -48,7 +48,7 @@ fn closed_loop_keeps_given_number_of_calls_in_flight() {
 
 #[test]
 fn open_loop_latency_includes_stalls() {
-    /// As many requests as the load makes in a second.
+    /// The number of requests that the load makes in a second.
     const STALLED: u32 = 100;
     let queue = queue_name("open-loop");
     let server = rpc_server(&queue, &[]);
@@ -59,9 +59,9 @@ fn open_loop_latency_includes_stalls() {
     server.signal("CONT");
     let said = report(bench, 0);
     assert_eq!(number(&said, "ok"), 150.0, "{said}");
-    // The last is due a second and a half after the first.
+    // The last call is due 1.5 s after the first.
     assert!(number(&said, "seconds") >= 1.49, "{said}");
-    // Calls were due all through the stall, and each of them waited for its end.
+    // Calls were due during the whole stall, and each waited for its end.
     assert!(number(&said, "p50") >= 50_000.0, "{said}");
     assert!(number(&said, "max") >= 500_000.0, "{said}");
 }
@@ -80,7 +80,7 @@ fn interrupt_prints_results_so_far() {
     let queue = queue_name("interrupted");
     let mut server = rpc_server_that_logs(&queue, &[]);
     let mut bench = rpc_bench(&queue, &["--requests", "1000000000"]);
-    // One call is in flight at a time: with the second request the first call has ended.
+    // One call is in flight at a time: when the second request arrives, the first call has ended.
     for _ in 0..2 {
         server.wait_for_line("bytes in", PATIENCE);
     }

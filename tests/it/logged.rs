@@ -1,4 +1,4 @@
-//! What this crate logs in the tests' own process, from the level of errors up.
+//! Errors that this crate logs in the tests' own process.
 
 use std::sync::{Mutex, Once, PoisonError};
 
@@ -6,7 +6,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Begins to collect. The logger is one for all tests.
+/// Begins to collect the lines. All tests share one logger.
 pub fn collect() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

@@ -1,7 +1,7 @@
-//! A peer that sends any frames at any time, in place of a broker: client and server end with an
-//! error or go on. They never panic, never miss a deadline, and never grow.
+//! A peer that sends random frames at any time, in place of a broker. Client and server end with an
+//! error or continue. They do not panic, miss a deadline or grow.
 //!
-//! `scripts/lying_broker.sh` has it send a million frames.
+//! `scripts/lying_broker.sh` sends a million frames.
 
 mod peer;
 
@@ -16,12 +16,13 @@ use crate::programs::{RPC_CLIENT, RPC_SERVER};
 use crate::settings;
 use crate::usage::memory_of;
 
-/// How long the client may take: 1 s for its calls, 1 s to explain and to close.
-const CLIENT: Duration = Duration::from_millis(1000 + 1000 + 1500);
-/// How long the server may take to stop: 1 s to drain, 2 s to close.
-const SERVER: Duration = Duration::from_millis(1000 + 2000 + 1500);
-/// The most memory that either may take, in kB. At rest it is 10 MB or so.
-const MEMORY: i64 = 64 << 10;
+/// How long the client may take: 1 s for its calls, 1 s to find the error and to close, and 1.5 s
+/// of slack.
+const CLIENT_TIMEOUT: Duration = Duration::from_millis(1000 + 1000 + 1500);
+/// How long the server may take to stop: 1 s to drain, 2 s to close, and 1.5 s of slack.
+const SERVER_TIMEOUT: Duration = Duration::from_millis(1000 + 2000 + 1500);
+/// The most memory that the server may use, in kB. An idle server uses about 10 MB.
+const MEMORY_LIMIT: i64 = 64 << 10;
 
 #[test]
 fn client_and_server_survive_any_frames() {
@@ -33,30 +34,30 @@ fn client_and_server_survive_any_frames() {
     let server_args = ["--url", &url, "--workers", "2", "--drain-timeout", "1"];
     let mut server = Process::spawn(RPC_SERVER, &server_args);
     let mut round = 0;
-    while peer.lies.load(Ordering::Relaxed) < frames {
+    while peer.sent.load(Ordering::Relaxed) < frames {
         round += 1;
         thread::scope(|scope| {
             for _ in 0..2 {
-                scope.spawn(|| judge_client(&url, &format!("seed {seed}, round {round}")));
+                scope.spawn(|| check_client(&url, &format!("seed {seed}, round {round}")));
             }
         });
-        // The server reconnects until it is told to stop, or until it was refused.
+        // The server reconnects until it is stopped, or ends when its login is refused.
         let runs = server.runs();
         let memory = memory_of(server.pid()).unwrap_or(0);
-        assert!(memory < MEMORY, "seed {seed}, round {round}: {memory} kB");
+        assert!(memory < MEMORY_LIMIT, "seed {seed}, round {round}: {memory} kB");
         if round % 8 == 0 || !runs {
             if runs {
                 server.signal("TERM");
             }
-            let ended = server.ends_within(SERVER).and_then(|ended| ended.code());
-            judge(&mut server, ended, &format!("seed {seed}, round {round}"));
+            let ended = server.ends_within(SERVER_TIMEOUT).and_then(|ended| ended.code());
+            check(&mut server, ended, &format!("seed {seed}, round {round}"));
             server = Process::spawn(RPC_SERVER, &server_args);
         }
     }
-    println!("seed {seed}: {} lies in {round} rounds", peer.lies.load(Ordering::Relaxed));
+    println!("seed {seed}: {} frames in {round} rounds", peer.sent.load(Ordering::Relaxed));
 }
 
-fn judge_client(url: &str, round: &str) {
+fn check_client(url: &str, round: &str) {
     let numbers: Vec<String> = (0..30).map(|n| n.to_string()).collect();
     let mut args = vec!["--url", url, "--timeout", "1"];
     args.extend(numbers.iter().map(String::as_str));
@@ -64,13 +65,13 @@ fn judge_client(url: &str, round: &str) {
     let mut client = Process::spawn(RPC_CLIENT, &args);
     let ended = client.wait(PATIENCE).code();
     let took = began.elapsed();
-    assert!(took < CLIENT, "{round}: took {took:?}: {}", client.stderr());
-    judge(&mut client, ended, round);
+    assert!(took < CLIENT_TIMEOUT, "{round}: took {took:?}: {}", client.stderr());
+    check(&mut client, ended, round);
 }
 
-/// The exit codes are those of `sysexits.h` that the programs use: none ends by a signal or a
+/// Checks that the exit code is one that the programs document, so none ended by a signal or a
 /// panic.
-fn judge(process: &mut Process, ended: Option<i32>, round: &str) {
+fn check(process: &mut Process, ended: Option<i32>, round: &str) {
     let stderr = process.stderr();
     assert!(!stderr.contains("panicked"), "{round}: {stderr}");
     let codes = [0, 65, 69, 70, 75, 76, 77, 78];

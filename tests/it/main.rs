@@ -1,6 +1,6 @@
 //! Tests against a real RabbitMQ, which `scripts/broker.sh` starts.
 //!
-//! A missing broker fails them; nothing is skipped.
+//! If no broker starts, they fail; none is skipped.
 //!
 //! # How a test is written
 //!
@@ -19,67 +19,67 @@
 //!
 //! | what a test needs | where it is |
 //! |---|---|
-//! | a broker that works | [`broker::Broker::shared`], with a name by [`broker::queue_name`] |
-//! | a queue name that is fixed | [`broker::Broker::virtual_host`] |
+//! | a broker that works | [`broker::Broker::shared`], and a queue name from [`broker::queue_name`] |
+//! | a fixed queue name | [`broker::Broker::virtual_host`] |
 //! | a broker to kill, freeze or fill | [`broker::Broker::fragile`], one test at a time |
 //! | a broker with other settings, or a cluster | [`broker::Broker::with`], [`broker::Broker::cluster`] |
-//! | a network that fails | [`proxy::Proxy`], between the broker and whoever connects to it |
+//! | a network that fails | [`proxy::Proxy`], between the broker and its clients |
 //! | this crate's programs | [`programs`]; any other program: [`process::Process`] |
-//! | this crate's client and server | [`embedded`], in the tests' process |
+//! | this crate's client and server in the tests' process | [`embedded`] |
 //! | a server that replies when the test says so, or never | [`manual_server::ManualServer`] |
-//! | a look at a queue from outside | [`queue`], by amiquip |
+//! | a queue as another program sees it | [`queue`], by amiquip |
 //! | requests that no client library sends | [`raw::Raw`] |
 //! | files | [`scratch::directory`] |
 //! | random choices that can be repeated | [`random::Random`], with [`settings::seed`] |
 //! | memory, threads and descriptors | [`usage::Usage`] |
 //!
 //! A test waits for an event: a line of a program ([`process::Process::wait_for_line`]), a reply,
-//! or a message on a channel. Where nothing tells of the event, [`patience::await_value`] looks
-//! again and again. No test sleeps in the hope that something has happened by then. Each wait ends
-//! after [`patience::PATIENCE`]: a wait that is over fails the test, and shows what the programs
-//! printed. A duration is asserted only where the time itself is what the test is about.
+//! or a message on a channel. For a state that sends no event, [`patience::await_value`] looks
+//! again and again. No test sleeps and then assumes that something has happened. Each wait ends
+//! after [`patience::PATIENCE`]: the test then fails and shows what the programs printed. A
+//! duration is asserted only in tests whose subject is the time itself.
 //!
 //! A process, a server or a broker ends when the test drops it, also when the test fails. A helper
-//! that one file needs stays in that file; one that two need moves to the modules above.
+//! that only one file needs stays in that file; one that two files need is in the modules above.
 
 mod basics; // a call from end to end, in this crate's programs and in its types
-mod broker; // a private RabbitMQ, and what can be done to it
-mod call_options; // what a caller can say with one call
-mod certificates; // certificates by the openssl command
+mod broker; // a private RabbitMQ that tests kill, freeze and reconfigure
+mod call_options; // the options of a single call
+mod certificates; // certificates made by the openssl command
 mod client; // the client: deadlines, errors, many callers, faults, leaks
-mod cluster; // three nodes, of which one after the other goes
+mod cluster; // three nodes that fail in turn
 mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`
-mod failing; // what fails, for client and server, and the password in none of it
-mod hostile; // requests that no client library would send
-mod interop; // programs on other AMQP clients, on either side
-mod keep_alive; // long calls that show life
-mod load; // rpc_bench: the load it makes, and what it says of it
-mod logged; // what the tests' own process logs
-mod lying_broker; // a peer that sends any frames, in place of a broker
+mod failing; // an attempt that fails for client and server, with the password in no text
+mod hostile; // requests that no client library sends
+mod interop; // clients and servers on other AMQP libraries
+mod keep_alive; // keep-alives during long calls
+mod load; // rpc_bench: the load it makes and its report
+mod logged; // errors that the tests' own process logs
+mod lying_broker; // a peer that sends random frames in place of a broker
 mod manual_server; // a server whose replies the test sends itself
 mod nested; // calls from inside a handler, and programs with several queues
-mod network; // a network that swallows packets
-mod operator; // what an operator sees of clients and servers
-mod overload; // a limit of waiting requests
+mod network; // a network that delivers nothing
+mod operator; // how clients and servers name themselves to an operator
+mod overload; // a limit on waiting requests
 mod oversized; // requests and replies larger than the broker takes
 mod partition; // a node that is cut off from the other two
-mod patience; // how long tests wait, and how
-mod process; // a program under test
-mod programs; // this crate's programs, run
-mod proxy; // a TCP proxy that stops forwarding, or hangs up, when told to
+mod patience; // how tests wait
+mod process; // a program that a test runs
+mod programs; // this crate's programs
+mod proxy; // a TCP proxy that stops forwarding or closes connections
 mod queue; // a request queue as another program sees it
-mod queue_kinds; // the request queue: used, declared or refused
+mod queue_kinds; // request queues that exist, that the server declares, and that it cannot use
 mod random; // random choices that a seed repeats
-mod raw; // an AMQP client that writes what it is told, byte for byte
-mod readme; // the README's shell blocks, typed into a shell
+mod raw; // an AMQP client that writes any bytes
+mod readme; // the README's shell blocks, run in a shell
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
-mod requests; // what a handler knows of its request
+mod requests; // what a handler sees of a request, and what it can reply
 mod scratch; // directories for the files of one run
-mod server; // a server at work: workers, handlers, stopping
-mod server_faults; // a server whose broker, queue or fellows are taken away
-mod server_killed; // servers that end in the midst of a request
+mod server; // workers, handlers, stopping
+mod server_faults; // a server that loses its broker, connection or queue
+mod server_killed; // servers that end while they work on a request
 mod settings; // environment variables that make a test longer
-mod soak; // minutes of faults under load, in an order that a seed decides
-mod tls; // amqps://, and each way it can go wrong
-mod usage; // what a process takes of the machine
+mod soak; // minutes of faults under load, in an order given by a seed
+mod tls; // amqps://, and each way in which it fails
+mod usage; // memory, threads and descriptors of a process

@@ -7,7 +7,7 @@ use rabbitmq_rpc::{Error, Failure, Request, ServerOptions, Status};
 use crate::broker::{queue_name, url};
 use crate::embedded::{Serving, TRACE, connect};
 
-/// Deadline and trace of what a server behind another gets.
+/// Replies with the deadline and trace of the request: the handler of an inner server.
 fn inner(request: &Request) -> Result<String, Failure> {
     if request.body() == b"missing" {
         return Err(Failure::new(Status::NotFound, "no such part"));
@@ -23,7 +23,7 @@ fn handler_passes_on_deadline_and_trace() {
     let _stock = Serving::requests(&url(), &stock, ServerOptions::default(), inner);
     let client = connect(&url(), &stock);
     let _front = Serving::requests(&url(), &front, ServerOptions::default(), move |request| {
-        // A longer timeout than the outer one is not had.
+        // The outer deadline limits this longer timeout.
         let call = client.request(request.body()).timeout(Duration::from_secs(500));
         Ok(call.within(request).call()?)
     });
@@ -34,11 +34,11 @@ fn handler_passes_on_deadline_and_trace() {
         String::from_utf8(call.header("traceparent", traceparent).call().unwrap()).unwrap()
     };
     assert_eq!(call(TRACE), format!("Some(20) {TRACE} a=1 b=2"));
-    assert_eq!(call("none of that kind"), "Some(20) none none b=2");
+    assert_eq!(call("not a traceparent"), "Some(20) none none b=2");
 
     let error = client.call("missing").unwrap_err();
     let expected = Failure::new(Status::NotFound, "no such part");
-    assert_eq!(error, Error::Remote(expected), "what the inner server said");
+    assert_eq!(error, Error::Remote(expected), "the error of the inner server");
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn clients_of_several_queues_share_a_connection() {
     let nobody = one.for_queue("nobody-serves-this").unwrap();
     assert_eq!(one.call("?").unwrap(), queues[0].as_bytes());
     drop(one);
-    assert_eq!(two.call("?").unwrap(), queues[1].as_bytes(), "the connection is still there");
+    assert_eq!(two.call("?").unwrap(), queues[1].as_bytes(), "the connection is still open");
     assert_eq!(nobody.call("?"), Err(Error::Unroutable { queue: "nobody-serves-this".into() }));
     let counters = two.counters();
     assert_eq!((counters.calls, counters.replies, counters.reconnects), (3, 2, 0));

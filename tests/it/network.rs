@@ -1,5 +1,5 @@
-//! A network that swallows packets: deadlines hold, the heartbeat ends the session, and another
-//! broker takes over.
+//! A network that delivers nothing: calls keep their deadlines, missing heartbeats end the session,
+//! and client and server go to the next broker.
 
 use std::time::Instant;
 
@@ -12,8 +12,8 @@ use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop};
 use crate::proxy::{Mode, Proxy};
 
-/// The URL through that proxy. A second of heartbeat is two of silence, and up to one more until
-/// that is noticed; connecting in vain takes another.
+/// The URL through that proxy. With a heartbeat of one second, silence is noticed after two to
+/// three seconds; a vain attempt to connect takes one second.
 fn through(proxy: &Proxy) -> String {
     proxy.url() + "?heartbeat=1&connection_timeout=1000"
 }
@@ -25,15 +25,15 @@ fn calls_keep_deadlines_before_and_after_session_is_lost() {
     let client = connect(&through(&proxy), &queue);
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
 
-    proxy.set(Mode::Swallow);
+    proxy.set(Mode::Stall);
     let fail = || {
         let began = Instant::now();
-        let error = client.call_timeout("7", SECOND).expect_err("nothing comes through");
+        let error = client.call_timeout("7", SECOND).expect_err("the network delivers nothing");
         let took = began.elapsed();
         assert!(took < 2 * SECOND, "{took:?}: {error:?}");
         error
     };
-    // Silence at first; then the heartbeat ends the session, and none comes about.
+    // At first the session is only silent. Then missing heartbeats end it, and there is no other.
     let error = fail();
     assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
     await_value(fail, |error| matches!(error, Error::Unreachable { .. }));
@@ -41,7 +41,7 @@ fn calls_keep_deadlines_before_and_after_session_is_lost() {
     proxy.set(Mode::Forward);
     assert_eq!(client.call_timeout("7", PATIENCE), Ok(b"13".to_vec()));
 
-    proxy.set(Mode::Swallow);
+    proxy.set(Mode::Stall);
     let began = Instant::now();
     drop(client);
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
@@ -56,14 +56,14 @@ fn the_next_broker_takes_over() {
     let client = connect(&urls, &queue);
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
 
-    first.set(Mode::Swallow);
-    let lost = client.call("7").expect_err("the request was swallowed");
+    first.set(Mode::Stall);
+    let lost = client.call("7").expect_err("the request was lost");
     assert!(matches!(lost, Error::ConnectionLost { .. }), "{lost:?}");
     assert!(lost.to_string().contains("silent for two heartbeats"), "{lost}");
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
     assert_eq!((client.counters().reconnects, second.tries()), (1, 1));
 
-    // What was good last comes first: the swallowing one is not asked again.
+    // The broker that worked last is tried first, so the stalled one is not tried again.
     let tries = first.tries();
     second.cut();
     assert_eq!(await_value(|| client.call("7"), Result::is_ok), Ok(b"13".to_vec()));
@@ -76,7 +76,7 @@ fn idempotent_call_is_sent_again_through_next_broker() {
     let _server = rpc_server(&queue, &[]);
     let urls = format!("{},{}", through(&proxy), Broker::shared().url());
     let client = connect_fibonacci(&urls, &queue);
-    proxy.set(Mode::Swallow);
+    proxy.set(Mode::Stall);
     assert_eq!(client.call(7), Ok(13));
 }
 
@@ -103,16 +103,16 @@ fn server_moves_to_next_broker() {
     let client = connect(&Broker::shared().url(), &queue);
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
 
-    proxy.set(Mode::Swallow);
-    // The broker misses the server's heartbeats too, and gives the request out again.
+    proxy.set(Mode::Stall);
+    // The broker misses the server's heartbeats too, and delivers the request again.
     assert_eq!(client.call_timeout("7", PATIENCE), Ok(b"13".to_vec()));
     let said = server.stderr();
     assert!(said.contains("silent for two heartbeats"), "{said}");
     stop(&mut server);
 }
 
-/// The broker that a server is connected to says all is well with the queue, and never answers its
-/// consumers: as was seen of a node that had been cut off.
+/// The broker answers queries about the queue, and does not answer basic.consume. A cluster node did
+/// so after a partition.
 #[test]
 fn server_leaves_broker_that_does_not_let_it_consume() {
     let broker = Broker::fragile();
@@ -122,8 +122,8 @@ fn server_leaves_broker_that_does_not_let_it_consume() {
     let args = ["--queue-type", "quorum", "--connect-timeout", "1"];
     stop(&mut rpc_server_at(&urls[0], &queue, &args));
 
-    let leader = |what: &str| broker.ctl(&["eval", &format!("sys:{what}('%2F_{queue}').")]);
-    leader("suspend");
+    let quorum_leader = |what: &str| broker.ctl(&["eval", &format!("sys:{what}('%2F_{queue}').")]);
+    quorum_leader("suspend");
     let all = urls.join(",");
     let args = [&["--url", &all, "--queue", &queue], &args[..]].concat();
     let mut server = Process::spawn(RPC_SERVER, &args);
@@ -133,7 +133,7 @@ fn server_leaves_broker_that_does_not_let_it_consume() {
         let line = server.wait_for_line(&failed, PATIENCE);
         assert!(line.contains("did not answer in time"), "{line}");
     }
-    leader("resume");
+    quorum_leader("resume");
     server.wait_for_line("taking requests", PATIENCE);
 }
 

@@ -1,4 +1,4 @@
-//! What an operator sees of clients and servers.
+//! How clients and servers name themselves to an operator.
 
 use amiquip::{ConsumerMessage, ConsumerOptions, Publish, QueueDeclareOptions};
 
@@ -15,14 +15,14 @@ fn connections_name_program_host_and_process() {
     let _client = connect(&broker.url(), &queue);
 
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
-    let tell = |program: &str, process: u32| {
+    let information = |program: &str, process: u32| {
         let version = env!("CARGO_PKG_VERSION");
         format!("{program} (rabbitmq-rpc {version}) on {}, process {process}", host.trim())
     };
     let seen = broker.ctl(&["list_connections", "client_properties"]);
-    let server = tell("rpc_server", server.pid());
+    let server = information("rpc_server", server.pid());
     assert!(seen.contains(&format!("{{\"information\",\"{server}\"}}")), "{server}: {seen}");
-    let client = tell(&this_program(), std::process::id());
+    let client = information(&this_program(), std::process::id());
     assert!(seen.contains(&format!("{{\"information\",\"{client}\"}}")), "{client}: {seen}");
 }
 

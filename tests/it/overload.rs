@@ -1,4 +1,4 @@
-//! A server that limits how many requests may wait.
+//! A server with a limit on waiting requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,8 +14,8 @@ use crate::queue;
 
 const LIMIT: u32 = 2;
 
-/// Sends one request that occupies the worker, as many as may wait, and three more. Returns which
-/// of them were refused.
+/// Sends one request that occupies the worker, as many as may wait, and three more. Returns for each
+/// whether it was refused.
 fn refused_of(queue_type: QueueType) -> Vec<bool> {
     let (url, queue) = (Broker::shared().url(), queue_name("overload"));
     let (release, released) = unbounded::<()>();
@@ -24,7 +24,7 @@ fn refused_of(queue_type: QueueType) -> Vec<bool> {
     let options = ServerOptions { queue_type, max_waiting: Some(LIMIT), ..Default::default() };
     let _server = Serving::start(&url, &queue, options, move |_| {
         counted.fetch_add(1, Ordering::Relaxed);
-        // It fails once all are released.
+        // An error here means that `release` was dropped.
         let _ = released.recv_timeout(PATIENCE);
         Ok(b"done".to_vec())
     });
@@ -37,7 +37,7 @@ fn refused_of(queue_type: QueueType) -> Vec<bool> {
     let began = Instant::now();
     let mut is_refused = vec![false; calls.len()];
     while is_refused.iter().filter(|refused| **refused).count() < 3 {
-        assert!(began.elapsed() < PATIENCE, "nobody was told: {is_refused:?}");
+        assert!(began.elapsed() < PATIENCE, "too few were refused: {is_refused:?}");
         for (call, refused) in
             calls.iter_mut().zip(&mut is_refused).filter(|(_, refused)| !**refused)
         {
@@ -48,7 +48,11 @@ fn refused_of(queue_type: QueueType) -> Vec<bool> {
     for (call, refused) in calls.into_iter().zip(&is_refused) {
         assert!(*refused || call.wait().unwrap() == b"done");
     }
-    assert_eq!(executed.load(Ordering::Relaxed), 1 + LIMIT as usize, "a refused one was executed");
+    assert_eq!(
+        executed.load(Ordering::Relaxed),
+        1 + LIMIT as usize,
+        "a refused request was executed"
+    );
     is_refused
 }
 

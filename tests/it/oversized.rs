@@ -11,7 +11,7 @@ use crate::embedded::{Serving, connect, connect_idempotent};
 use crate::patience::{AT_ONCE, SetOnDrop};
 use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 
-/// The broker closes the channel over such a reply, and gives the request out again.
+/// The broker closes the channel for such a reply, and delivers the request again.
 #[test]
 fn oversized_reply_is_replaced_by_error_reply() {
     let broker = Broker::fragile();
@@ -32,10 +32,10 @@ fn oversized_reply_is_replaced_by_error_reply() {
     assert_eq!(client.call("small").unwrap().len(), 1000);
     let counters = serving.stop();
     broker.limit_messages(16 << 20);
-    assert_eq!((counters.failed, counters.redelivered), (2, 1), "the limit is learned once");
+    assert_eq!((counters.failed, counters.redelivered), (2, 1), "the server learns the limit once");
 }
 
-/// It is published on a connection of its own, of which the request's knows nothing.
+/// The server publishes it on a second connection, so the request's channel stays open.
 #[test]
 fn oversized_direct_reply_is_replaced_by_error_reply() {
     let broker = Broker::fragile();
@@ -47,7 +47,7 @@ fn oversized_direct_reply_is_replaced_by_error_reply() {
     raw.consume(DIRECT_REPLY_TO.as_bytes());
     let direct = Properties::default().correlation_id(b"id").reply_to(DIRECT_REPLY_TO.as_bytes());
     for _ in 0..2 {
-        assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"large"), Verdict::Taken);
+        assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"large"), Verdict::Confirmed);
         let reply = String::from_utf8(raw.reply().body).unwrap();
         assert_eq!(reply, "the reply of 1001 bytes is larger than the broker takes: 1000");
     }
@@ -61,7 +61,7 @@ fn client_reconnects_after_broker_closes_channel() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("channel"));
     let _server = Serving::echo(&url, &queue);
-    // A request that is larger than the broker takes costs the channel it came on.
+    // The broker closes the channel on which a request is too large.
     broker.limit_messages(1000);
     let client = connect(&url, &queue);
     let again = connect_idempotent(&url, &queue);
@@ -72,13 +72,13 @@ fn client_reconnects_after_broker_closes_channel() {
         let text = error.to_string();
         assert!(text.contains("406") && text.contains("message size 2000"), "{text}");
         assert!(error.may_have_executed());
-        assert_eq!(client.call("8").unwrap(), b"8", "the next call works");
+        assert_eq!(client.call("8").unwrap(), b"8", "the next call succeeds");
     }
     broker.limit_messages(16 << 20);
 }
 
-/// A request that is published behind the broker's close would end the connection, and the client
-/// would not learn why: it would send the request that is too large again.
+/// If the client published another request after the broker's close, the connection would end
+/// without a reason, and the client would send the oversized request again.
 #[test]
 fn oversized_request_is_not_sent_again_while_others_publish() {
     let broker = Broker::fragile();

@@ -1,5 +1,5 @@
 //! A node that is cut off from the other two: idempotent calls from both sides are answered by the
-//! majority's side, whether the minority pauses or goes on until the partition heals.
+//! majority, whether the minority pauses or continues until the partition ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,19 +24,19 @@ const LATENESS: Duration = Duration::from_secs(1);
 /// How long a caller on either side may go without an answer.
 const LONGEST_GAP: Duration = Duration::from_secs(6);
 
-/// As `scripts/broker.sh` has a minority do.
+/// The setting of `scripts/broker.sh`.
 #[test]
 fn calls_are_answered_while_a_minority_pauses() {
     calls_are_answered_while_a_node_is_cut_off("pause_minority");
 }
 
-/// A node that loses is restarted once the others are there again.
+/// The broker restarts the minority's node when the partition ends.
 #[test]
-fn calls_are_answered_while_a_minority_goes_on() {
+fn calls_are_answered_while_a_minority_continues() {
     calls_are_answered_while_a_node_is_cut_off("autoheal");
 }
 
-/// Two callers and a server begin on each node.
+/// Two callers and one server connect to each node first.
 fn calls_are_answered_while_a_node_is_cut_off(handling: &str) {
     let broker = Broker::cluster(NODES);
     broker.set_partition_handling(handling);

@@ -1,4 +1,4 @@
-//! This crate's programs, run.
+//! Runs this crate's programs.
 
 use std::process::{Command, Output};
 
@@ -20,7 +20,7 @@ pub fn rpc_server_at(url: &str, queue: &str, args: &[&str]) -> Process {
     ready(Command::new(RPC_SERVER).args(["--url", url, "--queue", queue]).args(args), queue)
 }
 
-/// The same on the shared broker, with what the crate logs at `debug`.
+/// As [`rpc_server`], with the crate's log at `debug`.
 pub fn rpc_server_that_logs(queue: &str, args: &[&str]) -> Process {
     let mut command = Command::new(RPC_SERVER);
     command.args(["--url", &Broker::shared().url(), "--queue", queue]).args(args);
@@ -34,14 +34,14 @@ fn ready(command: &mut Command, queue: &str) -> Process {
     server
 }
 
-/// Tells a server to stop, and sees it leave in good order.
+/// Stops a server by SIGTERM and checks that it exits 0.
 pub fn stop(server: &mut Process) {
     server.signal("TERM");
     assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.stderr());
 }
 
-/// How many requests it says it has answered, once it has left in good order.
-pub fn served_until_its_end(server: &mut Process) -> u64 {
+/// Waits for a server to exit 0, and returns the number of requests that its log says it served.
+pub fn wait_for_served(server: &mut Process) -> u64 {
     assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.stderr());
     let log = server.stderr();
     let counters = log.split("stopped: ServerCounters { served: ").nth(1);
@@ -49,7 +49,7 @@ pub fn served_until_its_end(server: &mut Process) -> u64 {
     number.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no counters: {log}"))
 }
 
-/// What `rpc_client` prints and exits with, on the shared broker.
+/// Runs `rpc_client` on the shared broker until it ends.
 pub fn rpc_client(queue: &str, args: &[&str]) -> Output {
     run_client(&[&["--url", &Broker::shared().url(), "--queue", queue], args].concat())
 }

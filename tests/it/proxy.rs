@@ -1,5 +1,5 @@
-//! A network that can be closed: a TCP proxy to a port of this machine, which stops forwarding,
-//! hangs up or takes nobody when told to.
+//! A network that fails: a TCP proxy to a port of this machine that stops forwarding, closes
+//! connections or refuses them, as the test says.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -18,16 +18,16 @@ pub struct Proxy {
     gate: Arc<Gate>,
 }
 
-/// What becomes of connections, those that are there and those to come.
+/// What the proxy does with its connections, present and future.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     Forward,
-    /// Connections are taken and stay open, and nothing comes out at the other end, not even
-    /// that one of them hung up, until it is told to forward again.
-    Swallow,
-    /// Swallows what the broker says after a login.
+    /// Accepts connections and keeps them open, but forwards nothing, not even the end of a
+    /// connection, until the mode is [`Mode::Forward`] again.
+    Stall,
+    /// Stalls what the broker sends after the login.
     LoginsOnly,
-    /// Whoever connects is hung up on.
+    /// Accepts connections and closes them at once.
     Refuse,
 }
 
@@ -37,7 +37,7 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let state = State {
             mode: Mode::Forward,
-            over: false,
+            is_dropped: false,
             tries: 0,
             logins: 0,
             held_back: 0,
@@ -65,24 +65,24 @@ impl Proxy {
         self.gate.changed.notify_all();
     }
 
-    /// Ends every connection there is, whatever the mode.
+    /// Closes every present connection, in any mode.
     pub fn cut(&self) {
         for end in self.gate.state().ends.drain(..) {
             let _ = end.shutdown(Shutdown::Both);
         }
     }
 
-    /// How many connections were made so far, refused ones included.
+    /// Number of connections so far, with the refused ones.
     pub fn tries(&self) -> usize {
         self.gate.state().tries
     }
 
-    /// How many of them were logged in.
+    /// Number of logins so far.
     pub fn logins(&self) -> usize {
         self.gate.state().logins
     }
 
-    /// How many times bytes arrived that the mode did not let through.
+    /// Number of times that bytes arrived and the mode did not let them pass.
     pub fn held_back(&self) -> usize {
         self.gate.state().held_back
     }
@@ -90,10 +90,10 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.gate.state().over = true;
+        self.gate.state().is_dropped = true;
         self.gate.changed.notify_all();
         self.cut();
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         let _ = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port));
     }
 }
@@ -105,7 +105,7 @@ struct Gate {
 
 struct State {
     mode: Mode,
-    over: bool,
+    is_dropped: bool,
     tries: usize,
     logins: usize,
     held_back: usize,
@@ -116,24 +116,24 @@ struct State {
 impl State {
     fn holds_back(&self, logged_in: bool) -> bool {
         match self.mode {
-            Mode::Swallow => !self.over,
-            Mode::LoginsOnly => !self.over && logged_in,
+            Mode::Stall => !self.is_dropped,
+            Mode::LoginsOnly => !self.is_dropped && logged_in,
             Mode::Forward | Mode::Refuse => false,
         }
     }
 }
 
 impl Gate {
-    /// Takes one connection; false once nobody needs the proxy any more.
+    /// Takes one connection. Returns false when the proxy has been dropped.
     fn take(self: &Arc<Gate>, inside: TcpStream, broker: u16) -> bool {
         let mut state = self.state();
         state.tries += 1;
-        if !state.over && state.mode != Mode::Refuse {
+        if !state.is_dropped && state.mode != Mode::Refuse {
             state.ends.push(inside.try_clone().unwrap());
             let gate = Arc::clone(self);
             thread::spawn(move || gate.serve(inside, broker));
         }
-        !state.over
+        !state.is_dropped
     }
 
     fn serve(self: Arc<Gate>, inside: TcpStream, broker: u16) {
@@ -148,7 +148,7 @@ impl Gate {
     }
 
     fn forward(&self, mut from: TcpStream, mut to: TcpStream) {
-        /// The broker's last word of a login: class 10, method 41.
+        /// connection.open-ok, the broker's last frame of a login: class 10, method 41.
         const OPEN_OK: &[u8] = &[0, 10, 0, 41];
         to.set_nodelay(true).unwrap();
         let (mut bytes, mut logged_in) = ([0; 16 << 10], false);
@@ -168,7 +168,7 @@ impl Gate {
         let _ = to.shutdown(Shutdown::Both);
     }
 
-    /// Waits while nothing may pass.
+    /// Waits while the mode lets nothing pass.
     fn pass(&self, logged_in: bool) {
         drop(self.changed.wait_while(self.state(), |state| state.holds_back(logged_in)).unwrap());
     }

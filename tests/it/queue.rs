@@ -1,15 +1,15 @@
-//! Looking at a queue, and making one, as another program would.
+//! A queue as another program declares, inspects and deletes it.
 
 use amiquip::{Connection, FieldTable, QueueDeclareOptions};
 
 use crate::patience::await_value;
 
-/// A connection of another program's.
+/// A connection of another program.
 pub fn connect(url: &str) -> Connection {
     Connection::insecure_open(url).unwrap()
 }
 
-/// Makes a request queue as the server would.
+/// Declares a request queue as the server does by default.
 pub fn declare_durable(url: &str, queue: &str) {
     declare(url, queue, true, FieldTable::new());
 }
@@ -22,7 +22,7 @@ pub fn declare(url: &str, queue: &str, durable: bool, arguments: FieldTable) {
     connection.close().unwrap();
 }
 
-/// Deletes it, with all that waits there.
+/// Deletes a queue with its messages.
 pub fn delete(url: &str, queue: &str) {
     let mut connection = connect(url);
     let channel = connection.open_channel(None).unwrap();
@@ -30,7 +30,7 @@ pub fn delete(url: &str, queue: &str) {
     connection.close().unwrap();
 }
 
-/// Waits until no request is left that nobody has taken, of those that the broker confirmed.
+/// Waits until consumers have taken every request that the broker has confirmed.
 pub fn wait_until_taken(url: &str, queue: &str) {
     let mut connection = connect(url);
     let channel = connection.open_channel(None).unwrap();
@@ -38,7 +38,7 @@ pub fn wait_until_taken(url: &str, queue: &str) {
         let looked = channel.queue_declare_passive(queue).unwrap();
         (looked.declared_message_count(), looked.declared_consumer_count())
     };
-    // The broker tells nobody when a queue runs empty.
+    // The broker sends no event when a queue runs empty.
     await_value(look, |(ready, consumers)| *ready == Some(0) && *consumers > Some(0));
     connection.close().unwrap();
 }

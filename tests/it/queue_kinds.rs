@@ -1,4 +1,4 @@
-//! The request queue: used as it is, declared as asked for, or refused with what to change.
+//! Request queues that exist, that the server declares, and that it cannot use.
 
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
@@ -36,7 +36,7 @@ fn existing_queue_is_used_whatever_its_arguments() {
     ] {
         let queue = queue_name(kind);
         queue::declare(&url, &queue, durable, arguments);
-        // What the server would declare itself is neither here nor there.
+        // The server does not compare the queue with its own options.
         for args in [&[][..], &["--queue-type", "quorum", "--delivery-limit", "3"]] {
             let _server = rpc_server(&queue, args);
             assert_eq!(rpc_client(&queue, &["7"]).stdout, b"13\n", "{kind} {args:?}");

@@ -1,5 +1,5 @@
-//! An AMQP 0-9-1 client that writes what it is told, byte for byte: nothing that calls itself a
-//! client library lets a test publish a broken content header.
+//! An AMQP 0-9-1 client that writes any bytes: no client library lets a test publish a broken
+//! content header.
 //!
 //! The layout is that of the
 //! [specification](https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf), 2.3 and 4.2.
@@ -14,30 +14,30 @@ use std::time::{Duration, Instant};
 use crate::patience::PATIENCE;
 pub use properties::{Properties, entry, long, short};
 
-/// One connection with one channel, on which the broker confirms what it took.
+/// One connection with one channel, on which the broker confirms each message.
 pub struct Raw {
     tcp: TcpStream,
-    came: Vec<u8>,
-    /// What came while something else was waited for.
+    received: Vec<u8>,
+    /// Replies that arrived during a wait for something else.
     replies: VecDeque<Reply>,
 }
 
 #[derive(Debug)]
 pub struct Reply {
-    /// Its content header, for whoever looks for a property in there.
+    /// Its content header, in which a test can look for a property.
     pub header: Vec<u8>,
     pub body: Vec<u8>,
 }
 
-/// What the broker made of a message.
+/// What the broker did with a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    Taken,
-    /// No queue is bound for it.
+    Confirmed,
+    /// No queue is bound for the message.
     Returned,
-    /// It closed the channel or the connection, with this code.
+    /// The broker closed the channel or the connection, with this code.
     Refused(u16),
-    /// It ended the connection without a word.
+    /// The broker ended the connection without a close method.
     HungUp,
 }
 
@@ -55,7 +55,7 @@ impl Raw {
     pub fn connect(port: u16) -> Raw {
         let tcp = TcpStream::connect(("127.0.0.1", port)).unwrap();
         tcp.set_nodelay(true).unwrap();
-        let mut raw = Raw { tcp, came: Vec::new(), replies: VecDeque::new() };
+        let mut raw = Raw { tcp, received: Vec::new(), replies: VecDeque::new() };
         raw.tcp.write_all(b"AMQP\0\0\x09\x01").unwrap();
         raw.expect(10, 10);
         let start_ok =
@@ -71,7 +71,7 @@ impl Raw {
         raw
     }
 
-    /// Declares a queue of this connection's own and consumes from it; its name.
+    /// Declares an exclusive queue, consumes from it and returns its name.
     pub fn reply_queue(&mut self) -> String {
         const EXCLUSIVE: u8 = 4;
         let declare = [&[0, 0][..], &short(b""), &[EXCLUSIVE], &NO_TABLE];
@@ -88,7 +88,7 @@ impl Raw {
         self.ask(60, 20, &consume.concat());
     }
 
-    /// A fanout exchange that is bound to the queue, and gone with its last binding.
+    /// Declares a fanout exchange that is bound to the queue and deleted with its last binding.
     pub fn fanout_to(&mut self, queue: &str) -> String {
         const AUTO_DELETE: u8 = 4;
         let exchange = format!("to {queue}");
@@ -100,14 +100,15 @@ impl Raw {
         exchange
     }
 
-    /// Sends a request whose reply [`Raw::reply`] returns; it is in the queue when this returns.
+    /// Sends a request whose reply [`Raw::reply`] returns. When this returns, the request is in the
+    /// queue.
     pub fn request(&mut self, queue: &str, body: &[u8]) {
         let reply_queue = self.reply_queue();
         let properties = Properties::default().reply_to(reply_queue.as_bytes());
-        assert_eq!(self.publish("", queue.as_bytes(), &properties, body), Verdict::Taken);
+        assert_eq!(self.publish("", queue.as_bytes(), &properties, body), Verdict::Confirmed);
     }
 
-    /// Publishes, and waits for what the broker says to it.
+    /// Publishes a message and waits for the broker's verdict.
     pub fn publish(
         &mut self,
         exchange: &str,
@@ -126,14 +127,15 @@ impl Raw {
             .and_then(|()| {
                 body.chunks(FRAME_MAX - 8).try_for_each(|part| self.frame(BODY, 1, part))
             });
-        // A broker that refuses it may hang up before the end: what it said is there to be read.
+        // A broker that refuses a message may close the connection before the message is written.
+        // What the broker sent before can still be read.
         let _ = sent;
         let mut returned = false;
         loop {
             let Some(method) = self.next_method() else { return Verdict::HungUp };
             match (method[1], method[3]) {
                 (60, 80) if returned => return Verdict::Returned,
-                (60, 80) => return Verdict::Taken,
+                (60, 80) => return Verdict::Confirmed,
                 (60, 50) => returned = true,
                 (20, 40) | (10, 50) => {
                     return Verdict::Refused(u16::from_be_bytes([method[4], method[5]]));
@@ -160,9 +162,9 @@ impl Raw {
     }
 
     fn expect(&mut self, class: u8, method: u8) -> Vec<u8> {
-        let came = self.next_method().expect("the broker hung up");
-        assert_eq!((came[1], came[3]), (class, method), "{}", came.escape_ascii());
-        came[4..].to_vec()
+        let payload = self.next_method().expect("the broker hung up");
+        assert_eq!((payload[1], payload[3]), (class, method), "{}", payload.escape_ascii());
+        payload[4..].to_vec()
     }
 
     fn method(&mut self, channel: u8, class: u8, method: u8, arguments: &[u8]) {
@@ -178,8 +180,8 @@ impl Raw {
         self.tcp.write_all(&[&[kind, 0, channel][..], &size, payload, &[FRAME_END]].concat())
     }
 
-    /// The payload of the next method frame but those that bring replies, which are put by; none
-    /// at the connection's end.
+    /// The payload of the next method frame, or none at the connection's end. Replies that arrive
+    /// before it are kept for [`Raw::reply`].
     fn next_method(&mut self) -> Option<Vec<u8>> {
         loop {
             if let Some(method) = self.take_method_or_reply()? {
@@ -212,10 +214,10 @@ impl Raw {
     fn next_frame(&mut self) -> Option<(u8, Vec<u8>)> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(size) = self.came.get(3..7) {
+            if let Some(size) = self.received.get(3..7) {
                 let size = u32::from_be_bytes(size.try_into().unwrap()) as usize;
-                if self.came.len() >= size + 8 {
-                    let frame: Vec<u8> = self.came.drain(..size + 8).collect();
+                if self.received.len() >= size + 8 {
+                    let frame: Vec<u8> = self.received.drain(..size + 8).collect();
                     return Some((frame[0], frame[7..size + 7].to_vec()));
                 }
             }
@@ -224,9 +226,9 @@ impl Raw {
             let mut bytes = [0; 16 << 10];
             match self.tcp.read(&mut bytes) {
                 Ok(0) => return None,
-                Ok(length) => self.came.extend(&bytes[..length]),
+                Ok(length) => self.received.extend(&bytes[..length]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
-                Err(error) => panic!("no word from the broker in {PATIENCE:?}: {error}"),
+                Err(error) => panic!("the broker sent nothing for {PATIENCE:?}: {error}"),
             }
         }
     }

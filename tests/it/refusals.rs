@@ -1,4 +1,5 @@
-//! What the broker refuses becomes a sentence and exit code 77, and never shows the password.
+//! Refusals by the broker: the error says what to do, the exit code is 77, and no text has the
+//! password.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -10,8 +11,8 @@ use crate::failing::{Attempt, ENCODED, PASSWORD};
 use crate::programs::stop;
 use crate::raw::Raw;
 
-/// Users and their permissions in `/`: to configure, write, read. The first two are what client
-/// and server need and no more.
+/// Users and their permissions in `/`: configure, write, read. The first two users have exactly the
+/// permissions that client and server need.
 const USERS: [(&str, Option<[&str; 3]>); 8] = [
     ("caller", Some(["^amq\\.gen-", "^amq\\.default$", "^amq\\.gen-"])),
     ("answerer", Some(["^served-", "^amq\\.default$", "^served-"])),
@@ -23,10 +24,11 @@ const USERS: [(&str, Option<[&str; 3]>); 8] = [
     ("dead-letterer", Some(["^served-", "^(amq\\.default|dead-letters)$", "^served-"])),
 ];
 
+/// The shared broker with [`USERS`].
 fn broker() -> &'static Broker {
-    static FURNISHED: OnceLock<()> = OnceLock::new();
+    static USERS_ADDED: OnceLock<()> = OnceLock::new();
     let broker = Broker::shared();
-    FURNISHED.get_or_init(|| {
+    USERS_ADDED.get_or_init(|| {
         let users = USERS.map(|(name, _)| {
             format!(r#"{{"name": "{name}", "password": "{PASSWORD}", "tags": ""}}"#)
         });
@@ -54,7 +56,7 @@ fn url(user: &str, vhost: &str) -> String {
 
 #[test]
 fn wrong_password_is_reported() {
-    // RabbitMQ hangs up on it after 3 s, without a word.
+    // RabbitMQ closes the connection after 3 s, without a reason.
     Attempt::new(&url("guest", "%2f"), &queue_name("refused"))
         .fails_for_all(77, &["refused the login of user \"guest\"", "password", "127.0.0.1:"]);
 }
@@ -86,7 +88,7 @@ fn unsupported_login_mechanism_is_reported() {
 
 #[test]
 fn refused_login_is_not_tried_on_next_broker() {
-    // Guest with its own password would get in at the second.
+    // The second broker would accept the user guest with its default password.
     let good = format!("amqp://127.0.0.1:{}", broker().port(0));
     let urls = format!("{},{good}", url("guest", "%2f"));
     Attempt::new(&urls, &queue_name("refused"))
@@ -110,7 +112,7 @@ fn error_names_permission_that_client_lacks() {
 fn error_names_permission_that_server_lacks() {
     let queue = queue_name("served");
     let in_queue = format!("queue '{queue}'");
-    // Nobody has declared it.
+    // The queue does not exist.
     Attempt::new(&url("cannot-configure", "%2f"), &queue).fails_for_the_server(
         77,
         &["user \"cannot-configure\"", "\"/\"", "declare the request queue", &in_queue],
@@ -120,10 +122,10 @@ fn error_names_permission_that_server_lacks() {
         &["user \"cannot-read\"", "\"/\"", "read from the request queue", &in_queue],
     );
 
-    // That it may not write shows when it has an answer.
+    // A missing write permission shows only when the server replies.
     let words = ["user \"cannot-write\"", "\"/\"", "answer requests", "exchange 'amq.default'"];
     let attempt = Attempt::new(&url("cannot-write", "%2f"), &queue);
-    // It outlives every server that fails on it, and nobody waits for its answer.
+    // The request stays in the queue when a server fails on it. The requester has gone.
     Raw::connect(broker().port(0)).request(&queue, b"7");
     attempt.fails_for_the_server(77, &words);
 }
@@ -135,7 +137,7 @@ fn documented_permissions_are_enough() {
     let caller = Attempt::new(&url("caller", "%2f"), &queue);
     assert_eq!(caller.call(), Ok(b"13".to_vec()));
 
-    // Where the queue is there, the server need not configure anything.
+    // If the queue exists, the server needs no configure permission.
     let mut second = Attempt::new(&url("answerer-of-a-queue", "%2f"), &queue).start_server();
 
     [&mut server, &mut second].into_iter().for_each(stop);
@@ -150,7 +152,8 @@ fn dead_letter_exchange_needs_write_permission() {
         let brokers = Attempt::new(&url(user, "%2f"), &queue).brokers();
         RpcServer::connect(brokers, &queue, options.clone())
     };
-    let error = connect("answerer").expect_err("it may not write to the exchange").to_string();
+    let error =
+        connect("answerer").expect_err("the user may not write to the exchange").to_string();
     assert!(error.contains("exchange 'dead-letters'"), "{error}");
     let server = connect("dead-letterer").unwrap();
     server.stopper().stop();

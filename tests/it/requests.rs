@@ -1,4 +1,4 @@
-//! What a handler knows of its request, and what it can reply.
+//! What a handler sees of a request, and what it can reply.
 
 use std::collections::HashSet;
 use std::sync::Mutex;
@@ -12,7 +12,7 @@ use crate::patience::PATIENCE;
 use crate::programs::rpc_server_that_logs;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
 
-/// All that a handler can see, as one line.
+/// All that a handler can see of a request, in one line.
 fn describe(request: &Request) -> Result<String, Failure> {
     Ok(format!(
         "{:?} tenant {:?} message {:?} type {:?} app {:?} user {:?} again {} abandoned {} left {}",
@@ -43,7 +43,7 @@ fn handler_sees_properties_of_request() {
         .unwrap();
     let answer = String::from_utf8(answer).unwrap();
     let app = answer.split(" app ").nth(1).unwrap().split(" user ").next().unwrap();
-    assert!(app.starts_with("Some(\"it-"), "the program's name: {answer}");
+    assert!(app.starts_with("Some(\"it-"), "not the program's name: {answer}");
     let expected = format!(
         "\"7\" tenant Some(\"blue\") message Some(\"order-17\") type Some(\"text/plain\") app {app} \
          user None again false abandoned false left 19 s"
@@ -58,7 +58,7 @@ fn request_without_optional_properties_is_served() {
     let mut raw = Raw::connect(Broker::shared().port(0));
     let reply_to = raw.reply_queue();
     let properties = Properties::default().reply_to(reply_to.as_bytes()).user_id(b"guest");
-    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Taken);
+    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Confirmed);
     assert_eq!(
         String::from_utf8(raw.reply().body).unwrap(),
         "\"7\" tenant None message None type None app None user Some(\"guest\") again false \
@@ -94,7 +94,7 @@ fn invalid_header_values_are_treated_as_absent() {
                 .correlation_id(b"7")
                 .reply_to(reply_to.as_bytes())
                 .expiration(b"60000");
-            assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Taken);
+            assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Confirmed);
             let body = String::from_utf8(raw.reply().body).unwrap();
             assert!(body.starts_with("Some(59)") || body.starts_with("Some(60)"), "{body}");
         }
@@ -139,7 +139,7 @@ fn reply_carries_content_type_and_headers() {
     assert_eq!(client.call("?"), Err(Error::Remote(not_found)));
 }
 
-/// As the guide's example: the second execution of a request is told apart by its id.
+/// The example of the guide: a handler recognizes the second execution of a request by its id.
 #[test]
 fn handler_detects_repeated_request_by_message_id() {
     let queue = queue_name("twice");
@@ -149,11 +149,11 @@ fn handler_detects_repeated_request_by_message_id() {
             .message_id()
             .ok_or_else(|| Failure::new(Status::InvalidArgument, "an order needs a message_id"))?;
         let is_new = booked.lock().unwrap().insert(id.to_string());
-        Ok(if is_new { "booked" } else { "booked before" })
+        Ok(if is_new { "booked" } else { "already booked" })
     });
     let client = connect(&url(), &queue);
     let book = || client.request("7 bolts").message_id("order-17").call().unwrap();
-    assert_eq!((book(), book()), (b"booked".to_vec(), b"booked before".to_vec()));
+    assert_eq!((book(), book()), (b"booked".to_vec(), b"already booked".to_vec()));
     assert_eq!(client.call("7 bolts").unwrap(), b"booked");
 }
 

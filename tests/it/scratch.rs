@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A directory for this process alone, in Cargo's for what tests write. It stays for whoever
-/// looks into a failure, until the next run takes it away.
+/// A directory for this process alone, below Cargo's directory for test output. It stays, so that
+/// a failure can be examined; the next run removes it.
 pub fn directory(name: &str) -> PathBuf {
     let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     for old in fs::read_dir(&all).into_iter().flatten().flatten() {

@@ -1,4 +1,4 @@
-//! A server at work: its workers, what a handler may do, how it stops.
+//! Workers, handlers, and how a server stops.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,11 +11,11 @@ use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::{PATIENCE, SetOnDrop, await_value};
 use crate::process::Process;
-use crate::programs::{RPC_SERVER, rpc_server, rpc_server_that_logs, served_until_its_end, stop};
+use crate::programs::{RPC_SERVER, rpc_server, rpc_server_that_logs, stop, wait_for_served};
 use crate::raw::Raw;
 use crate::{logged, queue};
 
-/// By double recursion this takes hours.
+/// This number takes hours by double recursion.
 const ENDLESS: u64 = 60;
 
 #[test]
@@ -30,7 +30,7 @@ fn quick_requests_do_not_wait_behind_a_slow_one() {
     }
     assert_eq!(slow.try_wait(), Ok(None));
 
-    // The first signal waits for the slow one, for as long as it takes; the second does not.
+    // After the first signal the server waits for the slow request; the second ends it at once.
     server.signal("TERM");
     server.wait_for_line("stopping; requests in progress: 1", PATIENCE);
     server.signal("INT");
@@ -92,45 +92,45 @@ fn stop_answers_requests_in_progress_and_returns_the_rest() {
     assert_eq!(replies, [&b"first"[..], b"second", b"second", b"second", b"second"]);
     let server = Arc::clone(&second.server);
     assert_eq!(second.stop().redelivered, 4);
-    // It stays stopped.
+    // A stopped server cannot be started again.
     let none = |_: &Request| -> Result<String, Failure> { unreachable!() };
     let worker = server.with_worker(|worker| worker.serve_one(none, PATIENCE));
     assert_eq!(worker, Ok(Served::Stopped));
 }
 
-/// Servers come and go, each in good order, while eight clients call without pause.
+/// Servers are started and stopped in turn while eight clients call without pause.
 #[test]
 fn drain_under_load_answers_each_call_once() {
     let queue = queue_name("drain");
     let args = ["--workers", "2", "--prefetch", "8"];
     let mut server = rpc_server(&queue, &args);
-    let over = AtomicBool::new(false);
+    let stopped = AtomicBool::new(false);
     let answered = AtomicU64::new(0);
     let served = thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
                 let client = connect(&url(), &queue);
-                while !over.load(Ordering::Relaxed) {
+                while !stopped.load(Ordering::Relaxed) {
                     assert_eq!(client.call("10"), Ok(b"55".to_vec()));
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
                 assert_eq!(client.counters().late, 0, "a request was answered twice");
             });
         }
-        let _over = SetOnDrop(&over);
+        let _stop = SetOnDrop(&stopped);
         let mut served = 0;
         for signal in ["TERM", "INT", "TERM", "INT", "TERM", "INT"] {
             let next = rpc_server(&queue, &args);
             let until = answered.load(Ordering::Relaxed) + 200;
             await_value(|| answered.load(Ordering::Relaxed), |answered| *answered >= until);
             server.signal(signal);
-            served += served_until_its_end(&mut server);
+            served += wait_for_served(&mut server);
             server = next;
         }
         served
     });
     server.signal("TERM");
-    let served = served + served_until_its_end(&mut server);
+    let served = served + wait_for_served(&mut server);
     assert_eq!(served, answered.load(Ordering::Relaxed));
 }
 
@@ -152,7 +152,7 @@ fn handler_failure_and_panic_are_answered() {
     for request in ["panic", "plain panic", "odd panic"] {
         let failure = Failure::new(Status::Internal, "the server failed on this request");
         assert_eq!(client.call(request), Err(Error::Remote(failure)));
-        assert_eq!(client.call("work"), Ok(b"done".to_vec()), "the worker lives");
+        assert_eq!(client.call("work"), Ok(b"done".to_vec()), "the worker continues");
     }
     for text in ["the secret of the handler", "another secret", "no text"] {
         assert!(logged::contains(&format!("the handler panicked: {text}")), "{text}");
@@ -213,8 +213,8 @@ fn reply_to_disconnected_requester_is_counted() {
 
 #[test]
 fn more_workers_than_memory_allows_are_refused() {
-    let (url, queue) = (Broker::shared().url(), queue_name("crowd"));
-    // A thread takes 2 MiB of address space for its stack.
+    let (url, queue) = (Broker::shared().url(), queue_name("many-workers"));
+    // Each thread needs 2 MiB of address space for its stack.
     let limited = ["-c", "ulimit -v 400000; exec \"$0\" \"$@\"", RPC_SERVER];
     let args = ["--url", &url, "--queue", &queue, "--workers", "500"];
     let mut server = Process::spawn("sh", &[&limited[..], &args].concat());

@@ -1,4 +1,4 @@
-//! A server whose broker, connection or queue is taken away.
+//! A server that loses its broker, connection or queue.
 
 use std::net::TcpListener;
 use std::sync::Barrier;
@@ -14,16 +14,16 @@ use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
-use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, served_until_its_end, stop};
+use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop, wait_for_served};
 use crate::proxy::free_port;
 use crate::queue;
 use crate::raw::Raw;
 
 #[test]
 fn server_exits_when_broker_does_not_answer_at_start() {
-    // It accepts as the system does, and never says a word.
-    let black_hole = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("amqp://127.0.0.1:{}", black_hole.local_addr().unwrap().port());
+    // The kernel accepts connections to it, and nothing answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqp://127.0.0.1:{}", silent.local_addr().unwrap().port());
     let closed = format!("amqp://127.0.0.1:{}", free_port());
     for (url, least) in [(url, 500), (closed, 0)] {
         let began = Instant::now();
@@ -53,8 +53,8 @@ fn server_redeclares_deleted_queue() {
     stop(&mut server);
 }
 
-/// The broker's record of a queue goes, and no consumer is told: as was seen in a cluster that had
-/// lost a node.
+/// Removes the broker's record of a queue without a notice to its consumers. A cluster did so after
+/// it had lost a node.
 fn forget(queue: &str) {
     let name = format!("{{resource, <<\"/\">>, queue, <<\"{queue}\">>}}");
     let forget = |table| format!("ok = mnesia:dirty_delete({table}, {name})");
@@ -79,14 +79,14 @@ fn server_consumes_again_from_redeclared_queue() {
     let queue = queue_name("redeclared");
     let mut server = rpc_server(&queue, &[]);
     forget(&queue);
-    // RabbitMQ 4 takes a few tries to make it beside what is left of the first.
-    let made = || {
+    // RabbitMQ 4 refuses a few times to declare it while parts of the first queue exist.
+    let is_declared = || {
         let mut other = queue::connect(&Broker::shared().url());
         let channel = other.open_channel(None).unwrap();
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         channel.queue_declare(queue.as_str(), options).is_ok()
     };
-    await_value(made, |made| *made);
+    await_value(is_declared, |is_declared| *is_declared);
     let client = connect_fibonacci(&Broker::shared().url(), &queue);
     assert_eq!(client.call(7), Ok(13));
     assert!(server.stderr().contains("gives the workers none"), "{}", server.stderr());
@@ -122,14 +122,14 @@ fn worker_resumes_after_consumer_timeout() {
     set(1500, 200);
     let queue = queue_name("slow");
     let options = ServerOptions { workers: 2, ..Default::default() };
-    // The first to have the slow request works on it until another has it too.
+    // The first worker that gets the slow request works on it until another worker gets it too.
     let slow = AtomicUsize::new(0);
-    let (again, comes_again) = bounded::<()>(1);
+    let (again, is_redelivered) = bounded::<()>(1);
     let both = Barrier::new(2);
     let serving = Serving::start(&broker.url(), &queue, options, move |request| {
         match request {
             b"slow" if slow.fetch_add(1, Ordering::Relaxed) == 0 => {
-                comes_again.recv_timeout(PATIENCE).unwrap();
+                is_redelivered.recv_timeout(PATIENCE).unwrap();
             }
             b"slow" => again.send(()).unwrap(),
             _ => drop(both.wait()),
@@ -139,7 +139,7 @@ fn worker_resumes_after_consumer_timeout() {
     let client = connect(&broker.url(), &queue);
     assert_eq!(client.call("slow"), Ok(b"slow".to_vec()));
     set(1_800_000, 60_000);
-    // Either of these is answered only while both workers are at work.
+    // Each of these is answered only when both workers work at the same time.
     let calls = [client.send("both").unwrap(), client.send("both").unwrap()];
     for call in calls {
         assert_eq!(call.wait(), Ok(b"both".to_vec()));
@@ -183,13 +183,13 @@ fn server_resumes_after_node_restart() {
     broker.kill(0);
     server.wait_for_line("trying again in", PATIENCE);
 
-    // One that is told to stop meanwhile does not wait for the broker.
+    // A server that is stopped meanwhile does not wait for the broker.
     stopped.wait_for_line("trying again in", PATIENCE);
     stop(&mut stopped);
 
     broker.start_node(0);
     server.wait_for_line("taking requests", PATIENCE);
-    // Where nobody listens it costs little to try, so it pauses for half a second at most.
+    // A refused connection costs little, so the backoff is at most half a second.
     let said = server.stderr();
     let refused = || said.lines().filter(|line| line.contains("Connection refused"));
     assert!(refused().count() > 0 && refused().all(|line| line.ends_with("ms")), "{said}");
@@ -209,7 +209,7 @@ fn server_stops_while_node_is_frozen() {
     assert_eq!(ended.code(), Some(0), "{}", idle.stderr());
 }
 
-/// The reply fills the socket, and nobody but the heartbeat can tell that the broker is gone.
+/// The reply fills the socket, so only missing heartbeats show that the broker does not answer.
 #[test]
 fn worker_replying_to_frozen_broker_stops_after_two_heartbeats() {
     let broker = Broker::fragile();
@@ -228,8 +228,8 @@ fn worker_replying_to_frozen_broker_stops_after_two_heartbeats() {
             };
             done.send(server.with_worker(|worker| worker.serve_one(large, PATIENCE))).unwrap();
         });
-        // Two heartbeats, one more until that is noticed, and two seconds to close the worker's
-        // consumer and the connection.
+        // Two heartbeats, one second until their absence is noticed, and two seconds to close the
+        // worker's consumer and the connection.
         let ended = is_done.recv_timeout(Duration::from_secs(8));
         broker.thaw(0);
         let error = ended.expect("the worker still writes").unwrap_err();
@@ -239,10 +239,10 @@ fn worker_replying_to_frozen_broker_stops_after_two_heartbeats() {
     drop(call);
 }
 
-/// As [`server_redeclares_queue_deleted_without_notice`], for a loop of one's own.
+/// As [`server_redeclares_queue_deleted_without_notice`], for a caller's own loop.
 #[test]
 fn with_worker_ends_when_queue_is_deleted_without_notice() {
-    let (url, queue) = (Broker::shared().url(), queue_name("forgotten-lent"));
+    let (url, queue) = (Broker::shared().url(), queue_name("forgotten-own-loop"));
     let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, Default::default());
     let served = server.unwrap().with_worker(|worker| {
         forget(&queue);
@@ -252,7 +252,7 @@ fn with_worker_ends_when_queue_is_deleted_without_notice() {
     assert!(error.to_string().contains("was deleted without a word"), "{error}");
 }
 
-/// Under an alarm the broker answers nothing on a connection on which something was published.
+/// During an alarm the broker answers nothing on a connection that has published.
 #[test]
 fn server_keeps_connection_during_long_alarm() {
     let broker = Broker::fragile();
@@ -261,15 +261,16 @@ fn server_keeps_connection_during_long_alarm() {
     let mut raw = Raw::connect(broker.port(0));
     raw.request(&queue, b"7");
     broker.raise_memory_alarm(0);
-    // The first worker's reply is there before most of the others consume.
+    // The first worker replies before most of the other workers consume.
     let mut server = rpc_server_at(&url, &queue, &["--workers", "40", "--connect-timeout", "0.5"]);
     server.wait_for_line("the broker takes no replies at present: low on memory", PATIENCE);
+    // Longer than the time limit for connecting.
     thread::sleep(Duration::from_secs(1));
     broker.clear_memory_alarm(0);
     assert_eq!(raw.reply().body, b"13");
     assert_eq!(connect_fibonacci(&url, &queue).call(8), Ok(21));
     server.signal("TERM");
-    let served = served_until_its_end(&mut server);
+    let served = wait_for_served(&mut server);
     let said = server.stderr();
     assert!(!said.contains("trying again"), "{said}");
     assert_eq!(served, 2, "{said}");

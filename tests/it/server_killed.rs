@@ -1,4 +1,4 @@
-//! Servers that end in the midst of a request, and what becomes of it.
+//! Servers that end while they work on a request.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -23,7 +23,7 @@ fn request_of_killed_server_goes_to_another() {
     let client = connect_fibonacci(&url, &queue);
     let mut first = rpc_server(&queue, &["--recursive"]);
     let mut raw = Raw::connect(Broker::shared().port(0));
-    // Some seconds' work in a build for tests.
+    // This takes some seconds in a debug build.
     raw.request(&queue, b"38");
     queue::wait_until_taken(&url, &queue);
     let mut second = rpc_server(&queue, &["--recursive"]);
@@ -33,8 +33,8 @@ fn request_of_killed_server_goes_to_another() {
     assert_eq!(client.call(7), Ok(13));
 }
 
-/// Servers are killed and started at random under the load of eight clients, for 10 s or for as
-/// many as CHAOS_SECONDS says; CHAOS_SEED repeats a run's choices.
+/// Servers are killed and started at random under the load of eight clients, for 10 s or for
+/// `CHAOS_SECONDS`. `CHAOS_SEED` repeats the choices of a run.
 #[test]
 fn calls_are_answered_while_servers_are_killed_at_random() {
     let seconds = settings::number("CHAOS_SECONDS").unwrap_or(10);
@@ -46,15 +46,15 @@ fn calls_are_answered_while_servers_are_killed_at_random() {
     let url = Broker::shared().url();
     let args = [["--workers", "2", "--prefetch", "1"], ["--workers", "1", "--prefetch", "8"]];
     let mut servers = vec![rpc_server(&queue, &args[0]), rpc_server(&queue, &args[1])];
-    let over = AtomicBool::new(false);
+    let stopped = AtomicBool::new(false);
     let answered = AtomicUsize::new(0);
     thread::scope(|scope| {
         for number in 0..8u64 {
-            let (url, queue, over, answered) = (&url, &queue, &over, &answered);
+            let (url, queue, stopped, answered) = (&url, &queue, &stopped, &answered);
             scope.spawn(move || {
                 let client = connect_fibonacci(url, queue);
                 let mut n = number;
-                while !over.load(Ordering::Relaxed) {
+                while !stopped.load(Ordering::Relaxed) {
                     n = (n + 7) % 187;
                     let began = Instant::now();
                     let reply = client.call(n);
@@ -64,20 +64,20 @@ fn calls_are_answered_while_servers_are_killed_at_random() {
                 assert_eq!(client.client().counters().in_flight, 0);
             });
         }
-        let _over = SetOnDrop(&over);
+        let _stop = SetOnDrop(&stopped);
         let end = Instant::now() + Duration::from_secs(seconds);
         let mut killed = 0;
         while Instant::now() < end {
             let before = answered.load(Ordering::Relaxed);
-            let victim = random.below(servers.len());
+            let chosen = random.below(servers.len());
             if random.below(2) == 0 || servers.len() > 3 {
-                servers.remove(victim).kill();
+                servers.remove(chosen).kill();
                 killed += 1;
             }
             if servers.is_empty() || random.below(2) == 0 {
                 servers.push(rpc_server(&queue, &random.pick(&args)));
             }
-            // Some choices come in the midst of work, others one upon the other.
+            // Some choices follow after many answers, others at once.
             let until = before + random.below(400);
             while !servers.is_empty()
                 && answered.load(Ordering::Relaxed) < until
@@ -134,16 +134,17 @@ fn server_counts_redelivery_from_classic_queue() {
         let options = ServerOptions { drain_timeout: Duration::ZERO, ..Default::default() };
         let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
         let stopper = server.stopper();
-        let (never, hangs) = crossbeam_channel::bounded::<()>(0);
+        let (release, blocked) = crossbeam_channel::bounded::<()>(0);
         let last = round == 2;
         let served = server.serve(move |_| {
             stopper.stop();
             if !last {
-                let _ = hangs.recv();
+                let _ = blocked.recv();
             }
             Ok(Vec::new())
         });
-        drop(never);
+        drop(release);
+        // In the last round the handler may return before or after the stop takes effect.
         if !last {
             assert!(matches!(served, Err(Error::TimedOut { .. })), "{served:?}");
         }

@@ -4,7 +4,7 @@
 //!
 //! The cluster has three nodes. It carries two services, each on a quorum queue with two servers,
 //! and clients call both. Faults come one at a time, and later two at once, in an order that the
-//! seed decides. After each step every client must get answers again before the next.
+//! seed determines. After each step, every client must get answers again before the next step.
 //! `RABBITMQ_RPC_SOAK_MINUTES` sets the duration (1 by default; each kind of fault comes at least
 //! once alone, however long that takes). `RABBITMQ_RPC_SOAK_SEED` repeats the faults of an earlier
 //! run. `scripts/soak.sh` sets both.
@@ -41,7 +41,7 @@ use crate::usage::Usage;
 /// Longer than any recovery that succeeds.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
-// It starts so many processes and nodes that no other test can run at the same time.
+// The test starts so many processes and nodes that no other test can run at the same time.
 #[cfg_attr(feature = "soak", test)]
 #[cfg_attr(not(feature = "soak"), expect(dead_code))]
 fn every_call_ends_in_time_during_faults() {
@@ -113,7 +113,7 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     history.is_complete = true;
 }
 
-/// What a process that lives through the whole run uses after the warm-up and at the end.
+/// What a process that runs from start to end uses after the warm-up and at the end.
 #[derive(Debug)]
 struct Growth {
     name: String,

@@ -1,4 +1,4 @@
-//! `amqps://`: verified, with client certificates, and a sentence for each way it can go wrong.
+//! `amqps://`: verification, client certificates, and the error for each way in which it fails.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::process::Process;
 use crate::programs::{RPC_CLIENT, stop};
 use crate::proxy::{Mode, Proxy, free_port};
 
-/// A node that asks for client certificates, with a user who is known by one.
+/// A node that asks for client certificates, and a user who logs in by one.
 struct Tls {
     certificates: Certificates,
     broker: Broker,
@@ -45,7 +45,7 @@ impl Tls {
         attempt.fails_for_all(code, words);
     }
 
-    /// The port of a further listener for TLS, which differs from the node's in these options.
+    /// Starts another TLS listener with this server certificate and more options. Returns its port.
     fn listener(&self, server: &str, more: &str) -> u16 {
         let port = free_port();
         let file = |name: &str| self.certificates.path(name).display().to_string();
@@ -72,7 +72,7 @@ fn calls_succeed_over_tls() {
     assert!(client.wait(PATIENCE).success(), "{}", client.stderr());
     assert_eq!(client.stdout(), "13\n332825110087067562321196029789634457848\n");
 
-    // More than one TLS record, both ways.
+    // More than one TLS record in each direction.
     let brokers = attempt.brokers();
     let client = RpcClient::connect(brokers, &attempt.queue, ClientOptions::default()).unwrap();
     let error = client.call(vec![b'9'; 1 << 20]).unwrap_err().to_string();
@@ -81,8 +81,8 @@ fn calls_succeed_over_tls() {
     stop(&mut server);
 }
 
-/// A record that is half out has to be finished before anything else goes into the line, though
-/// its writer gave up long ago.
+/// A partly written record must be finished before anything else is written, even after its writer
+/// has given up.
 #[test]
 fn messages_stay_whole_when_connection_stalls() {
     let direct = tls().url("", "localhost");
@@ -94,10 +94,10 @@ fn messages_stay_whole_when_connection_stalls() {
     let options = ClientOptions { max_in_flight: 1 << 20, ..Default::default() };
     let client = RpcClient::connect(brokers, &attempt.queue, options).unwrap();
     for length in [100, 1_000, 5_000, 9_000] {
-        proxy.set(Mode::Swallow);
+        proxy.set(Mode::Stall);
         let mut stalls = 0;
         while stalls < 3 {
-            // As long as there is room in the sockets' buffers, the sender does not notice.
+            // Sending succeeds until the sockets' buffers are full.
             let stalled = client.send_timeout(vec![b'7'; length], Duration::from_millis(100));
             stalls += usize::from(stalled.is_err());
         }
@@ -110,7 +110,7 @@ fn messages_stay_whole_when_connection_stalls() {
 
 #[test]
 fn system_certificate_authorities_are_trusted_by_default() {
-    // OpenSSL takes this variable for the system's file.
+    // OpenSSL reads the system's certificates from the file in SSL_CERT_FILE, if that is set.
     let url = tls().url("", "localhost");
     let TlsFiles { cert, key, .. } = tls().files();
     let client = |trusted| {
@@ -139,7 +139,7 @@ fn client_logs_in_by_certificate() {
     let users = tls().broker.ctl(&["list_connections", "user", "auth_mechanism", "ssl"]);
     assert!(users.contains(&format!("{CLIENT}\tEXTERNAL\ttrue")), "{users}");
 
-    // Another certificate of the same authority, which stands for no user.
+    // Another certificate of the same authority, whose name is not a user.
     let files = tls().certificates.files("ca", Some("server"));
     tls().fails(&url, files, 77, &["refused the client certificate as a login"]);
 }
@@ -171,11 +171,11 @@ fn missing_client_certificate_is_reported() {
     let files = tls().certificates.files("ca", None);
     tls().fails(&url, files.clone(), 69, &["the broker asks for a client certificate"]);
 
-    // What the broker says comes after our handshake is over, and races with what we send.
+    // The broker's alert arrives after our handshake is complete, and races with what we send.
     for _ in 0..20 {
         let brokers = Attempt { tls: files.clone(), ..Attempt::new(&url, "q") }.brokers();
         let failed = RpcClient::connect(brokers, "q", ClientOptions::default());
-        let text = failed.expect_err("no certificate").to_string();
+        let text = failed.expect_err("there is no client certificate").to_string();
         assert!(text.contains("the broker asks for a client certificate"), "{text}");
     }
 
@@ -207,7 +207,7 @@ fn plain_amqp_on_tls_port_is_reported() {
 
 #[test]
 fn peer_that_does_not_speak_amqp_is_reported() {
-    // The Erlang port mapper hangs up on whatever it does not understand.
+    // The Erlang port mapper closes a connection on which it gets an unknown message.
     let url = format!("amqp://guest:{ENCODED}@localhost:{}", tls().broker.port(0) - 1);
     tls().fails(&url, TlsFiles::default(), 69, &["the connection ended without a word"]);
     let url = url.replace("amqp://", "amqps://");
@@ -216,7 +216,7 @@ fn peer_that_does_not_speak_amqp_is_reported() {
 
 #[test]
 fn unusable_files_are_reported_before_connecting() {
-    // Nobody listens on port 1, and nobody is asked: the files come first.
+    // Nothing listens on port 1; the files are checked before a connection is tried.
     let url = format!("amqps://guest:{ENCODED}@localhost:1");
     let good = tls().files();
     let ca = tls().certificates.path("ca.pem");

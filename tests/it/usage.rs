@@ -1,4 +1,4 @@
-//! What a process takes of the machine.
+//! Memory, threads and descriptors of a process.
 
 use std::fs;
 
@@ -11,7 +11,7 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Of a process that runs, and is this user's.
+    /// The process must run, and belong to this user.
     pub fn of(process: u32) -> Usage {
         let count = |kind| fs::read_dir(format!("/proc/{process}/{kind}")).unwrap().count();
         Usage {
@@ -22,7 +22,7 @@ impl Usage {
     }
 }
 
-/// The resident memory of a process in kB; none once it has ended.
+/// The resident memory of a process in kB, or none if the process has ended.
 pub fn memory_of(process: u32) -> Option<i64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

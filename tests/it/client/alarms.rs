@@ -21,12 +21,13 @@ fn calls_end_as_blocked_during_alarm() {
     let request = server.next();
 
     broker.raise_memory_alarm(0);
-    // The broker blocks a connection when it next publishes: that one request still passes.
-    let mut passed = client.send("7").unwrap();
-    assert_eq!(passed.wait_timeout(SECOND / 10), Ok(None));
-    let newcomer = connect(&url, &queue);
-    for client in [&client, &newcomer] {
-        // Until the notice has come a request goes out, and waits on the way.
+    // The broker blocks a connection after its next message, so this request still passes.
+    let mut call_before_notice = client.send("7").unwrap();
+    assert_eq!(call_before_notice.wait_timeout(SECOND / 10), Ok(None));
+    let second = connect(&url, &queue);
+    for client in [&client, &second] {
+        // Until the broker's notice arrives, the client sends requests, and the broker does not
+        // read them.
         let error = await_value(
             || {
                 let error = fails_at_deadline(|| client.call_timeout("8", SECOND));
@@ -43,15 +44,15 @@ fn calls_end_as_blocked_during_alarm() {
         assert!(text.contains("low on memory") && text.contains("1s"), "{text}");
     }
 
-    // Who is closed while blocked does not have to wait for the end of it.
+    // A blocked client can be closed at once.
     let began = Instant::now();
-    drop(newcomer);
+    drop(second);
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
 
-    // A call that has time enough gets through once the alarm is over.
+    // A call with enough time succeeds after the alarm.
     thread::scope(|scope| {
         let before = client.counters().calls;
-        let patient = scope.spawn(|| client.call("9"));
+        let waiting = scope.spawn(|| client.call("9"));
         counters_when(&client, |counters| counters.calls > before);
         broker.clear_memory_alarm(0);
         server.reply(&request, b"13");
@@ -62,10 +63,10 @@ fn calls_end_as_blocked_during_alarm() {
             }
         };
         server.reply(&request, b"34");
-        assert_eq!(patient.join().unwrap().unwrap(), b"34");
+        assert_eq!(waiting.join().unwrap().unwrap(), b"34");
     });
     assert_eq!(call.wait().unwrap(), b"13");
-    assert_eq!(client.counters().reconnects, 0, "it is the same connection still");
+    assert_eq!(client.counters().reconnects, 0, "the client keeps its connection");
 }
 
 /// The broker answers nothing on a connection that it blocks.

@@ -1,4 +1,4 @@
-//! One deadline covers a call, whatever it waits for.
+//! A call's deadline covers every wait in the call.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ fn call_without_reply_ends_at_its_deadline() {
         fails_at_deadline(|| client.call("7")),
         fails_at_deadline(|| client.call_timeout("7", SECOND)),
         fails_at_deadline(|| client.send("7")?.wait()),
-        // A wait of its own does not reach past the deadline of the call.
+        // A longer timeout for waiting does not extend the deadline of the call.
         fails_at_deadline(|| client.send("7")?.wait_timeout(10 * SECOND)),
     ] {
         assert!(matches!(error, Error::TimedOut { sent: true, after: SECOND, .. }), "{error:?}");
@@ -38,7 +38,7 @@ fn call_without_reply_ends_at_its_deadline() {
 #[test]
 fn pending_reply_can_be_waited_for_in_steps() {
     let broker = Broker::shared();
-    let queue = queue_name("bit-by-bit");
+    let queue = queue_name("steps");
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
 
@@ -50,7 +50,7 @@ fn pending_reply_can_be_waited_for_in_steps() {
     assert!(began.elapsed() >= SECOND / 10);
     server.reply(&request, b"13");
     assert_eq!(call.wait_timeout(10 * SECOND), Ok(Some(b"13".to_vec())));
-    assert!(matches!(call.try_wait(), Err(Error::Config(_))), "it is over");
+    assert!(matches!(call.try_wait(), Err(Error::Config(_))), "the call has ended");
 
     let mut call = client.send("8").unwrap();
     server.reply(&server.next(), b"21");
@@ -61,7 +61,7 @@ fn pending_reply_can_be_waited_for_in_steps() {
 #[test]
 fn dropping_pending_reply_abandons_call() {
     let broker = Broker::shared();
-    let queue = queue_name("given-up");
+    let queue = queue_name("abandoned");
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
 
@@ -94,7 +94,7 @@ fn request_expires_at_deadline_of_its_call() {
     let least = 20_000u64.saturating_sub(began.elapsed().as_millis() as u64 + 1);
     assert!((least..=20_000).contains(&left), "{left} ms");
 
-    // The second waits for room first, and what it waits is gone from its deadline.
+    // The second call waits for an in-flight slot first, which shortens its expiration.
     std::thread::scope(|scope| {
         let began = Instant::now();
         let second = scope.spawn(|| client.call_timeout("2", 20 * SECOND));
@@ -111,14 +111,14 @@ fn request_expires_at_deadline_of_its_call() {
     first.wait().unwrap();
 
     let call = client.send_timeout("3", Duration::MAX).unwrap();
-    assert_eq!(expiration(&server.next()), None, "who waits for ever gives no expiration");
+    assert_eq!(expiration(&server.next()), None, "a call without a deadline has no expiration");
     drop(call);
 }
 
 #[test]
 fn call_over_limit_waits_for_in_flight_slot() {
     let broker = Broker::shared();
-    let queue = queue_name("room");
+    let queue = queue_name("slots");
     let server = ManualServer::start(&broker.url(), &queue);
     let options = ClientOptions { max_in_flight: 2, ..Default::default() };
     let client = connect_with(&broker.url(), &queue, options);
@@ -132,7 +132,7 @@ fn call_over_limit_waits_for_in_flight_slot() {
     assert!(!error.may_have_executed());
     assert_eq!(client.counters().timed_out, 1);
 
-    // Room comes with a reply as well as with a call that is given up.
+    // A reply frees a slot, and so does a call that is dropped.
     std::thread::scope(|scope| {
         let third = scope.spawn(|| client.send("3"));
         server.reply(&server.next(), b"1");
@@ -153,7 +153,7 @@ fn deadline_of_call_includes_connecting() {
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
 
-    for (mode, reason) in [(Mode::Swallow, "no answer yet"), (Mode::Refuse, "tried for 1s")] {
+    for (mode, reason) in [(Mode::Stall, "no answer yet"), (Mode::Refuse, "tried for 1s")] {
         proxy.set(Mode::Forward);
         cut_under(&proxy, &client, &server);
         proxy.set(mode);
@@ -172,7 +172,7 @@ fn deadline_of_call_includes_connecting() {
 #[test]
 fn connect_times_out_when_broker_does_not_answer() {
     let proxy = Proxy::to(Broker::shared().port(0));
-    proxy.set(Mode::Swallow);
+    proxy.set(Mode::Stall);
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();
     brokers.connect_timeout = SECOND;
     let error = fails_at_deadline(|| RpcClient::connect(brokers, "any", ClientOptions::default()));
@@ -183,7 +183,7 @@ fn connect_times_out_when_broker_does_not_answer() {
 #[test]
 fn calls_keep_deadlines_when_network_drops_packets() {
     let broker = Broker::shared();
-    let queue = queue_name("swallowed");
+    let queue = queue_name("stalled");
     let _server = Serving::echo(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();
@@ -191,10 +191,10 @@ fn calls_keep_deadlines_when_network_drops_packets() {
     let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
     assert_eq!(client.call("7").unwrap(), b"7");
 
-    proxy.set(Mode::Swallow);
+    proxy.set(Mode::Stall);
     let error = fails_at_deadline(|| client.call_timeout("7", SECOND));
     assert!(error.may_have_executed(), "{error:?}");
-    // Two heartbeats later at the latest that connection counts as lost.
+    // After two heartbeats without a byte the connection is lost.
     let error = client.call("7").unwrap_err();
     assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
     proxy.set(Mode::Forward);

@@ -1,5 +1,5 @@
-//! Each error that a call can end with, as a real broker brings it about; those that take harm
-//! to a node stand in [`super::faults`].
+//! Each error that a call can end with, caused by a real broker. Errors that need a fault of a node
+//! are in [`super::faults`] and [`super::alarms`].
 
 use std::thread;
 use std::time::Instant;
@@ -28,18 +28,17 @@ fn call_to_missing_queue_fails_at_once() {
     let text = error.to_string();
     assert!(text.contains(&queue) && text.contains("start a server"), "{text}");
 
-    // The client goes on, and the call works once there is a server.
+    // The client can still be used: a call succeeds when there is a server.
     let _server = Serving::echo(&broker.url(), &queue);
     assert_eq!(client.call("7").unwrap(), b"7");
 }
 
-/// The broker's word that there is no such queue comes so soon after the request that the client
-/// must have begun to listen before.
+/// The broker returns such a request so soon that the client must read before it sends.
 #[test]
 fn first_call_to_missing_queue_fails_at_once() {
     let url = Broker::shared().url();
     thread::scope(|scope| {
-        // At the same time, since a busy machine is where it goes wrong.
+        // Many threads at the same time: the race needs a busy machine.
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..12 {
@@ -135,7 +134,7 @@ fn bad_reply_error_quotes_start_of_reply() {
 fn client_with_wrong_password_is_refused() {
     let url = Broker::shared().url().replace("guest:guest", "guest:s3cret");
     let mut brokers = Brokers::parse(&url).unwrap();
-    // RabbitMQ takes three seconds to say so.
+    // RabbitMQ refuses it after three seconds.
     brokers.connect_timeout = 20 * SECOND;
     let error = RpcClient::connect(brokers, "any", ClientOptions::default()).unwrap_err();
     assert!(matches!(error, Error::Refused(_)), "{error:?}");
@@ -195,10 +194,10 @@ fn late_and_stray_replies_are_dropped_and_counted() {
     for body in [&b"13"[..], b"14", b"15"] {
         server.reply(&request, body);
     }
-    assert_eq!(call.wait().unwrap(), b"13", "the first counts");
+    assert_eq!(call.wait().unwrap(), b"13", "the first reply counts");
     counters_when(&client, |counters| counters.late == 2);
 
-    // So are those that answer no request of this client's, whatever their ids look like.
+    // Replies to no request of this client are dropped too, whatever their correlation id.
     let call = client.send("8").unwrap();
     let request = server.next();
     for id in [None, Some("7"), Some("00000000-0000-4000-8000-000000000000"), Some("é☃")] {

@@ -1,4 +1,4 @@
-//! What a node can do to a client: die, freeze, raise an alarm, throw it out.
+//! Calls while a node is killed or frozen, or closes connections.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -19,11 +19,11 @@ use crate::patience::{AT_ONCE, PATIENCE, SECOND};
 #[test]
 fn calls_resume_after_node_restart() {
     let broker = Broker::fragile();
-    let (url, queue) = (broker.url(), queue_name("dies"));
+    let (url, queue) = (broker.url(), queue_name("restarted-node"));
     let server = ManualServer::start(&url, &queue);
     let client = connect(&url, &queue);
 
-    // A Fibonacci server whose first answer comes too late for its connection.
+    // A Fibonacci server whose first reply is late: its connection is lost by then.
     let fibonacci_queue = queue_name("restart");
     let executed = std::sync::Arc::new(AtomicUsize::new(0));
     let (begun, has_begun) = unbounded();
@@ -43,7 +43,7 @@ fn calls_resume_after_node_restart() {
     let answered = thread::spawn(move || (fibonacci.call(93), fibonacci.client().counters()));
     has_begun.recv_timeout(PATIENCE).unwrap();
 
-    // Some calls wait in threads of theirs, some are only out.
+    // Eight calls are in flight while nobody waits for them, and eight threads wait for theirs.
     let sent: Vec<_> = (0..8).map(|_| client.send("7").unwrap()).collect();
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..8)
@@ -77,15 +77,15 @@ fn calls_resume_after_node_restart() {
     assert_eq!(call.wait().unwrap(), b"21");
 
     let (answer, counters) = answered.join().unwrap();
-    assert_eq!(answer.unwrap(), fibonacci::fib(93), "the restart showed as a wait alone");
+    assert_eq!(answer.unwrap(), fibonacci::fib(93), "the caller only waits longer");
     assert_eq!((counters.calls, counters.replies, counters.reconnects), (1, 1, 1));
-    assert_eq!(executed.load(Ordering::Relaxed), 2, "it was sent again");
+    assert_eq!(executed.load(Ordering::Relaxed), 2, "the request is sent again");
 }
 
 #[test]
 fn calls_time_out_while_node_is_frozen() {
     let broker = Broker::fragile();
-    let (url, queue) = (broker.url(), queue_name("freezes"));
+    let (url, queue) = (broker.url(), queue_name("frozen-node"));
     let _server = Serving::echo(&url, &queue);
     let closed = connect(&url, &queue);
     let dropped = connect(&url, &queue);
@@ -129,8 +129,8 @@ fn client_reconnects_after_operator_closes_connections() {
     let client = connect(&url, &queue);
     assert_eq!(client.call("7").unwrap(), b"7");
 
-    broker.ctl(&["close_all_connections", "back in a minute"]);
-    assert_eq!(client.call("8").unwrap(), b"8", "the next call works");
+    broker.ctl(&["close_all_connections", "planned maintenance"]);
+    assert_eq!(client.call("8").unwrap(), b"8", "the next call succeeds");
     assert_eq!(client.counters().reconnects, 1);
 
     let hand_queue = queue_name("operator");
@@ -138,10 +138,10 @@ fn client_reconnects_after_operator_closes_connections() {
     let client = connect(&url, &hand_queue);
     let call = client.send("7").unwrap();
     server.next();
-    broker.ctl(&["close_all_connections", "back in a minute"]);
+    broker.ctl(&["close_all_connections", "planned maintenance"]);
     let error = call.wait().unwrap_err();
     assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
-    assert!(error.to_string().contains("back in a minute"), "{error}");
+    assert!(error.to_string().contains("planned maintenance"), "{error}");
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn client_reconnects_after_reply_queue_is_deleted() {
         let request = server.next();
         assert_ne!(request.properties.reply_to().as_ref(), Some(&reply_queue));
         server.reply(&request, b"21");
-        assert_eq!(call.wait().unwrap(), b"21", "the next call works");
+        assert_eq!(call.wait().unwrap(), b"21", "the next call succeeds");
         counters_when(&client, |counters| counters.reconnects == number);
     }
 }

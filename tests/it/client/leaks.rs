@@ -1,7 +1,8 @@
-//! Nothing leaks: neither memory nor threads nor descriptors nor calls nor connections.
+//! A client leaks no memory, threads, descriptors, calls or connections.
 //!
-//! Memory, threads and descriptors belong to a process, so what is measured runs in one of its
-//! own: this test binary again, with [`measured_process`] alone. `scripts/leaks.sh` makes it long.
+//! Memory, threads and descriptors belong to a process, so the measured client runs in a process of
+//! its own: this test binary again, with [`measured_process`] alone. `scripts/leaks.sh` runs it
+//! longer.
 
 use std::env;
 use std::process::Command;
@@ -17,12 +18,12 @@ use crate::patience::await_value;
 use crate::process::Process;
 use crate::usage::Usage;
 
-/// How much of each there is, short and long.
+/// How many calls, clients and reconnects are measured.
 struct Amounts {
     calls: usize,
     cycles: usize,
     reconnects: u64,
-    /// How long any part may take.
+    /// How long each part may take.
     limit: Duration,
 }
 
@@ -35,13 +36,13 @@ const LONG: Amounts = Amounts {
     limit: Duration::from_secs(3600),
 };
 
-/// Says how long it is to be: `long`, or else short.
+/// The environment variable that selects [`LONG`], if it is `long`.
 const LENGTH: &str = "RABBITMQ_RPC_LEAKS";
-/// Tells the measured process where the broker is.
+/// The environment variable with the broker's URL for the measured process.
 const URL: &str = "RABBITMQ_RPC_LEAKS_URL";
 const QUEUE: &str = "leaks";
-/// Each of them has its connection closed again and again, not sooner than a client takes for
-/// normal: one that is thrown out within a second of connecting waits before the next try.
+/// The number of clients that reconnect. The broker closes each connection when it is older than a
+/// second, since a client that loses a younger connection waits before it connects again.
 const CLIENTS: u64 = 10;
 
 fn amounts() -> Amounts {
@@ -51,7 +52,7 @@ fn amounts() -> Amounts {
     }
 }
 
-/// The other side: the broker, the server, and the operator who closes connections.
+/// Runs the broker and the server, and closes connections as an operator does.
 #[test]
 fn nothing_leaks() {
     let Amounts { cycles, limit, .. } = amounts();
@@ -69,7 +70,12 @@ fn nothing_leaks() {
         || how_connections_ended(&broker.log(0)),
         |(good, bad)| good + bad.len() >= cycles,
     );
-    assert!(bad.is_empty(), "{} connections were killed, not {good}: {}", bad.len(), bad[0]);
+    assert!(
+        bad.is_empty(),
+        "{} connections ended without a close, {good} with one: {}",
+        bad.len(),
+        bad[0]
+    );
 
     measured.wait_for_line("close our connections", limit);
     broker.ctl(&["eval", &close_all_of(measured.pid())]);
@@ -80,8 +86,8 @@ fn nothing_leaks() {
     assert!(status.success(), "{}", measured.stderr());
 }
 
-/// How many of the connections that had logged in ended in good order, and what the broker says
-/// of the others.
+/// How many of the connections that had logged in were closed, and the log lines of those that
+/// were not.
 fn how_connections_ended(log: &str) -> (usize, Vec<String>) {
     let closing = |line: &&str| line.contains("closing AMQP connection") && line.contains("user:");
     let (good, bad): (Vec<_>, Vec<_>) =
@@ -89,8 +95,8 @@ fn how_connections_ended(log: &str) -> (usize, Vec<String>) {
     (good.len(), bad.into_iter().map(String::from).collect())
 }
 
-/// An Erlang program for the broker that closes that process's connections again and again, as
-/// `rabbitmqctl close_connection` does, which would take two seconds for each.
+/// An Erlang program for the broker that closes this process's connections again and again. Running
+/// `rabbitmqctl close_connection` would take two seconds for each.
 fn close_all_of(process: u32) -> String {
     format!(
         r#"
@@ -110,23 +116,23 @@ fn close_all_of(process: u32) -> String {
     .replace('\n', " ")
 }
 
-/// The process that is measured: does nothing unless [`nothing_leaks`] runs it.
+/// The process that is measured. Does nothing unless [`nothing_leaks`] runs it.
 #[test]
 fn measured_process() {
     let Ok(url) = env::var(URL) else { return };
     let Amounts { calls, cycles, reconnects, limit } = amounts();
 
-    // What stays for good with first use is no leak.
-    call_and_give_up(&url, calls / 5);
+    // The first use allocates memory that is never freed. That is no leak.
+    call_and_abandon(&url, calls / 5);
     open_and_close(&url, cycles / 5);
     let before = Usage::of(std::process::id());
 
-    let counters = call_and_give_up(&url, calls);
+    let counters = call_and_abandon(&url, calls);
     report(&format!("{calls} calls, {} replies late", counters.late), before);
     open_and_close(&url, cycles);
     report(&format!("{cycles} clients opened and closed"), before);
 
-    // Threads that come and go make the allocator settle anew.
+    // Threads that start and end change the allocator's arenas, so this part has its own warm-up.
     println!("close our connections");
     reconnect(&url, reconnects / 5, limit);
     let before = Usage::of(std::process::id());
@@ -134,8 +140,8 @@ fn measured_process() {
     report(&format!("{reconnects} reconnects"), before);
 }
 
-/// Every hundredth call is given up before its reply comes.
-fn call_and_give_up(url: &str, calls: usize) -> ClientCounters {
+/// Makes calls, and drops every hundredth before its reply arrives.
+fn call_and_abandon(url: &str, calls: usize) -> ClientCounters {
     const IN_FLIGHT: usize = 50;
     let client = connect(url, QUEUE);
     for first in (0..calls).step_by(IN_FLIGHT) {
@@ -157,7 +163,7 @@ fn call_and_give_up(url: &str, calls: usize) -> ClientCounters {
     counters
 }
 
-/// Clients that come and go, some of them with a call in flight.
+/// Opens and closes clients, some of them with a call in flight.
 fn open_and_close(url: &str, cycles: usize) {
     for cycle in 0..cycles {
         let client = connect(url, QUEUE);
@@ -189,14 +195,14 @@ fn reconnect(url: &str, reconnects: u64, limit: Duration) {
     clients.into_iter().for_each(RpcClient::close);
 }
 
-/// Tells what has become of the process meanwhile, and fails if it has grown.
+/// Prints how the process has grown since `before`, and fails if it has grown too much.
 fn report(what: &str, before: Usage) {
-    // A thread that has done its work takes a moment to end.
+    // A thread that has finished takes a moment to end.
     let now = await_value(
         || Usage::of(std::process::id()),
         |now| now.threads <= before.threads && now.descriptors <= before.descriptors,
     );
     let grown = now.memory - before.memory;
     println!("{what}: {} kB resident, {grown:+} kB since the warm-up, {now:?}", now.memory);
-    assert!(grown < 2048, "after {what} it has grown by {grown} kB from {before:?}");
+    assert!(grown < 2048, "the process grew by {grown} kB in {what}, from {before:?}");
 }

@@ -1,4 +1,4 @@
-//! What is lost with a connection, and how there comes to be another.
+//! Calls that are lost with their connection, and the next connection.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ fn call_lost_with_its_connection_may_have_executed() {
     server.reply(&server.next(), b"21");
     assert_eq!(call.wait().unwrap(), b"21");
     assert_eq!(client.counters().reconnects, 1);
-    assert!(server.requests.is_empty(), "what may be executed but once was sent but once");
+    assert!(server.requests.is_empty(), "a call that is not idempotent is sent once");
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn idempotent_call_is_sent_again_with_new_correlation_id() {
         assert!(first.message_id().is_some());
         assert_eq!(first.message_id(), second.message_id());
         assert_ne!(first.correlation_id(), second.correlation_id());
-        assert_ne!(first.reply_to(), second.reply_to(), "the old reply queue is gone");
+        assert_ne!(first.reply_to(), second.reply_to(), "the old reply queue no longer exists");
     });
     let counters = client.counters();
     assert_eq!((counters.calls, counters.replies, counters.reconnects), (1, 1, 1));
@@ -73,7 +73,7 @@ fn lost_idempotent_call_is_sent_again_by_polling() {
     let mut call = client.send("7").unwrap();
     server.next();
     proxy.cut();
-    // Nobody else calls, and this caller never waits.
+    // There is no other call, and this caller never waits.
     let reply = await_value(
         || {
             server.requests.try_iter().for_each(|request| server.reply(&request, b"13"));
@@ -87,11 +87,11 @@ fn lost_idempotent_call_is_sent_again_by_polling() {
     server.next();
     proxy.set(Mode::Refuse);
     proxy.cut();
-    assert_eq!(call.wait_timeout(SECOND), Ok(None), "it is to be sent again");
+    assert_eq!(call.wait_timeout(SECOND), Ok(None), "the call waits to be sent again");
     drop(client);
     let began = Instant::now();
     let error = await_value(|| call.try_wait(), Result::is_err);
-    assert!(began.elapsed() < PATIENCE / 4, "at once, not at its deadline: {:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE / 4, "the call did not end at once: {:?}", began.elapsed());
     assert_eq!(error, Err(Error::Closed));
 }
 
@@ -100,7 +100,7 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
     let broker = Broker::shared();
     let proxy = Proxy::to(broker.port(0));
 
-    // There is no queue any more when it is sent again.
+    // The queue no longer exists when the call is sent again.
     let queue = queue_name("again-unroutable");
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect_idempotent(&proxy.url(), &queue);
@@ -112,7 +112,7 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
     assert!(error.may_have_executed(), "{error:?}");
     assert!(error.to_string().contains("there is no queue"), "{error}");
 
-    // There is no broker any more.
+    // No broker can be reached any more.
     let queue = queue_name("again-unreachable");
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect_idempotent(&proxy.url(), &queue);
@@ -147,7 +147,7 @@ fn lost_idempotent_call_waits_until_its_queue_is_declared_again() {
 #[test]
 fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
     let broker = Broker::shared();
-    let queue = queue_name("single-flight");
+    let queue = queue_name("one-reconnects");
     let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
@@ -169,7 +169,7 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
             });
         }
     });
-    // In 1.75 s with waits of 25 to 50, 50 to 100, 100 to 200, … ms between the tries.
+    // Within 1.75 s, with a backoff of 25 to 50 ms, 50 to 100 ms, 100 to 200 ms and so on.
     let tries = proxy.tries() - 1;
     assert!((3..=8).contains(&tries), "{tries} tries");
 
@@ -180,20 +180,20 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
             scope.spawn(|| assert_eq!(client.call("7").unwrap(), b"7"));
         }
     });
-    assert!(proxy.tries() <= tries + 3, "one connection serves all");
+    assert!(proxy.tries() <= tries + 3, "all calls share one connection");
     assert_eq!(client.counters().reconnects, 1);
 }
 
 #[test]
 fn client_reconnects_although_each_call_is_too_short() {
     let broker = Broker::shared();
-    let queue = queue_name("hasty");
+    let queue = queue_name("short-calls");
     let _server = Serving::echo(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
     proxy.cut();
 
-    // None of these calls lasts as long as the handshakes of a connection do.
+    // Each of these calls ends before a connection is set up.
     let reconnects = || {
         let _ = client.call_timeout("7", Duration::from_millis(1));
         client.counters().reconnects
@@ -210,19 +210,19 @@ fn client_without_connection_closes_at_once() {
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
     cut_under(&proxy, &client, &server);
-    proxy.set(Mode::Swallow);
+    proxy.set(Mode::Stall);
     let error = client.call_timeout("7", SECOND / 10).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     let began = Instant::now();
     drop(client);
-    // Connecting may take five seconds; nobody waits for it.
+    // Connecting may take five seconds. Closing does not wait for it.
     assert!(began.elapsed() < 3 * SECOND, "{:?}", began.elapsed());
 }
 
 #[test]
 fn calls_waiting_for_in_flight_slot_continue_after_reconnect() {
     let broker = Broker::shared();
-    let queue = queue_name("room");
+    let queue = queue_name("slots");
     let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
     let options = ClientOptions { max_in_flight: 2, ..Default::default() };
@@ -235,7 +235,7 @@ fn calls_waiting_for_in_flight_slot_continue_after_reconnect() {
         let _second = client.send("second").unwrap();
         server.next();
         let waiting: Vec<_> = (0..4).map(|_| scope.spawn(|| client.call("7"))).collect();
-        // Each call is counted just before it waits for room.
+        // Each call is counted just before it waits for an in-flight slot.
         counters_when(&client, |counters| counters.calls == 6);
         let _others = Serving::echo(&broker.url(), &queue);
         drop(server);

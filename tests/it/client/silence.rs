@@ -1,4 +1,4 @@
-//! A connection that is well, and through which no reply comes.
+//! A connection that stays open and delivers no reply.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,8 +12,8 @@ use crate::manual_server::ManualServer;
 use crate::patience::{SECOND, await_value};
 use crate::queue;
 
-/// The broker's process for the client's requests stands still, as one does whose quorum queue
-/// has lost its leader.
+/// The broker's process for the client's channel is suspended. In a cluster that happens when a
+/// quorum queue loses its leader.
 #[test]
 fn client_leaves_connection_whose_channel_is_stuck() {
     const OTHERS: &str = "persistent_term:put(others, rabbit_channel:list()).";
@@ -24,7 +24,7 @@ fn client_leaves_connection_whose_channel_is_stuck() {
         )
     };
     let broker = Broker::fragile();
-    let (url, queue) = (broker.url(), queue_name("still"));
+    let (url, queue) = (broker.url(), queue_name("stuck"));
     let server = ManualServer::start(&url, &queue);
     broker.ctl(&["eval", OTHERS]);
     let client = connect(&url, &queue);
@@ -35,7 +35,7 @@ fn client_leaves_connection_whose_channel_is_stuck() {
     let mut lost = 0;
     let call = loop {
         let call = client.send_timeout("7", 2 * SECOND).unwrap();
-        // A client that goes on with another connection gets its request through.
+        // The request arrives when the client uses another connection.
         match server.requests.recv_timeout(3 * SECOND / 2) {
             Ok(request) => {
                 server.reply(&request, b"13");
@@ -50,11 +50,11 @@ fn client_leaves_connection_whose_channel_is_stuck() {
         }
     };
     assert_eq!(call.wait().unwrap(), b"13");
-    assert!(lost >= 1, "nothing stood still");
+    assert!(lost >= 1, "the channel was not suspended");
     let counters = client.counters();
     assert_eq!((counters.reconnects, counters.in_flight), (1, 1));
 
-    // What was in flight there is waited for, and then that connection is closed.
+    // The client waits for the calls in flight on that connection, and then closes it.
     server.reply(&request, b"5");
     assert_eq!(early.wait().unwrap(), b"5");
     assert_eq!(client.counters().in_flight, 0);
@@ -71,18 +71,18 @@ fn client_keeps_connection_when_another_would_not_help() {
         assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
     };
 
-    // Nobody serves.
+    // There is no server.
     let unserved = queue_name("unserved");
     queue::declare_durable(&broker.url(), &unserved);
     let client = connect(&broker.url(), &unserved);
     thread::scope(|scope| {
-        // So many at a time that not each of them gets to ask the broker.
+        // So many at a time that some of them cannot ask the broker about the queue.
         for _ in 0..16 {
             scope.spawn(|| (0..5).for_each(|_| time_out(&client)));
         }
 
-        // Other calls are answered.
-        let queue = queue_name("half-served");
+        // The server answers every other call.
+        let queue = queue_name("partly-served");
         let server = ManualServer::start(&broker.url(), &queue);
         let client = connect(&broker.url(), &queue);
         for _ in 0..5 {
@@ -115,15 +115,20 @@ fn idempotent_request_without_keep_alive_is_sent_again() {
     // The reply to the second attempt counts.
     let waiting = call(&client);
     let first = server.next();
-    let second = server.requests.recv_timeout(6 * SECOND).expect("it is sent again within 6 s");
+    let second =
+        server.requests.recv_timeout(6 * SECOND).expect("the request is sent again within 6 s");
     assert_eq!(message_id(&first), message_id(&second));
     assert_ne!(first.properties.correlation_id(), second.properties.correlation_id());
-    assert_ne!(first.properties.reply_to(), second.properties.reply_to(), "the same connection");
+    assert_ne!(
+        first.properties.reply_to(),
+        second.properties.reply_to(),
+        "the client stayed on the connection"
+    );
     server.reply(&second, b"13");
     assert_eq!(waiting.join().unwrap(), b"13");
     assert_eq!((client.counters().reconnects, client.counters().in_flight), (1, 0));
 
-    // So does a reply to the first, on its connection, while the caller waits on the other.
+    // A reply to the first attempt counts too, while the caller waits on the other connection.
     let waiting = call(&client);
     let first = server.next();
     let second = server.next();
@@ -134,7 +139,7 @@ fn idempotent_request_without_keep_alive_is_sent_again() {
     assert!(Instant::now() < soon, "the reply did not wake the caller");
 }
 
-/// Other calls are answered, so that the connection is not in doubt.
+/// The server answers other calls, so the client keeps the connection.
 #[test]
 fn idempotent_request_is_sent_again_on_working_connection() {
     let broker = Broker::shared();
@@ -186,7 +191,7 @@ fn idempotent_calls_move_to_new_connection() {
     assert_eq!((next.wait().unwrap(), once.wait().unwrap()), (b"8".to_vec(), b"21".to_vec()));
 }
 
-/// Each keeps its connection for as long as calls are in flight there.
+/// A connection that the client has left stays open while calls are in flight on it.
 #[test]
 fn client_leaves_second_connection_only_after_first_is_closed() {
     let broker = Broker::shared();
@@ -225,7 +230,7 @@ fn client_leaves_second_connection_only_after_first_is_closed() {
     }
 }
 
-/// The broker's process for the request queue stands still, so that it does not answer at once.
+/// The broker's process for the request queue is suspended, so the query is not answered.
 #[test]
 fn reply_during_queue_query_is_accepted() {
     const TIMEOUT: Duration = Duration::from_secs(5);
@@ -238,7 +243,7 @@ fn reply_during_queue_query_is_accepted() {
         let found = format!("{{ok, Queue}} = rabbit_amqqueue:lookup({name})");
         broker.ctl(&["eval", &format!("{found}, sys:{what}(amqqueue:get_pid(Queue)).")]);
     };
-    // The client asks for 200 ms: a busy machine may miss that, but not each time.
+    // The query takes 200 ms at most. A busy machine may miss that time, but not each time.
     let mut tries = 0;
     loop {
         let began = Instant::now();
@@ -252,7 +257,7 @@ fn reply_during_queue_query_is_accepted() {
         queue_process("resume");
         if let Ok(reply) = &outcome {
             assert_eq!(reply, b"13");
-            assert!(ended - began >= TIMEOUT, "it came before the deadline");
+            assert!(ended - began >= TIMEOUT, "the reply arrived before the deadline");
             return;
         }
         tries += 1;

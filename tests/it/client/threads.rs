@@ -1,4 +1,4 @@
-//! Many callers, one client.
+//! Many threads call through one client.
 
 use std::{fs, thread};
 
@@ -39,7 +39,7 @@ fn every_reply_goes_to_its_caller() {
 #[test]
 fn more_callers_than_max_in_flight_are_served() {
     let broker = Broker::shared();
-    let queue = queue_name("little-room");
+    let queue = queue_name("few-slots");
     let _server = Serving::echo(&broker.url(), &queue);
     let options = ClientOptions { max_in_flight: 3, ..Default::default() };
     let client = connect_with(&broker.url(), &queue, options);
@@ -67,17 +67,17 @@ fn one_thread_has_a_thousand_calls_in_flight() {
     let client = connect(&broker.url(), &queue);
 
     let calls: Vec<_> = (0..1000).map(|n| client.send(n.to_string()).unwrap()).collect();
-    // In any order: a reply does not wait for the one before it to be asked for.
+    // In reverse order: a reply can be taken before the replies to earlier calls.
     for (n, call) in calls.into_iter().enumerate().rev() {
         assert_eq!(call.wait().unwrap(), n.to_string().as_bytes());
     }
     assert_eq!(client.counters().in_flight, 0);
 }
 
-/// The names of a process's threads but those of the program itself, sorted.
+/// The sorted names of a process's threads, without the program's own.
 fn threads(process: &Process) -> Vec<String> {
     let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
-    // A thread may end meanwhile.
+    // A thread may end before its name is read.
     let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
     let mut names: Vec<String> = tasks.filter_map(|task| name(task.unwrap())).collect();
     names.iter_mut().for_each(|name| name.truncate(name.trim_end().len()));
@@ -86,7 +86,7 @@ fn threads(process: &Process) -> Vec<String> {
     names
 }
 
-/// Those that the documentation of [`rabbitmq_rpc`] counts.
+/// The documentation of [`rabbitmq_rpc`] lists these threads.
 #[test]
 fn client_and_server_have_the_documented_threads() {
     let queue = queue_name("thread-names");
@@ -94,7 +94,7 @@ fn client_and_server_have_the_documented_threads() {
     let server = rpc_server(&queue, &["--workers", "2"]);
     let args = ["--url", &url, "--queue", &queue, "--requests", "100000", "--rate", "100"];
     let client = Process::spawn(RPC_BENCH, &args);
-    // amiquip's thread for heartbeats has no name, and takes that of the thread that started it.
+    // amiquip's heartbeat thread has no name of its own, but that of the thread that started it.
     let wanted =
         ["amiquip-io", "rpc-connect", "rpc-queue", "rpc-reader", "rpc-worker", "rpc-worker"];
     await_value(|| threads(&server), |names| *names == wanted);

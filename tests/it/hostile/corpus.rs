@@ -1,4 +1,4 @@
-//! Sends a server one bad request after the other, each with a good one behind it.
+//! Sends a server bad requests one by one, each followed by a good one.
 
 use rabbitmq_rpc::FibonacciRpcClient;
 
@@ -9,27 +9,27 @@ use crate::process::Process;
 use crate::programs::{rpc_server_that_logs, stop};
 use crate::raw::{Properties, Raw, Reply, Verdict};
 
-/// What becomes of a request.
+/// What happens to a request.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Outcome {
     /// A reply with this body, and the request's correlation id.
     Reply(&'static str),
-    /// A reply, but without the correlation id, which could not be read.
+    /// A reply without a correlation id, since the request had none that can be read.
     ReplyWithoutId,
     /// An error reply.
     Failure,
-    /// The server says so, once, and takes it off the queue.
+    /// The server logs one line, and removes the request from the queue.
     Rejected,
-    /// The reply comes back to the server.
+    /// The broker returns the reply to the server.
     ReturnedReply,
-    /// The reply goes nowhere, and nobody is told.
+    /// The broker drops the reply silently.
     LostReply,
-    /// RabbitMQ itself refuses the message, with this code, and no server ever sees it.
+    /// RabbitMQ refuses the request with this code, and the server does not see it.
     RefusedByBroker(u16),
 }
 use Outcome::*;
 
-/// A server, the requests sent to it, and what became of them.
+/// A server, and counts of what happened to the requests sent to it.
 pub struct Corpus {
     pub queue: String,
     server: Process,
@@ -50,8 +50,8 @@ impl Corpus {
         Corpus { queue, server, client, counts: [0; 4] }
     }
 
-    /// Sends a request with properties made from the requester's reply queue, and checks what
-    /// becomes of it and of the one behind it.
+    /// Sends a request with properties made from the requester's reply queue, and checks the outcome
+    /// of this request and of a good one after it.
     pub fn send(
         &mut self,
         name: &str,
@@ -78,7 +78,7 @@ impl Corpus {
     pub fn check(&mut self, name: &str, outcome: Outcome, verdict: Verdict, raw: &mut Raw) {
         let expected = match outcome {
             RefusedByBroker(code) => Verdict::Refused(code),
-            _ => Verdict::Taken,
+            _ => Verdict::Confirmed,
         };
         assert_eq!(verdict, expected, "{name}");
         let has_id = |reply: &Reply| contains(&reply.header, b"\x02id");
@@ -112,11 +112,12 @@ impl Corpus {
             LostReply => self.counts[ANSWERED] += 1,
             RefusedByBroker(_) => return,
         }
-        assert_eq!(self.client.call(7).as_ref(), Ok(&13), "the request behind {name}");
+        assert_eq!(self.client.call(7).as_ref(), Ok(&13), "the request after {name}");
         self.counts[ANSWERED] += 1;
     }
 
-    /// Nothing is left, and the server has lived through it on one connection.
+    /// Checks that no message is left, that the server kept its connection, and that its counters
+    /// are right.
     pub fn finish(mut self) {
         let queues = ["list_queues", "name", "messages", "messages_unacknowledged"];
         let queues = Broker::shared().ctl(&queues);

@@ -1,14 +1,14 @@
-//! Hostile requests from many connections, while good clients call: each good call gets its right
+//! Hostile requests from many connections, while good clients call: each good call gets the right
 //! answer, and the server does not grow.
 //!
-//! `scripts/hostile.sh` has it come from 10,000 connections, and then also judges how long the good
-//! calls take.
+//! `scripts/hostile.sh` sends them from 10,000 connections, and also limits how long the good calls
+//! take.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{NOT_UTF8, Write, nested, none, usual};
+use super::{MakeProperties, NOT_UTF8, nested, none, usual};
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::connect_fibonacci;
 use crate::patience::SetOnDrop;
@@ -19,14 +19,14 @@ use crate::usage::memory_of;
 
 const GOOD_CLIENTS: usize = 8;
 const HOSTILE_THREADS: usize = 4;
-/// What the server may grow by, in kB: some bodies of 1 MB in its queues, and the allocator's
-/// slack.
+/// How much the server may grow, in kB: some bodies of 1 MB in its queues, and memory that the
+/// allocator keeps.
 const GROWTH: i64 = 16 << 10;
-/// How many times as long as without hostile requests the slowest good call in 100 may take.
+/// The slowest good call in 100 may take this many times as long as without hostile requests.
 const SLOWER: u32 = 10;
 
-/// What reaches the server, and what the broker itself refuses, in turns.
-const HOSTILE: [(Write, usize); 12] = [
+/// Properties and body size of each request. Some reach the server; the broker refuses others.
+const HOSTILE: [(MakeProperties, usize); 12] = [
     (|_| none(), 1),
     (|_| none().correlation_id(b"id"), 1),
     (|_| none().reply_to(b"no such queue"), 1),
@@ -57,18 +57,18 @@ fn good_calls_are_answered_during_hostile_requests() {
     println!("p99 of good calls: {quiet:?}, among {connections} hostile connections {disturbed:?}");
     println!("server: {before} kB before, {after} kB after");
     assert!(after - before < GROWTH, "the server grew from {before} kB to {after} kB");
-    // A short run says little about the slowest calls.
+    // A short run has too few calls to judge the slowest.
     assert!(!is_long || disturbed < SLOWER * quiet, "{disturbed:?} after {quiet:?}");
     stop(&mut server);
 }
 
-/// Has the good clients call for as long as `meanwhile` takes.
+/// Lets the good clients call while `meanwhile` runs.
 fn p99_of_good_calls(queue: &str, meanwhile: impl FnOnce()) -> Duration {
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     let call = || {
         let client = connect_fibonacci(&url(), queue);
         let mut took = Vec::new();
-        while !over.load(Ordering::Relaxed) {
+        while !stop.load(Ordering::Relaxed) {
             let began = Instant::now();
             assert_eq!(client.call(10), Ok(55));
             took.push(began.elapsed());
@@ -77,16 +77,16 @@ fn p99_of_good_calls(queue: &str, meanwhile: impl FnOnce()) -> Duration {
     };
     let mut took = thread::scope(|scope| {
         let callers: Vec<_> = (0..GOOD_CLIENTS).map(|_| scope.spawn(call)).collect();
-        let all = SetOnDrop(&over);
+        let stop = SetOnDrop(&stop);
         meanwhile();
-        drop(all);
+        drop(stop);
         callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect::<Vec<_>>()
     });
     took.sort();
     took[took.len() * 99 / 100]
 }
 
-/// Each request comes on a connection of its own, which ends without a word.
+/// Sends each request on a connection of its own, which ends without a close method.
 fn send_hostile(queue: &str, connections: usize, server: u32) {
     let next = AtomicUsize::new(0);
     let send = || {

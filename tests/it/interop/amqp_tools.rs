@@ -1,7 +1,7 @@
-//! amqp-tools, from a shell: requests and replies, but no server.
+//! amqp-tools, from a shell: they make a client, but no server.
 //!
-//! amqp-publish can name a reply queue and no correlation id, so a shell that wants to tell its
-//! replies apart has one reply queue for each request.
+//! amqp-publish can set a reply queue but no correlation id, so a shell needs one reply queue for
+//! each request to tell its replies apart.
 
 use super::*;
 use crate::embedded::connect;
@@ -11,7 +11,7 @@ fn amqp(tool: &str, args: &[&str]) -> Process {
     Process::spawn(format!("amqp-{tool}"), &[&["--url", &Broker::shared().url()], args].concat())
 }
 
-/// What the tool prints, once it has ended well.
+/// Runs the tool, checks that it succeeds, and returns what it prints.
 fn printed(tool: &str, args: &[&str]) -> String {
     let mut process = amqp(tool, args);
     let status = process.wait(PATIENCE);
@@ -33,11 +33,11 @@ fn shell_calls_our_server_through_durable_reply_queue() {
     };
     publish("186");
     assert_eq!(consume(&["cat"]), "332825110087067562321196029789634457848");
-    // These tools show a body and no properties: of an error reply there is the sentence alone.
+    // These tools print a body and no properties, so of an error reply only the message.
     publish("187");
     assert_eq!(consume(&["cat"]), "fib(187) does not fit into 128 bits; n goes from 0 to 186");
 
-    // A reply waits for whoever comes to fetch it.
+    // A reply stays in the queue until amqp-get takes it.
     publish("7");
     const EMPTY: Option<i32> = Some(2);
     let get = || {
@@ -49,9 +49,9 @@ fn shell_calls_our_server_through_durable_reply_queue() {
     assert_kept_and_empty(&replies);
 }
 
-/// With amqp-consume no server can be made for our client. It gives its command the body on
-/// standard input and nothing else, and without the reply queue and the correlation id there is
-/// no answer. (Nor has amqp-publish an option for a correlation id.)
+/// amqp-consume cannot be a server. It gives its command only the body, on standard input, and an
+/// answer needs the reply queue and the correlation id. amqp-publish has no option for a
+/// correlation id either.
 #[test]
 fn amqp_consume_takes_request_but_cannot_answer() {
     let queue = queue_name("tools-server");
@@ -60,17 +60,17 @@ fn amqp_consume_takes_request_but_cannot_answer() {
     let mut call = client.send("the body").unwrap();
 
     let mut consume = Command::new("amqp-consume");
-    consume.env_clear().env("PATH", std::env::var_os("PATH").expect("programs are found by it"));
+    consume.env_clear().env("PATH", std::env::var_os("PATH").expect("PATH is set"));
     consume.args(["--url", &Broker::shared().url(), "--queue", &queue, "--count", "1", "--"]);
     consume.args(["sh", "-c", "cat; echo; echo \"$# arguments\"; env", "sh"]);
     let mut consume = Process::from(&mut consume);
     assert!(consume.wait(PATIENCE).success(), "{}", consume.stderr());
-    let shells_own = ["PATH=", "PWD=", "OLDPWD=", "SHLVL=", "_="];
-    let told = consume.stdout().lines();
-    let told = told.filter(|line| !shells_own.iter().any(|own| line.starts_with(own)));
-    assert_eq!(told.collect::<Vec<_>>(), ["the body", "0 arguments"]);
+    let set_by_shell = ["PATH=", "PWD=", "OLDPWD=", "SHLVL=", "_="];
+    let given = consume.stdout().lines();
+    let given = given.filter(|line| !set_by_shell.iter().any(|name| line.starts_with(name)));
+    assert_eq!(given.collect::<Vec<_>>(), ["the body", "0 arguments"]);
 
-    // The request was acknowledged nevertheless; only its deadline ends the call.
+    // amqp-consume acknowledged the request all the same, so only the deadline ends the call.
     assert_kept_and_empty(&queue);
     assert_eq!(call.try_wait(), Ok(None));
 }

@@ -1,4 +1,4 @@
-//! librabbitmq on either side: the benchmark's programs, and one that shows what it sees.
+//! librabbitmq as client and server: the programs of the benchmark, and one that prints replies.
 
 use super::*;
 
@@ -24,7 +24,7 @@ fn our_client_calls_c_server() {
     let expected = "0\n13\n332825110087067562321196029789634457848\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
 
-    // It has no error replies: what it says instead of a number comes as a result.
+    // This server has no error replies: it sends a text instead of a number as a result.
     let expected = "n = 187: the reply is \"invalid input\", not a number";
     assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
     assert_eq!(output.status.code(), Some(76));
@@ -70,7 +70,7 @@ impl Compiled {
 
 impl Drop for Compiled {
     fn drop(&mut self) {
-        // A program that still runs keeps what it needs.
+        // A program that still runs is not disturbed by this.
         let _ = std::fs::remove_file(&self.0);
     }
 }

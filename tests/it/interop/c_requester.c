@@ -1,5 +1,5 @@
-/* Sends requests with librabbitmq, one after the other, and prints a line for
- * each reply: what a requester sees of it.
+/* Sends requests with librabbitmq one by one, and prints a line with the body
+ * and some properties of each reply.
  *
  *   c_requester URL QUEUE REPLY_TO BODY...
  *
@@ -25,7 +25,7 @@ int main(int argc, char **argv) {
     amqp_queue_declare(connection, CHANNEL, replies, 0, /*durable*/ 1, 0, 0, amqp_empty_table);
     check_reply(amqp_get_rpc_reply(connection), "Could not declare the reply queue");
   }
-  /* With direct reply-to the broker insists that nothing be acknowledged. */
+  /* The broker allows direct reply-to only without acknowledgements. */
   amqp_basic_consume(connection, CHANNEL, replies, amqp_empty_bytes, 0, /*no_ack*/ 1, 0,
                      amqp_empty_table);
   check_reply(amqp_get_rpc_reply(connection), "Could not consume replies");

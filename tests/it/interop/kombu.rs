@@ -1,4 +1,4 @@
-//! kombu on either side, of which Celery is made.
+//! kombu, the library of Celery, as client and server.
 
 use std::time::Duration;
 
@@ -25,13 +25,13 @@ fn our_client_calls_kombu_server() {
     let expected = "0\n13\n332825110087067562321196029789634457848\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
 
-    // Its error reply is one of ours, made after the wire contract.
+    // This server sends an error reply by the wire contract.
     let expected = "n = 187: OUT_OF_RANGE: 187 is too large for this server";
     assert!(String::from_utf8_lossy(&output.stderr).contains(expected), "{output:?}");
     assert_eq!(output.status.code(), Some(65));
 }
 
-/// It knows of no signs of life, and gives none: the call has its deadline.
+/// This server sends no keep-alives, so the call continues until its deadline.
 #[test]
 fn kombu_server_serves_request_with_deadline_headers_and_trace() {
     let queue = queue_name("kombu-headers");
@@ -41,6 +41,6 @@ fn kombu_server_serves_request_with_deadline_headers_and_trace() {
     assert_eq!(call.keep_alive(Duration::from_secs(1)).call().unwrap(), b"13");
     let seen = server.wait_for_line("headers", PATIENCE);
     for header in ["rpc-deadline=1", "rpc-keep-alive=1000", "tenant=blue", TRACE] {
-        assert!(seen.contains(header), "{header} in {seen}");
+        assert!(seen.contains(header), "no {header} in {seen}");
     }
 }

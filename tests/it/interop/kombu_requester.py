@@ -1,4 +1,4 @@
-"""Sends requests with kombu and prints a line for each reply: what a requester sees of it."""
+"""Sends requests with kombu, and prints a line with the body and some properties of each reply."""
 import argparse
 
 import kombu

@@ -1,9 +1,9 @@
-//! pika: tutorial six on either side, and the ways to ask for a reply.
+//! pika: tutorial six as client and server, and each kind of reply queue.
 
 use rabbitmq_rpc::fibonacci;
 
 use super::*;
-use crate::programs::served_until_its_end;
+use crate::programs::wait_for_served;
 
 const CLIENT: &str = "scripts/bench/tutorial_six_client.py";
 const SERVER: &str = "scripts/bench/tutorial_six_server.py";
@@ -13,7 +13,7 @@ fn requester(queue: &str, reply_to: &str, bodies: &[&str]) -> Process {
     python("tests/it/interop/pika_requester.py", queue, &args)
 }
 
-/// Two requesters at the same time each get their own 100 replies.
+/// Checks that two requesters at the same time each get their own 100 replies.
 fn check_two_requesters(queue: &str, reply_to: &str) {
     let bodies: Vec<String> = (0..100).map(|n| n.to_string()).collect();
     let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
@@ -51,9 +51,9 @@ fn our_server_shares_queue_with_pika_server() {
     let output = rpc_client(&queue, &bodies);
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
 
-    // The queue outlives our server.
+    // The queue remains when our server ends.
     ours.signal("TERM");
-    let served = served_until_its_end(&mut ours);
+    let served = wait_for_served(&mut ours);
     assert!((1..40).contains(&served), "ours answered {served} of 40");
     let output = rpc_client(&queue, &bodies);
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
@@ -65,7 +65,7 @@ fn pika_client_recognizes_error_reply() {
     let _server = rpc_server(&queue, &[]);
     assert_eq!(replies(requester(&queue, "", &REQUESTS)), REPLIES);
 
-    // The tutorial's own client takes the sentence for a number, and says so.
+    // The client of the tutorial fails to read the message as a number.
     let mut tutorial = python(CLIENT, &queue, &["--requests", "1", "--n", "187"]);
     let expected = "ValueError: invalid literal for int() with base 10: b'fib(187) does not fit";
     tutorial.wait_for_line(expected, PATIENCE);

@@ -1,4 +1,4 @@
-"""Sends requests with pika and prints a line for each reply: what a requester sees of it."""
+"""Sends requests with pika, and prints a line with the body and some properties of each reply."""
 import argparse
 import uuid
 
@@ -26,12 +26,12 @@ def main():
         if ours:
             replies[properties.correlation_id] = (properties, body)
         if not direct:
-            # What is not ours is for another requester who shares the queue. With a prefetch
-            # limit the broker would give it to us again, as long as the other is at the limit.
+            # Other replies are for another requester on the same queue. With a prefetch limit the
+            # broker would deliver them to us again while the other requester is at its limit.
             settle = channel.basic_ack if ours else channel.basic_nack
             settle(method.delivery_tag)
 
-    # With direct reply-to the broker insists that nothing be acknowledged.
+    # The broker allows direct reply-to only without acknowledgements.
     channel.basic_consume(reply_to, on_reply, auto_ack=direct)
     for correlation_id, body in zip(replies, options.bodies):
         properties = pika.BasicProperties(reply_to=reply_to, correlation_id=correlation_id)
@@ -46,7 +46,7 @@ def main():
 
 
 def declare(channel, name):
-    # A name is for all requesters who know it, and lasts longer than any of them.
+    # A queue with a name is shared by requesters and outlives them.
     return channel.queue_declare(name, durable=bool(name), exclusive=not name).method.queue
 
 

@@ -1,4 +1,4 @@
-//! A peer that finishes the handshake as a broker does, and then sends any frame at any time.
+//! A peer that does the handshake of a broker, and then sends random frames at any time.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,7 +15,7 @@ const BODY: u8 = 3;
 const HEARTBEAT: u8 = 8;
 const FRAME_END: u8 = 0xce;
 
-/// Class and method of all that a broker may say, and of some that it may not.
+/// Class and method of all that a broker may send, and of some that it may not.
 const METHODS: [(u16, u16); 30] = [
     (10, 10),
     (10, 20),
@@ -49,43 +49,43 @@ const METHODS: [(u16, u16); 30] = [
     (90, 11),
 ];
 
-/// Listens on a free port until the test's process ends. The seed decides what it sends, as far as
-/// its clients always say the same.
+/// Listens on a free port until the test's process ends. The seed determines what it sends, as long
+/// as its clients always send the same.
 pub struct Peer {
     pub port: u16,
-    /// Number of frames that were not what a broker would have sent.
-    pub lies: Arc<AtomicU64>,
+    /// Number of random frames sent.
+    pub sent: Arc<AtomicU64>,
 }
 
 impl Peer {
     pub fn start(seed: u64) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let lies = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&lies);
+        let sent = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&sent);
         thread::spawn(move || {
             for (number, tcp) in (0..).zip(listener.incoming().flatten()) {
                 let mut random = Random::new(seed.rotate_left(32) ^ number);
-                let (lies, ids) = (Arc::clone(&counted), Vec::new());
+                let (sent, ids) = (Arc::clone(&counted), Vec::new());
                 thread::spawn(move || {
                     let calm = random.pick(&[1, 10, 500]);
-                    // An error: the client has hung up.
-                    drop(Conversation { tcp, random, lies, calm, ids }.run());
+                    // An error means that the client has closed the connection.
+                    drop(Conversation { tcp, random, sent, calm, ids }.run());
                 });
             }
         });
-        Peer { port, lies }
+        Peer { port, sent }
     }
 }
 
 struct Conversation {
     tcp: TcpStream,
     random: Random,
-    lies: Arc<AtomicU64>,
-    /// How much rarer frames are that end the connection: those that come then go to a session
-    /// that is at work.
+    sent: Arc<AtomicU64>,
+    /// By which factor frames that end the connection are rarer, so that more of the others reach
+    /// a working session.
     calm: usize,
-    /// The properties of the requests that came.
+    /// The properties of the requests received so far.
     ids: Vec<Vec<u8>>,
 }
 
@@ -94,8 +94,8 @@ impl Conversation {
         self.tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
         self.tcp.set_nodelay(true)?;
         self.tcp.read_exact(&mut [0; 8])?;
-        // One connection in eight is lied to from the beginning.
-        let lies_at_once = self.random.below(8) == 0;
+        // One connection in eight gets random frames from the beginning.
+        let starts_at_once = self.random.below(8) == 0;
         let start = [&[0, 9][..], &[0; 4], &long(b"PLAIN"), &long(b"en_US")].concat();
         self.method(0, 10, 10, &start)?;
         let mut is_set_up = false;
@@ -115,15 +115,15 @@ impl Conversation {
                 // basic.publish or basic.consume
                 is_set_up |= payload[1] == 60 && (payload[3] == 40 || payload[3] == 20);
             }
-            if is_set_up || lies_at_once {
+            if is_set_up || starts_at_once {
                 for _ in 0..self.random.below(40) {
-                    self.lie()?;
+                    self.send_random()?;
                 }
             }
         }
     }
 
-    /// What a broker answers.
+    /// Answers as a broker does.
     fn answer(&mut self, channel: u16, method: &[u8]) -> io::Result<()> {
         let frame_max = 131_072_u32.to_be_bytes();
         match (method[1], method[3]) {
@@ -133,7 +133,7 @@ impl Conversation {
             (20, 10) => self.method(channel, 20, 11, &[0; 4]),
             (20, 40) => self.method(channel, 20, 41, &[]),
             (50, 10) => {
-                let declared = [&short(b"amq.gen-lie")[..], &[0; 4], &[0, 0, 0, 1]].concat();
+                let declared = [&short(b"amq.gen-peer")[..], &[0; 4], &[0, 0, 0, 1]].concat();
                 self.method(channel, 50, 11, &declared)
             }
             (60, 10) => self.method(channel, 60, 11, &[]),
@@ -143,8 +143,8 @@ impl Conversation {
         }
     }
 
-    fn lie(&mut self) -> io::Result<()> {
-        self.lies.fetch_add(1, Ordering::Relaxed);
+    fn send_random(&mut self) -> io::Result<()> {
+        self.sent.fetch_add(1, Ordering::Relaxed);
         let channel = self.random.pick(&[0, 1, 1, 1, 2, 2, 3, 4, 77, 65535]);
         match self.random.below(48 * self.calm) {
             0 => {
@@ -156,7 +156,7 @@ impl Conversation {
                 self.frame(kind, channel, &payload)
             }
             2 => {
-                // Half a frame, and then nothing more.
+                // The start of a frame, and then the end of the connection.
                 self.tcp.write_all(&[METHOD, 0, 1, 0, 0])?;
                 thread::sleep(Duration::from_millis(self.random.next() % 300));
                 Err(io::ErrorKind::ConnectionAborted.into())
@@ -167,7 +167,7 @@ impl Conversation {
                 let arguments = self.random.bytes(40);
                 self.method(channel, class, method, &arguments)
             }
-            10..=12 => self.method(0, 10, 60, &short(b"low on lies")),
+            10..=12 => self.method(0, 10, 60, &short(b"low on memory")),
             13..=16 => self.method(0, 10, 61, &[]),
             17 => self.method(channel, 20, 40, &[&[1, 150][..], &short(b"GONE"), &[0; 4]].concat()),
             18 => self.method(0, 10, 50, &[&[2, 29][..], &short(b"ERROR"), &[0; 4]].concat()),
@@ -200,7 +200,7 @@ impl Conversation {
         }
     }
 
-    /// A content header and a body, of which either may be wrong.
+    /// A content header and a body. Either may be wrong.
     fn content(&mut self, channel: u16) -> io::Result<()> {
         let body = match self.random.below(4) {
             0 => self.random.bytes(300),
@@ -216,7 +216,7 @@ impl Conversation {
             0 => self.random.bytes(60),
             1 => [&[0x20, 0][..], &nested_table(3000)].concat(),
             2 => vec![0, 0],
-            // Of a request that came: as a reply it has its correlation id, as a request all.
+            // The properties of a received request: valid for a reply and for a request.
             _ if !self.ids.is_empty() => self.ids[self.random.below(self.ids.len())].clone(),
             _ => [&[0x06, 0][..], &short(b"1"), &short(b"nowhere")].concat(),
         };
@@ -254,7 +254,7 @@ fn long(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
 }
 
-/// Tables within tables, so many deep.
+/// Tables that nest each other `depth` levels deep.
 fn nested_table(depth: usize) -> Vec<u8> {
     (0..depth).fold(long(b""), |inner, _| long(&[&short(b"t")[..], b"F", &inner].concat()))
 }

@@ -1,13 +1,13 @@
-//! A content header's properties, and what the values in them are made of, good or bad.
+//! The properties of a content header, and the encoding of their values, valid or not.
 
-/// A content header's flags and properties, written by hand.
+/// The flags and properties of a content header, as the test gives them.
 #[derive(Debug, Clone, Default)]
 pub struct Properties {
     pub flags: u16,
     pub bytes: Vec<u8>,
 }
 
-/// Each appends one property; call them in this order, which is that of the wire.
+/// Each method appends one property. Call them in this order, which is the order on the wire.
 impl Properties {
     pub fn content_type(self, text: &[u8]) -> Properties {
         self.property(15, short(text))
@@ -65,7 +65,7 @@ impl Properties {
         self.property(2, short(text))
     }
 
-    /// Sets a flag, and writes what belongs to it as given, or nothing of it.
+    /// Sets a flag and appends these bytes, which need not be a valid value.
     pub fn property(mut self, bit: u8, bytes: Vec<u8>) -> Properties {
         self.flags |= 1 << bit;
         self.bytes.extend(bytes);
@@ -82,7 +82,7 @@ pub fn long(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes(), bytes].concat()
 }
 
-/// An entry of a table: its key, the letter of its type, and the value as the type has it.
+/// An entry of a table: its key, the letter of its type, and the encoded value.
 pub fn entry(key: &[u8], kind: u8, value: &[u8]) -> Vec<u8> {
     [&short(key)[..], &[kind], value].concat()
 }

@@ -64,8 +64,8 @@ impl System {
             Fault::DeleteQueue(service) => {
                 broker.ctl(&["delete_queue", service.queue()]);
             }
-            Fault::SwallowPackets { nodes, .. } => {
-                affected(proxies, nodes).for_each(|proxy| proxy.set(Mode::Swallow));
+            Fault::StallNetwork { nodes, .. } => {
+                affected(proxies, nodes).for_each(|proxy| proxy.set(Mode::Stall));
             }
         }
     }
@@ -92,7 +92,7 @@ impl System {
                 broker.reconnect(node);
                 wait_until_rejoined(broker, node);
             }
-            Fault::SwallowPackets { nodes, hang_up, .. } => {
+            Fault::StallNetwork { nodes, hang_up, .. } => {
                 if hang_up {
                     affected(proxies, nodes).for_each(Proxy::cut);
                 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::Service;
 use super::totals::{EXECUTED, LATE, NO_OUTCOME, Totals, UNANSWERED, WRONG};
 
-/// Filled by the soak from the output of its clients and servers.
+/// Filled from the output of the soak's clients and servers.
 pub struct Ledger {
     state: Mutex<State>,
     /// Notified of every right answer.

@@ -1,5 +1,5 @@
-//! The client and server processes of the soak: how they are started, stopped and replaced, and
-//! which ways of ending are violations.
+//! Starts, stops and replaces the client and server processes of the soak, and records processes
+//! that hang or fail as violations.
 
 use std::env;
 use std::process::Command;
@@ -16,8 +16,8 @@ use crate::programs::RPC_SERVER;
 /// its requests in progress.
 const END_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// Half of the processes connect through the proxies, which can swallow packets. The first
-/// [`Processes::LONG_LIVED`] clients and servers live through the whole run.
+/// Some of the processes connect through the proxies, which can stall. No fault ends the first
+/// [`Processes::LONG_LIVED`] clients and servers.
 pub struct Processes {
     ledger: Arc<Ledger>,
     direct: Vec<String>,
@@ -110,7 +110,7 @@ impl Processes {
         self.clients.iter().map(Process::pid).collect()
     }
 
-    /// Names and process ids of the processes that live through the whole run.
+    /// Names and process ids of the processes that no fault ends.
     pub fn long_lived(&self) -> Vec<(String, u32)> {
         let servers = (0..Processes::LONG_LIVED).map(|number| {
             let name = if is_named(number) { "server with a name" } else { "rpc_server" };

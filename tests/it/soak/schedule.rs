@@ -24,7 +24,7 @@ pub enum Fault {
     DeleteQueue(Service),
     /// The proxies of these nodes forward nothing for a time. With `hang_up` they then close their
     /// connections, as a firewall does that has lost its state.
-    SwallowPackets {
+    StallNetwork {
         nodes: [bool; 3],
         duration: Duration,
         hang_up: bool,
@@ -60,7 +60,7 @@ impl Schedule {
             3 => Fault::TerminateClient,
             4 => Fault::KillNode(random.below(3)),
             5 => Fault::StopNode(random.below(3)),
-            // The heartbeat ends connections to a silent node after 4 s; the other nodes declare it
+            // Missing heartbeats end connections to a silent node after 4 s; the other nodes declare it
             // down after about 8 s.
             6 => Fault::FreezeNode(random.below(3), random.millis(2_000, 12_000)),
             7 => Fault::CloseConnections,
@@ -77,7 +77,7 @@ impl Schedule {
                 let mut nodes = [0; 3].map(|_| random.below(2) == 0);
                 nodes[random.below(3)] = true;
                 let duration = random.millis(1_000, 8_000);
-                Fault::SwallowPackets { nodes, duration, hang_up: random.below(2) == 0 }
+                Fault::StallNetwork { nodes, duration, hang_up: random.below(2) == 0 }
             }
         }
     }
@@ -123,7 +123,7 @@ impl Fault {
             Fault::FreezeNode(_, duration)
             | Fault::MemoryAlarm(_, duration)
             | Fault::Partition(_, duration)
-            | Fault::SwallowPackets { duration, .. } => *duration,
+            | Fault::StallNetwork { duration, .. } => *duration,
             _ => Duration::ZERO,
         }
     }
@@ -142,7 +142,7 @@ impl Fault {
             Fault::MemoryAlarm(..) => "memory alarm",
             Fault::Partition(..) => "partition",
             Fault::DeleteQueue(_) => "queue deleted",
-            Fault::SwallowPackets { .. } => "packets swallowed",
+            Fault::StallNetwork { .. } => "network stalled",
         }
     }
 }
@@ -161,7 +161,7 @@ impl fmt::Display for Fault {
                 write!(f, "{kind}, {node}, for {duration:?}")
             }
             Fault::DeleteQueue(service) => write!(f, "{kind}, {}", service.queue()),
-            Fault::SwallowPackets { nodes, duration, hang_up } => {
+            Fault::StallNetwork { nodes, duration, hang_up } => {
                 let affected: Vec<usize> = (0..3).filter(|node| nodes[*node]).collect();
                 let end = if *hang_up { ", then hung up" } else { "" };
                 write!(f, "{kind}, {affected:?}, for {duration:?}{end}")

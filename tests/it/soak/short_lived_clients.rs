@@ -1,5 +1,5 @@
-//! `rpc_client` from the shell, run again and again during the faults. Each run must end in time,
-//! and either print the right numbers or fail with a temporary error's exit code.
+//! `rpc_client`, run again and again during the faults. Each run must end in time, and either print
+//! the right numbers or fail with the exit code of a temporary error.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
