@@ -80,7 +80,7 @@ impl Certificates {
         let done = command.output().unwrap_or_else(|error| {
             panic!("openssl cannot be run ({error}); on Debian: apt-get install openssl")
         });
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "openssl {args}: {said}");
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "openssl {args}: {stderr}");
     }
 }

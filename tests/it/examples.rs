@@ -51,11 +51,11 @@ fn nested_call_passes_on_deadline_and_trace() {
     for (item, answer) in [("bolts", "7"), ("unicorns", "NOT_FOUND: there is no such item")] {
         let left = ["orders", "stock"].map(|service| {
             let line = example.wait_for_line(&format!("{service}: "), BUILD_TIMEOUT);
-            let said = line.strip_prefix(&format!("{service}: ")).and_then(|rest| {
+            let seconds = line.strip_prefix(&format!("{service}: ")).and_then(|rest| {
                 let left = rest.strip_suffix(&format!(" left, trace {TRACE}"))?;
                 left.strip_suffix('s')?.parse::<f64>().ok()
             });
-            said.unwrap_or_else(|| panic!("{line}"))
+            seconds.unwrap_or_else(|| panic!("{line}"))
         });
         assert!(left[1] <= left[0] && left[0] <= 5.0, "{left:?}");
         let line = example.wait_for_line(item, PATIENCE);
@@ -80,7 +80,7 @@ fn drain_answers_begun_jobs_and_returns_the_rest() {
     for _ in 0..WORKERS {
         first.wait_for_line("begun with a job of 500 ms", PATIENCE);
     }
-    let done_first = drained(first);
+    let done_first = drain(first);
     assert!((WORKERS..jobs.len()).contains(&done_first), "{done_first} jobs done");
 
     let second = ready();
@@ -88,16 +88,16 @@ fn drain_answers_begun_jobs_and_returns_the_rest() {
     for job in jobs {
         assert_eq!(job.wait().unwrap(), b"worked for 500 ms");
     }
-    assert_eq!(done_first + drained(second), all, "each job is done once");
+    assert_eq!(done_first + drain(second), all, "each job is done once");
 }
 
 /// Stops the pool, and returns how many jobs it has done: all that it had begun.
-fn drained(mut pool: Process) -> usize {
+fn drain(mut pool: Process) -> usize {
     pool.signal("TERM");
     assert!(pool.wait(PATIENCE).success(), "{}", pool.stderr());
-    let said = pool.stdout();
-    let begun = said.matches("begun with").count();
-    assert!(said.ends_with(&format!("{begun} jobs done\n")), "{said}");
+    let stdout = pool.stdout();
+    let begun = stdout.matches("begun with").count();
+    assert!(stdout.ends_with(&format!("{begun} jobs done\n")), "{stdout}");
     begun
 }
 

@@ -106,13 +106,13 @@ impl Attempt {
 
 fn check_program(name: &str, program: &mut Process, code: i32, words: &[&str]) {
     let ended = program.wait(PATIENCE);
-    let said = program.stderr().to_string();
-    let sentence = said.lines().rfind(|line| line.starts_with(&format!("{name}: ")));
-    let sentence = sentence.unwrap_or_else(|| panic!("{name} prints no error: {said}"));
-    check(&[said.clone(), program.stdout().to_string()], sentence, words);
+    let stderr = program.stderr().to_string();
+    let sentence = stderr.lines().rfind(|line| line.starts_with(&format!("{name}: ")));
+    let sentence = sentence.unwrap_or_else(|| panic!("{name} prints no error: {stderr}"));
+    check(&[stderr.clone(), program.stdout().to_string()], sentence, words);
     assert_eq!(ended.code(), Some(code), "{sentence}");
     // Before a refusal, amiquip has logged something.
-    assert!(code != 77 || said.contains("TRACE"), "not all logging is on: {said}");
+    assert!(code != 77 || stderr.contains("TRACE"), "not all logging is on: {stderr}");
 }
 
 /// Checks that the sentence has these words, and that no text has the password in any form.

@@ -32,17 +32,17 @@ fn closed_loop_keeps_given_number_of_calls_in_flight() {
         let (calls, threads) = (in_flight.to_string(), threads.to_string());
         let args = ["--requests", "400", "--n", "186", "--json"];
         let args = [&args[..], &["--in-flight", &calls, "--threads", &threads]].concat();
-        let said = report(rpc_bench(&queue, &args), 0);
+        let json = report(rpc_bench(&queue, &args), 0);
         for (name, count) in [("requests", 400.0), ("ok", 400.0), ("errors", 0.0)] {
-            assert_eq!(number(&said, name), count, "{said}");
+            assert_eq!(number(&json, name), count, "{json}");
         }
         // Little's law: the mean number of calls in flight is rate times mean latency.
-        let mean_in_flight = number(&said, "mean") * 400.0 / 1e6 / number(&said, "seconds");
-        assert!((0.3..=1.05).contains(&(mean_in_flight / f64::from(in_flight))), "{said}");
-        let rate = number(&said, "calls_per_second") * number(&said, "seconds");
-        assert!((399.0..=401.0).contains(&rate), "{said}");
-        let [p50, p99, max] = ["p50", "p99", "max"].map(|name| number(&said, name));
-        assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{said}");
+        let mean_in_flight = number(&json, "mean") * 400.0 / 1e6 / number(&json, "seconds");
+        assert!((0.3..=1.05).contains(&(mean_in_flight / f64::from(in_flight))), "{json}");
+        let rate = number(&json, "calls_per_second") * number(&json, "seconds");
+        assert!((399.0..=401.0).contains(&rate), "{json}");
+        let [p50, p99, max] = ["p50", "p99", "max"].map(|name| number(&json, name));
+        assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{json}");
     }
 }
 
@@ -57,21 +57,21 @@ fn open_loop_latency_includes_stalls() {
     let client = connect(&url(), &queue);
     await_value(|| client.queue().unwrap().messages, |waiting| *waiting >= STALLED);
     server.signal("CONT");
-    let said = report(bench, 0);
-    assert_eq!(number(&said, "ok"), 150.0, "{said}");
+    let json = report(bench, 0);
+    assert_eq!(number(&json, "ok"), 150.0, "{json}");
     // The last call is due 1.5 s after the first.
-    assert!(number(&said, "seconds") >= 1.49, "{said}");
+    assert!(number(&json, "seconds") >= 1.49, "{json}");
     // Calls were due during the whole stall, and each waited for its end.
-    assert!(number(&said, "p50") >= 50_000.0, "{said}");
-    assert!(number(&said, "max") >= 500_000.0, "{said}");
+    assert!(number(&json, "p50") >= 50_000.0, "{json}");
+    assert!(number(&json, "max") >= 500_000.0, "{json}");
 }
 
 #[test]
 fn errors_are_counted_by_kind() {
-    let said = report(rpc_bench(&queue_name("no-such"), &["--requests", "20", "--json"]), 1);
+    let json = report(rpc_bench(&queue_name("no-such"), &["--requests", "20", "--json"]), 1);
     assert!(
-        said.contains("\"ok\":0,\"errors\":20,\"errors_by_kind\":{\"no such queue\":20}"),
-        "{said}"
+        json.contains("\"ok\":0,\"errors\":20,\"errors_by_kind\":{\"no such queue\":20}"),
+        "{json}"
     );
 }
 

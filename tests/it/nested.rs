@@ -44,7 +44,7 @@ fn handler_passes_on_deadline_and_trace() {
 #[test]
 fn unroutable_inner_call_is_answered_as_unavailable() {
     let front = queue_name("front");
-    let client = connect(&url(), &queue_name("nobody"));
+    let client = connect(&url(), &queue_name("unserved"));
     let _front = Serving::requests(&url(), &front, ServerOptions::default(), move |request| {
         Ok(client.request("7").within(request).call()?)
     });
@@ -66,11 +66,11 @@ fn clients_of_several_queues_share_a_connection() {
     });
     let one = connect(&url(), &queues[0]);
     let two = one.for_queue(&queues[1]).unwrap();
-    let nobody = one.for_queue("nobody-serves-this").unwrap();
+    let unserved = one.for_queue("unserved").unwrap();
     assert_eq!(one.call("?").unwrap(), queues[0].as_bytes());
     drop(one);
     assert_eq!(two.call("?").unwrap(), queues[1].as_bytes(), "the connection is still open");
-    assert_eq!(nobody.call("?"), Err(Error::Unroutable { queue: "nobody-serves-this".into() }));
+    assert_eq!(unserved.call("?"), Err(Error::Unroutable { queue: "unserved".into() }));
     let counters = two.counters();
     assert_eq!((counters.calls, counters.replies, counters.reconnects), (3, 2, 0));
 }

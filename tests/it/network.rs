@@ -13,7 +13,7 @@ use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop};
 use crate::proxy::{Mode, Proxy};
 
 /// The URL through that proxy. With a heartbeat of one second, silence is noticed after two to
-/// three seconds; a vain attempt to connect takes one second.
+/// three seconds; a failed attempt to connect takes one second.
 fn through(proxy: &Proxy) -> String {
     proxy.url() + "?heartbeat=1&connection_timeout=1000"
 }
@@ -106,8 +106,8 @@ fn server_moves_to_next_broker() {
     proxy.set(Mode::Stall);
     // The broker misses the server's heartbeats too, and delivers the request again.
     assert_eq!(client.call_timeout("7", PATIENCE), Ok(b"13".to_vec()));
-    let said = server.stderr();
-    assert!(said.contains("silent for two heartbeats"), "{said}");
+    let stderr = server.stderr();
+    assert!(stderr.contains("silent for two heartbeats"), "{stderr}");
     stop(&mut server);
 }
 

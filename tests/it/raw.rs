@@ -41,7 +41,7 @@ pub enum Verdict {
     HungUp,
 }
 
-/// The `reply_to` for which the broker makes up an address and declares no queue.
+/// The `reply_to` that the broker replaces by an address without a queue.
 pub const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 const METHOD: u8 = 1;

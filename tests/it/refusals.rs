@@ -125,7 +125,7 @@ fn error_names_permission_that_server_lacks() {
     // A missing write permission shows only when the server replies.
     let words = ["user \"cannot-write\"", "\"/\"", "answer requests", "exchange 'amq.default'"];
     let attempt = Attempt::new(&url("cannot-write", "%2f"), &queue);
-    // The request stays in the queue when a server fails on it. The requester has gone.
+    // The request stays in the queue when a server fails on it. The requester has disconnected.
     Raw::connect(broker().port(0)).request(&queue, b"7");
     attempt.fails_for_the_server(77, &words);
 }

@@ -56,8 +56,8 @@ fn server_takes_over_request_of_stopped_server() {
     assert_eq!(first.wait(PATIENCE).code(), Some(75), "{}", first.stderr());
     let took = began.elapsed();
     assert!((Duration::from_millis(300)..Duration::from_secs(10)).contains(&took), "{took:?}");
-    let said = first.stderr();
-    assert!(said.contains("timed out after 300ms: requests still in progress: 1; "), "{said}");
+    let stderr = first.stderr();
+    assert!(stderr.contains("timed out after 300ms: requests still in progress: 1; "), "{stderr}");
 
     second.wait_for_line("is redelivered", PATIENCE);
     assert_eq!(client.call(10), Ok(55));
@@ -193,7 +193,7 @@ fn log_has_ids_and_sizes_but_no_bodies() {
 
 #[test]
 fn reply_to_disconnected_requester_is_counted() {
-    let queue = queue_name("gone");
+    let queue = queue_name("disconnected");
     let (began, has_begun) = crossbeam_channel::bounded(0);
     let (go, may_go) = crossbeam_channel::bounded::<()>(0);
     let serving = Serving::start(&url(), &queue, ServerOptions::default(), move |_| {
@@ -201,11 +201,11 @@ fn reply_to_disconnected_requester_is_counted() {
         may_go.recv().unwrap();
         Ok(Vec::new())
     });
-    let gone = connect(&url(), &queue);
-    let call = gone.send("work").unwrap();
+    let requester = connect(&url(), &queue);
+    let call = requester.send("work").unwrap();
     has_begun.recv_timeout(PATIENCE).unwrap();
     drop(call);
-    gone.close();
+    requester.close();
     go.send(()).unwrap();
     await_value(|| serving.server.counters().returned, |returned| *returned == 1);
     assert_eq!(serving.stop().served, 1);

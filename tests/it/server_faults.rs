@@ -158,18 +158,18 @@ fn server_exits_when_login_or_permission_is_revoked() {
     broker.ctl(&["change_password", "ann", "second secret"]);
     broker.ctl(&["close_all_connections", "new passwords"]);
     assert_eq!(with_password.wait(PATIENCE).code(), Some(77), "{}", with_password.stderr());
-    let said = with_password.stderr();
-    assert!(said.contains("refused the login of user \"ann\": check"), "{said}");
+    let stderr = with_password.stderr();
+    assert!(stderr.contains("refused the login of user \"ann\": check"), "{stderr}");
 
     let url = url.replace("first", "second");
     let mut with_permission = rpc_server_at(&url, &queue, &[]);
     broker.ctl(&["set_permissions", "ann", "", "", ""]);
     broker.ctl(&["close_all_connections", "new permissions"]);
     assert_eq!(with_permission.wait(PATIENCE).code(), Some(77), "{}", with_permission.stderr());
-    let said = with_permission.stderr();
-    assert!(said.contains("user \"ann\" lacks the permission"), "{said}");
-    assert!(said.contains(&format!("queue '{queue}'")), "{said}");
-    assert!(!said.contains("secret"), "{said}");
+    let stderr = with_permission.stderr();
+    assert!(stderr.contains("user \"ann\" lacks the permission"), "{stderr}");
+    assert!(stderr.contains(&format!("queue '{queue}'")), "{stderr}");
+    assert!(!stderr.contains("secret"), "{stderr}");
 }
 
 #[test]
@@ -190,9 +190,9 @@ fn server_resumes_after_node_restart() {
     broker.start_node(0);
     server.wait_for_line("taking requests", PATIENCE);
     // A refused connection costs little, so the backoff is at most half a second.
-    let said = server.stderr();
-    let refused = || said.lines().filter(|line| line.contains("Connection refused"));
-    assert!(refused().count() > 0 && refused().all(|line| line.ends_with("ms")), "{said}");
+    let stderr = server.stderr();
+    let refused = || stderr.lines().filter(|line| line.contains("Connection refused"));
+    assert!(refused().count() > 0 && refused().all(|line| line.ends_with("ms")), "{stderr}");
     assert_eq!(client.call(7), Ok(13));
     stop(&mut server);
 }
@@ -271,7 +271,7 @@ fn server_keeps_connection_during_long_alarm() {
     assert_eq!(connect_fibonacci(&url, &queue).call(8), Ok(21));
     server.signal("TERM");
     let served = wait_for_served(&mut server);
-    let said = server.stderr();
-    assert!(!said.contains("trying again"), "{said}");
-    assert_eq!(served, 2, "{said}");
+    let stderr = server.stderr();
+    assert!(!stderr.contains("trying again"), "{stderr}");
+    assert_eq!(served, 2, "{stderr}");
 }

@@ -123,11 +123,11 @@ fn system_certificate_authorities_are_trusted_by_default() {
         let code = client.wait(PATIENCE).code();
         (code, client.stderr().to_string())
     };
-    let (code, said) = client("ca.pem");
-    assert!(said.contains("there is no queue"), "{said}");
+    let (code, stderr) = client("ca.pem");
+    assert!(stderr.contains("there is no queue"), "{stderr}");
     assert_eq!(code, Some(69));
-    let (_, said) = client("other-ca.pem");
-    assert!(said.contains("not signed by an authority trusted here"), "{said}");
+    let (_, stderr) = client("other-ca.pem");
+    assert!(stderr.contains("not signed by an authority trusted here"), "{stderr}");
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn first_call_to_missing_queue_fails_at_once() {
 #[test]
 fn timeout_error_reports_consumers_and_waiting_messages() {
     let broker = Broker::shared();
-    let queue = queue_name("nobody-serves");
+    let queue = queue_name("unserved");
     queue::declare_durable(&broker.url(), &queue);
     let mut connection = queue::connect(&broker.url());
     let channel = connection.open_channel(None).unwrap();

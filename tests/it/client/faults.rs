@@ -43,7 +43,7 @@ fn calls_resume_after_node_restart() {
     let answered = thread::spawn(move || (fibonacci.call(93), fibonacci.client().counters()));
     has_begun.recv_timeout(PATIENCE).unwrap();
 
-    // Eight calls are in flight while nobody waits for them, and eight threads wait for theirs.
+    // Eight calls are in flight while no thread waits for them; eight threads wait for theirs.
     let sent: Vec<_> = (0..8).map(|_| client.send("7").unwrap()).collect();
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..8)

@@ -98,7 +98,7 @@ impl System {
                 }
                 affected(proxies, nodes).for_each(|proxy| proxy.set(Mode::Forward));
             }
-            // The processes have been replaced already, and the others last no time.
+            // The processes have been replaced already; the other faults have no duration.
             Fault::KillServer(_)
             | Fault::TerminateServer(_)
             | Fault::KillClient

@@ -96,7 +96,7 @@ fn call_until(stop: &AtomicBool, service: Service, ask: impl Fn(u64, &str) -> Ou
         let outcome = ask(number * 7 % (fibonacci::MAX_N + 1), &id);
         let took = began.elapsed().as_micros();
         print_event(&format!("ended {id} {took} {}", describe(&outcome)));
-        // Without a pause these callers would leave no processor time for the rest.
+        // Without a pause these callers would use all processor time.
         let pause = if outcome.is_ok() { 10 } else { 200 };
         thread::sleep(Duration::from_millis(pause));
     }
@@ -118,7 +118,7 @@ fn judge_name(id: &str, reply: &[u8]) -> Answer {
     }
 }
 
-/// `right BY`, `wrong TEXT`, or `error KIND TEXT`, with an exclamation mark behind the kind if the
+/// `right BY`, `wrong TEXT`, or `error KIND TEXT`, with an exclamation mark after the kind if the
 /// error says that the request was not executed.
 fn describe(outcome: &Outcome) -> String {
     let kind = match outcome {

@@ -88,7 +88,7 @@ impl Schedule {
         match kind {
             0 => [Fault::KillNode(node), Fault::KillServer(random.below(2))],
             _ => {
-                // The alarm is on the side that goes on.
+                // The alarm is on a node of the majority.
                 let alarmed = (node + 1 + random.below(2)) % 3;
                 let duration = random.millis(3_000, 6_000);
                 [Fault::MemoryAlarm(alarmed, duration), Fault::Partition(node, duration)]

@@ -1,4 +1,4 @@
-//! Tests of the soak itself: it reports each kind of violation, here made on purpose.
+//! Tests of the soak itself: it reports violations that the tests cause on purpose.
 
 use std::path::Path;
 use std::sync::Arc;
