@@ -4,10 +4,10 @@
 #   scripts/bench.sh [--rounds 5] [--requests 4000] [--n 7] [--peers ours,c,...]
 #   scripts/bench.sh --growth [--rounds 5] [--seconds 2]
 #
-# The second measures how rate and CPU time grow with calls in flight, body sizes and
-# processes, beside librabbitmq's C pair. Results go to standard output and to target/bench:
-# results.json, table.md, latency.svg; or growth.json, growth.md, growth.svg. With its
-# defaults it takes, after the build, some four minutes, and six with --growth.
+# With --growth it measures how rate and CPU time grow with calls in flight, body sizes and
+# processes, compared with librabbitmq's C pair. Results go to standard output and to
+# target/bench: results.json, table.md, latency.svg; or growth.json, growth.md, growth.svg.
+# By default it takes some four minutes after the build, and six with --growth.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +21,7 @@ cargo build --release --bins --examples
 mkdir -p "$target/bench"
 flags=$(pkg-config --cflags --libs librabbitmq)
 for side in server client; do
-    # The flags are several words.
+    # $flags is several words.
     # shellcheck disable=SC2086
     gcc -O2 -Wall -Wextra -o "$target/bench/librabbitmq_$side" \
         "scripts/bench/librabbitmq_$side.c" $flags

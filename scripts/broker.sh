@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A private RabbitMQ for people, tests and CI: on loopback alone, on free ports,
-# all it writes in one temporary directory, and gone with its standard input.
+# A private RabbitMQ for people, tests and CI: on loopback only, on free ports, with all
+# its files in one temporary directory. It ends when its standard input closes.
 #
 #   broker.sh [--nodes N] [--tls DIR] [--config FILE]
 #
@@ -10,24 +10,24 @@
 #                  may log in by its common name (EXTERNAL)
 #   --config FILE  lines for every node's rabbitmq.conf; they win over those here
 #
-# Once every node takes connections it prints its facts, one key=value a line (url,
+# When every node accepts connections, it prints its facts, one key=value a line (url,
 # dir, and for each node I port.I, node.I, pid.I and, with --tls, tls_port.I), then
-# `ready`. From then on each line read is a command, answered by one line: `ok`, with
+# `ready`. After that, each input line is a command. Its answer is one line: `ok`, with
 # new facts if there are any, or `error` and the reason.
 #
 #   kill I...     SIGKILL                         freeze I...   SIGSTOP
-#   stop I...     end in good order               thaw I...     SIGCONT
-#   start I...    again, with its ports and data: `ok pid=PID`
+#   stop I...     SIGTERM                         thaw I...     SIGCONT
+#   start I...    restart with its ports and data: `ok pid=PID`
 #   ctl I ARG...  rabbitmqctl, quoted as for xargs; its output goes to DIR/ctl.out
 #   quit
 #
-# The end of standard input, INT and TERM end everything at once, even midway.
+# The end of standard input, INT and TERM end all nodes at once, also during a command.
 #
-# With RABBITMQ_ROOT=FOLDER the nodes are those of the Debian in that folder, as
-# debian13.sh makes one; that takes root.
+# With RABBITMQ_ROOT=FOLDER it runs the RabbitMQ of the Debian in that folder, which
+# debian13.sh makes. That needs root.
 #
-# It is long for one file, since what starts the nodes, what the commands do and what cleans
-# up share their state.
+# This is one long file because starting the nodes, the commands and the clean-up share
+# their state.
 set -eu
 shopt -s extglob
 
@@ -50,22 +50,21 @@ main() {
 
     commands=() partial='' pid=() epmd='' ctl='' dir=''
     trap end EXIT
-    # A signal may come just as the end of input has begun the end, and must not cut it
-    # short.
+    # A signal that arrives during the clean-up must not interrupt it.
     trap 'end; exit 0' INT TERM HUP PIPE
     dir=$(mktemp -d "${TMPDIR:-/tmp}/broker.XXXXXX")
-    furnish
+    prepare
     claim_ports
 
-    # The first node runs before the others look for it: nodes that all start at once
-    # may each take itself for the first and found a cluster of one.
+    # The first node runs before the others start: nodes that start at the same time may each
+    # form a cluster of one.
     boot 0
     await 0 || give_up 0
     for ((i = 1; i < nodes; i++)); do boot "$i"; done
     for ((i = 1; i < nodes; i++)); do await "$i" || give_up "$i"; done
     within 30 joined || give_up 0
 
-    introduce
+    print_facts
     while true; do
         until ((${#commands[@]})); do listen; done
         mapfile -t words < <(xargs -r printf '%s\n' <<<"${commands[0]}")
@@ -79,8 +78,8 @@ usage() {
     exit 64
 }
 
-# Runs this script inside that folder. It finds there what it shares with the tests; the
-# mounts are seen by it alone, and end with it.
+# Runs this script inside that folder, with the directories that it shares with the tests.
+# Only this script sees the mounts, and they end with it.
 enter() {
     local root shared
     root=$(realpath -e "$RABBITMQ_ROOT") || exit 66
@@ -98,8 +97,8 @@ enter() {
 
 find_rabbitmq() {
     local script
-    # Debian's command in the PATH insists on root or rabbitmq; the script behind it
-    # runs as anyone.
+    # Debian's command in the PATH needs the user root or rabbitmq; the script that it calls
+    # runs as any user.
     for script in /usr/lib/rabbitmq/bin/rabbitmq-server "$(command -v rabbitmq-server)"; do
         [[ -x $script ]] || continue
         rabbitmq=$(dirname "$(dirname "$(realpath "$script")")")
@@ -109,15 +108,15 @@ find_rabbitmq() {
     exit 69
 }
 
-# Fills the directory, and the environment all nodes share, in which nothing of a
-# system broker's may shine through.
-furnish() {
+# Fills the directory and the environment that all nodes share. The settings of a system
+# broker must not affect them.
+prepare() {
     unset "${!RABBITMQ_@}" "${!ERL_@}" NOTIFY_SOCKET
     export HOME=$dir LC_ALL=C.UTF-8 ERL_CRASH_DUMP=$dir/erl_crash.dump
     (umask 377 && head -c 32 /dev/urandom | sha256sum | head -c 64 >"$dir/.erlang.cookie")
 
-    # Erlang looks for every module in one directory after another. With the seventy
-    # that RabbitMQ brings a node starts in 6 s, with those it needs in 4 s.
+    # Erlang searches one directory after another for each module. With the seventy
+    # directories of RabbitMQ a node starts in 6 s, with only those that it needs in 4 s.
     mkdir -p "$dir/rabbitmq/plugins" "$dir/none"
     ln -s "$rabbitmq"/{sbin,escript} "$dir/rabbitmq"
     ln -s "$rabbitmq"/plugins/!(rabbitmq_*|README) \
@@ -132,15 +131,15 @@ furnish() {
     export RABBITMQ_CONF_ENV_FILE=$dir/none/env RABBITMQ_CONFIG_FILES=$dir/none
     export RABBITMQ_ADVANCED_CONFIG_FILE=$dir/none/advanced.config
 
-    # What is started on this leash ends even if this script is killed.
-    leash=(env)
-    ! command -v setpriv >/dev/null || leash=(setpriv --pdeathsig KILL)
+    # A command that is started with this prefix ends even if this script is killed.
+    tied=(env)
+    ! command -v setpriv >/dev/null || tied=(setpriv --pdeathsig KILL)
 }
 
-# Takes a block of sixteen ports by having an epmd listen on the first: one of our
-# own, since an epmd that a node starts outlives it. The blocks lie below the ports
-# which the kernel gives to outgoing connections, so that a node that was stopped
-# finds its own free again.
+# Reserves a block of sixteen ports by an epmd that listens on the first. This script starts
+# that epmd, since one that a node starts outlives the node. The blocks are below the ports
+# that the kernel gives to outgoing connections, so that the ports of a stopped node stay
+# free.
 claim_ports() {
     local base i
     export ERL_EPMD_PORT ERL_EPMD_ADDRESS=127.0.0.1
@@ -148,7 +147,7 @@ claim_ports() {
         base=$((16384 + RANDOM % 1000 * 16))
         for ((i = 0; i < 16; i++)); do ! listens $((base + i)) || continue 2; done
         ERL_EPMD_PORT=$base
-        "${leash[@]}" epmd </dev/null >"$dir/epmd.out" 2>&1 &
+        "${tied[@]}" epmd </dev/null >"$dir/epmd.out" 2>&1 &
         epmd=$! && disown
         within 10 listens "$base" && alive "$epmd" && break
     done
@@ -176,29 +175,29 @@ boot() {
             printf 'auth_mechanisms.%s\n' '1 = PLAIN' '2 = AMQPLAIN' '3 = EXTERNAL'
         fi
         if ((nodes > 1)); then
-            # The nodes join one after another under a lock, for which by default they
-            # sleep up to eight seconds.
+            # The nodes join one by one under a lock. By default they sleep up to eight
+            # seconds between two attempts to get it.
             echo "cluster_formation.classic_config.nodes.1 = ${node[0]}"
             ((i == 0)) || echo "cluster_formation.classic_config.nodes.2 = ${node[i]}"
             printf 'cluster_formation.%s\n' 'internal_lock_retries = 1' \
                 'lock_retry_limit = 600' 'lock_retry_timeout = 100'
             echo 'cluster_partition_handling = pause_minority'
-            # A frozen node is missed within ten seconds, not within a minute.
+            # The other nodes notice a frozen node within ten seconds instead of a minute.
             echo 'net_ticktime = 8'
         fi
         cat "$config"
     } >"$dir/node.$i.conf"
 
-    # As it does under systemd the script becomes the Erlang machine, whose pid is
-    # then the one we know.
+    # As under systemd, the script replaces itself with the Erlang machine, so $! is the pid
+    # of that machine.
     RUNNING_UNDER_SYSTEMD=true RABBITMQ_NODENAME=${node[i]} \
         RABBITMQ_DIST_PORT=${dist_port[i]} RABBITMQ_CONFIG_FILE=$dir/node.$i.conf \
-        RABBITMQ_PID_FILE=$dir/node.$i.pid "${leash[@]}" \
+        RABBITMQ_PID_FILE=$dir/node.$i.pid "${tied[@]}" \
         "$dir/rabbitmq/sbin/rabbitmq-server" </dev/null >"$dir/node.$i.out" 2>&1 &
     pid[i]=$! && disown
 }
 
-# Waits until node I takes connections; fails when it ended instead.
+# Waits until node I accepts connections; fails if it ends before.
 await() {
     within 120 settled "$1" && runs "$1"
 }
@@ -222,7 +221,7 @@ give_up() {
     exit 1
 }
 
-introduce() {
+print_facts() {
     local i urls
     urls=$(printf ',amqp://guest:guest@127.0.0.1:%d/%%2f' "${port[@]}")
     echo "url=${urls:1}"
@@ -232,10 +231,10 @@ introduce() {
         [[ ! $tls ]] || echo "tls_port.$i=${tls_port[i]}"
     done
     echo ready
-    [[ ! -t 0 ]] || echo "Commands: kill, stop, start, freeze, thaw I...; ctl I ARG...; Ctrl-D ends it all." >&2
+    [[ ! -t 0 ]] || echo "Commands: kill, stop, start, freeze, thaw I...; ctl I ARG...; Ctrl-D ends all nodes." >&2
 }
 
-# Does one command and answers it with one line.
+# Executes one command and answers it with one line.
 execute() {
     local verb=${1:-} numbers=("${@:2}") i facts='' reason=''
     [[ $verb != ctl ]] || numbers=("${@:2:1}")
@@ -285,7 +284,7 @@ restarted() {
 }
 
 controlled() {
-    "${leash[@]}" "$dir/rabbitmq/sbin/rabbitmqctl" --quiet --node "${node[$1]}" "${@:2}" \
+    "${tied[@]}" "$dir/rabbitmq/sbin/rabbitmqctl" --quiet --node "${node[$1]}" "${@:2}" \
         </dev/null >"$dir/ctl.out" 2>&1 &
     ctl=$!
     within 60 gone "$ctl" || kill -KILL "$ctl"
@@ -302,9 +301,8 @@ within() {
     done
 }
 
-# Takes one line from standard input, waiting for at most so many seconds, or for
-# ever. All waiting is done here, so that the end of input is noticed whatever else
-# is waited for.
+# Reads one line from standard input, within so many seconds if a number is given. Every wait
+# of this script goes through here, so that it always notices the end of input.
 listen() {
     local more
     if read -r ${1:+-t "$1"} more; then
@@ -338,7 +336,8 @@ alive() {
     kill -0 "$1"
 } 2>/dev/null
 
-# SIGKILL ends a frozen node too. What was started last may not be noted anywhere yet.
+# SIGKILL ends a frozen node too. $! is the last process started, whose pid may be in no
+# other variable yet.
 end() {
     set +e
     trap '' INT TERM HUP PIPE

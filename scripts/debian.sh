@@ -1,8 +1,8 @@
 # Sourced by the other scripts for `need`.
 # shellcheck shell=bash
 
-# Makes sure that Debian packages are there: installs what is missing as root or through
-# sudo, and otherwise says what to run and exits 69.
+# Makes sure that Debian packages are installed: installs missing ones as root or through
+# sudo, and otherwise prints what to run and exits 69.
 #   need PACKAGE...
 need() {
     local package missing=() root=()
@@ -31,7 +31,7 @@ has_package() {
     if command -v dpkg-query >/dev/null; then
         [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) == installed ]]
     else
-        # What the package is wanted for, elsewhere.
+        # Without dpkg, look for the command or library that the package provides.
         case $1 in
             amqp-tools) command -v amqp-publish ;;
             libc6-dev) command -v cc ;;
@@ -44,8 +44,8 @@ has_package() {
     fi
 }
 
-# Debian starts a service when it installs it. Nobody asked for a system broker here, so
-# for the time being the machine's policy says no, unless it has one already.
+# Debian starts a service when it installs it. To keep it from starting a system broker, this
+# denies service starts during the installation, unless the machine has a policy already.
 # shellcheck disable=SC2016
 install='
     set -eu

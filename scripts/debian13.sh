@@ -4,7 +4,7 @@
 #   scripts/debian13.sh FOLDER
 #   RABBITMQ_ROOT=FOLDER scripts/test.sh
 #
-# Needs root. It takes some minutes and 700 MB; a folder that is complete is left as it is.
+# Needs root, some minutes and 700 MB. Does nothing if the folder is complete.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/debian.sh
@@ -27,14 +27,14 @@ main() {
     need debootstrap
     mkdir -p "$folder"
     debootstrap --variant=minbase trixie "$folder"
-    # No service starts while it is installed.
+    # Keeps services from starting while they are installed.
     printf '#!/bin/sh\nexit 101\n' >"$folder/usr/sbin/policy-rc.d"
     chmod 755 "$folder/usr/sbin/policy-rc.d"
-    # The host's ways to the packages, such as a proxy.
+    # The host's settings for downloads, such as a proxy.
     cp -rT /etc/apt/apt.conf.d "$folder/etc/apt/apt.conf.d"
     DEBIAN_FRONTEND=noninteractive chroot "$folder" \
         apt-get -qq install --no-install-recommends rabbitmq-server </dev/null
-    # The nodes' names end with localhost.
+    # The nodes' names end with localhost, which must resolve.
     cp /etc/hosts "$folder/etc/hosts"
     touch "$folder/complete"
     echo "RabbitMQ $(version) is in $folder."

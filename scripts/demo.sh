@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Remote procedure calls from end to end: a broker, a server, a client, and what happens
-# when a number is too large, when servers share the work, and when one is told to stop.
+# Shows remote procedure calls from end to end: a broker, a server, a client, a number that
+# is too large, two servers that share the work, and a server that stops during work.
 #
-# Uses the broker of $AMQP_URL, else starts a private one. What it started it also stops,
-# even when interrupted.
+# Uses the broker of $AMQP_URL, or starts a private one. It stops all that it has started,
+# also when it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/debian.sh
@@ -30,7 +30,7 @@ main() {
     bin=$(cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release
 
     if [[ ${AMQP_URL:-} ]]; then
-        # On a broker that others use too, a queue of its own keeps out of their way.
+        # Others may use this broker too, so the demo has a queue of its own.
         queue=rpc_demo_$$ option=(--queue "$queue")
         step "Use the broker of \$AMQP_URL"
     else
@@ -79,8 +79,8 @@ step() {
 
 start_broker() {
     mkfifo "$scratch/broker.in"
-    # The broker runs until this descriptor is closed. It is open for reading as well
-    # because opening a pipe for writing alone waits for a reader.
+    # The broker runs until this descriptor is closed. It is open for reading too, because
+    # opening a pipe only for writing waits for a reader.
     exec 3<>"$scratch/broker.in"
     launch scripts/broker.sh <"$scratch/broker.in" >"$scratch/broker.out" 2>"$scratch/broker.log"
     broker=$!
@@ -109,7 +109,7 @@ stop_server() {
     echo "   server $name stopped in good order${served:+, $served}"
 }
 
-# Asks for numbers; the next `answered` or `refused` says what must come of it.
+# Asks for numbers. The next `answered` or `refused` checks the outcome.
 ask() {
     show rpc_client "${option[@]}" "$@"
     launch "$bin/rpc_client" "${option[@]}" "$@" </dev/null >"$scratch/client.out" 2>"$scratch/client.log"
@@ -136,8 +136,8 @@ show() {
     echo "   \$ $*"
 }
 
-# Starts a command in a process group of its own: an interrupt reaches this script alone,
-# which then ends the whole group.
+# Starts a command in a process group of its own, so that an interrupt reaches only this
+# script, which then ends the group.
 launch() {
     set -m
     "$@" 3>&- &
@@ -173,7 +173,7 @@ end() {
             done
             ;;
     esac
-    # From here on nobody needs to read that something was terminated.
+    # Hides bash's messages about terminated jobs.
     exec 2>/dev/null
     mapfile -t running < <(jobs -rp | grep -vx "$broker")
     finish "${running[@]}"
@@ -184,7 +184,7 @@ end() {
     rm -rf "$scratch"
 }
 
-# Ends process groups: asks, and after ten seconds insists.
+# Ends process groups: by SIGTERM, and after ten seconds by SIGKILL.
 finish() {
     local groups=("${@/#/-}")
     kill -TERM -- "${groups[@]}"
@@ -195,7 +195,7 @@ finish() {
     kill -KILL -- "${groups[@]}"
 }
 
-# Leaves nothing behind on a broker that is not ours.
+# Deletes the queue from a broker that others use.
 delete_queue() {
     local url
     [[ $queue ]] || return

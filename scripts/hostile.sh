@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Sends a server hostile requests from many connections while eight good clients call, and
-# fails if a good call gets no right answer, if the slowest of them in 100 takes more than ten
-# times as long as without hostile requests, or if the server grows.
+# Sends a server hostile requests from many connections while eight good clients call. Fails
+# if a good call gets a wrong answer or none, if the slowest good call in 100 takes more than
+# ten times as long as without hostile requests, or if the server grows.
 #
 #   scripts/hostile.sh [CONNECTIONS]
 #

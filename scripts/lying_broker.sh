@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Has a peer that only seems to be a broker send any frames at any time to client and
-# server, and fails if one of them panics, misses a deadline or grows.
+# Runs client and server against a peer that does a broker's handshake and then sends random
+# frames at any time. Fails if one of them panics, misses a deadline or grows.
 #
 #   scripts/lying_broker.sh [FRAMES] [SEED]
 #

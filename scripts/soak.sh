@@ -5,7 +5,7 @@
 #
 #   scripts/soak.sh [MINUTES] [SEED]
 #
-# MINUTES is 5 by default. SEED, which the table names, repeats the faults of another run.
+# MINUTES is 5 by default. SEED repeats the faults of an earlier run, whose table shows it.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/debian.sh

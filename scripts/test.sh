@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All checks, as CI runs them: format, lints, documentation, scripts, tests. Installs what
-# is missing where it may. Goes through all of them and then fails if any did.
+# Runs all checks, as CI does: format, lints, documentation, scripts, tests. Installs missing
+# packages if it may. Runs every check, and fails at the end if one of them failed.
 #
-# RABBITMQ_ROOT=FOLDER has the tests use the RabbitMQ of the Debian in that folder, as
-# scripts/debian13.sh makes one.
+# With RABBITMQ_ROOT=FOLDER the tests use the RabbitMQ of the Debian in that folder, which
+# scripts/debian13.sh makes.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/debian.sh
@@ -29,7 +29,7 @@ main() {
         check 'scripts' shellcheck -x scripts/*.sh .ci/run
     fi
     run_tests
-    # By a seed that stays, so that what differs between two runs is what was changed.
+    # The seed is fixed, so that two runs have the same faults.
     check 'a minute of faults' scripts/soak.sh 1 1
 
     ((${#failures[@]} == 0)) || echo "Not in order: $(printf '%s; ' "${failures[@]}" | sed 's/; $//')." >&2
@@ -37,7 +37,7 @@ main() {
     ((${#failures[@]} == 0))
 }
 
-# Runs one check, and says in one line how it went; what it printed only if it failed.
+# Runs one check and prints one line with the result, and the check's output if it failed.
 check() {
     local name=$1 start=$SECONDS verdict=ok
     "${@:2}" >"$log" 2>&1 || verdict=FAILED
@@ -56,7 +56,7 @@ run_tests() {
     printf '%-28s %-7s %3d s\n' tests "$verdict" $((SECONDS - start))
 }
 
-# Adds up one column of the test binaries' closing lines.
+# Adds up one column of the test binaries' summary lines.
 sum() {
     grep '^test result:' "$log" | grep -o "[0-9]* $1" | awk '{ sum += $1 } END { print sum + 0 }'
 }

@@ -1,5 +1,5 @@
-//! How the two amiquip programs connect: as amiquip's examples do, or with
-//! `TCP_NODELAY` set and everything else the same.
+//! Connects for the two amiquip programs: as amiquip's examples do, or the same with
+//! `TCP_NODELAY` set.
 
 use std::net::TcpStream;
 
@@ -20,7 +20,7 @@ pub fn open(url: &str, nodelay: bool) -> Result<Connection> {
     Ok(Connection::insecure_open_stream(stream, options, ConnectionTuning::default())?)
 }
 
-/// Understands as much of a URL as a benchmark needs.
+/// Parses the parts of a URL that a benchmark needs.
 fn parse(url: &str) -> Option<(&str, ConnectionOptions<Auth>)> {
     let (credentials, place) = url.strip_prefix("amqp://")?.split_once('@')?;
     let (username, password) = credentials.split_once(':')?;

@@ -1,5 +1,5 @@
 //! Tutorial six, server side, as amiquip's own example `rpc_server` has it,
-//! with options added and `fib` made quick, so that the RPC layer is measured.
+//! with options added and a quick `fib`, so that it measures the RPC layer.
 
 mod amiquip_open;
 

@@ -1,7 +1,7 @@
-//! Requests of any size that come back as they are: both sides, on this crate's interface.
+//! A server that replies with the request's body, and its client, on this crate's interface.
 //!
-//! Its client takes the options of `librabbitmq_client`, and its server those of
-//! `librabbitmq_server --echo`, with which `growth.py` compares them.
+//! They have the options of `librabbitmq_server --echo` and `librabbitmq_client`, with which
+//! `growth.py` compares them.
 
 mod load_report;
 
@@ -110,7 +110,7 @@ fn call(options: &Client) -> Result<(), Box<dyn std::error::Error>> {
     if all_right { Ok(()) } else { Err("some replies were wrong".into()) }
 }
 
-/// Makes calls until there were enough, and waits for them in the order of sending.
+/// Makes calls up to the limits, and waits for them in the order in which they were sent.
 fn drive(client: &RpcClient, body: &[u8], options: &Client) -> Result<Tally, Error> {
     let mut tally = Tally::default();
     let mut in_flight: VecDeque<(Instant, PendingReply)> = VecDeque::new();
@@ -133,8 +133,8 @@ fn drive(client: &RpcClient, body: &[u8], options: &Client) -> Result<Tally, Err
     Ok(tally)
 }
 
-/// Compares the length and both ends, as the C client does: the middle of a large body would
-/// cost more to compare than what is measured here.
+/// Compares the length and both ends, as the C client does: comparing all of a large body would
+/// cost more than the call that is measured.
 fn same(reply: &[u8], body: &[u8]) -> bool {
     let part = body.len().min(64);
     let rest = body.len() - part;

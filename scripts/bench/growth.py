@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Measures how the rate of calls and their CPU time grow, beside librabbitmq's C pair.
+"""Measures how the rate of calls and their CPU time grow, compared with librabbitmq's C pair.
 
 Each side is an echo server and clients that call it: with more and more calls in
 flight on one thread, with larger and larger bodies, and from more and more
 client processes. Clients connect and make a call before the clock starts, and
-disconnect after it has stopped, so that only calls count. Both servers get as
-large a prefetch as there are calls in flight over all clients, at most 256:
-beyond some hundred it gains nothing and only piles up requests in one server.
+disconnect after it has stopped, so that only calls count. The prefetch of both
+servers is the number of calls in flight over all clients, at most 256: a larger
+prefetch does not raise the rate and only queues requests in one server.
 
 Every round runs every point once for each side, one right after the other, in
 an order rotated by one from round to round; ratios compare within a round.
@@ -29,7 +29,7 @@ from harness import (RUN_LIMIT, START_LIMIT, ChildFailed, Meter, child, end_in_o
 MOST_PREFETCH = 256
 KIB, MIB = 1 << 10, 1 << 20
 
-# Along each axis everything else is 1, so that all three begin with the same case: it is run once.
+# On each axis everything else is 1. All three axes begin with the same case, which runs once.
 AXES = {
     "in_flight": [1, 4, 16, 64, 256, 1024],
     "body_size": [1, KIB, 64 * KIB, MIB, 16 * MIB],
@@ -55,14 +55,14 @@ def main():
     sides = list(peers(options.target))
     runs = []
     with private_node() as facts:
-        # A fresh node loads code at its first calls: they are made, not counted.
+        # A new node loads code during its first calls, so these are not counted.
         run_case(facts, options, points[0], sides[0])
         for round_number in range(options.rounds):
             cases = [(point, peer) for point in rotated(points, round_number) for peer in rotated(sides, round_number)]
             for point, peer in cases:
                 result = run_case(facts, options, point, peer)
                 runs.append({"round": round_number + 1, "peer": peer} | point | result)
-                tell(runs[-1], options.rounds)
+                print_progress(runs[-1], options.rounds)
 
     results = {
         "machine": machine(facts),
@@ -91,7 +91,7 @@ def arguments():
 
 
 def run_case(facts, options, point, peer):
-    """A fresh server, fresh clients; what they did together, and what it cost."""
+    """Starts a server and clients; returns the calls of all clients and the costs."""
     server_command, client_command = peers(options.target)[peer]
     queue = "growth." + ".".join([peer, *map(str, point.values())])
     place = ["--url", facts["url"], "--queue", queue]
@@ -125,13 +125,13 @@ def run_case(facts, options, point, peer):
         "requests": requests,
         "prefetch": prefetch,
         "calls_per_second": requests / max(answer["seconds"] for answer in answers),
-        # Of several clients, the middle one's.
+        # The median of all clients.
         "latency_us": {name: statistics.median(answer["latency_us"][name] for answer in answers)
                        for name in answers[0]["latency_us"]},
     }
 
 
-def tell(run, rounds):
+def print_progress(run, rounds):
     where = ", ".join(f"{axis} {run[axis]:,}" for axis in AXES if run[axis] > 1) or "all 1"
     print(f"round {run['round']}/{rounds}  {where:<21} {run['peer']:<5} {run['calls_per_second']:>8.0f} calls/s  "
           f"{run['foreign_cpu_share']:>4.0%} of the CPU went elsewhere", file=sys.stderr)

@@ -73,8 +73,8 @@ def figure(name, value):
     return f"{value:,.0f} µs" if value >= 100 else f"{value:.1f} µs"
 
 
-# The picture: a column for each axis, a row for each metric, both scales logarithmic. Above each
-# point stands the ratio of ours to C's.
+# The picture: a column for each axis, a row for each metric, both scales logarithmic. The ratio of
+# ours to C's is above each point.
 
 ROWS = {"calls_per_second": "Calls per second (higher is better)",
         "client_cpu": "Client CPU per call (lower is better)",
@@ -122,7 +122,7 @@ def panel(left, top, axis, title, metric, rows):
 
     parts = []
     scale = ticks(low, high)
-    # Over several decades only their beginnings are numbered, within one more of them.
+    # Over several decades only powers of ten are labelled, over fewer decades more ticks.
     digits = "1" if high / low > 300 else "13" if high / low > 8 else "1235"
     numbered = [tick for tick in scale if leading_digit(tick) in digits]
     for tick in scale:

@@ -1,4 +1,4 @@
-"""What the measuring scripts share: a private node, child processes, CPU clocks, the machine."""
+"""Shared by the measuring scripts: a private node, child processes, CPU clocks, the machine."""
 import contextlib
 import os
 import pathlib
@@ -17,7 +17,7 @@ START_LIMIT, RUN_LIMIT, STOP_LIMIT = 60, 300, 45  # seconds
 
 
 def end_in_order():
-    """Makes a signal unwind the stack, so that whatever was started is stopped."""
+    """Makes a signal unwind the stack, so that all child processes are stopped."""
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda number, _: sys.exit(128 + number))
 
@@ -29,7 +29,7 @@ def rotated(cases, round_number):
 
 @contextlib.contextmanager
 def private_node(*options):
-    """The node ends when its standard input closes, so also when this is killed."""
+    """The node ends when its standard input closes, so also when this process is killed."""
     with tempfile.TemporaryFile("w+") as errors:
         broker = subprocess.Popen([BROKER, *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                   stderr=errors, text=True, start_new_session=True)
@@ -49,7 +49,7 @@ def private_node(*options):
 
 @contextlib.contextmanager
 def certificates():
-    """A directory with what `broker.sh --tls` reads, and a client's certificate and key."""
+    """A directory with the files of `broker.sh --tls`, and a client's certificate and key."""
     key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
     with tempfile.TemporaryDirectory() as directory:
         def openssl(arguments):
@@ -68,8 +68,8 @@ def certificates():
 def child(command, stdin=subprocess.DEVNULL):
     """A process that ends with the block, and, by setpriv, with this process.
 
-    It has a session of its own: an interrupt from the keyboard reaches this
-    process alone, which then ends the others in order.
+    It has a session of its own, so that an interrupt from the keyboard reaches only this
+    process, which then ends the others.
     """
     command = ["setpriv", "--pdeathsig", "KILL", *map(str, command)]
     with tempfile.TemporaryFile("w+") as errors:
@@ -118,10 +118,10 @@ def wait_for_line(process, start):
 
 
 def watch(process):
-    """Waits for the end; returns the CPU seconds and the peak memory in KiB.
+    """Waits until the process ends; returns its CPU seconds and its peak memory in KiB.
 
-    The memory is sampled, because what wait4 reports as the peak includes the
-    size this process had when it started the child.
+    The memory is sampled, because the peak that wait4 reports includes the size of this
+    process when it started the child.
     """
     deadline, rss = time.monotonic() + RUN_LIMIT, 0
     end = os.pidfd_open(process.pid)
@@ -140,15 +140,15 @@ def watch(process):
 
 
 class Meter:
-    """The CPU seconds that processes spend from its making on, by role: Meter(server=[pid, pid])."""
+    """The CPU seconds that processes spend after its creation, by role: Meter(server=[pid, pid])."""
 
     def __init__(self, **pids):
         self.pids, self.before = pids, {role: cpu_seconds(pids[role]) for role in pids}
         self.busy, self.started = busy_seconds(), time.monotonic()
 
     def read(self, **spent):
-        """With what ended processes have spent, known otherwise; and the share of the machine's
-        time that went to none of these."""
+        """The CPU seconds by role, together with those of ended processes in `spent`, and the share
+        of the machine's time that other processes used."""
         spent |= {role: cpu_seconds(self.pids[role]) - self.before[role] for role in self.pids}
         foreign = busy_seconds() - self.busy - sum(spent.values())
         capacity = (time.monotonic() - self.started) * os.cpu_count()
@@ -162,7 +162,7 @@ def cpu_seconds(pids):
 
 
 def busy_seconds():
-    """What all processors together have worked, in whatever process, since the start."""
+    """CPU seconds of all processes on all processors since the machine started."""
     with open("/proc/stat") as stat:
         user, nice, system, _, _, irq, softirq, steal = map(int, stat.readline().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
@@ -194,7 +194,7 @@ def package(name):
 
 
 def python_with_pika():
-    """Debian's pika belongs to Debian's Python, which may not come first in PATH."""
+    """Debian's pika needs Debian's Python, which may not be the first in PATH."""
     for python in ("python3", "/usr/bin/python3"):
         if first_line([python, "-c", "import pika; print(1)"]):
             return shutil.which(python)

@@ -19,7 +19,7 @@
 
 enum { UUID_LENGTH = 36, TIMEOUT_SECONDS = 30 };
 
-/* What is asked, and how. */
+/* The calls to make, and how to make them. */
 struct load {
   amqp_connection_state_t connection;
   const char *queue;
@@ -34,8 +34,8 @@ struct call {
   int64_t published; /* nanoseconds; 0 once it has been answered */
 };
 
-/* The calls in the order of publishing, from `oldest` to before `next`. The
- * places are a ring: call number i is at i % size. */
+/* The calls in the order of publishing, from `oldest` up to but without `next`.
+ * `places` is a ring: call number i is at i % size. */
 struct calls {
   struct call *places;
   long size, oldest, next;
@@ -185,9 +185,9 @@ static void publish(const struct load *load, struct call *call) {
         "Could not publish a request");
 }
 
-/* Finds the call that a reply belongs to, and returns when it was published; 0
- * for a reply that belongs to none. Replies come nearly in the order of the
- * requests, so the search ends early. */
+/* Finds the call of a reply, and returns when it was published, or 0 if the
+ * reply belongs to no call. Replies arrive nearly in the order of the requests,
+ * so the search ends early. */
 static int64_t take_call(struct calls *calls, amqp_bytes_t correlation_id) {
   if (correlation_id.len != UUID_LENGTH) return 0;
   for (long i = calls->oldest; i < calls->next; i++) {
@@ -213,8 +213,8 @@ static void count(struct tally *tally, int64_t latency, int ok) {
   tally->ok += ok;
 }
 
-/* Compares the length and both ends; the middle of a large body would cost more
- * to compare than what is measured here. */
+/* Compares the length and both ends: comparing all of a large body would cost
+ * more than the call that is measured. */
 static int same(amqp_bytes_t a, amqp_bytes_t b) {
   if (a.len != b.len) return 0;
   size_t part = a.len < 64 ? a.len : 64, rest = a.len - part;
@@ -229,14 +229,14 @@ static amqp_bytes_t echo_body(size_t size) {
   return body;
 }
 
-/* Reads standard input up to a line's end, or up to its own. */
+/* Reads standard input up to this character, or to its end. */
 static void wait_for(char wanted) {
   for (int c; (c = getchar()) != EOF && c != wanted;) continue;
 }
 
 static void new_uuid(char text[UUID_LENGTH + 1]) {
-  /* As this crate's UUIDs do, these take their bits from a stock: one system call
-   * for many of them. */
+  /* Random bytes are read in advance, with one system call for many UUIDs, as
+   * this crate does. */
   static unsigned char stock[256], *b = stock + sizeof stock;
   if (b == stock + sizeof stock) {
     if (getrandom(stock, sizeof stock, 0) != sizeof stock)

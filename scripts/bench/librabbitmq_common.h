@@ -1,5 +1,5 @@
-/* What the two C programs share: Fibonacci, failing with a sentence, and
- * connecting with TCP_NODELAY set. */
+/* Shared by the C programs: Fibonacci numbers, errors, and connecting with
+ * TCP_NODELAY set. */
 #ifndef LIBRABBITMQ_COMMON_H
 #define LIBRABBITMQ_COMMON_H
 
@@ -41,7 +41,7 @@ static inline void check_reply(amqp_rpc_reply_t reply, const char *what) {
 
 static inline amqp_connection_state_t open_connection(const char *url) {
   struct amqp_connection_info broker;
-  /* The copy is because amqp_parse_url cuts it up, and broker points into it. */
+  /* A copy, because amqp_parse_url changes it and `broker` points into it. */
   check(amqp_parse_url(strdup(url), &broker), "Could not parse the URL");
 
   amqp_connection_state_t connection = amqp_new_connection();

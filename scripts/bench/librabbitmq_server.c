@@ -53,7 +53,7 @@ int main(int argc, char **argv) {
 static void answer(amqp_connection_state_t connection, const amqp_message_t *request, int echo,
                    int lean) {
   amqp_flags_t needed = AMQP_BASIC_REPLY_TO_FLAG | AMQP_BASIC_CORRELATION_ID_FLAG;
-  if ((request->properties._flags & needed) != needed) return; /* nobody to answer */
+  if ((request->properties._flags & needed) != needed) return; /* there is no requester to answer */
 
   char text[40];
   amqp_bytes_t reply = echo ? request->body : amqp_cstring_bytes(fib_of(request->body, text));

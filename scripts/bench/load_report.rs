@@ -1,12 +1,12 @@
-//! What a load client says at its end: how many calls, how many right, how fast.
+//! The report of a load client: number of calls, number of right answers, rate and latency.
 
 use std::time::Duration;
 
-/// What came of the calls that were made.
+/// The outcomes of all calls.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub ok: usize,
-    /// Of every call, right or wrong.
+    /// Of all calls, with right and wrong answers.
     pub latencies: Vec<Duration>,
     pub elapsed: Duration,
 }

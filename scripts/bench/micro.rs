@@ -1,6 +1,6 @@
-//! Measures what needs no broker: `cargo bench`, or `cargo bench routing` for a part of it.
+//! Measures code that needs no broker: `cargo bench`, or `cargo bench encode` for a part of it.
 
-// Not all that these modules offer is measured, and what tests them is not run here.
+// This program uses only a part of these modules, and does not run their tests.
 #![allow(unused)]
 
 use std::hint::black_box;
@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use sources::{error, frames, wire};
 
-/// The library keeps these to itself, and a benchmark is no reason to show them: so they are
-/// compiled into this program once more. For their `crate::` the imports above stand in.
+/// These modules are private in the library, so they are compiled into this program again. The
+/// imports above resolve their `crate::` paths.
 #[path = "../../src"]
 mod sources {
     pub(crate) mod error;
@@ -26,7 +26,7 @@ criterion_group!(benches, encode, decode, fib);
 
 const ROUTE: wire::Route<'_> =
     wire::Route { channel: 1, queue: "rpc_queue", mandatory: true, frame_max: 131_072 };
-/// A number of Fibonacci's, and what fills half a frame.
+/// Bodies of one digit and of half a frame, in bytes.
 const SIZES: [usize; 2] = [1, 65_536];
 
 fn request(body: &[u8]) -> Vec<u8> {
@@ -68,7 +68,7 @@ fn encode(criterion: &mut Criterion) {
     group.bench_function("error reply", |bencher| bencher.iter(|| reply(black_box(&failure))));
 }
 
-/// From the bytes that the socket gives to what a handler or a caller gets.
+/// From the bytes of the socket to the request of a handler or the reply of a caller.
 fn decode(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decode");
     for size in SIZES {
@@ -100,7 +100,7 @@ fn decode(criterion: &mut Criterion) {
     });
 }
 
-/// The frames of a published message as the broker delivers them: with another method.
+/// The frames of a published message as the broker delivers them, with basic.deliver.
 fn delivery(published: &[u8]) -> Vec<u8> {
     const DELIVER: &[u8] = b"\x01\0\x01\0\0\0\x11\0\x3c\0\x3c\x01t\0\0\0\0\0\0\0\x01\0\0\0\xce";
     let size = u32::from_be_bytes(published[3..7].try_into().expect("there are four"));

@@ -4,12 +4,12 @@ import statistics
 from html import escape
 
 PERCENTILES = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "max"}
-NEEDED = {"p99": 100, "p999": 1000}  # calls without which a percentile is only the maximum again
+NEEDED = {"p99": 100, "p999": 1000}  # with fewer calls a percentile equals the maximum
 PANELS = {"one": "One call at a time", "many": "64 calls in flight on one connection",
           "servers": "4 at work at prefetch 1, 64 calls in flight from one C client"}
 DRAWN = ("one", "many")
 WORDS = {"one": "one at a time", "many": "64 in flight", "servers": "to 4 servers"}
-BASES = ("c", "c-processes")  # what the others are compared with
+BASES = ("c", "c-processes")  # the others are compared with these
 METRICS = {
     "calls_per_second": lambda run: run["calls_per_second"],
     "p99": lambda run: run["latency_us"]["p99"],
@@ -56,7 +56,7 @@ def summarize_starts(runs, labels):
 
 
 def compared(runs, panel, peer, base):
-    """The calls per second of one peer to another's; nothing unless both were measured."""
+    """The ratio of two peers' calls per second, or None unless both were measured."""
     mine, other = (by_round(runs, panel=panel, peer=key) for key in (peer, base))
     return ratios(mine, other)["calls_per_second"] if mine and other else None
 
@@ -155,8 +155,8 @@ def duration(us):
     return f"{us / 1000:.1f} ms" if us < 100_000 else f"{us / 1e6:.2f} s"
 
 
-# The picture. Colours are Okabe and Ito's, which stay apart for every kind of
-# eyesight; the background is painted, so that a dark page does not swallow the text.
+# The picture. The colours are Okabe and Ito's, which are also distinct with colour blindness.
+# The background is painted, so that the text is readable on a dark page.
 
 COLOURS = {"ours": "#d55e00", "ours-tls": "#6b4fa0", "ours-threads": "#cc79a7", "c": "#0072b2", "nodelay": "#009e73",
            "python": "#8a6d00", "amiquip": "#56a0c9"}
@@ -185,7 +185,7 @@ def svg(results):
 
 
 def sheet(height, description, title, subtitle):
-    """How a picture begins: its size, its background and its heading."""
+    """The start of a picture: its size, its background and its heading."""
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
         f'height="{height}" role="img" font-family="-apple-system, \'Segoe UI\', \'Noto Sans\', '
@@ -235,7 +235,7 @@ def curve(points, colour, width):
 
 
 def spread_out(ends):
-    """Moves labels apart that would overlap, keeping their order."""
+    """Moves overlapping labels apart and keeps their order."""
     places, lowest = {}, TOP - LINE
     for key in sorted(ends, key=ends.get):
         lowest = places[key] = max(ends[key], lowest + LINE)

@@ -2,8 +2,8 @@
 """Measures this crate's RPC against other blocking clients on one private node.
 
 Every round runs every case once, in an order rotated by one from round to
-round, and compares each peer with the C pair of the same round: what disturbs
-a machine for seconds then disturbs both sides of a ratio.
+round, and compares each peer with the C pair of the same round. A disturbance of
+the machine for some seconds then affects both sides of a ratio.
 
 With its defaults it takes some four minutes: a round is 20 runs of a few
 seconds at most. It writes results.json, table.md and latency.svg.
@@ -23,11 +23,11 @@ import report
 from harness import (HERE, START_LIMIT, Meter, certificates, child, end_in_order, machine, peak_rss, private_node,
                      python_with_pika, rotated, wait_for_line, watch)
 
-SLOW = 25  # a slow peer makes one call in so many
-STARTS = 10  # processes that are started one after the other for one measurement
+SLOW = 25  # a slow peer makes this many times fewer calls
+STARTS = 10  # processes started one by one for one measurement
 
-# What is asked of a peer: calls in flight, the prefetch of each server, and how many times
-# the requests of a sequential run it takes to run long enough.
+# The load of a peer: calls in flight, the prefetch of each server, and by which factor it has
+# more requests than a sequential run, so that it runs long enough.
 Panel = collections.namedtuple("Panel", "in_flight prefetch times")
 PANELS = {
     "one": Panel(1, 1, 1),
@@ -39,7 +39,7 @@ Peer = collections.namedtuple("Peer", "key label server client panels servers tl
 
 
 def peers(target):
-    """Who is measured. The first is drawn boldest; all are compared with the one called `c`."""
+    """The peers to measure. The first has the boldest line; all are compared with the one called `c`."""
     release, bench = target / "release", target / "bench"
     examples = release / "examples"
     ours = [release / "rpc_server"], [release / "rpc_bench", "--timeout", "30"]
@@ -50,7 +50,7 @@ def peers(target):
     amiquip = [examples / "amiquip_tutorial_server"], [examples / "amiquip_tutorial_client"]
     nodelay = [side + ["--nodelay"] for side in amiquip]
     python = [[python_with_pika(), HERE / f"tutorial_six_{side}.py"] for side in ("server", "client")]
-    # The servers beside each other get the same load, from the C client, which costs least.
+    # Servers that share a queue get the same load from the C client, which costs least.
     workers = ours[0] + ["--workers", "4"], c[1]
     return [
         Peer("ours", "rabbitmq-rpc", *ours, ("one", "many"), start=first_answer),
@@ -75,7 +75,7 @@ def main():
     runs = []
     with certificates() as tls, private_node("--tls", tls) as facts:
         facts["tls"] = tls
-        # A fresh node loads code at its first calls: they are made, not counted.
+        # A new node loads code during its first calls, so these are not counted.
         run_case(facts, *cases[0], 500, options.n)
         for round_number in range(options.rounds):
             for panel, peer in rotated(cases, round_number):
@@ -85,7 +85,7 @@ def main():
                     requests = options.requests * PANELS[panel].times // (SLOW if peer.slow else 1)
                     result = run_case(facts, panel, peer, max(1, requests), options.n)
                 runs.append({"round": round_number + 1, "panel": panel, "peer": peer.key} | result)
-                tell(runs[-1], options.rounds)
+                print_progress(runs[-1], options.rounds)
 
     calls = [run for run in runs if run["panel"] != "start"]
     labels = {peer.key: peer.label for peer in chosen}
@@ -136,7 +136,7 @@ def place(facts, queue, tls):
 
 
 def run_case(facts, panel, peer, requests, n):
-    """Fresh servers, one client; what the client says and what it cost."""
+    """Starts servers and one client; returns the client's report and the costs."""
     in_flight, prefetch, _ = PANELS[panel]
     where = place(facts, f"bench.{peer.key}.{panel}", peer.tls)
     load = ["--requests", requests, "--n", n, "--json"]
@@ -161,7 +161,7 @@ def run_case(facts, panel, peer, requests, n):
 
 
 def first_answers(facts, peer, server):
-    """How long it takes from starting a client process until its first answer is printed."""
+    """Measures the time from the start of a client process until it prints its first answer."""
     queue = f"bench.{peer.key}.start"
     times = []
     with child(server + place(facts, queue, tls=False)) as process:
@@ -184,7 +184,7 @@ def first_answer(command):
     return seconds * 1e6
 
 
-def tell(run, rounds):
+def print_progress(run, rounds):
     head = f"round {run['round']}/{rounds}  {run['panel']:<7} {run['peer']:<12}"
     if run["panel"] == "start":
         print(f"{head} {statistics.median(run['first_answer_us']) / 1000:.1f} ms to the first answer", file=sys.stderr)

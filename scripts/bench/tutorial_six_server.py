@@ -9,7 +9,7 @@ import pika
 
 
 def fib(n):
-    # The tutorial recurses, to be slow on purpose. Here the RPC layer is measured.
+    # The tutorial recurses, to be slow on purpose. This program measures the RPC layer.
     a, b = 0, 1
     for _ in range(n):
         a, b = b, a + b

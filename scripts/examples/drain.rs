@@ -8,7 +8,7 @@
 //! Awaiting jobs on jobs
 //! ```
 //!
-//! Call it, and end it by `kill`, as systemd, Docker and Kubernetes do.
+//! Call it, and stop it by `kill`, which sends the same signal as systemd, Docker and Kubernetes.
 
 use std::thread;
 use std::time::Duration;
@@ -23,7 +23,7 @@ fn main() -> Result<(), Error> {
     let url = std::env::var("AMQP_URL").unwrap_or("amqp://guest:guest@localhost".into());
     let options = ServerOptions {
         workers: 4,
-        // Less than the time after which the supervisor of this process kills it.
+        // Less than the time after which the supervisor kills this process.
         drain_timeout: Duration::from_secs(20),
         ..Default::default()
     };

@@ -1,10 +1,10 @@
-//! A handler that calls another service: deadline and trace of the outer call pass on to the inner.
+//! A handler that calls another service, and passes on the deadline and trace of the outer call.
 //!
 //! ```text
 //! client ── 5 s, traceparent ──▶ orders ── what is left of 5 s, traceparent ──▶ stock
 //! ```
 //!
-//! Here one program holds all three. Run it with the broker's URL in `$AMQP_URL`:
+//! Here one program is all three. Run it with the broker's URL in `$AMQP_URL`:
 //! `cargo run --example nested_call`.
 
 use std::thread;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, Failure, Request, RpcClient, RpcServer, Status};
 
-/// What a tracing library gives: <https://www.w3.org/TR/trace-context/#traceparent-header>.
+/// A header as a tracing library makes it: <https://www.w3.org/TR/trace-context/#traceparent-header>.
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn main() -> Result<(), Error> {

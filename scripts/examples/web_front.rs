@@ -1,4 +1,4 @@
-//! A web front whose threads call an RPC behind it through one client.
+//! A web front whose threads call an RPC server through one client.
 //!
 //! With the broker's URL in `$AMQP_URL`, start the service and the front, and ask:
 //!
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = RpcClient::connect(Brokers::parse(&url)?, "rpc_queue", options)?;
     let listener = TcpListener::bind(std::env::args().nth(1).unwrap_or("127.0.0.1:8080".into()))?;
     println!("http://{}", listener.local_addr()?);
-    let serve = |stream: TcpStream| drop(answer(&stream, &client)); // An error: the caller has gone.
+    let serve = |stream: TcpStream| drop(answer(&stream, &client)); // An error means that the caller has disconnected.
     let accept = || listener.incoming().flatten().for_each(serve);
     thread::scope(|scope| {
         for _ in 0..8 {
