@@ -1,11 +1,13 @@
 //! Where the brokers are, and how to get a connection to one of them.
 
 mod bell;
+mod channel;
 mod connection;
 mod control;
 mod data_plane;
 #[cfg(test)]
 mod model;
+mod reconnector;
 mod sync;
 mod tls;
 mod transport;
@@ -13,13 +15,12 @@ mod turn;
 mod url;
 
 use std::fmt;
-use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
-
-pub(crate) use self::connection::{CLOSING, Connection, closed_channel, explain, reason};
-pub(crate) use self::data_plane::{DataPlane, Event};
+pub(crate) use self::channel::{CallError, Channel, Limit};
+pub(crate) use self::connection::Connection;
+pub(crate) use self::data_plane::DataPlane;
+pub(crate) use self::reconnector::{Reconnector, Session};
 pub use self::tls::TlsFiles;
 pub(crate) use self::transport::WriteError;
 pub(crate) use self::turn::Waiter;
@@ -91,34 +92,25 @@ impl Brokers {
         self.endpoints.len() > 1
     }
 
-    /// As [`Brokers::connect`], in a thread of its own, that nobody has to wait for: looking up a
-    /// name takes as long as the system's resolver does. A caller that stops waiting drops the
-    /// receiver, and the connection is closed again.
-    pub(crate) fn connect_in_thread(
-        &self,
-        first: usize,
-        deadline: Deadline,
-    ) -> Receiver<Result<Connection, NoConnection>> {
-        let (report, connected) = bounded(1);
-        let brokers = self.clone();
-        let failed = report.clone();
-        let connect = move || drop(report.send(brokers.connect(first, deadline)));
-        if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
-            let reason = format!("there is no thread to connect in: {error}");
-            let error = Error::Unreachable { brokers: self.to_string(), reason };
-            let _ = failed.send(Err(NoConnection { error, nobody_listens: false }));
-        }
-        connected
+    /// Tries each broker once.
+    pub(crate) fn connect_once(&self) -> Result<Connection> {
+        let connected = self.connect(0, Deadline::after(Duration::MAX));
+        connected.map(|(_, connection)| connection).map_err(|failed| failed.error)
+    }
+
+    fn unreachable(&self, reason: String) -> Error {
+        Error::Unreachable { brokers: self.to_string(), reason }
     }
 
     /// Tries each broker in turn, beginning with the one at `first` (the last that was good),
     /// until one takes the connection. Each gets its part of what is left of the deadline.
-    /// Credentials that one broker refuses are not tried on the next.
-    pub(crate) fn connect(
+    /// Credentials that one broker refuses are not tried on the next. Also returns the broker's
+    /// place in the list.
+    fn connect(
         &self,
         first: usize,
         deadline: Deadline,
-    ) -> Result<Connection, NoConnection> {
+    ) -> Result<(usize, Connection), NoConnection> {
         let count = self.endpoints.len();
         let mut nobody_listens = true;
         let mut reasons = Vec::new();
@@ -129,24 +121,22 @@ impl Brokers {
             let part = deadline.remaining() / (count - turn) as u32;
             let deadline = Deadline::after(limit.min(part));
             let tls = endpoint.tls.then(|| tls::Connector::new(&self.tls)).transpose();
-            let tls = tls.map_err(|error| NoConnection { error, nobody_listens })?;
+            let tls = tls?;
             let heartbeat = endpoint.heartbeat.unwrap_or(self.heartbeat);
             let failed = match connection::dial(endpoint, deadline) {
                 Ok(tcp) => {
                     nobody_listens = false;
-                    match Connection::log_in(tcp, tls, endpoint, heartbeat, index, deadline) {
+                    match Connection::log_in(tcp, tls, endpoint, heartbeat, deadline) {
+                        Ok(connection) => return Ok((index, connection)),
                         Err(Error::Unreachable { reason, .. }) => reason,
-                        done => {
-                            return done.map_err(|error| NoConnection { error, nobody_listens });
-                        }
+                        Err(error) => return Err(error.into()),
                     }
                 }
                 Err(error) => error.to_string(),
             };
             reasons.push(if count > 1 { format!("{endpoint}: {failed}") } else { failed });
         }
-        let error = Error::Unreachable { brokers: self.to_string(), reason: reasons.join("; ") };
-        Err(NoConnection { error, nobody_listens })
+        Err(NoConnection { error: self.unreachable(reasons.join("; ")), nobody_listens })
     }
 }
 
@@ -166,14 +156,14 @@ pub(crate) fn program() -> String {
 }
 
 /// Why there is no connection.
-pub(crate) struct NoConnection {
-    pub(crate) error: Error,
+struct NoConnection {
+    error: Error,
     /// No broker took so much as a TCP connection, so that trying again soon burdens none.
-    pub(crate) nobody_listens: bool,
+    nobody_listens: bool,
 }
 
-impl From<NoConnection> for Error {
-    fn from(no_connection: NoConnection) -> Error {
-        no_connection.error
+impl From<Error> for NoConnection {
+    fn from(error: Error) -> NoConnection {
+        NoConnection { error, nobody_listens: false }
     }
 }

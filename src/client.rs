@@ -1,32 +1,31 @@
 //! The client: calls from many threads over one connection, made anew when it is lost.
 
+mod attempt;
 mod call;
 mod call_builder;
 mod dispatcher;
 mod pending;
-mod reconnector;
 mod session;
-mod session_thread;
-mod silence;
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 pub use self::call::PendingReply;
 pub use self::call_builder::CallBuilder;
-use self::reconnector::Reconnector;
-use crate::broker::{Brokers, program};
+use self::session::Session;
+use crate::broker::{Brokers, Reconnector, program};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
+use crate::lock::lock;
 use crate::observation::{Observation, Observer};
 use crate::wire;
 
 /// A client of the servers on one request queue. Bytes go in, bytes come out.
 ///
 /// It is `Send` and `Sync`: any number of threads may call through one client, and share its
-/// connection. It has four threads of its own while it is connected, two of which are amiquip's.
+/// connection. It has three threads of its own while it is connected, two of which are amiquip's.
 ///
 /// ```no_run
 /// use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
@@ -42,8 +41,14 @@ pub struct RpcClient {
 }
 
 /// What the clients on one connection share. The last of them closes it.
-struct Shared {
-    reconnector: Arc<Reconnector>,
+struct Shared(Arc<Sessions>);
+
+/// What the clients on one connection share with their pending replies.
+struct Sessions {
+    config: Arc<Config>,
+    reconnector: Arc<Reconnector<Session>>,
+    /// The session before, that takes no more calls and may have some in flight.
+    retired: Mutex<Weak<Session>>,
 }
 
 /// What the broker says of a queue: see [`RpcClient::queue`].
@@ -127,17 +132,24 @@ impl RpcClient {
             return Err(Error::Config("max_in_flight is at least 1".into()));
         }
         wire::check_keep_alive(options.keep_alive)?;
-        let config = Config {
+        let config = Arc::new(Config {
             brokers,
             queue: queue.to_string(),
             options,
             app_id: program(),
             counters: Counters::default(),
             observer: Observer::default(),
+        });
+        let for_sessions = Arc::clone(&config);
+        let open = move |connection, again| {
+            let session = Session::open(&for_sessions, connection, again)?;
+            for_sessions.counters.reconnects.fetch_add(again.into(), Ordering::Relaxed);
+            Ok(session)
         };
-        let reconnector = Arc::new(Reconnector::new(config));
-        reconnector.first_session()?;
-        Ok(RpcClient { shared: Arc::new(Shared { reconnector }), queue: queue.into() })
+        let reconnector = Reconnector::new(&config.brokers, open);
+        reconnector.first_session(config.options.timeout)?;
+        let sessions = Sessions { config, reconnector, retired: Mutex::default() };
+        Ok(RpcClient { shared: Arc::new(Shared(Arc::new(sessions))), queue: queue.into() })
     }
 
     /// A client of the servers on another queue, through the same connection and reply queue, with
@@ -212,7 +224,7 @@ impl RpcClient {
     /// ```
     pub fn queue(&self) -> Result<QueueStatus> {
         let deadline = Deadline::after(self.config().options.timeout);
-        self.reconnector().session(deadline)?.ask_about(&self.queue, deadline)
+        self.sessions().session(deadline)?.ask_about(&self.queue, deadline)
     }
 
     /// Calls `hook` after each call of this client, and of those made from it, on the thread that
@@ -223,7 +235,7 @@ impl RpcClient {
 
     /// What has happened so far.
     pub fn counters(&self) -> ClientCounters {
-        let in_flight = self.reconnector().in_flight();
+        let in_flight = self.sessions().in_flight();
         let counters = &self.config().counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ClientCounters {
@@ -243,18 +255,56 @@ impl RpcClient {
         drop(self);
     }
 
-    fn reconnector(&self) -> &Arc<Reconnector> {
-        &self.shared.reconnector
+    fn sessions(&self) -> &Arc<Sessions> {
+        &self.shared.0
     }
 
     fn config(&self) -> &Config {
-        &self.reconnector().config
+        &self.sessions().config
+    }
+}
+
+impl Sessions {
+    /// A session that takes calls. Blocks until the deadline at most.
+    fn session(&self, deadline: Deadline) -> Result<Arc<Session>> {
+        loop {
+            let session = self.reconnector.session(deadline)?;
+            if !self.retire_if_suspect(&session) {
+                return Ok(session);
+            }
+        }
+    }
+
+    /// One session at a time may be retired: each keeps its connection and its calls in flight. No
+    /// replies come through its broker; they may through the next.
+    fn retire_if_suspect(&self, session: &Arc<Session>) -> bool {
+        if !session.is_suspect() {
+            return false;
+        }
+        let mut retired = lock(&self.retired);
+        let may_retire = retired.strong_count() == 0;
+        if may_retire {
+            *retired = Arc::downgrade(session);
+            session.retire();
+            self.reconnector.leave(session, None);
+        }
+        may_retire
+    }
+
+    fn in_flight(&self) -> usize {
+        let retired = lock(&self.retired).upgrade();
+        [self.reconnector.present(), retired]
+            .iter()
+            .flatten()
+            .map(|session| session.in_flight())
+            .sum()
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.reconnector.close();
+        let retired = lock(&self.0.retired).upgrade();
+        [self.0.reconnector.close(), retired].iter().flatten().for_each(|session| session.close());
     }
 }
 
@@ -305,9 +355,4 @@ struct Config {
     app_id: String,
     counters: Counters,
     observer: Observer,
-}
-
-/// A panic cannot poison these locks: no code panics while it holds one.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

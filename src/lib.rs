@@ -147,6 +147,7 @@ mod error;
 pub mod fibonacci;
 mod frames;
 pub mod guide;
+mod lock;
 mod observation;
 mod server;
 mod wire;

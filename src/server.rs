@@ -6,17 +6,15 @@ mod inbox;
 mod keep_alive;
 mod limit;
 mod overload;
+mod pool;
 mod queue;
-mod queue_monitor;
 mod stopper;
-mod supervisor;
 mod worker;
-mod worker_pool;
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use self::counters::Counters;
 pub use self::counters::ServerCounters;
@@ -24,13 +22,14 @@ use self::direct::DirectReplies;
 use self::keep_alive::KeepAlive;
 use self::limit::ReplyLimit;
 use self::overload::Refuser;
+use self::pool::OnReady;
 use self::stopper::Stop;
 pub use self::stopper::Stopper;
-use self::supervisor::Supervisor;
 pub use self::worker::{Served, Worker};
-use self::worker_pool::WorkerPool;
-use crate::broker::{Brokers, Connection, program};
+use crate::broker::{Brokers, Connection, Reconnector, Session, program};
+use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
+use crate::lock::lock;
 use crate::observation::{Observation, Observer};
 use crate::wire::{self, Reply, Request};
 
@@ -46,9 +45,7 @@ use crate::wire::{self, Reply, Request};
 /// ```
 pub struct RpcServer {
     shared: Arc<Shared>,
-    /// The connection made by `connect`, until somebody serves on it.
-    connection: Mutex<Option<Connection>>,
-    on_ready: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    on_ready: Mutex<Option<OnReady>>,
 }
 
 /// How a server serves.
@@ -133,10 +130,19 @@ impl RpcServer {
     pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         options.check()?;
         wire::check_queue(queue)?;
+        let (queue, ensured, declared_as) = (queue.to_string(), queue.to_string(), options.clone());
+        let connect_timeout = brokers.connect_timeout;
+        let sessions = Reconnector::new(&brokers, move |connection: Connection, _| {
+            let until = Instant::now() + connect_timeout;
+            queue::ensure(&connection, &ensured, &declared_as, until)?;
+            Ok(ServerSession { connection, look_at: Mutex::new(Instant::now()) })
+        });
+        sessions.first_session(Duration::MAX)?;
         let shared = Shared {
             brokers,
-            queue: queue.to_string(),
+            queue,
             options,
+            sessions,
             app_id: program(),
             counters: Counters::default(),
             direct: DirectReplies::default(),
@@ -146,12 +152,7 @@ impl RpcServer {
             observer: Observer::default(),
             stop: Stop::new(),
         };
-        let connection = supervisor::connect(&shared)?;
-        Ok(RpcServer {
-            shared: Arc::new(shared),
-            connection: Mutex::new(Some(connection)),
-            on_ready: Mutex::default(),
-        })
+        Ok(RpcServer { shared: Arc::new(shared), on_ready: Mutex::default() })
     }
 
     /// Calls `notice` once, as soon as [`RpcServer::serve`] takes requests for the first time.
@@ -181,9 +182,7 @@ impl RpcServer {
         R: Into<Reply>,
     {
         let _refuser = Refuser::start(&self.shared)?;
-        let on_ready = lock(&self.on_ready).take();
-        let workers = WorkerPool::spawn(&self.shared, handler)?;
-        Supervisor::new(&self.shared, workers, on_ready).serve(lock(&self.connection).take())
+        pool::serve(&self.shared, lock(&self.on_ready).take(), handler)
     }
 
     /// Lends a single worker to `work`, on this thread, for a loop of one's own around
@@ -204,12 +203,11 @@ impl RpcServer {
     /// # Errors
     /// As [`RpcServer::connect`], and those that `work` returns.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
-        let connection = lock(&self.connection).take();
-        let connection = match connection {
-            Some(connection) => connection,
-            None => supervisor::connect(&self.shared)?,
-        };
-        supervisor::lend_a_worker(&self.shared, connection, work)
+        let Shared { sessions, brokers, direct, .. } = &*self.shared;
+        let session = sessions.session(Deadline::after(brokers.first_limit()))?;
+        let done = work(&Worker::begin(&self.shared, &session)?);
+        direct.close();
+        done
     }
 
     /// Calls `hook` after each request, on the worker's thread. It should not block. There is one
@@ -262,6 +260,7 @@ pub(crate) struct Shared {
     brokers: Brokers,
     queue: String,
     options: ServerOptions,
+    sessions: Arc<Reconnector<ServerSession>>,
     app_id: String,
     counters: Counters,
     direct: DirectReplies,
@@ -274,7 +273,25 @@ pub(crate) struct Shared {
     stop: Stop,
 }
 
-/// A panic cannot poison these locks: no code panics while it holds one.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// A connection to a broker that has the request queue.
+pub(crate) struct ServerSession {
+    connection: Connection,
+    /// When one of its idle workers is to look whether requests still come.
+    look_at: Mutex<Instant>,
+}
+
+impl Session for ServerSession {
+    fn ended(&self) -> Option<Error> {
+        self.connection.ended().map(|reason| self.connection.endpoint.unreachable(reason))
+    }
+}
+
+impl Shared {
+    /// Has the workers leave, and nobody connect any more. Does not block.
+    fn stop(&self) {
+        self.stop.stop();
+        if let Some(session) = self.sessions.close() {
+            session.connection.wake_all();
+        }
+    }
 }

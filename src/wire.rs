@@ -16,7 +16,7 @@ pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
 pub use self::request::Request;
 use crate::error::{Result, ensure};
-use crate::frames::{self, Frames, Message, Properties, append_header};
+use crate::frames::{self, Frames, Message, Properties, append_text};
 
 /// The header of an error reply that contains the name of the status.
 const STATUS: &str = "rpc-status";
@@ -96,10 +96,10 @@ pub(crate) fn encode_request<'a>(
     let mut headers = Vec::new();
     if expiration.is_some() {
         let deadline = (now + head.remaining).as_millis();
-        append_header(&mut headers, DEADLINE, &deadline.to_string());
+        append_text(&mut headers, DEADLINE, &deadline.to_string());
     }
     if let Some(interval) = head.keep_alive {
-        append_header(&mut headers, KEEP_ALIVE, &interval.as_millis().to_string());
+        append_text(&mut headers, KEEP_ALIVE, &interval.as_millis().to_string());
     }
     headers.extend_from_slice(&head.headers.entries);
     let properties = Properties {
@@ -152,7 +152,7 @@ pub(crate) fn correlation_id(message: &Message) -> Option<Uuid> {
 mod tests {
     use super::*;
     use crate::error::{Error, Failure, Status};
-    use crate::frames::{Decoder, Delivery, Incoming};
+    use crate::frames::{Decoder, Delivery, Event, Incoming};
 
     const ROUTE: Route<'_> =
         Route { channel: 3, queue: "rpc_queue", mandatory: true, frame_max: 4096 };
@@ -167,7 +167,9 @@ mod tests {
         decoder.room()[..bytes.len()].copy_from_slice(&bytes);
         decoder.arrived(bytes.len());
         match decoder.next() {
-            Ok(Some(Incoming::Delivery { channel: 3, delivery })) => delivery.message,
+            Ok(Some(Incoming::Event { channel: 3, event: Event::Delivery(delivery) })) => {
+                delivery.message
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -252,7 +254,7 @@ mod tests {
         let remaining = |expiration, deadline: Option<Duration>| {
             let mut headers = Vec::new();
             if let Some(deadline) = deadline {
-                append_header(&mut headers, DEADLINE, &deadline.as_millis().to_string());
+                append_text(&mut headers, DEADLINE, &deadline.as_millis().to_string());
             }
             let (expiration, headers) = (Some(expiration), &*headers);
             let message = reply(&Properties { expiration, headers, ..Default::default() }, b"7");

@@ -111,7 +111,10 @@ fn read(decoder: &mut frames::Decoder, bytes: &[u8]) -> frames::Delivery {
     for part in bytes.chunks(64 << 10) {
         decoder.room()[..part.len()].copy_from_slice(part);
         decoder.arrived(part.len());
-        if let Ok(Some(frames::Incoming::Delivery { delivery, .. })) = decoder.next() {
+        if let Ok(Some(frames::Incoming::Event {
+            event: frames::Event::Delivery(delivery), ..
+        })) = decoder.next()
+        {
             return delivery;
         }
     }

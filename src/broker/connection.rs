@@ -1,28 +1,30 @@
-//! A connection to one broker: amiquip for the control plane, [`DataPlane`] for the messages.
+//! A connection to one broker, from its login to its close.
 
-use std::fmt;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
+use std::ops::Deref;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{io, process};
+use std::{io, process, thread};
 
-use amiquip::{Auth, Channel, ConnectionOptions, ConnectionTuning};
+use amiquip::{Auth, ConnectionOptions, ConnectionTuning};
+use crossbeam_channel::bounded;
 
 use super::control::ControlStream;
-use super::data_plane::{DataPlane, TOO_LATE, WITHOUT_A_WORD};
+use super::data_plane::{DataPlane, WITHOUT_A_WORD};
 use super::transport::Transport;
+use super::turn::Waiter;
 use super::{Endpoint, program, tls};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::Close;
+use crate::lock::lock;
 
+/// Dropping it closes the connection.
 pub(crate) struct Connection {
-    pub(crate) data_plane: Arc<DataPlane>,
-    pub(crate) endpoint: Endpoint,
-    /// Its broker's place in the list, to begin with next time.
-    pub(crate) index: usize,
-    /// `None` once it is closed.
-    amiquip: Option<amiquip::Connection>,
+    data_plane: Arc<DataPlane>,
+    /// `None` once the connection is closed.
+    amiquip: Mutex<Option<amiquip::Connection>>,
 }
 
 /// How long closing in good order may take before the connection is cut.
@@ -35,7 +37,6 @@ impl Connection {
         tls: Option<tls::Connector>,
         endpoint: &Endpoint,
         heartbeat: u16,
-        index: usize,
         deadline: Deadline,
     ) -> Result<Connection> {
         let failed = |error: io::Error| endpoint.unreachable(error);
@@ -47,62 +48,65 @@ impl Connection {
         };
         let transport = Transport::new(tcp, session).map_err(failed)?;
         let interval = Duration::from_secs(heartbeat.into());
-        let (data_plane, registration) = DataPlane::start(transport, interval).map_err(failed)?;
+        let (data_plane, registration) =
+            DataPlane::new(endpoint.clone(), transport, interval).map_err(failed)?;
+
+        // amiquip blocks until the handshake is over; this thread reads for it. The other keeps in
+        // reserve then.
+        let (report, opened) = bounded(1);
+        let waiter: Arc<Waiter> = Arc::default();
         let stream = ControlStream::new(Arc::clone(&data_plane), registration);
-
-        let began = Instant::now();
-        let opened = {
-            let _limit = data_plane.time_limit(deadline.remaining());
-            let options = endpoint.options().heartbeat(heartbeat);
+        let options = endpoint.options().heartbeat(heartbeat);
+        let (shared, waiting) = (Arc::clone(&data_plane), Arc::clone(&waiter));
+        let open_and_read = move || {
             let tuning = ConnectionTuning::default();
-            amiquip::Connection::insecure_open_stream(stream, options, tuning)
+            let _ = report.send(amiquip::Connection::insecure_open_stream(stream, options, tuning));
+            shared.wake(&waiting);
+            shared.keep_in_reserve();
         };
+        let began = Instant::now();
+        thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
+        data_plane.wait(&waiter, deadline.at, || !opened.is_empty());
+        if opened.is_empty() && data_plane.ended().is_none() {
+            data_plane.cut(TOO_LATE);
+        }
+        let opened = opened.recv_timeout(CLOSING).map_err(|_| endpoint.unreachable(TOO_LATE))?;
         let amiquip = opened.map_err(|error| {
-            explain_handshake(error, endpoint, data_plane.ended(), began.elapsed())
+            let why = explain_handshake(error, endpoint, data_plane.ended(), began.elapsed());
+            data_plane.cut("the login failed");
+            why
         })?;
-        data_plane.opened();
+        data_plane.is_open.store(true, Ordering::Relaxed);
         log::debug!("connected to {endpoint}");
-        Ok(Connection { data_plane, endpoint: endpoint.clone(), index, amiquip: Some(amiquip) })
+        Ok(Connection { data_plane, amiquip: Mutex::new(Some(amiquip)) })
     }
 
-    /// Opens a channel. Blocks until the broker answers: set a [`DataPlane::time_limit`] before.
-    ///
-    /// # Errors
-    /// As amiquip's.
-    pub(crate) fn open_channel(&mut self) -> Result<Channel, amiquip::Error> {
-        let amiquip = self.amiquip.as_mut().expect("only closing takes it out");
-        let channel = amiquip.open_channel(None)?;
-        self.data_plane.channel_opened(channel.channel_id());
-        Ok(channel)
-    }
-
-    /// What an error on a channel means; `doing` names the step, with the permission it takes.
-    pub(crate) fn explain(&self, error: &amiquip::Error, doing: &str) -> Error {
-        explain(&self.endpoint, &self.data_plane, error, doing)
-    }
-
-    /// Closes the connection, in good order if the broker answers within [`CLOSING`], and tells
-    /// why it ended.
-    pub(crate) fn close(mut self) -> String {
-        self.close_amiquip();
-        self.data_plane.ended().unwrap_or("it was closed").to_string()
-    }
-
-    fn close_amiquip(&mut self) {
-        let Some(amiquip) = self.amiquip.take() else { return };
-        let _limit = self.data_plane.time_limit(CLOSING);
-        if let Err(error) = amiquip.close() {
-            log::debug!("closing the connection to {}: {}", self.endpoint, reason(&error));
+    /// Closes the connection, in good order if the broker answers within [`CLOSING`].
+    pub(crate) fn close(&self) {
+        if let Some(amiquip) = lock(&self.amiquip).take() {
+            self.data_plane.close(Instant::now() + CLOSING);
+            // Its I/O thread has seen the end of its stream: this waits for no more than that.
+            drop(amiquip);
         }
     }
 }
 
-/// As [`Connection::close`].
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.close_amiquip();
+        self.close();
     }
 }
+
+impl Deref for Connection {
+    type Target = Arc<DataPlane>;
+
+    fn deref(&self) -> &Arc<DataPlane> {
+        &self.data_plane
+    }
+}
+
+/// Why a login fails that the broker does not finish.
+const TOO_LATE: &str = "it did not finish the login in time (a refused login takes RabbitMQ 3 s)";
 
 /// Opens a TCP connection to the first address of the endpoint that takes one: a `localhost`
 /// that is `::1` first must not hide a broker on `127.0.0.1`. Looking up a name blocks for as
@@ -154,48 +158,6 @@ impl Endpoint {
     }
 }
 
-/// See [`Connection::explain`].
-pub(crate) fn explain(
-    endpoint: &Endpoint,
-    data_plane: &DataPlane,
-    error: &amiquip::Error,
-    doing: &str,
-) -> Error {
-    match (closed_channel(error), data_plane.ended()) {
-        (Some(close), _) => endpoint.explain_close(&close, doing),
-        (None, Some(ended)) => endpoint.unreachable(format!("cannot {doing}: {ended}")),
-        (None, None) => endpoint.unreachable(format!("cannot {doing}: {}", reason(error))),
-    }
-}
-
-/// What the broker said when it closed the channel, if that is what this error is about.
-pub(crate) fn closed_channel(error: &amiquip::Error) -> Option<Close> {
-    match error {
-        amiquip::Error::ServerClosedChannel { code, message, .. } => {
-            Some(Close { code: *code, text: message.clone() })
-        }
-        _ => None,
-    }
-}
-
-/// amiquip's error as half a sentence. None of those that print a URL can come up here, since
-/// the connection is opened without one.
-pub(crate) fn reason(error: &amiquip::Error) -> String {
-    match error {
-        amiquip::Error::ServerClosedConnection { code, message } => {
-            format!("the broker closed the connection: {code} {message}")
-        }
-        amiquip::Error::ServerClosedChannel { code, message, .. } => {
-            format!("the broker closed the channel: {code} {message}")
-        }
-        amiquip::Error::UnexpectedSocketClose | amiquip::Error::EventLoopDropped => {
-            WITHOUT_A_WORD.into()
-        }
-        amiquip::Error::MissedServerHeartbeats => "the broker was silent for two heartbeats".into(),
-        other => other.to_string(),
-    }
-}
-
 /// A refused login looks to amiquip like any connection that ends during it. RabbitMQ makes the
 /// refused wait before it hangs up (`SILENT_CLOSE_DELAY` in its `rabbit_reader`: 3 s), which
 /// tells a wrong password from a broker that goes down at that moment.
@@ -208,9 +170,7 @@ fn explain_handshake(
     const REFUSAL_TAKES: Duration = Duration::from_millis(2500);
     let Endpoint { user, vhost, .. } = endpoint;
     match error {
-        _ if ended == Some(TOO_LATE) => endpoint.unreachable(
-            "it did not finish the login in time (a refused login takes RabbitMQ 3 s)",
-        ),
+        _ if ended == Some(TOO_LATE) => endpoint.unreachable(TOO_LATE),
         amiquip::Error::InvalidCredentials if ended != Some(WITHOUT_A_WORD) => {
             endpoint.unreachable(ended.unwrap_or("it hung up during the login"))
         }
@@ -238,13 +198,8 @@ fn explain_handshake(
                 "{endpoint} refused user {user:?} the virtual host {vhost:?}: {message}"
             ))
         }
-        error @ amiquip::Error::ServerClosedConnection { .. } => {
-            endpoint.unreachable(reason(&error))
-        }
-        error => match ended {
-            Some(ended) => endpoint.unreachable(ended),
-            None => endpoint.unreachable(reason(&error)),
-        },
+        // No amiquip error that prints a URL comes up here: the connection is opened without one.
+        error => endpoint.unreachable(ended.map_or_else(|| error.to_string(), str::to_string)),
     }
 }
 
@@ -253,12 +208,6 @@ fn who_we_are() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{} (rabbitmq-rpc {version}) on {}, process {}", program(), host.trim(), process::id())
-}
-
-impl fmt::Debug for Connection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("endpoint", &self.endpoint).finish_non_exhaustive()
-    }
 }
 
 #[cfg(test)]

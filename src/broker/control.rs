@@ -1,14 +1,15 @@
 //! amiquip's stream: bytes in memory, instead of a socket.
 //!
-//! What it reads are the control frames among those that [`super::data_plane`] reads from the
-//! socket; what it writes goes out between the messages of others.
+//! It reads the frames of channel 0 that the reader of the socket has for it. What it writes goes
+//! out between the messages of others.
 
 use std::io::{self, Read, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use mio::{Evented, Poll, PollOpt, Ready, Registration, SetReadiness, Token};
 
 use super::data_plane::DataPlane;
+use crate::lock::lock;
 
 /// Control frames on their way from the reader of the socket to amiquip's I/O thread.
 pub(super) struct ControlFrames {
@@ -40,7 +41,7 @@ impl ControlFrames {
 
     pub(super) fn push(&self, frame: &[u8]) -> Result<(), String> {
         const MOST: usize = 4 << 20;
-        let mut incoming = self.lock();
+        let mut incoming = lock(&self.incoming);
         if incoming.bytes.len() > MOST {
             return Err("the broker floods the connection with control frames".into());
         }
@@ -52,7 +53,7 @@ impl ControlFrames {
 
     /// No more frames follow.
     pub(super) fn end(&self) {
-        self.lock().ended = true;
+        lock(&self.incoming).ended = true;
         self.wake_amiquip();
     }
 
@@ -61,11 +62,6 @@ impl ControlFrames {
         if let Err(error) = self.ready.set_readiness(Ready::readable() | Ready::writable()) {
             log::error!("waking amiquip's I/O thread: {error}");
         }
-    }
-
-    /// A panic cannot poison this lock: no code panics while it holds it.
-    fn lock(&self) -> MutexGuard<'_, Incoming> {
-        self.incoming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -77,7 +73,7 @@ impl ControlStream {
 
 impl Read for ControlStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let mut incoming = self.data_plane.control.lock();
+        let mut incoming = lock(&self.data_plane.control.incoming);
         let length = (&incoming.bytes[incoming.read..]).read(into)?;
         incoming.read += length;
         if incoming.read == incoming.bytes.len() {

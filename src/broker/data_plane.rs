@@ -1,41 +1,45 @@
-//! The data plane of a connection: messages out and in, past amiquip.
+//! What the threads that use a connection share: its socket, the turn to read it, its channels.
 //!
-//! The threads that wait read the socket, in turns ([`super::turn`]), and hand what arrives to the
-//! [`Handler`] of the connection; control frames go to amiquip, by [`super::control`].
+//! The threads that wait read the socket, in turns ([`super::turn`]). The reader hands what arrives
+//! on a channel to that channel ([`super::channel`]), and the frames of channel 0 to amiquip
+//! ([`super::control`]).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use mio::Registration;
 use rustix::event::PollFlags;
 
+use super::Endpoint;
 use super::bell::Bell;
+use super::channel::Channels;
 use super::control::ControlFrames;
 use super::transport::{Polled, Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
 use crate::frames::{
-    CONNECTION_CLOSE_OK, Close, Decoder, Delivery, Frames, Incoming, Message, Notice,
+    CONNECTION_CLOSE_OK, Close, Decoder, Frames, Incoming, Method, Notice, bare_method,
 };
+use crate::lock::lock;
 
 pub(crate) struct DataPlane {
+    pub(crate) endpoint: Endpoint,
     transport: Transport,
     turn: ReadTurn,
     /// Rung for the waiter who reads, and for the reserve.
     bells: [Bell; 2],
     reading: Mutex<Reading>,
     pub(super) control: ControlFrames,
-    handler: OnceLock<Handler>,
+    pub(super) channels: Mutex<Channels>,
     /// Why the connection has ended.
     ended: OnceLock<String>,
     /// What the broker said if it closed the connection.
     closed_by_broker: OnceLock<Close>,
     /// Whether amiquip's handshake is over.
-    is_open: AtomicBool,
-    /// Whether the broker reads nothing at present, for a resource alarm.
-    is_blocked: AtomicBool,
+    pub(super) is_open: AtomicBool,
+    /// Why the broker takes no messages at present: a resource alarm. It then reads nothing.
+    blocked: Mutex<Option<String>>,
     heartbeat: Duration,
 }
 
@@ -47,87 +51,52 @@ struct Reading {
     told_alive: Option<Instant>,
 }
 
-/// Called by the reading thread, for everything that arrives. It must not block, and may only call
-/// what [`DataPlane`] says it may.
-pub(crate) type Handler = Box<dyn Fn(&DataPlane, Event) + Send + Sync>;
-
-#[derive(Debug)]
-pub(crate) enum Event {
-    Delivery {
-        channel: u16,
-        delivery: Delivery,
-    },
-    /// A mandatory message for this queue that the broker could not route, for this reason.
-    Return {
-        queue: String,
-        reason: String,
-        message: Message,
-    },
-    /// The broker closed the channel. Nothing can be written on it any more.
-    ChannelClosed {
-        channel: u16,
-        close: Close,
-    },
-    /// The broker cancelled the channel's consumer: its queue was deleted.
-    ConsumerCancelled {
-        channel: u16,
-    },
-    /// A resource alarm: the broker takes no messages, for this reason.
-    Blocked(String),
-    Unblocked,
-    /// The connection has ended, for this reason. May come twice.
-    Ended(String),
-}
+/// Why a connection ends that the peer has ended.
+pub(super) const WITHOUT_A_WORD: &str = "the connection ended without a word";
 
 impl DataPlane {
-    /// Starts the reader in reserve.
-    pub(super) fn start(
+    pub(super) fn new(
+        endpoint: Endpoint,
         transport: Transport,
         heartbeat: Duration,
     ) -> io::Result<(Arc<DataPlane>, Registration)> {
         let (control, registration) = ControlFrames::new();
-        let data_plane = Arc::new(DataPlane {
+        let data_plane = DataPlane {
+            endpoint,
             transport,
             turn: ReadTurn::default(),
             bells: [Bell::new()?, Bell::new()?],
             reading: Mutex::default(),
             control,
-            handler: OnceLock::new(),
+            channels: Mutex::default(),
             ended: OnceLock::new(),
             closed_by_broker: OnceLock::new(),
             is_open: AtomicBool::new(false),
-            is_blocked: AtomicBool::new(false),
+            blocked: Mutex::default(),
             heartbeat,
-        });
-        let reserve = Arc::clone(&data_plane);
-        let read = move || reserve.turn.keep_in_reserve(&*reserve);
-        thread::Builder::new().name("rpc-reader".into()).spawn(read)?;
-        Ok((data_plane, registration))
+        };
+        Ok((Arc::new(data_plane), registration))
     }
 
-    /// Has this handler called from now on, and at once if the connection has ended.
-    pub(crate) fn set_handler(&self, handler: Handler) {
-        let first = self.handler.set(handler);
-        debug_assert!(first.is_ok(), "a connection has one handler");
-        if let Some(reason) = self.ended.get() {
-            self.handle(Event::Ended(reason.clone()));
-        }
+    /// What the thread in reserve does until the connection has ended.
+    pub(super) fn keep_in_reserve(&self) {
+        self.turn.keep_in_reserve(self);
     }
 
-    /// Writes the frames of one message on a channel. Blocks until `until` while the broker does
-    /// not read.
-    pub(crate) fn write(
+    /// Writes the frames of one message on a channel that `is_open`. Blocks until `until` while the
+    /// broker does not read.
+    pub(super) fn write(
         &self,
-        channel: u16,
         frames: Frames<'_>,
         until: Instant,
+        is_open: &AtomicBool,
     ) -> Result<(), WriteError> {
-        let written = self.transport.write(channel, frames, until);
+        let written = self.transport.write(frames, until, is_open);
         self.have_due_written();
         written
     }
 
-    /// Writes frames of amiquip's. Does not block.
+    /// Writes frames now, or as soon as there is room. Does not block.
     pub(super) fn write_control(&self, frames: &[u8]) {
         self.transport.write_control(frames);
         self.have_due_written();
@@ -146,7 +115,7 @@ impl DataPlane {
         self.turn.wait(self, waiter, until, is_ready);
     }
 
-    /// Lets a waiter check whether it is ready. For handlers.
+    /// Lets a waiter check whether it is ready. For the reader.
     pub(crate) fn notify(&self, waiter: &Arc<Waiter>) {
         self.turn.notify(waiter);
     }
@@ -161,46 +130,19 @@ impl DataPlane {
         self.turn.wake_all(self);
     }
 
-    /// A time limit for synchronous calls of amiquip's, which have none: cuts the connection at its
-    /// end, unless it is dropped before. Meanwhile somebody reads.
-    pub(crate) fn time_limit(&self, limit: Duration) -> TimeLimit<'_> {
-        self.begin_limit(limit, true)
-    }
-
-    /// The same for a connection on which messages may have been published: under an alarm the
-    /// broker reads nothing from it. The limit then is 5 s after the end of the alarm.
-    pub(crate) fn time_limit_unless_blocked(&self, limit: Duration) -> TimeLimit<'_> {
-        self.begin_limit(limit, false)
-    }
-
-    /// Has the synchronous calls of now end within `limit`, since this program wants to stop.
-    pub(crate) fn shorten_time_limits(&self, limit: Duration) {
-        self.turn.shorten_limits(self, Instant::now() + limit);
-    }
-
-    fn begin_limit(&self, limit: Duration, is_strict: bool) -> TimeLimit<'_> {
-        let ends = Instant::now() + limit.min(Duration::from_secs(3600));
-        TimeLimit { data_plane: self, id: self.turn.begin_limit(self, ends, is_strict) }
-    }
-
-    /// amiquip's handshake is over.
-    pub(super) fn opened(&self) {
-        self.is_open.store(true, Ordering::Relaxed);
-    }
-
-    /// What the broker said if it closed the connection.
-    pub(crate) fn closed_by_broker(&self) -> Option<&Close> {
-        self.closed_by_broker.get()
-    }
-
-    /// Why the connection has ended, if it has. For handlers too.
+    /// Why the connection has ended, if it has.
     pub(crate) fn ended(&self) -> Option<&str> {
         self.ended.get().map(String::as_str)
     }
 
-    /// Whether it ended since the broker did not answer a synchronous call in time.
-    pub(crate) fn exceeded_time_limit(&self) -> bool {
-        self.ended() == Some(TOO_LATE)
+    /// What the broker said if it closed the connection.
+    pub(super) fn closed_by_broker(&self) -> Option<&Close> {
+        self.closed_by_broker.get()
+    }
+
+    /// The broker's reason for taking no messages at present.
+    pub(crate) fn blocked(&self) -> Option<String> {
+        lock(&self.blocked).clone()
     }
 
     /// The largest frame, in bytes, that the broker takes.
@@ -208,22 +150,28 @@ impl DataPlane {
         self.transport.frame_max()
     }
 
-    /// amiquip has opened this channel.
-    pub(crate) fn channel_opened(&self, channel: u16) {
-        self.transport.channel_opened(channel);
+    /// Closes the connection: in good order if the broker answers until then.
+    pub(super) fn close(&self, until: Instant) {
+        if self.ended().is_none() {
+            self.write_control(&Method::CloseConnection.encode(0));
+            self.wait(&Arc::default(), until, || false);
+        }
+        self.cut("the connection was closed");
     }
 
-    /// Ends the connection at once, for this reason unless it has one already. For handlers too.
+    /// Ends the connection at once, for this reason unless it has one already.
     pub(crate) fn cut(&self, reason: &str) {
         self.end(reason.into());
         self.transport.cut();
         self.control.end();
+        // Their handlers may hold what holds this.
+        drop(std::mem::take(&mut *lock(&self.channels)));
     }
 
-    /// amiquip's I/O thread ends when the connection is closed in good order, when the broker was
-    /// silent for two heartbeats, and when it gives up on the broker's frames.
+    /// amiquip's I/O thread ends when the login fails, when the broker was silent for two
+    /// heartbeats, and when the connection has ended.
     pub(super) fn amiquip_ended(&self) {
-        let told_alive = self.reading.lock().unwrap_or_else(PoisonError::into_inner).told_alive;
+        let told_alive = lock(&self.reading).told_alive;
         let is_silent = told_alive.is_some_and(|told| told.elapsed() >= self.heartbeat);
         self.cut(match is_silent && !self.heartbeat.is_zero() {
             true => "the broker was silent for two heartbeats",
@@ -231,26 +179,17 @@ impl DataPlane {
         });
     }
 
-    /// Lets nobody wait any longer. The socket stays open for amiquip's last frames.
+    /// Lets nobody wait any longer. The socket stays open for the last frames.
     fn end(&self, reason: String) {
-        if self.ended.set(reason).is_err() {
-            return;
-        }
-        let reason = self.ended.get().expect("it was set in the line above");
-        log::debug!("the connection has ended: {reason}");
-        self.handle(Event::Ended(reason.clone()));
-        self.turn.end(self);
-    }
-
-    fn handle(&self, event: Event) {
-        if let Some(handler) = self.handler.get() {
-            handler(self, event);
+        if self.ended.set(reason).is_ok() {
+            log::debug!("the connection has ended: {}", self.ended().unwrap_or_default());
+            self.turn.end(self);
         }
     }
 
     /// Reads once. `Err` tells why the connection has ended.
     fn read_some(&self) -> Result<(), String> {
-        let mut reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reading = lock(&self.reading);
         let length = match self.transport.read(reading.decoder.room()) {
             Ok(0) => return Err(WITHOUT_A_WORD.into()),
             Ok(length) => length,
@@ -263,60 +202,45 @@ impl DataPlane {
         reading.decoder.arrived(length);
         self.tell_amiquip_that_the_broker_is_alive(&mut reading.told_alive)?;
         while let Some(incoming) = reading.decoder.next()? {
-            self.take(incoming)?;
+            match incoming {
+                Incoming::Event { channel, event } => self.dispatch(channel, event)?,
+                Incoming::Control { frame, notice } => self.control_frame(frame, notice)?,
+            }
         }
         Ok(())
     }
 
-    fn take(&self, incoming: Incoming<'_>) -> Result<(), String> {
-        match incoming {
-            Incoming::Delivery { channel, delivery } => {
-                self.handle(Event::Delivery { channel, delivery });
+    fn control_frame(&self, frame: &[u8], notice: Notice) -> Result<(), String> {
+        match notice {
+            Notice::Other => {}
+            Notice::Limits { channel_max, frame_max } => {
+                lock(&self.channels).limit(channel_max);
+                self.transport.set_frame_max(frame_max);
             }
-            Incoming::Return { queue, reason, message } => {
-                self.handle(Event::Return { queue, reason, message });
-            }
-            Incoming::Control { frame, notice } => {
-                match notice {
-                    None => {}
-                    Some(Notice::FrameMax(limit)) => self.transport.set_frame_max(limit),
-                    Some(Notice::ConnectionClosed(close)) => {
-                        self.end(format!("the broker closed the connection: {close}"));
-                        let _ = self.closed_by_broker.set(close);
-                        if self.is_open.load(Ordering::Relaxed) {
-                            return self.confirm_close();
-                        }
-                    }
-                    Some(Notice::ChannelClosed { channel, close }) => {
-                        // Before amiquip confirms it, and so before the channel can be reused.
-                        self.handle(Event::ChannelClosed { channel, close });
-                        self.transport.channel_closed(channel);
-                    }
-                    Some(Notice::ConsumerCancelled { channel }) => {
-                        self.handle(Event::ConsumerCancelled { channel });
-                    }
-                    Some(Notice::Blocked(reason)) => {
-                        self.is_blocked.store(true, Ordering::Relaxed);
-                        self.handle(Event::Blocked(reason));
-                    }
-                    Some(Notice::Unblocked) => {
-                        self.is_blocked.store(false, Ordering::Relaxed);
-                        self.turn.resume_limits();
-                        self.handle(Event::Unblocked);
-                    }
+            Notice::Closed(close) => {
+                self.end(format!("the broker closed the connection: {close}"));
+                let _ = self.closed_by_broker.set(close);
+                // amiquip has no part in closing, except that it finds out why a login failed.
+                if self.is_open.load(Ordering::Relaxed) {
+                    self.transport.write_control(&bare_method(0, CONNECTION_CLOSE_OK));
+                    self.control.end();
+                    return Ok(());
                 }
-                self.control.push(frame)?;
+            }
+            Notice::CloseConfirmed => return Err("the connection was closed".into()),
+            Notice::Blocked(reason) => {
+                log::warn!("{} takes no messages at present: {reason}", self.endpoint);
+                *lock(&self.blocked) = Some(reason);
+                return Ok(());
+            }
+            Notice::Unblocked => {
+                log::info!("{} takes messages again", self.endpoint);
+                *lock(&self.blocked) = None;
+                self.wake_all();
+                return Ok(());
             }
         }
-        Ok(())
-    }
-
-    /// amiquip's I/O thread panics over a synchronous call that begins while the broker's close is
-    /// on its way. So after the handshake amiquip sees the end of its stream instead.
-    fn confirm_close(&self) -> Result<(), String> {
-        self.transport.write_control(CONNECTION_CLOSE_OK);
-        self.control.end();
-        Ok(())
+        self.control.push(frame)
     }
 
     /// amiquip ends a connection on which nothing arrives for two heartbeats, and sees no messages.
@@ -364,30 +288,5 @@ impl Socket for DataPlane {
 
     fn ring(&self, reader: Reader) {
         self.bells[reader as usize].ring();
-    }
-
-    fn time_limit_passed(&self) {
-        self.cut(TOO_LATE);
-    }
-
-    fn is_blocked(&self) -> bool {
-        self.is_blocked.load(Ordering::Relaxed)
-    }
-}
-
-/// Why a connection ends that the peer has ended.
-pub(super) const WITHOUT_A_WORD: &str = "the connection ended without a word";
-/// Why a connection ends on which a synchronous call took too long.
-pub(super) const TOO_LATE: &str = "the broker did not answer in time";
-
-/// See [`DataPlane::time_limit`].
-pub(crate) struct TimeLimit<'a> {
-    data_plane: &'a DataPlane,
-    id: u64,
-}
-
-impl Drop for TimeLimit<'_> {
-    fn drop(&mut self) {
-        self.data_plane.turn.end_limit(self.id);
     }
 }

@@ -103,16 +103,12 @@ struct Wire {
     is_rung: [bool; 2],
     has_ended: bool,
     has_reader: bool,
-    /// Until something is read.
-    is_blocked: bool,
 }
 
 #[derive(Default)]
 struct Mailbox {
     waiter: Arc<Waiter>,
     received: shuttle::sync::Mutex<usize>,
-    /// For a synchronous call of amiquip's, which does not wait by turns.
-    arrived: shuttle::sync::Condvar,
 }
 
 impl Socket for Model {
@@ -146,16 +142,9 @@ impl Socket for Model {
         drop(wire);
         if let Some(mailbox) = next.map(|next| &self.mailboxes[next]) {
             *mailbox.received.lock().unwrap() += 1;
-            mailbox.arrived.notify_all();
             self.turn.notify(&mailbox.waiter);
         }
-        let mut wire = self.wire.lock().unwrap();
-        wire.has_reader = false;
-        let was_blocked = std::mem::take(&mut wire.is_blocked);
-        drop(wire);
-        if was_blocked {
-            self.turn.resume_limits();
-        }
+        self.wire.lock().unwrap().has_reader = false;
         if has_ended {
             self.turn.end(self);
         }
@@ -164,14 +153,6 @@ impl Socket for Model {
     fn ring(&self, reader: Reader) {
         self.wire.lock().unwrap().is_rung[reader as usize] = true;
         self.changed.notify_all();
-    }
-
-    fn time_limit_passed(&self) {
-        self.turn.end(self);
-    }
-
-    fn is_blocked(&self) -> bool {
-        self.wire.lock().unwrap().is_blocked
     }
 }
 
@@ -342,71 +323,6 @@ fn wake_reaches_a_caller_that_reads() {
         }
         assert_eq!(threads.map(|thread| thread.join().unwrap()), [true, true]);
         model.hang_up();
-        reserve.join().unwrap();
-    });
-}
-
-/// The reserve reads for a synchronous call while callers come and go.
-#[test]
-fn synchronous_call_gets_its_answer() {
-    check(|| {
-        let model = Model::new(2);
-        let reserve = model.reserve();
-        let other = Arc::clone(&model);
-        let caller = thread::spawn(move || other.wait(0, 1, Moment::Soon));
-        let limit = model.turn.begin_limit(&*model, Moment::Never, true);
-        model.deliver(1);
-        let mailbox = &model.mailboxes[1];
-        let mut received = mailbox.received.lock().unwrap();
-        while *received == 0 {
-            received = mailbox.arrived.wait(received).unwrap();
-        }
-        drop(received);
-        model.turn.end_limit(limit);
-        caller.join().unwrap();
-        model.hang_up();
-        reserve.join().unwrap();
-    });
-}
-
-/// The reserve ends the connection at the limit, also while another has the turn.
-#[test]
-fn time_limit_ends_the_connection() {
-    check(|| {
-        let model = Model::new(1);
-        let reserve = model.reserve();
-        let other = Arc::clone(&model);
-        let caller = thread::spawn(move || other.wait(0, 1, Moment::Never));
-        model.turn.begin_limit(&*model, Moment::Soon, true);
-        assert!(!caller.join().unwrap());
-        reserve.join().unwrap();
-    });
-}
-
-/// A limit that is not strict begins anew when the broker is no longer blocked.
-#[test]
-fn blocked_broker_suspends_time_limit() {
-    check(|| {
-        let model = Model::new(1);
-        model.wire.lock().unwrap().is_blocked = true;
-        let reserve = model.reserve();
-        let other = Arc::clone(&model);
-        let caller = thread::spawn(move || other.wait(0, 1, Moment::Never));
-        model.turn.begin_limit(&*model, Moment::Soon, false);
-        model.deliver(0);
-        assert!(caller.join().unwrap(), "the connection was ended");
-        reserve.join().unwrap();
-    });
-}
-
-/// A limit can be brought forward, also while the reserve blocks in `poll`.
-#[test]
-fn shortened_time_limit_ends_the_connection() {
-    check(|| {
-        let model = Model::new(1);
-        let reserve = model.reserve();
-        model.turn.begin_limit(&*model, Moment::Never, true);
-        model.turn.shorten_limits(&*model, Moment::Soon);
         reserve.join().unwrap();
     });
 }

@@ -1,6 +1,6 @@
 //! The socket of one connection, plain or TLS, written by whole frames.
 //!
-//! Callers, workers and amiquip all write on it. The lock is held for as long as one write takes
+//! Callers, workers, the reader and amiquip all write on it. The lock is held for as long as one write takes
 //! that does not block; a writer who finds the socket full waits outside of it, until its own
 //! deadline, and knows then whether some of its message is out.
 
@@ -11,13 +11,14 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::bell::Bell;
 use crate::frames::{Frames, RABBITMQ_FRAME_MAX};
+use crate::lock::lock;
 
 pub(crate) struct Transport {
     tcp: TcpStream,
@@ -38,12 +39,10 @@ impl<S: Read + Write + Send> Stream for S {}
 #[derive(Default)]
 struct WriteState {
     /// Goes out before the next message: the rest of a message whose writer ran out of time, and
-    /// frames of amiquip's, which never waits.
+    /// frames of amiquip's and of the reader's, which never wait.
     due: Vec<u8>,
     /// A writer waits for room in the socket, perhaps in the middle of its message.
     has_writer: bool,
-    /// The channels that the broker has closed. A frame on one of them ends the connection.
-    closed_channels: Vec<u16>,
     is_cut: bool,
 }
 
@@ -78,18 +77,18 @@ impl Transport {
         })
     }
 
-    /// Writes the frames of one message on a channel, with nothing in between. Blocks until
-    /// `until` while the broker does not read.
+    /// Writes the frames of one message on a channel that `is_open`, with nothing in between. Blocks
+    /// until `until` while the broker does not read.
     pub(super) fn write(
         &self,
-        channel: u16,
         mut frames: Frames<'_>,
         until: Instant,
+        is_open: &AtomicBool,
     ) -> Result<(), WriteError> {
         // Bytes of the present part.
         let mut written = 0;
         let mut begun = false;
-        let mut state = self.lock();
+        let mut state = lock(&self.write);
         loop {
             if state.is_cut {
                 return Err(WriteError::Disconnected);
@@ -103,7 +102,7 @@ impl Transport {
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
-            if !begun && state.closed_channels.contains(&channel) {
+            if !begun && !is_open.load(Ordering::Relaxed) {
                 return Err(WriteError::ChannelClosed);
             }
             let flushed = if begun { Ok(()) } else { self.flush(&mut state) };
@@ -131,7 +130,7 @@ impl Transport {
                     self.is_due.store(false, Ordering::Release);
                     drop(state);
                     let has_room = self.poll(None, PollFlags::OUT, Some(until));
-                    state = self.lock();
+                    state = lock(&self.write);
                     state.has_writer = false;
                     self.free.notify_all();
                     match has_room {
@@ -158,9 +157,9 @@ impl Transport {
         }
     }
 
-    /// Writes whole frames of amiquip's, now or as soon as there is room. Never blocks.
+    /// Writes whole frames, now or as soon as there is room. Never blocks.
     pub(super) fn write_control(&self, frames: &[u8]) {
-        let mut state = self.lock();
+        let mut state = lock(&self.write);
         state.due.extend_from_slice(frames);
         if !state.has_writer {
             // The reading thread learns of an error.
@@ -171,7 +170,7 @@ impl Transport {
     /// Writes what is due, unless a writer is about to. The reading thread calls it when there is
     /// room.
     pub(super) fn write_due(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.write);
         if !state.has_writer {
             let _ = self.flush(&mut state);
         }
@@ -258,27 +257,12 @@ impl Transport {
         self.frame_max.store(frame_max, Ordering::Relaxed);
     }
 
-    /// Lets nobody write on this channel any more. amiquip confirms the close only after this, and
-    /// from then on a frame on the channel would end the connection.
-    pub(super) fn channel_closed(&self, channel: u16) {
-        self.lock().closed_channels.push(channel);
-    }
-
-    /// The channel is open, perhaps again.
-    pub(super) fn channel_opened(&self, channel: u16) {
-        self.lock().closed_channels.retain(|closed| *closed != channel);
-    }
-
     /// Ends the connection at once. Threads that wait to read or to write return.
     pub(super) fn cut(&self) {
-        self.lock().is_cut = true;
+        lock(&self.write).is_cut = true;
         self.free.notify_all();
         // It fails only on a connection that has ended already.
         let _ = self.tcp.shutdown(Shutdown::Both);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, WriteState> {
-        lock(&self.write)
     }
 }
 
@@ -287,9 +271,4 @@ pub(super) fn timespec_until(until: Instant) -> Timespec {
     const LONGEST: Duration = Duration::from_secs(3600);
     let left = until.saturating_duration_since(Instant::now()).min(LONGEST);
     Timespec::try_from(left).expect("an hour has few seconds")
-}
-
-/// A panic cannot poison these locks: no code panics while it holds one.
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

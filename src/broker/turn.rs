@@ -9,9 +9,7 @@
 //! rings, without waiting for it. The reserve then looks once a tick, and takes the turn again when
 //! that was free for a whole tick, so that it does not disturb a busy caller. When it finds that a
 //! thread keeps the turn for a whole tick, it sleeps until that thread has left: an idle process
-//! has no ticks at all. While a synchronous call of amiquip's is under way, the reserve does not
-//! wait for a tick; and it cuts the connection when the time limit of such a call is over. A broker
-//! under an alarm reads nothing, and so answers nothing: most limits begin anew when it ends.
+//! has no ticks at all.
 //!
 //! [`super::model`] runs this file under a model checker.
 
@@ -37,10 +35,6 @@ pub(super) trait Socket {
     fn read(&self);
     /// Makes the reader's present or next `poll` return.
     fn ring(&self, reader: Reader);
-    /// Ends the connection since the broker did not answer in time.
-    fn time_limit_passed(&self);
-    /// Whether the broker reads nothing at present. Must not block.
-    fn is_blocked(&self) -> bool;
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,18 +56,7 @@ struct State {
     /// Counts how often a waiter took the turn.
     taken: u64,
     reserve_sleeps: bool,
-    /// The time limits of the synchronous calls that are under way.
-    limits: Vec<Limit>,
-    next_limit: u64,
     ended: bool,
-}
-
-struct Limit {
-    id: u64,
-    /// `None` until the broker reads again.
-    ends: Option<Moment>,
-    /// Whether it also ends while the broker is blocked.
-    is_strict: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -89,8 +72,6 @@ use Turn::{Free, Polled, Taken};
 
 /// How long the turn has to be free before the reserve takes it.
 const TICK: Duration = Duration::from_millis(10);
-/// How long the broker may take to answer after an alarm.
-const AFTER_ALARM: Duration = Duration::from_secs(5);
 
 impl ReadTurn {
     /// Blocks until `is_ready`, until the connection has ended, or until the time is up; reads
@@ -142,7 +123,7 @@ impl ReadTurn {
         }
         match state.standby.last() {
             Some(next) => next.notified.notify_one(),
-            None if state.reserve_sleeps || !state.limits.is_empty() => self.reserve.notify_one(),
+            None if state.reserve_sleeps => self.reserve.notify_one(),
             None => {}
         }
     }
@@ -153,46 +134,34 @@ impl ReadTurn {
         let mut taken = None;
         let mut state = self.lock();
         while !state.ended {
-            let limit = state.limits.iter().filter_map(|limit| limit.ends).min();
-            if limit.is_some_and(has_passed) {
-                if socket.is_blocked() && state.suspend_limits() {
-                    continue;
-                }
-                drop(state);
-                socket.time_limit_passed();
-                state = self.lock();
-                continue;
-            }
             let is_stale = taken == Some(state.taken);
-            if state.turn == Free && (is_stale || !state.limits.is_empty()) {
-                state.turn = Polled;
-                drop(state);
-                let is_readable = socket.poll(Reader::Reserve, limit);
-                state = self.lock();
-                if state.turn != Polled {
-                    continue;
-                }
-                if is_readable {
-                    state.turn = Taken(Reader::Reserve);
-                    drop(state);
-                    socket.read();
-                    state = self.lock();
-                }
-                state.turn = Free;
+            if state.turn != Free || !is_stale {
+                state.reserve_sleeps = state.turn != Free && is_stale;
                 taken = Some(state.taken);
-                if !state.standby.is_empty() {
+                let tick = (!state.reserve_sleeps).then(|| after(TICK));
+                state = wait_until(&self.reserve, state, tick);
+                if std::mem::take(&mut state.reserve_sleeps) {
                     taken = None;
-                    self.leave(state);
-                    state = self.lock();
                 }
                 continue;
             }
-            state.reserve_sleeps = state.turn != Free && is_stale;
+            state.turn = Polled;
+            drop(state);
+            let is_readable = socket.poll(Reader::Reserve, None);
+            state = self.lock();
+            if state.turn != Polled {
+                continue;
+            }
+            if is_readable {
+                state.turn = Taken(Reader::Reserve);
+                drop(state);
+                socket.read();
+                state = self.lock();
+            }
+            state.turn = Free;
             taken = Some(state.taken);
-            let tick = if state.reserve_sleeps { None } else { Some(after(TICK)) };
-            let until = tick.into_iter().chain(limit).min();
-            state = wait_until(&self.reserve, state, until);
-            if std::mem::take(&mut state.reserve_sleeps) {
+            if let Some(next) = state.standby.last() {
+                next.notified.notify_one();
                 taken = None;
             }
         }
@@ -241,48 +210,6 @@ impl ReadTurn {
         socket.ring(Reader::Reserve);
     }
 
-    /// Has the reserve read whenever nobody else does, and cut the connection at `limit`, until
-    /// [`ReadTurn::end_limit`] is called with what this returns. While the broker is blocked only
-    /// a strict limit ends.
-    pub(super) fn begin_limit(&self, socket: &impl Socket, limit: Moment, is_strict: bool) -> u64 {
-        let mut state = self.lock();
-        state.next_limit += 1;
-        let id = state.next_limit;
-        state.limits.push(Limit { id, ends: Some(limit), is_strict });
-        self.wake_reserve(socket, state);
-        id
-    }
-
-    /// Has the limits of now end at `limit`, if not before.
-    pub(super) fn shorten_limits(&self, socket: &impl Socket, limit: Moment) {
-        let mut state = self.lock();
-        for other in &mut state.limits {
-            other.ends = other.ends.map(|ends| ends.min(limit));
-        }
-        self.wake_reserve(socket, state);
-    }
-
-    fn wake_reserve(&self, socket: &impl Socket, state: MutexGuard<'_, State>) {
-        let reserve_polls = state.turn == Polled;
-        drop(state);
-        self.reserve.notify_one();
-        if reserve_polls {
-            socket.ring(Reader::Reserve);
-        }
-    }
-
-    pub(super) fn end_limit(&self, id: u64) {
-        self.lock().limits.retain(|limit| limit.id != id);
-    }
-
-    /// The broker is no longer blocked. For the reading thread.
-    pub(super) fn resume_limits(&self) {
-        for limit in self.lock().limits.iter_mut().filter(|limit| !limit.is_strict) {
-            limit.ends = Some(after(AFTER_ALARM));
-        }
-        self.reserve.notify_one();
-    }
-
     /// A panic cannot poison this lock: no code panics while it holds it.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -290,19 +217,6 @@ impl ReadTurn {
 }
 
 impl State {
-    /// True if the limits that have passed need not end before the broker reads again.
-    fn suspend_limits(&mut self) -> bool {
-        let passed = |limit: &&mut Limit| limit.ends.is_some_and(has_passed);
-        let mut are_patient = true;
-        for limit in self.limits.iter_mut().filter(passed) {
-            match limit.is_strict {
-                true => are_patient = false,
-                false => limit.ends = None,
-            }
-        }
-        are_patient
-    }
-
     /// True if the waiter stood by.
     fn notify(&mut self, waiter: &Arc<Waiter>) -> bool {
         let index = self.standby.iter().position(|other| Arc::ptr_eq(other, waiter));

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
-use super::reconnector::Reconnector;
-use super::session::{InFlight, Waited, take_reply};
+use super::Sessions;
+use super::attempt::{InFlight, Waited, take_reply};
 use crate::broker::Waiter;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -52,7 +52,7 @@ pub(super) type Outcome = Result<Reply>;
 /// ```
 #[must_use = "dropping it gives the call up"]
 pub struct PendingReply {
-    reconnector: Arc<Reconnector>,
+    sessions: Arc<Sessions>,
     call: Call,
     began: Instant,
     deadline: Deadline,
@@ -83,13 +83,13 @@ const ALREADY_DONE: &str =
 
 impl PendingReply {
     pub(super) fn send(
-        reconnector: &Arc<Reconnector>,
+        sessions: &Arc<Sessions>,
         call: Call,
         timeout: Duration,
     ) -> Result<PendingReply> {
-        reconnector.config.counters.calls.fetch_add(1, Ordering::Relaxed);
+        sessions.config.counters.calls.fetch_add(1, Ordering::Relaxed);
         let mut pending = PendingReply {
-            reconnector: Arc::clone(reconnector),
+            sessions: Arc::clone(sessions),
             call,
             began: Instant::now(),
             deadline: Deadline::after(timeout),
@@ -193,7 +193,7 @@ impl PendingReply {
             let is_again = self.call.is_idempotent && !self.deadline.has_passed();
             match in_flight.wait(&mut self.earlier, until) {
                 Waited::Ended(Err(Error::ConnectionLost { reason }))
-                    if is_again && !in_flight.session.rejected_a_request() =>
+                    if is_again && !in_flight.session.dispatcher.has_rejected() =>
                 {
                     self.send_again(reason);
                 }
@@ -239,7 +239,7 @@ impl PendingReply {
                 let what = "the time was up before the request could be sent".into();
                 return Err(Error::TimedOut { what, after: self.deadline.timeout, sent: false });
             }
-            let session = self.reconnector.session(limit)?;
+            let session = self.sessions.session(limit)?;
             let sent = session.publish(&self.call, &self.waiter, limit, self.deadline)?;
             if let Some(mut in_flight) = sent {
                 in_flight.follow(&self.earlier);
@@ -250,7 +250,7 @@ impl PendingReply {
     }
 
     fn ended(&self, outcome: Result<&Reply, &Error>) {
-        let config = &self.reconnector.config;
+        let config = &self.sessions.config;
         if let Err(Error::TimedOut { .. } | Error::Blocked { .. }) = outcome {
             config.counters.timed_out.fetch_add(1, Ordering::Relaxed);
         }

@@ -37,7 +37,7 @@ pub struct CallBuilder<'a> {
 
 impl<'a> CallBuilder<'a> {
     pub(super) fn new(client: &'a RpcClient, body: Vec<u8>) -> CallBuilder<'a> {
-        let options = &client.reconnector().config.options;
+        let options = &client.config().options;
         let call = Call {
             queue: Arc::clone(&client.queue),
             body,
@@ -143,7 +143,7 @@ impl<'a> CallBuilder<'a> {
         wire::check_length("content type", call.content_type.as_deref().unwrap_or_default())?;
         wire::check_keep_alive(call.keep_alive)?;
         call.headers.check()?;
-        PendingReply::send(client.reconnector(), call, timeout)
+        PendingReply::send(client.sessions(), call, timeout)
     }
 }
 

@@ -1,263 +1,129 @@
 //! One connection of a client as its callers use it.
 //!
 //! The callers do the work of a call themselves: they publish, taking turns on one channel, and
-//! read the replies in turns. What has to stay on one thread is in [`super::session_thread`].
+//! read the replies in turns.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use uuid::Uuid;
 
-use super::call::{Call, Outcome};
-use super::dispatcher::{Channels, Dispatcher};
-use super::pending::{CallSlot, NotRegistered};
-use super::{Config, QueueStatus, lock};
-use crate::broker::{CLOSING, DataPlane, Waiter, WriteError};
+use super::attempt::InFlight;
+use super::call::Call;
+use super::dispatcher::{Dispatcher, PROBE};
+use super::pending::CallSlot;
+use super::{Config, QueueStatus};
+use crate::broker::{self, CallError, Channel, Connection, Waiter, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::wire::{self, RequestHead, Route};
+use crate::frames::Method;
+use crate::lock::lock;
+use crate::wire::{self, Reply, RequestHead, Route};
 
-/// What callers and the session thread share of one connection.
-pub(crate) struct Session {
-    pub(super) config: Arc<Config>,
-    pub(super) data_plane: Arc<DataPlane>,
+pub(super) struct Session {
+    /// The first to be dropped: with it the channels are closed.
+    pub(super) connection: Connection,
     pub(super) dispatcher: Arc<Dispatcher>,
-    pub(super) channels: Channels,
-    pub(super) reply_queue: String,
-    pub(super) began: Instant,
-    /// What was found when the broker was last asked about a queue.
-    pub(super) inspected: Mutex<HashMap<String, Inspected>>,
-    /// Disconnected once the session thread has closed the connection.
-    pub(super) over: Receiver<()>,
+    publishing: Channel,
+    _consuming: Channel,
+    reply_queue: String,
+    /// What was found when the broker was last asked about a queue, and when.
+    inspected: Mutex<HashMap<String, (Instant, Result<QueueStatus>)>>,
 }
 
-/// What the session thread is asked to do.
-pub(super) enum Order {
-    /// Ask the broker about a queue.
-    Inspect {
-        queue: String,
-        answer: Sender<Result<QueueStatus>>,
-    },
-    Close,
-}
-
-/// The broker's answer, or that there was none in time, and when.
-pub(super) struct Inspected {
-    pub(super) at: Instant,
-    pub(super) found: Result<QueueStatus>,
-}
-
-/// An attempt of a call: a request that is out. Dropping it gives the attempt up.
-pub(crate) struct InFlight {
-    pub(crate) session: Arc<Session>,
-    slot: Arc<CallSlot>,
-    id: Uuid,
-    queue: Arc<str>,
-    is_idempotent: bool,
-    signs: Option<SignsOfLife>,
-}
-
-/// What a caller awaits who has asked for signs of life.
-struct SignsOfLife {
-    interval: Duration,
-    /// How long they may stay away.
-    patience: Duration,
-    /// When to look whether they stay away.
-    look_at: Instant,
-}
-
-/// What waiting for a call came to.
-pub(crate) enum Waited {
-    Ended(Outcome),
-    /// The request may be lost, for this reason, and may be sent again.
-    MayBeLost(&'static str),
-    TimedOut,
-}
-
-impl InFlight {
-    /// Waits for the outcome, and reads the socket meanwhile if nobody else does. A reply to one
-    /// of the `earlier` attempts is as good; those that have failed are dropped.
-    pub(crate) fn wait(&mut self, earlier: &mut Vec<InFlight>, until: Instant) -> Waited {
-        loop {
-            let look_at = self.signs.as_ref().map(|signs| signs.look_at);
-            let step = look_at.map_or(until, |look_at| look_at.min(until));
-            let has_outcome = |attempt: &InFlight| attempt.slot.has_outcome();
-            let is_over = || has_outcome(self) || earlier.iter().any(has_outcome);
-            if !is_over() {
-                let is_ready = || is_over() || self.was_left();
-                self.session.data_plane.wait(&self.slot.waiter, step, is_ready);
-            }
-            if let Some(outcome) = self.take_outcome(earlier) {
-                return Waited::Ended(outcome);
-            }
-            if self.was_left() {
-                return Waited::MayBeLost("no replies came through its connection");
-            }
-            match self.look_for_signs(earlier) {
-                Some(silent) if silent.is_final => return Waited::Ended(Err(silent.error)),
-                Some(_) => return Waited::MayBeLost("its server gave no sign of life"),
-                None if until <= Instant::now() => return Waited::TimedOut,
-                None => {}
-            }
-        }
-    }
-
-    /// The outcome of the call if it has come already.
-    pub(crate) fn take_outcome(&self, earlier: &mut Vec<InFlight>) -> Option<Outcome> {
-        self.slot.take_outcome().or_else(|| take_reply(earlier))
-    }
-
-    /// Whether other calls have left this session for another, and this one may follow.
-    fn was_left(&self) -> bool {
-        self.is_idempotent && self.session.dispatcher.is_retired.load(Ordering::Relaxed)
-    }
-
-    /// The next attempt: its caller waits for this one there too.
-    pub(crate) fn follow(&mut self, earlier: &[InFlight]) {
-        const LEAST: Duration = Duration::from_secs(3);
-        for attempt in earlier {
-            attempt.slot.caller_waits_at(&self.session.data_plane);
-        }
-        if let Some(signs) = self.signs.as_mut().filter(|_| self.is_idempotent) {
-            // Each attempt is given twice as long: where requests wait long, few are sent twice.
-            let factor = 1 << earlier.len().min(8);
-            signs.patience = signs.patience.max(LEAST).saturating_mul(factor);
-            signs.look_at = Instant::now() + signs.patience;
-        }
-    }
-
-    /// When the time has come for it, tells whether signs of life stay away.
-    ///
-    /// A server that knows of them gives the first when it begins with the request. So where there
-    /// was none, either the request still waits in its queue, or its server knows of no signs: the
-    /// call goes on to its deadline, unless nobody serves the queue. Where there was one, the
-    /// request may have gone back to the queue, and wait there. An idempotent request that waits in
-    /// no queue and of which there was no sign may be lost.
-    fn look_for_signs(&mut self, earlier: &[InFlight]) -> Option<Silent> {
-        let last_sign = || earlier.iter().filter_map(|attempt| attempt.slot.last_sign()).max();
-        let last_sign = || self.slot.last_sign().max(last_sign());
-        let SignsOfLife { interval, patience, look_at } = self.signs.as_ref()?;
-        let (now, patience) = (Instant::now(), *patience);
-        if now < *look_at {
-            return None;
-        }
-        let seen = last_sign();
-        if let Some(sign) = seen.filter(|sign| *sign + patience > now) {
-            self.signs.as_mut()?.look_at = sign + patience;
-            return None;
-        }
-        let next = now + *interval;
-        let found = self.session.inspect(&self.queue);
-        let is_several = self.session.config.brokers.are_several();
-        let (unserved, is_over) = match found {
-            Ok(QueueStatus { consumers: 0, .. }) => (true, true),
-            Ok(QueueStatus { messages, .. }) => {
-                (false, messages == 0 && (seen.is_some() || self.is_idempotent))
-            }
-            Err(Error::Unroutable { .. }) => (false, false),
-            Err(_) => (false, self.is_idempotent),
-        };
-        if !is_over || last_sign() != seen {
-            self.signs.as_mut()?.look_at = next;
-            return None;
-        }
-        self.session.suspect();
-        // A broker that is cut off from the others knows of no consumers.
-        let is_final = !self.is_idempotent || unserved && (!is_several || !earlier.is_empty());
-        let after = seen.map_or(patience, |sign| sign.elapsed());
-        let error = Error::ServerSilent { queue: self.queue.to_string(), after, unserved };
-        Some(Silent { error, is_final })
-    }
-}
-
-/// Signs of life stay away.
-struct Silent {
-    error: Error,
-    /// Whether sending the request again cannot help, or is not allowed.
-    is_final: bool,
-}
-
-/// The server's answer to one of these attempts. Those that failed otherwise are dropped.
-pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Outcome> {
-    let mut reply = None;
-    attempts.retain(|attempt| match attempt.slot.take_outcome() {
-        Some(outcome @ (Ok(_) | Err(Error::Remote { .. }))) => {
-            reply = Some(outcome);
-            false
-        }
-        failed => failed.is_none(),
-    });
-    reply
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        let Session { dispatcher, data_plane, .. } = &*self.session;
-        if let Some(waiter) = dispatcher.pending.forget(self.id) {
-            data_plane.wake(&waiter);
-        }
-        self.session.close_if_over();
-    }
-}
+/// How long nothing may come back before a call that gets no reply makes the session suspect.
+const SILENCE: Duration = Duration::from_secs(3);
 
 impl Session {
+    /// Makes a reply queue and consumes from it, in as long as connecting may take. `again` says
+    /// that there was a session before.
+    pub(super) fn open(
+        config: &Arc<Config>,
+        connection: Connection,
+        again: bool,
+    ) -> Result<Session> {
+        if again && config.brokers.are_several() {
+            await_consumers(&connection, &config.queue);
+        }
+        let until = Instant::now() + config.brokers.connect_timeout;
+        let dispatcher = Arc::new(Dispatcher::new(config));
+        let (publisher, consumer) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher));
+        let failed = |doing| move |error| (error, doing);
+        let opened = (|| {
+            let publishing = connection
+                .open_channel(until, move |plane, event| publisher.on_publishing(plane, event))
+                .map_err(failed("open a channel"))?;
+            let consuming = connection
+                .open_channel(until, move |plane, event| consumer.on_consuming(plane, event))
+                .map_err(failed("open a channel"))?;
+            let queue = consuming.queue(Method::DeclareReplyQueue, until);
+            let queue = queue.map_err(failed("declare a reply queue"))?.name;
+            let consume = Method::Consume { queue: &queue, no_ack: true };
+            consuming.call(consume, until).map_err(failed("read from its reply queue"))?;
+            Ok((publishing, consuming, queue))
+        })();
+        let (publishing, _consuming, reply_queue) =
+            opened.map_err(|(error, doing)| connection.explain(error, doing))?;
+
+        let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
+        let route = Route {
+            channel: publishing.number,
+            queue: &reply_queue,
+            mandatory: false,
+            frame_max: connection.frame_max(),
+        };
+        let probe = wire::encode_reply(route, Some(&id), &config.app_id, &empty);
+        // If it cannot be written, the first call learns why.
+        let _ = publishing.write(probe, until);
+        log::info!("ready to call {:?} through {}", config.queue, connection.endpoint);
+        let inspected = Mutex::default();
+        Ok(Session { connection, dispatcher, publishing, _consuming, reply_queue, inspected })
+    }
+
     /// Publishes a request. `None` if the session ended before the request was out: it was not
     /// executed, and another session may take it.
     ///
     /// Waits until `limit` for a broker that blocks, or for room among the calls in flight. The
     /// request carries the `deadline` of its caller.
-    pub(crate) fn publish(
+    pub(super) fn publish(
         self: &Arc<Session>,
         call: &Call,
         waiter: &Arc<Waiter>,
         limit: Deadline,
         deadline: Deadline,
     ) -> Result<Option<InFlight>> {
-        call.headers.check_size(self.data_plane.frame_max())?;
-        let slot = Arc::new(CallSlot::new(waiter));
-        let id = Uuid::new_v4();
-        self.wait_while_blocked(&slot.waiter, limit)?;
+        call.headers.check_size(self.connection.frame_max())?;
+        let (slot, id) = (CallSlot::new(waiter), Uuid::new_v4());
+        self.wait_while_blocked(waiter, limit)?;
         if !self.register(id, &slot, limit, deadline)? {
             return Ok(None);
         }
-        let signs = call.keep_alive.map(|interval| {
-            let patience = interval * 3;
-            SignsOfLife { interval, patience, look_at: Instant::now() + patience }
-        });
-        let (session, queue) = (Arc::clone(self), Arc::clone(&call.queue));
-        let is_idempotent = call.is_idempotent;
-        let in_flight = InFlight { session, slot, id, queue, is_idempotent, signs };
+        let in_flight = InFlight::new(self, call, id, slot);
+        let Config { options, app_id, .. } = &*self.dispatcher.config;
         let head = RequestHead {
             reply_to: &self.reply_queue,
             correlation_id: id,
             message_id: &call.message_id,
-            content_type: call.content_type.as_ref().unwrap_or(&self.config.options.content_type),
-            app_id: &self.config.app_id,
+            content_type: call.content_type.as_ref().unwrap_or(&options.content_type),
+            app_id,
             headers: &call.headers,
             keep_alive: call.keep_alive,
             remaining: deadline.remaining(),
         };
         let route = Route {
-            channel: self.channels.publishing,
+            channel: self.publishing.number,
             queue: &call.queue,
             mandatory: true,
-            frame_max: self.data_plane.frame_max(),
+            frame_max: self.connection.frame_max(),
         };
         let request = wire::encode_request(route, &head, &call.body);
-        match self.data_plane.write(route.channel, request, limit.at) {
+        match self.publishing.write(request, limit.at) {
             Ok(()) => Ok(Some(in_flight)),
             Err(WriteError::TimedOut { begun }) => Err(self.not_taken(limit, begun)),
-            Err(WriteError::ChannelClosed) => Ok(None),
-            Err(WriteError::Disconnected) => {
-                // The reading thread learns why.
-                let soon = limit.at.min(Instant::now() + CLOSING);
-                self.data_plane.wait(&in_flight.slot.waiter, soon, || false);
-                self.data_plane.cut("the connection ended while a request was written");
-                Ok(None)
-            }
+            Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
         }
     }
 
@@ -270,71 +136,195 @@ impl Session {
         deadline: Deadline,
     ) -> Result<bool> {
         let pending = &self.dispatcher.pending;
-        loop {
-            match pending.register(id, slot, deadline.at) {
-                Ok(()) => return Ok(true),
-                Err(NotRegistered::Ended) => return Ok(false),
-                Err(NotRegistered::Full(_)) if limit.has_passed() => {
-                    return Err(self.no_room(limit));
-                }
-                Err(NotRegistered::Full(until)) => {
-                    pending.await_room(&slot.waiter);
-                    let until = until.min(limit.at);
-                    self.data_plane.wait(&slot.waiter, until, || pending.is_open());
-                    if let Some(next) = pending.stop_awaiting_room(&slot.waiter) {
-                        self.data_plane.wake(&next);
-                    }
-                }
+        let is_over = || broker::Session::ended(self).is_some() || self.is_retired();
+        while !is_over() {
+            let Err(next_end) = pending.register(id, slot, deadline.at) else { return Ok(true) };
+            if limit.has_passed() {
+                return Err(self.no_room(limit));
+            }
+            pending.await_room(&slot.waiter);
+            let has_room = || pending.has_room() || is_over();
+            self.connection.wait(&slot.waiter, next_end.min(limit.at), has_room);
+            pending.stop_awaiting_room(&slot.waiter, &self.connection);
+        }
+        Ok(false)
+    }
+
+    fn wait_while_blocked(&self, waiter: &Arc<Waiter>, deadline: Deadline) -> Result<()> {
+        if self.connection.blocked().is_none() {
+            return Ok(());
+        }
+        let is_over = || broker::Session::ended(self).is_some();
+        let may_go_on = || self.connection.blocked().is_none() || is_over();
+        self.connection.wait(waiter, deadline.at, may_go_on);
+        match self.connection.blocked() {
+            Some(reason) if !is_over() => {
+                Err(Error::Blocked { reason, after: deadline.timeout, sent: false })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.dispatcher.is_retired.load(Ordering::Relaxed)
+    }
+
+    /// Takes no more calls. Those in flight that are idempotent are sent again elsewhere, and may
+    /// still be answered here. The connection ends with the last of them.
+    pub(super) fn retire(&self) {
+        let endpoint = &self.connection.endpoint;
+        log::info!("no replies through {endpoint}: the next calls connect anew");
+        self.dispatcher.is_retired.store(true, Ordering::Relaxed);
+        self.connection.wake_all();
+    }
+
+    /// Ends the calls in flight, and closes the connection: in good order if the broker answers
+    /// within a second. Blocks for at most two.
+    pub(super) fn close(&self) {
+        let _ = self.dispatcher.ended.set(Error::Closed);
+        self.connection.wake_all();
+        self.connection.close();
+    }
+
+    /// Why there is no outcome at the deadline, although the request went out. Asks the broker
+    /// about the queue, for at most 200 ms.
+    ///
+    /// If nothing has come back for long, the session becomes suspect: requests may be lost on a
+    /// connection that is well. A channel's first message to a quorum queue waits for the queue's
+    /// leader, for up to 65 s, and holds back all behind it; if one is lost on its way to a leader
+    /// that dies, those behind it wait for that one. Without confirms nobody is told
+    /// (`rabbit_fifo_client.erl`).
+    pub(super) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
+        let after = deadline.timeout;
+        if let Some(reason) = self.connection.blocked() {
+            return Error::Blocked { reason, after, sent: true };
+        }
+        let mut what = format!("no reply from queue {queue:?}");
+        let found = self.inspect(queue);
+        if let Ok(QueueStatus { consumers, messages }) = found {
+            let advice = match consumers {
+                0 => "start a server",
+                _ => "allow more time, or start more servers",
+            };
+            what += &format!(" ({consumers} consumers, {messages} messages waiting); {advice}");
+        }
+        // Where nobody serves, another session would get no replies either.
+        if found.map_or(true, |status| status.consumers > 0) {
+            self.suspect();
+        }
+        Error::TimedOut { what, after, sent: true }
+    }
+
+    /// What the broker says of a queue. Callers that ask within a second share the answer. Blocks
+    /// for at most 200 ms.
+    pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
+        const PATIENCE: Duration = Duration::from_millis(200);
+        const LATELY: Duration = Duration::from_secs(1);
+        let mut inspected = lock(&self.inspected);
+        match inspected.get(queue) {
+            Some((at, found)) if at.elapsed() < LATELY => found.clone(),
+            _ => {
+                let found = self.ask_about(queue, Deadline::after(PATIENCE));
+                inspected.insert(queue.to_string(), (Instant::now(), found.clone()));
+                found
             }
         }
     }
 
-    fn wait_while_blocked(&self, waiter: &Arc<Waiter>, deadline: Deadline) -> Result<()> {
-        let blocked = || lock(&self.dispatcher.blocked).clone();
-        if blocked().is_none() {
-            return Ok(());
-        }
-        let may_go_on = || lock(&self.dispatcher.blocked).is_none() || self.ended().is_some();
-        self.data_plane.wait(waiter, deadline.at, may_go_on);
-        match blocked().filter(|_| self.ended().is_none()) {
-            Some(reason) => Err(Error::Blocked { reason, after: deadline.timeout, sent: false }),
-            None => Ok(()),
-        }
+    /// What the broker says of a queue now. Blocks until the deadline at most.
+    pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
+        let ask = |channel: Channel| channel.queue(Method::FindQueue(queue), deadline.at);
+        let asked = self.connection.open_channel(deadline.at, |_, _| {}).and_then(ask);
+        asked
+            .map(|found| QueueStatus { consumers: found.consumers, messages: found.messages })
+            .map_err(|error| match error {
+                CallError::Closed(close) if close.code == 404 => {
+                    Error::Unroutable { queue: queue.to_string() }
+                }
+                CallError::Closed(close) => {
+                    let doing = "ask about the request queue";
+                    self.connection.endpoint.explain_close(&close, doing)
+                }
+                CallError::Unanswered(reason) => Error::TimedOut {
+                    what: format!("asking {} about a queue: {reason}", self.connection.endpoint),
+                    after: deadline.timeout,
+                    sent: false,
+                },
+            })
     }
 
-    /// Whether the broker closed the channel over one of the requests. None of them may be sent
-    /// again: that one would end every session after it too.
-    pub(crate) fn rejected_a_request(&self) -> bool {
-        self.dispatcher.publisher_rejected.load(Ordering::Relaxed)
+    /// Whether requests may be lost here: calls have timed out, and still nothing has come back.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.dispatcher.pending.are_suspect()
     }
 
-    pub(crate) fn ended(&self) -> Option<Error> {
-        self.dispatcher.pending.ended()
-    }
-
-    pub(crate) fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.dispatcher.pending.len()
     }
 
-    /// Closes the connection, in good order if the broker answers within a second. Blocks for at
-    /// most two.
-    pub(crate) fn close(&self) {
-        self.abandon();
-        if self.over.recv_timeout(CLOSING) == Err(RecvTimeoutError::Timeout) {
-            self.data_plane.cut("the broker did not confirm the close");
-            let _ = self.over.recv_timeout(CLOSING);
+    /// Notes that a call got no reply.
+    pub(super) fn suspect(&self) {
+        self.dispatcher.pending.suspect_after(SILENCE);
+    }
+
+    /// The broker did not read the request until the deadline, or not all of it.
+    fn not_taken(&self, deadline: Deadline, begun: bool) -> Error {
+        let (after, sent) = (deadline.timeout, begun);
+        match self.connection.blocked() {
+            Some(reason) => Error::Blocked { reason, after, sent },
+            None => {
+                let what = format!("the broker at {} does not read", self.connection.endpoint);
+                Error::TimedOut { what, after, sent }
+            }
         }
     }
 
-    /// Has the connection closed. Does not block.
-    pub(crate) fn abandon(&self) {
-        self.dispatcher.end(&self.data_plane, Error::Closed);
-    }
-
-    /// Has the connection closed if no call is left and none may begin.
-    pub(super) fn close_if_over(&self) {
-        if self.dispatcher.pending.are_over() {
-            let _ = self.dispatcher.orders.send(Order::Close);
+    fn no_room(&self, deadline: Deadline) -> Error {
+        let limit = self.dispatcher.config.options.max_in_flight;
+        Error::TimedOut {
+            what: format!(
+                "no room for the request: {limit} calls are in flight already; raise max_in_flight"
+            ),
+            after: deadline.timeout,
+            sent: false,
         }
+    }
+}
+
+impl broker::Session for Session {
+    fn ended(&self) -> Option<Error> {
+        self.dispatcher.ended.get().cloned().or_else(|| {
+            let reason = self.connection.ended()?.to_string();
+            Some(Error::ConnectionLost { reason })
+        })
+    }
+}
+
+/// A retired session ends with its last call, which must not wait for the broker.
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.is_retired() {
+            self.connection.cut("no replies came through it");
+        }
+    }
+}
+
+/// Waits until the request queue tells of consumers; without any it goes on after a while.
+///
+/// When a node of a cluster is lost, its quorum queues are without a leader for a while, and tell
+/// of no consumers. The first message that a channel publishes to such a queue waits for a leader
+/// that may never answer, for up to 65 s, with all behind it (RabbitMQ's `rabbit_fifo_client.erl`).
+/// Clients that reconnected and published at once were seen to lose every request of that
+/// session. The broker has no event for a leader's coming, hence the asking.
+fn await_consumers(connection: &Connection, queue: &str) {
+    const LONGEST: Duration = Duration::from_secs(3);
+    const STEP: Duration = Duration::from_millis(50);
+    let until = Instant::now() + LONGEST;
+    let Ok(channel) = connection.open_channel(until, |_, _| {}) else { return };
+    while let Ok(found) = channel.queue(Method::FindQueue(queue), until)
+        && found.consumers == 0
+        && Instant::now() < until
+    {
+        thread::sleep(STEP);
     }
 }

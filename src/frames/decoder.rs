@@ -1,4 +1,4 @@
-//! The broker's bytes, split by frame: messages for this crate, everything else for amiquip.
+//! The broker's bytes, split by frame: channel 0 for amiquip, every other channel for this crate.
 //!
 //! The peer is not trusted. Memory grows by what has arrived, never by what was announced; nothing
 //! recurses; and a violation of the protocol ends the connection with a sentence.
@@ -10,10 +10,27 @@ use std::fmt;
 
 use super::fields::Fields;
 use super::{
-    BASIC_CANCEL, BASIC_DELIVER, BASIC_RETURN, BODY, CHANNEL_CLOSE, CONNECTION_BLOCKED,
-    CONNECTION_CLOSE, CONNECTION_START, CONNECTION_TUNE, CONNECTION_UNBLOCKED, END, HEADER,
-    HEARTBEAT, METHOD, MethodId, OTHERS_FOR_AMIQUIP, OVERHEAD, PREFIX, Properties,
+    BODY, CHANNEL_CLOSE, CONNECTION_CLOSE, END, HEADER, HEARTBEAT, METHOD, MethodId, OVERHEAD,
+    PREFIX, Properties,
 };
+
+/// What the broker says on channel 0.
+const CONNECTION_START: MethodId = [0, 10, 0, 10];
+const CONNECTION_SECURE: MethodId = [0, 10, 0, 20];
+const CONNECTION_TUNE: MethodId = [0, 10, 0, 30];
+const CONNECTION_OPEN_OK: MethodId = [0, 10, 0, 41];
+const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
+const CONNECTION_BLOCKED: MethodId = [0, 10, 0, 60];
+const CONNECTION_UNBLOCKED: MethodId = [0, 10, 0, 61];
+/// What it says on the others.
+const CHANNEL_OPEN_OK: MethodId = [0, 20, 0, 11];
+const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
+const QUEUE_DECLARE_OK: MethodId = [0, 50, 0, 11];
+const BASIC_QOS_OK: MethodId = [0, 60, 0, 11];
+const BASIC_CONSUME_OK: MethodId = [0, 60, 0, 21];
+const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
+const BASIC_RETURN: MethodId = [0, 60, 0, 50];
+const BASIC_DELIVER: MethodId = [0, 60, 0, 60];
 
 /// Takes bytes as they arrive, and gives them back frame by frame.
 #[derive(Debug)]
@@ -32,40 +49,65 @@ pub(crate) struct Decoder {
 /// What the decoder makes of the next frame.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Incoming<'a> {
-    /// A whole frame that is amiquip's to handle, and what it says to others.
+    /// A whole frame of channel 0.
     Control {
         frame: &'a [u8],
-        notice: Option<Notice>,
+        notice: Notice,
     },
-    Delivery {
+    Event {
         channel: u16,
-        delivery: Delivery,
+        event: Event,
     },
-    /// A mandatory message for this queue that the broker could not route, for this reason.
+}
+
+/// What a frame of channel 0 says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// Something that amiquip alone needs to know.
+    Other,
+    /// The most channels (0 is no limit) and the largest frame, in bytes, that the broker takes.
+    Limits {
+        channel_max: u16,
+        frame_max: usize,
+    },
+    Closed(Close),
+    CloseConfirmed,
+    /// A resource alarm: the broker takes no messages, for this reason.
+    Blocked(String),
+    Unblocked,
+}
+
+/// What happens on a channel.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Event {
+    /// The broker answers a [`Method`](super::Method).
+    Answer(Answer),
+    Delivery(Delivery),
+    /// The broker could not route a mandatory message to this queue, for this reason.
     Return {
         queue: String,
         reason: String,
         message: Message,
     },
+    /// The broker cancelled the consumer: the queue was deleted.
+    Cancelled,
+    /// The broker closed the channel.
+    Closed(Close),
 }
 
-/// What a control frame says that this crate acts on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Notice {
-    /// The largest frame that the broker takes, in bytes.
-    FrameMax(usize),
-    ConnectionClosed(Close),
-    ChannelClosed {
-        channel: u16,
-        close: Close,
-    },
-    /// The broker cancelled the consumer of this channel: its queue was deleted.
-    ConsumerCancelled {
-        channel: u16,
-    },
-    /// A resource alarm: the broker takes no messages, for this reason.
-    Blocked(String),
-    Unblocked,
+pub(crate) enum Answer {
+    ChannelClosed,
+    Queue(DeclaredQueue),
+    Done,
+}
+
+/// What the broker says of a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeclaredQueue {
+    pub(crate) name: String,
+    pub(crate) messages: u32,
+    pub(crate) consumers: u32,
 }
 
 /// Why the broker closed a channel or the connection.
@@ -89,19 +131,13 @@ pub(crate) struct Message {
     pub(crate) body: Vec<u8>,
 }
 
+/// An event whose message has not all arrived.
 #[derive(Debug)]
 struct Unfinished {
     channel: u16,
-    kind: Kind,
+    event: Event,
     /// The size that the content header announced, once that has arrived.
     size: Option<u64>,
-    message: Message,
-}
-
-#[derive(Debug)]
-enum Kind {
-    Delivery { tag: u64, redelivered: bool },
-    Return { queue: String, reason: String },
 }
 
 /// RabbitMQ's default, which also holds until the broker has told its limit.
@@ -142,15 +178,9 @@ impl Decoder {
         self.end += length;
     }
 
-    /// The next frame or message that is complete; `Err` tells how the peer broke the protocol.
+    /// The next frame, or the message that it completes; `Err` tells how the peer broke the protocol.
     pub(crate) fn next(&mut self) -> Result<Option<Incoming<'_>>, String> {
-        loop {
-            let Some(length) = self.frame_length()? else {
-                if self.begin == self.end {
-                    (self.begin, self.end) = (0, 0);
-                }
-                return Ok(None);
-            };
+        while let Some(length) = self.frame_length()? {
             let (begin, end) = (self.begin, self.begin + length);
             self.begin = end;
             if self.buffer[end - 1] != END {
@@ -159,37 +189,48 @@ impl Decoder {
             let kind = self.buffer[begin];
             let channel = u16::from_be_bytes([self.buffer[begin + 1], self.buffer[begin + 2]]);
             let payload = &self.buffer[begin + PREFIX..end - 1];
-            let complete = match kind {
-                METHOD => {
+            let event = match (kind, channel) {
+                (METHOD | HEARTBEAT, 0) => return self.control(begin, end).map(Some),
+                (METHOD, _) => {
+                    // The broker may have given up a message half-way.
                     self.unfinished.retain(|unfinished| unfinished.channel != channel);
-                    let Some(unfinished) = begin_content(channel, payload) else {
-                        let notice = notice(channel, payload);
-                        if let Some(Notice::FrameMax(limit)) = notice {
-                            self.frame_max = limit;
+                    let mut event = event(payload).ok_or_else(|| out_of_place(payload))?;
+                    match event.message() {
+                        None => Some(event),
+                        Some(_) => {
+                            self.unfinished.push(Unfinished { channel, event, size: None });
+                            None
                         }
-                        let frame = make_fit_for_amiquip(&mut self.buffer[begin..end])?;
-                        return Ok(Some(Incoming::Control { frame, notice }));
-                    };
-                    self.unfinished.push(unfinished);
-                    None
-                }
-                HEADER | BODY => continue_content(&mut self.unfinished, kind, channel, payload)?,
-                HEARTBEAT => {
-                    let frame = &self.buffer[begin..end];
-                    return Ok(Some(Incoming::Control { frame, notice: None }));
-                }
-                _ => return Err(format!("the broker sent a frame of the unknown type {kind}")),
-            };
-            if let Some(Unfinished { channel, kind, message, .. }) = complete {
-                return Ok(Some(match kind {
-                    Kind::Delivery { tag, redelivered } => {
-                        let delivery = Delivery { tag, redelivered, message };
-                        Incoming::Delivery { channel, delivery }
                     }
-                    Kind::Return { queue, reason } => Incoming::Return { queue, reason, message },
-                }));
+                }
+                (HEADER | BODY, 1..) => {
+                    continue_content(&mut self.unfinished, kind, channel, payload)?
+                }
+                _ => {
+                    let text =
+                        format!("the broker sent a frame of type {kind} on channel {channel}");
+                    return Err(text);
+                }
+            };
+            if let Some(event) = event {
+                return Ok(Some(Incoming::Event { channel, event }));
             }
         }
+        if self.begin == self.end {
+            (self.begin, self.end) = (0, 0);
+        }
+        Ok(None)
+    }
+
+    fn control(&mut self, begin: usize, end: usize) -> Result<Incoming<'_>, String> {
+        let frame = &mut self.buffer[begin..end];
+        let (kind, payload) = (frame[0], &frame[PREFIX..end - begin - 1]);
+        let notice = if kind == HEARTBEAT { Some(Notice::Other) } else { notice(payload) };
+        let notice = notice.ok_or_else(|| out_of_place(payload))?;
+        if let Notice::Limits { frame_max, .. } = notice {
+            self.frame_max = frame_max;
+        }
+        Ok(Incoming::Control { frame: without_broker_properties(frame), notice })
     }
 
     /// The length of the next frame, once all of it has arrived.
@@ -240,24 +281,49 @@ fn check_protocol(first: u8) -> Result<(), String> {
     }
 }
 
-/// The message that this method announces, if it announces one.
-fn begin_content(channel: u16, payload: &[u8]) -> Option<Unfinished> {
-    let mut fields = Fields(payload);
-    let id: MethodId = fields.take(4)?.try_into().ok()?;
-    let kind = match id {
+fn out_of_place(method: &[u8]) -> String {
+    let id = &method[..method.len().min(4)];
+    format!("the broker sent a method that is cut short or out of place ({id:?})")
+}
+
+/// The event that a method on a channel begins; `None` if the method is cut short or out of place.
+fn event(method: &[u8]) -> Option<Event> {
+    let mut fields = Fields(method);
+    let message = Message::default();
+    Some(match fields.array()? {
         BASIC_DELIVER => {
             let _consumer_tag = fields.short()?;
-            Kind::Delivery { tag: fields.u64()?, redelivered: fields.u8()? & 1 != 0 }
+            let (tag, redelivered) = (fields.u64()?, fields.u8()? & 1 != 0);
+            Event::Delivery(Delivery { tag, redelivered, message })
         }
         BASIC_RETURN => {
             let _code = fields.u16()?;
             let reason = fields.short_text()?;
             let _exchange = fields.short()?;
-            Kind::Return { queue: fields.short_text()?, reason }
+            Event::Return { queue: fields.short_text()?, reason, message }
         }
+        QUEUE_DECLARE_OK => {
+            let name = fields.short_text()?;
+            let (messages, consumers) = (fields.u32()?, fields.u32()?);
+            Event::Answer(Answer::Queue(DeclaredQueue { name, messages, consumers }))
+        }
+        CHANNEL_CLOSE_OK => Event::Answer(Answer::ChannelClosed),
+        CHANNEL_OPEN_OK | BASIC_QOS_OK | BASIC_CONSUME_OK => Event::Answer(Answer::Done),
+        CHANNEL_CLOSE => Event::Closed(close(fields)?),
+        BASIC_CANCEL => Event::Cancelled,
         _ => return None,
-    };
-    Some(Unfinished { channel, kind, size: None, message: Message::default() })
+    })
+}
+
+impl Event {
+    fn message(&mut self) -> Option<&mut Message> {
+        match self {
+            Event::Delivery(Delivery { message, .. }) | Event::Return { message, .. } => {
+                Some(message)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Adds a content header or a part of a body to its message, and returns that when it is
@@ -267,12 +333,14 @@ fn continue_content(
     kind: u8,
     channel: u16,
     payload: &[u8],
-) -> Result<Option<Unfinished>, String> {
-    let arrived: usize = unfinished.iter().map(|other| other.message.body.len()).sum();
+) -> Result<Option<Event>, String> {
+    let messages = unfinished.iter_mut().filter_map(|other| other.event.message());
+    let arrived: usize = messages.map(|message| message.body.len()).sum();
     let Some(index) = unfinished.iter().position(|other| other.channel == channel) else {
         return Ok(None);
     };
-    let Unfinished { size, message, .. } = &mut unfinished[index];
+    let Unfinished { event, size, .. } = &mut unfinished[index];
+    let message = event.message().expect("only events with a message are unfinished");
     match (kind, &size) {
         (HEADER, None) => {
             let mut fields = Fields(payload);
@@ -307,59 +375,50 @@ fn continue_content(
         _ => return Err("the broker sent the frames of a message in the wrong order".into()),
     }
     let is_complete = *size == Some(message.body.len() as u64);
-    Ok(is_complete.then(|| unfinished.swap_remove(index)))
+    Ok(is_complete.then(|| unfinished.swap_remove(index).event))
+}
+
+/// What a method on channel 0 says; `None` if it is cut short or out of place.
+fn notice(method: &[u8]) -> Option<Notice> {
+    let mut fields = Fields(method);
+    Some(match fields.array()? {
+        CONNECTION_START => {
+            let _version = fields.u16()?;
+            let _properties = fields.long()?;
+            Notice::Other
+        }
+        CONNECTION_SECURE | CONNECTION_OPEN_OK => Notice::Other,
+        CONNECTION_TUNE => {
+            let (channel_max, frame_max) = (fields.u16()?, fields.u32()? as usize);
+            // 0 is the broker's way of saying that it has no limit: then a message's is the limit.
+            let frame_max = if frame_max == 0 { MESSAGE_MAX } else { frame_max };
+            Notice::Limits { channel_max, frame_max }
+        }
+        CONNECTION_CLOSE => Notice::Closed(close(fields)?),
+        CONNECTION_CLOSE_OK => Notice::CloseConfirmed,
+        CONNECTION_BLOCKED => Notice::Blocked(fields.short_text()?),
+        CONNECTION_UNBLOCKED => Notice::Unblocked,
+        _ => return None,
+    })
+}
+
+fn close(mut fields: Fields<'_>) -> Option<Close> {
+    Some(Close { code: fields.u16()?, text: fields.short_text()? })
 }
 
 /// amiquip's decoder follows nested tables by recursion, so that deep ones overflow its stack,
-/// which ends the process. It gets only the methods that it may have to handle, of which
-/// `connection.start` alone has a table: the broker's properties, which nobody here reads and which
-/// are left out.
-fn make_fit_for_amiquip(frame: &mut [u8]) -> Result<&[u8], String> {
-    const MALFORMED: &str = "the broker sent a method that is cut short";
-    let length = frame.len();
-    let mut fields = Fields(&frame[PREFIX..length - 1]);
-    let id: MethodId = fields.take(4).and_then(|id| id.try_into().ok()).ok_or(MALFORMED)?;
-    // The connection's methods come on channel 0, and only they. amiquip's I/O thread panics when
-    // it gives up on a method that is out of place.
-    let is_connections = id[..2] == CONNECTION_START[..2];
-    if is_connections != (frame[1..3] == [0, 0]) {
-        return Err(format!("the broker sent the method {id:?} on a channel that has none such"));
+/// which ends the process. Of the methods on channel 0 `connection.start` alone has a table: the
+/// broker's properties, which nobody here reads and which are left out.
+fn without_broker_properties(frame: &mut [u8]) -> &[u8] {
+    /// Behind the method's id stands the protocol's version.
+    const TABLE_AT: usize = PREFIX + 4 + 2 + 4;
+    if frame[0] != METHOD || frame[PREFIX..PREFIX + 4] != CONNECTION_START {
+        return frame;
     }
-    if id == CONNECTION_START {
-        let _version = fields.u16().ok_or(MALFORMED)?;
-        let properties = fields.long().ok_or(MALFORMED)?.len();
-        let table_at = length - 1 - fields.0.len() - properties;
-        frame[table_at - 4..table_at].fill(0);
-        frame.copy_within(table_at + properties.., table_at);
-        let frame = &mut frame[..length - properties];
-        let size = (frame.len() - OVERHEAD) as u32;
-        frame[3..PREFIX].copy_from_slice(&size.to_be_bytes());
-        return Ok(frame);
-    }
-    match OTHERS_FOR_AMIQUIP.contains(&id) {
-        true => Ok(frame),
-        false => Err(format!("the broker sent the unexpected method {id:?}")),
-    }
-}
-
-/// What this method says that the crate acts on.
-fn notice(channel: u16, payload: &[u8]) -> Option<Notice> {
-    let mut fields = Fields(payload);
-    let id: MethodId = fields.take(4)?.try_into().ok()?;
-    let close =
-        |mut fields: Fields<'_>| Some(Close { code: fields.u16()?, text: fields.short_text()? });
-    match id {
-        CONNECTION_TUNE => {
-            let _channel_max = fields.u16()?;
-            let limit = fields.u32()? as usize;
-            // 0 is the broker's way of saying that it has no limit: then a message's is the limit.
-            Some(Notice::FrameMax(if limit == 0 { MESSAGE_MAX } else { limit }))
-        }
-        CONNECTION_CLOSE => Some(Notice::ConnectionClosed(close(fields)?)),
-        CONNECTION_BLOCKED => Some(Notice::Blocked(fields.short_text()?)),
-        CONNECTION_UNBLOCKED => Some(Notice::Unblocked),
-        CHANNEL_CLOSE => Some(Notice::ChannelClosed { channel, close: close(fields)? }),
-        BASIC_CANCEL => Some(Notice::ConsumerCancelled { channel }),
-        _ => None,
-    }
+    let table = u32::from_be_bytes(*frame[..TABLE_AT].last_chunk().expect("it is longer")) as usize;
+    frame.copy_within(TABLE_AT + table.., TABLE_AT);
+    frame[TABLE_AT - 4..TABLE_AT].fill(0);
+    let length = frame.len() - table;
+    frame[3..PREFIX].copy_from_slice(&((length - OVERHEAD) as u32).to_be_bytes());
+    &frame[..length]
 }

@@ -1,10 +1,88 @@
-//! Frames that publish and acknowledge.
+//! Frames that go to the broker.
 
 use super::fields::{append_long, append_short};
 use super::{
-    BASIC_ACK, BASIC_NACK, BASIC_PUBLISH, BASIC_REJECT, BODY, END, HEADER, METHOD, MethodId,
-    OVERHEAD, Properties,
+    BODY, CHANNEL_CLOSE, CONNECTION_CLOSE, END, HEADER, METHOD, MethodId, OVERHEAD, Properties,
 };
+
+const CHANNEL_OPEN: MethodId = [0, 20, 0, 10];
+const QUEUE_DECLARE: MethodId = [0, 50, 0, 10];
+const BASIC_QOS: MethodId = [0, 60, 0, 10];
+const BASIC_CONSUME: MethodId = [0, 60, 0, 20];
+const BASIC_PUBLISH: MethodId = [0, 60, 0, 40];
+const BASIC_ACK: MethodId = [0, 60, 0, 80];
+const BASIC_REJECT: MethodId = [0, 60, 0, 90];
+
+/// Methods without arguments, for [`bare_method`].
+pub(crate) const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
+pub(crate) const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
+
+/// The methods that the broker answers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Method<'a> {
+    CloseConnection,
+    OpenChannel,
+    CloseChannel,
+    /// Asks whether there is a queue of this name.
+    FindQueue(&'a str),
+    /// Declares a queue that survives the broker. The arguments are the entries of a table.
+    DeclareQueue {
+        queue: &'a str,
+        arguments: &'a [u8],
+    },
+    /// Declares a queue for this connection alone, under a name that the broker chooses.
+    DeclareReplyQueue,
+    /// Limits the number of deliveries that are not acknowledged yet; 0 is no limit.
+    Prefetch(u16),
+    Consume {
+        queue: &'a str,
+        no_ack: bool,
+    },
+}
+
+impl Method<'_> {
+    pub(crate) fn encode(self, channel: u16) -> Vec<u8> {
+        const RESERVED: [u8; 2] = [0, 0];
+        const PASSIVE: u8 = 1;
+        const DURABLE: u8 = 2;
+        const EXCLUSIVE: u8 = 4;
+        const NO_ACK: u8 = 2;
+        /// Code and text, and that no method was at fault.
+        const OK: &[u8] = b"\x00\xc8\x02OK\0\0\0\0";
+        let close = |id| method(channel, id, |out| out.extend_from_slice(OK));
+        let declare = |queue: &str, bits: u8, arguments: &[u8]| {
+            method(channel, QUEUE_DECLARE, |out| {
+                out.extend_from_slice(&RESERVED);
+                append_short(out, queue);
+                out.push(bits);
+                append_long(out, |out| out.extend_from_slice(arguments));
+            })
+        };
+        match self {
+            Method::CloseConnection => close(CONNECTION_CLOSE),
+            Method::OpenChannel => method(channel, CHANNEL_OPEN, |out| append_short(out, "")),
+            Method::CloseChannel => close(CHANNEL_CLOSE),
+            Method::FindQueue(queue) => declare(queue, PASSIVE, &[]),
+            Method::DeclareQueue { queue, arguments } => declare(queue, DURABLE, arguments),
+            Method::DeclareReplyQueue => declare("", EXCLUSIVE, &[]),
+            Method::Prefetch(count) => method(channel, BASIC_QOS, |out| {
+                const ANY_SIZE: [u8; 4] = [0; 4];
+                const NOT_GLOBAL: u8 = 0;
+                out.extend_from_slice(&ANY_SIZE);
+                out.extend_from_slice(&count.to_be_bytes());
+                out.push(NOT_GLOBAL);
+            }),
+            Method::Consume { queue, no_ack } => method(channel, BASIC_CONSUME, |out| {
+                const TAG_BY_BROKER: &str = "";
+                out.extend_from_slice(&RESERVED);
+                append_short(out, queue);
+                append_short(out, TAG_BY_BROKER);
+                out.push(if no_ack { NO_ACK } else { 0 });
+                append_long(out, |_| {});
+            }),
+        }
+    }
+}
 
 /// The frames of one message, and what follows it. They are encoded part by part while they are
 /// written, so that a large body is not copied as a whole.
@@ -28,18 +106,17 @@ pub(crate) fn publish<'a>(
     body: &'a [u8],
     frame_max: usize,
 ) -> Frames<'a> {
-    const RESERVED: [u8; 2] = [0, 0];
-    const DEFAULT_EXCHANGE: &str = "";
+    const RESERVED_AND_DEFAULT_EXCHANGE: [u8; 3] = [0; 3];
+    const CLASS_AND_WEIGHT: [u8; 4] = [0, 60, 0, 0];
     const ENOUGH_FOR_OTHERS: usize = 512;
     let size = ENOUGH_FOR_OTHERS + properties.headers.len() + body.len().min(Frames::PART);
     let mut part = Vec::with_capacity(size);
-    method(&mut part, channel, BASIC_PUBLISH, |out| {
-        out.extend_from_slice(&RESERVED);
-        append_short(out, DEFAULT_EXCHANGE);
+    frame(&mut part, METHOD, channel, |out| {
+        out.extend_from_slice(&BASIC_PUBLISH);
+        out.extend_from_slice(&RESERVED_AND_DEFAULT_EXCHANGE);
         append_short(out, queue);
         out.push(mandatory.into());
     });
-    const CLASS_AND_WEIGHT: [u8; 4] = [0, 60, 0, 0];
     frame(&mut part, HEADER, channel, |out| {
         out.extend_from_slice(&CLASS_AND_WEIGHT);
         out.extend_from_slice(&(body.len() as u64).to_be_bytes());
@@ -79,8 +156,9 @@ impl Frames<'_> {
     }
 
     /// Adds frames behind the message.
-    pub(crate) fn then(mut self, append: impl FnOnce(&mut Vec<u8>)) -> Self {
-        append(if self.body.is_empty() { &mut self.part } else { &mut self.last });
+    pub(crate) fn then(mut self, frames: &[u8]) -> Self {
+        let out = if self.body.is_empty() { &mut self.part } else { &mut self.last };
+        out.extend_from_slice(frames);
         self
     }
 
@@ -102,35 +180,35 @@ impl From<Vec<u8>> for Frames<'_> {
     }
 }
 
-/// Appends the acknowledgement of one delivery.
-pub(crate) fn ack(out: &mut Vec<u8>, channel: u16, delivery_tag: u64) {
-    settle(out, channel, BASIC_ACK, delivery_tag, 0);
+/// Acknowledges one delivery.
+pub(crate) fn ack(channel: u16, delivery_tag: u64) -> Vec<u8> {
+    settle(channel, BASIC_ACK, delivery_tag)
 }
 
-/// Appends the rejection of one delivery, which the broker then drops or dead-letters.
-pub(crate) fn reject(out: &mut Vec<u8>, channel: u16, delivery_tag: u64) {
-    settle(out, channel, BASIC_REJECT, delivery_tag, 0);
+/// Rejects one delivery, which the broker then drops or dead-letters.
+pub(crate) fn reject(channel: u16, delivery_tag: u64) -> Vec<u8> {
+    settle(channel, BASIC_REJECT, delivery_tag)
 }
 
-/// Appends the order to put a delivery, and every one before it that has not been settled, back
-/// into its queue.
-pub(crate) fn nack(out: &mut Vec<u8>, channel: u16, up_to_delivery_tag: u64) {
-    const MULTIPLE_AND_REQUEUE: u8 = 0b11;
-    settle(out, channel, BASIC_NACK, up_to_delivery_tag, MULTIPLE_AND_REQUEUE);
-}
-
-fn settle(out: &mut Vec<u8>, channel: u16, id: MethodId, delivery_tag: u64, bits: u8) {
-    method(out, channel, id, |out| {
+fn settle(channel: u16, id: MethodId, delivery_tag: u64) -> Vec<u8> {
+    const NEITHER_MULTIPLE_NOR_REQUEUE: u8 = 0;
+    method(channel, id, |out| {
         out.extend_from_slice(&delivery_tag.to_be_bytes());
-        out.push(bits);
-    });
+        out.push(NEITHER_MULTIPLE_NOR_REQUEUE);
+    })
 }
 
-fn method(out: &mut Vec<u8>, channel: u16, id: MethodId, arguments: impl FnOnce(&mut Vec<u8>)) {
-    frame(out, METHOD, channel, |out| {
+pub(crate) fn bare_method(channel: u16, id: MethodId) -> Vec<u8> {
+    method(channel, id, |_| {})
+}
+
+fn method(channel: u16, id: MethodId, arguments: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame(&mut out, METHOD, channel, |out| {
         out.extend_from_slice(&id);
         arguments(out);
     });
+    out
 }
 
 /// Appends a frame around what `payload` appends.

@@ -10,7 +10,7 @@ impl<'a> Fields<'a> {
         Some(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.take(N)?.try_into().ok()
     }
 
@@ -78,4 +78,18 @@ pub(super) fn append_short(out: &mut Vec<u8>, text: &str) {
     debug_assert!(text.len() <= 255, "{text:?} is too long for a short string");
     out.push(text.len() as u8);
     out.extend_from_slice(text.as_bytes());
+}
+
+/// Appends a text entry to a table.
+pub(crate) fn append_text(table: &mut Vec<u8>, name: &str, value: &str) {
+    append_short(table, name);
+    table.push(b'S');
+    append_long(table, |table| table.extend_from_slice(value.as_bytes()));
+}
+
+/// Appends an integer entry to a table.
+pub(crate) fn append_integer(table: &mut Vec<u8>, name: &str, value: i64) {
+    append_short(table, name);
+    table.push(b'l');
+    table.extend_from_slice(&value.to_be_bytes());
 }

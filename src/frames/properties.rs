@@ -9,7 +9,7 @@ use super::fields::{Fields, append_long, append_short};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Properties<'a> {
     pub(crate) content_type: Option<&'a str>,
-    /// The entries of the headers table, as [`append_header`] writes and [`find_header`] reads
+    /// The entries of the headers table, as [`super::append_text`] writes and [`find_header`] reads
     /// them. No entries is the same as no table.
     pub(crate) headers: &'a [u8],
     pub(crate) delivery_mode: Option<u8>,
@@ -82,7 +82,7 @@ impl<'a> Properties<'a> {
     pub(super) fn append(&self, out: &mut Vec<u8>) {
         let flags_at = out.len();
         out.extend_from_slice(&[0, 0]);
-        let mut flags = append_text(out, CONTENT_TYPE, self.content_type);
+        let mut flags = append_property(out, CONTENT_TYPE, self.content_type);
         if !self.headers.is_empty() {
             flags |= HEADERS;
             append_long(out, |out| out.extend_from_slice(self.headers));
@@ -91,34 +91,27 @@ impl<'a> Properties<'a> {
             flags |= DELIVERY_MODE;
             out.push(mode);
         }
-        flags |= append_text(out, CORRELATION_ID, self.correlation_id);
-        flags |= append_text(out, REPLY_TO, self.reply_to);
-        flags |= append_text(out, EXPIRATION, self.expiration);
-        flags |= append_text(out, MESSAGE_ID, self.message_id);
+        flags |= append_property(out, CORRELATION_ID, self.correlation_id);
+        flags |= append_property(out, REPLY_TO, self.reply_to);
+        flags |= append_property(out, EXPIRATION, self.expiration);
+        flags |= append_property(out, MESSAGE_ID, self.message_id);
         if let Some(seconds) = self.timestamp {
             flags |= TIMESTAMP;
             out.extend_from_slice(&seconds.to_be_bytes());
         }
-        flags |= append_text(out, TYPE, self.type_);
-        flags |= append_text(out, USER_ID, self.user_id);
-        flags |= append_text(out, APP_ID, self.app_id);
+        flags |= append_property(out, TYPE, self.type_);
+        flags |= append_property(out, USER_ID, self.user_id);
+        flags |= append_property(out, APP_ID, self.app_id);
         out[flags_at..flags_at + 2].copy_from_slice(&flags.to_be_bytes());
     }
 }
 
 /// Appends a text property if it is there, and returns its flag then.
-fn append_text(out: &mut Vec<u8>, flag: u16, text: Option<&str>) -> u16 {
+fn append_property(out: &mut Vec<u8>, flag: u16, text: Option<&str>) -> u16 {
     text.map_or(0, |text| {
         append_short(out, text);
         flag
     })
-}
-
-/// Appends an entry to a headers table.
-pub(crate) fn append_header(table: &mut Vec<u8>, name: &str, value: &str) {
-    append_short(table, name);
-    table.push(b'S');
-    append_long(table, |table| table.extend_from_slice(value.as_bytes()));
 }
 
 /// The text (`S`) that a headers table has under this name; `None` if it is of another type or

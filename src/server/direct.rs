@@ -7,16 +7,14 @@
 //! be the connection on which requests are worked on: they would all be delivered again, and the
 //! one that did it would do it again.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::Instant;
 
-use amiquip::Channel;
-
-use super::limit::ReplyLimit;
-use crate::broker::{Brokers, Connection, closed_channel};
-use crate::deadline::Deadline;
+use super::Shared;
+use crate::broker::{Brokers, CallError, Channel, Connection, Limit};
 use crate::error::Result;
-use crate::frames::Frames;
+use crate::frames::{Frames, Method};
+use crate::lock::lock;
 use crate::wire::Route;
 
 /// The connections that no worker uses at present: as many as workers have replied at once.
@@ -25,9 +23,9 @@ pub(crate) struct DirectReplies {
     idle: Mutex<Vec<Direct>>,
 }
 
-/// The connection is dropped first: closing a channel of one that has ended does not block.
+/// The connection is dropped first, and closes the channel with it.
 struct Direct {
-    connection: Connection,
+    _connection: Connection,
     channel: Channel,
 }
 
@@ -49,61 +47,49 @@ impl DirectReplies {
     /// may take, and as long again if a connection has to be made first.
     pub(crate) fn send<'a>(
         &self,
-        brokers: &Brokers,
-        limit: &ReplyLimit,
+        shared: &Shared,
         reply_to: &str,
         encode: impl FnOnce(Route<'_>) -> Frames<'a>,
     ) -> Result<ReplyOutcome> {
-        let idle = self.lock().pop();
-        let direct = idle.map_or_else(|| connect(brokers), Ok)?;
-        let Direct { connection, channel } = &direct;
-        let data_plane = &connection.data_plane;
-        let deadline = Deadline::after(brokers.connect_timeout);
+        let idle = lock(&self.idle).pop();
+        let direct = idle.map_or_else(|| connect(&shared.brokers), Ok)?;
+        let channel = &direct.channel;
+        let limit = shared.brokers.connect_timeout;
         let route = Route {
-            channel: channel.channel_id(),
+            channel: channel.number,
             queue: reply_to,
             // The address is no queue: the broker would return what it has delivered.
             mandatory: false,
-            frame_max: data_plane.frame_max(),
+            frame_max: channel.data_plane.frame_max(),
         };
-        let time_limit = data_plane.time_limit_unless_blocked(deadline.timeout);
-        // Whether that worked shows in the answer to the next call, which the broker gives after
+        // Whether that worked shows in the answer to the next method, which the broker gives after
         // it has dealt with the reply.
-        let _ = data_plane.write(route.channel, encode(route), deadline.at);
-        let answer = channel.qos(0, 0, false);
-        drop(time_limit);
-        match answer {
-            Ok(()) => {
-                self.lock().push(direct);
+        let _ = channel.write(encode(route), Instant::now() + limit);
+        match channel.call(Method::Prefetch(0), Limit::UnlessBlocked(limit)) {
+            Ok(_) => {
+                lock(&self.idle).push(direct);
                 Ok(ReplyOutcome::Sent)
             }
-            Err(_) if data_plane.closed_by_broker().is_some_and(|close| close.code == 541) => {
-                Ok(ReplyOutcome::Undeliverable)
-            }
-            Err(error) if closed_channel(&error).is_some_and(|close| limit.learn(&close)) => {
+            Err(CallError::Closed(close)) if close.code == 541 => Ok(ReplyOutcome::Undeliverable),
+            Err(CallError::Closed(close)) if shared.reply_limit.learn(&close) => {
                 Ok(ReplyOutcome::TooLarge)
             }
-            Err(error) => Err(connection.explain(&error, "answer requests")),
+            Err(error) => Err(channel.data_plane.explain(error, "answer requests")),
         }
     }
 
     /// Closes the connections. Blocks for at most a second for each.
     pub(crate) fn close(&self) {
-        let idle = std::mem::take(&mut *self.lock());
+        let idle = std::mem::take(&mut *lock(&self.idle));
         drop(idle);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Direct>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn connect(brokers: &Brokers) -> Result<Direct> {
-    let mut connection = brokers.connect(0, Deadline::after(Duration::MAX))?;
-    let data_plane = Arc::clone(&connection.data_plane);
-    let _limit = data_plane.time_limit(brokers.connect_timeout);
-    match connection.open_channel() {
-        Ok(channel) => Ok(Direct { connection, channel }),
-        Err(error) => Err(connection.explain(&error, "open a channel")),
+    let connection = brokers.connect_once()?;
+    let until = Instant::now() + brokers.connect_timeout;
+    match connection.open_channel(until, |_, _| {}) {
+        Ok(channel) => Ok(Direct { _connection: connection, channel }),
+        Err(error) => Err(connection.explain(error, "open a channel")),
     }
 }

@@ -5,14 +5,15 @@
 //! it meanwhile. If the broker returns one, the requester is gone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::direct::is_direct;
-use crate::broker::DataPlane;
+use crate::broker::Channel;
 use crate::frames::Message;
+use crate::lock::lock;
 use crate::wire::{self, ReplyAddress, Request, Route};
 
 #[derive(Default)]
@@ -33,8 +34,7 @@ struct Active {
     id: u64,
     next_sign: Instant,
     interval: Duration,
-    channel: u16,
-    data_plane: Arc<DataPlane>,
+    channel: Arc<Channel>,
     reply_to: String,
     correlation_id: String,
     /// The frames of a sign.
@@ -55,25 +55,24 @@ impl KeepAlive {
         shared: &'a Arc<Shared>,
         request: &Request,
         address: &ReplyAddress<'_>,
-        channel: u16,
-        data_plane: &Arc<DataPlane>,
+        channel: &Arc<Channel>,
     ) -> Option<SignsOfLife<'a>> {
         let (interval, correlation_id) = (request.keep_alive()?, address.correlation_id?);
         let queue = address.reply_to;
-        let route = Route { channel, queue, mandatory: true, frame_max: data_plane.frame_max() };
+        let frame_max = channel.data_plane.frame_max();
+        let route = Route { channel: channel.number, queue, mandatory: true, frame_max };
         if is_direct(queue) {
             return None;
         }
         let keep_alive = &shared.keep_alive;
-        let mut state = keep_alive.lock();
+        let mut state = lock(&keep_alive.state);
         state.next_id += 1;
         let id = state.next_id;
         state.active.push(Active {
             id,
             next_sign: Instant::now(),
             interval,
-            channel,
-            data_plane: Arc::clone(data_plane),
+            channel: Arc::clone(channel),
             reply_to: queue.to_string(),
             correlation_id: correlation_id.to_string(),
             sign: wire::encode_sign_of_life(route, correlation_id, &shared.app_id),
@@ -93,7 +92,7 @@ impl KeepAlive {
     }
 
     fn give_signs(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while let Some(next) = state.active.iter().map(|active| active.next_sign).min() {
             let now = Instant::now();
             if next > now {
@@ -104,7 +103,7 @@ impl KeepAlive {
             for active in state.active.iter_mut().filter(|active| active.next_sign <= now) {
                 active.next_sign = now + active.interval;
                 // Does not block: if there is no room for it now, the next one will do.
-                let _ = active.data_plane.write(active.channel, active.sign.clone().into(), now);
+                let _ = active.channel.write(active.sign.clone().into(), now);
             }
         }
         state.has_thread = false;
@@ -113,23 +112,18 @@ impl KeepAlive {
     /// The broker returned a sign for this reply queue: its requester is gone.
     pub(crate) fn sign_returned(&self, reply_to: &str, sign: &Message) {
         let correlation_id = sign.properties().correlation_id;
-        for active in &self.lock().active {
+        for active in &lock(&self.state).active {
             if active.reply_to == reply_to && Some(&*active.correlation_id) == correlation_id {
                 active.is_abandoned.store(true, Ordering::Relaxed);
             }
         }
-    }
-
-    /// A panic cannot poison this lock: no code panics while it holds it.
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for SignsOfLife<'_> {
     fn drop(&mut self) {
         let keep_alive = &self.shared.keep_alive;
-        keep_alive.lock().active.retain(|active| active.id != self.id);
+        lock(&keep_alive.state).active.retain(|active| active.id != self.id);
         keep_alive.changed.notify_one();
     }
 }

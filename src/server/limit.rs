@@ -34,7 +34,7 @@ impl ReplyLimit {
         let limit = self.0.load(Ordering::Relaxed);
         match outcome {
             Ok(reply) if reply.body().len() > limit => Err(Failure::new(
-                Status::ResourceExhausted,
+                Status::Internal,
                 format!(
                     "the reply of {} bytes is larger than the broker takes: {limit}",
                     reply.body().len()

@@ -2,102 +2,64 @@
 
 use std::sync::Arc;
 
-use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
-
 use super::overload::overflow_queue;
-use super::{QueueType, ServerOptions, Shared};
-use crate::broker::{Connection, Endpoint, closed_channel};
+use super::{QueueType, ServerOptions};
+use crate::broker::{CallError, DataPlane, Endpoint, Limit};
 use crate::error::{Error, Result};
-use crate::frames::Close;
+use crate::frames::{Close, Method, append_integer, append_text};
 
-/// Makes sure that there is a queue of that name, in as long as connecting may take.
-pub(crate) fn ensure(connection: &mut Connection, shared: &Shared) -> Result<()> {
-    let limit = shared.brokers.connect_timeout;
-    let data_plane = Arc::clone(&connection.data_plane);
-    let _limit = data_plane.time_limit(limit);
-    look_or_declare(connection, &shared.queue, &shared.options).map_err(|error| {
-        match data_plane.exceeded_time_limit() {
-            // RabbitMQ 4 waits for the home node, for a minute, before it says anything.
-            true => connection.endpoint.unreachable(format!(
-                "it did not say within {limit:?} whether there is a queue {:?}: a cluster may be \
-                 waiting for the queue's home node",
-                shared.queue
-            )),
-            false => error,
+/// Makes sure that there is a queue of that name, until the limit. Looks first: a queue that exists
+/// has the kind that its creator wanted.
+pub(crate) fn ensure(
+    data_plane: &Arc<DataPlane>,
+    queue: &str,
+    options: &ServerOptions,
+    limit: impl Into<Limit>,
+) -> Result<()> {
+    // Each on a channel of its own, since a refusal closes the channel.
+    let limit = limit.into();
+    let ask = |method| data_plane.open_channel(limit, |_, _| {})?.queue(method, limit);
+    let asked = match ask(Method::FindQueue(queue)) {
+        Err(CallError::Closed(close)) if close.code == 404 && !is_its_node_down(&close.text) => {
+            let arguments = arguments(queue, options);
+            let declared = ask(Method::DeclareQueue { queue, arguments: &arguments });
+            declared.inspect(|_| log::info!("declared the queue {queue:?}"))
         }
+        found => found,
+    };
+    asked.map(drop).map_err(|error| match error {
+        CallError::Closed(close) => explain(&data_plane.endpoint, queue, &close),
+        // RabbitMQ 4 waits for the home node, for a minute, before it says anything.
+        CallError::Unanswered(reason) => data_plane.endpoint.unreachable(format!(
+            "it did not say whether there is a queue {queue:?}: {reason}; a cluster may be waiting \
+             for the queue's home node"
+        )),
     })
 }
 
-/// Looks passively first: a queue that exists has the kind that its creator wanted.
-fn look_or_declare(
-    connection: &mut Connection,
-    queue: &str,
-    options: &ServerOptions,
-) -> Result<()> {
-    match declare(connection, queue, None) {
-        Err(error)
-            if closed_channel(&error)
-                .is_some_and(|close| close.code == 404 && !is_its_node_down(&close.text)) =>
-        {
-            let declared = declare(connection, queue, Some(as_asked_for(queue, options)));
-            declared.map_err(|error| refusal(connection, queue, &error))?;
-            log::info!("declared the queue {queue:?}");
-            Ok(())
-        }
-        looked => looked.map_err(|error| refusal(connection, queue, &error)),
-    }
-}
-
-fn refusal(connection: &Connection, queue: &str, error: &amiquip::Error) -> Error {
-    let close = closed_channel(error);
-    match close.as_ref().or(connection.data_plane.closed_by_broker()) {
-        Some(close) => explain(&connection.endpoint, queue, close),
-        None => connection.explain(error, "declare the request queue"),
-    }
-}
-
-/// Declares the queue on a channel of its own, since a refusal closes the channel; without
-/// options only looks whether it is there.
-fn declare(
-    connection: &mut Connection,
-    queue: &str,
-    options: Option<QueueDeclareOptions>,
-) -> Result<(), amiquip::Error> {
-    let channel = connection.open_channel()?;
-    match options {
-        Some(options) => channel.queue_declare(queue, options)?,
-        None => channel.queue_declare_passive(queue)?,
-    };
-    channel.close()
-}
-
-/// Durable: RabbitMQ is going to refuse queues that are neither durable nor exclusive
+/// The arguments for declaring the queue. It is durable: RabbitMQ is going to refuse queues that are
+/// neither durable nor exclusive
 /// ([Deprecated features](https://www.rabbitmq.com/docs/deprecated-features-list)).
-fn as_asked_for(queue: &str, options: &ServerOptions) -> QueueDeclareOptions {
-    let mut arguments = FieldTable::new();
+fn arguments(queue: &str, options: &ServerOptions) -> Vec<u8> {
+    let mut table = Vec::new();
     if options.queue_type == QueueType::Quorum {
-        let quorum = AmqpValue::LongString("quorum".into());
-        arguments.insert("x-queue-type".into(), quorum);
+        append_text(&mut table, "x-queue-type", "quorum");
     }
     if let Some(limit) = options.delivery_limit {
-        arguments.insert("x-delivery-limit".into(), AmqpValue::LongLongInt(limit.into()));
+        append_integer(&mut table, "x-delivery-limit", limit.into());
     }
     if let Some(exchange) = &options.dead_letter_exchange {
-        let exchange = AmqpValue::LongString(exchange.clone());
-        arguments.insert("x-dead-letter-exchange".into(), exchange);
+        append_text(&mut table, "x-dead-letter-exchange", exchange);
     }
     if let Some(limit) = options.max_waiting {
-        arguments.insert("x-max-length".into(), AmqpValue::LongLongInt(limit.into()));
+        append_integer(&mut table, "x-max-length", limit.into());
         if options.queue_type == QueueType::Classic {
-            let newest = AmqpValue::LongString("reject-publish-dlx".into());
-            arguments.insert("x-overflow".into(), newest);
+            append_text(&mut table, "x-overflow", "reject-publish-dlx");
         }
-        let default_exchange = AmqpValue::LongString(String::new());
-        arguments.insert("x-dead-letter-exchange".into(), default_exchange);
-        let overflow = AmqpValue::LongString(overflow_queue(queue));
-        arguments.insert("x-dead-letter-routing-key".into(), overflow);
+        append_text(&mut table, "x-dead-letter-exchange", "");
+        append_text(&mut table, "x-dead-letter-routing-key", &overflow_queue(queue));
     }
-    QueueDeclareOptions { durable: true, arguments, ..Default::default() }
+    table
 }
 
 /// What the broker means by closing the channel or the connection over the queue, and what to

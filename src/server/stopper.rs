@@ -2,13 +2,12 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{ServerCounters, Shared, lock};
-use crate::broker::DataPlane;
+use super::{ServerCounters, Shared};
+use crate::lock::lock;
 
 /// Stops a server, and reads its counters, from any thread, while another is in
 /// [`RpcServer::serve`](super::RpcServer::serve):
@@ -37,7 +36,7 @@ impl Stopper {
     /// those it has not begun with, and [`RpcServer::serve`](super::RpcServer::serve) returns. It
     /// stays stopped: `serve` returns at once from then on. Does not block.
     pub fn stop(&self) {
-        self.0.stop.stop();
+        self.0.stop();
     }
 
     /// As [`RpcServer::counters`](super::RpcServer::counters).
@@ -54,57 +53,30 @@ impl fmt::Debug for Stopper {
 
 /// Whether a server is to stop, and who has to learn it.
 pub(super) struct Stop {
-    is_stopped: AtomicBool,
     /// Taken out by the first to stop: the signal's other end then is disconnected, which every
     /// thread sees that waits for it.
     running: Mutex<Option<Sender<()>>>,
     signal: Receiver<()>,
-    /// Where workers may wait.
-    data_planes: Mutex<Vec<Weak<DataPlane>>>,
+    is_stopped: AtomicBool,
 }
 
 impl Stop {
     pub(super) fn new() -> Stop {
         let (sender, signal) = bounded(1);
-        Stop {
-            is_stopped: AtomicBool::new(false),
-            running: Mutex::new(Some(sender)),
-            signal,
-            data_planes: Mutex::default(),
-        }
+        Stop { running: Mutex::new(Some(sender)), signal, is_stopped: AtomicBool::new(false) }
     }
 
-    fn stop(&self) {
+    pub(super) fn stop(&self) {
         self.is_stopped.store(true, Ordering::SeqCst);
         drop(lock(&self.running).take());
-        let data_planes: Vec<_> =
-            lock(&self.data_planes).iter().filter_map(Weak::upgrade).collect();
-        data_planes.iter().for_each(|data_plane| stop_on(data_plane));
     }
 
     pub(super) fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::SeqCst)
     }
 
-    /// Ready once the server is to stop.
+    /// Disconnected once the server is to stop.
     pub(super) fn signal(&self) -> &Receiver<()> {
         &self.signal
     }
-
-    /// Has those who wait on this connection learn of the stop: workers at once, synchronous calls
-    /// after half a second.
-    pub(super) fn attach(&self, data_plane: &Arc<DataPlane>) {
-        let mut data_planes = lock(&self.data_planes);
-        data_planes.retain(|other| other.strong_count() > 0);
-        data_planes.push(Arc::downgrade(data_plane));
-        drop(data_planes);
-        if self.is_stopped() {
-            stop_on(data_plane);
-        }
-    }
-}
-
-fn stop_on(data_plane: &DataPlane) {
-    data_plane.shorten_time_limits(Duration::from_millis(500));
-    data_plane.wake_all();
 }

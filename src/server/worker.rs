@@ -3,20 +3,19 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use amiquip::{Consumer, ConsumerOptions};
-
-use super::Shared;
 use super::counters::add;
 use super::direct::{self, ReplyOutcome};
-use super::inbox::ChannelEnd;
+use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
-use super::worker_pool::Assignment;
-use crate::broker::{CLOSING, WriteError, explain, reason};
+use super::{ServerSession, Shared, queue};
+use crate::broker::{CallError, Channel, Limit};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{self, Frames};
+use crate::frames::{self, Frames, Method};
+use crate::lock::lock;
 use crate::observation::Observation;
 use crate::wire::{self, Reply, ReplyAddress, Request, Route};
 
@@ -24,9 +23,9 @@ use crate::wire::{self, Reply, ReplyAddress, Request, Route};
 /// it gives back the requests that it holds and has not answered.
 pub struct Worker<'a> {
     shared: &'a Arc<Shared>,
-    assignment: &'a Assignment,
-    channel_id: u16,
-    consumer: Consumer<'a>,
+    session: &'a ServerSession,
+    channel: Arc<Channel>,
+    inbox: Arc<Inbox>,
 }
 
 /// What came of [`Worker::serve_one`].
@@ -50,31 +49,32 @@ pub(crate) enum StopReason {
     Connection(Error),
 }
 
+/// How often an idle worker looks whether requests still come.
+const LOOK_EVERY: Duration = Duration::from_secs(4);
+/// How long requests may wait for idle workers. A request that has just come takes less.
+const CONFIRM_AFTER: Duration = Duration::from_millis(500);
+
 impl<'a> Worker<'a> {
-    /// Begins to consume. Blocks until the broker answers, for at most the time that connecting
-    /// may take, or until 5 s after an alarm that another worker's reply has met.
-    pub(crate) fn begin(
-        shared: &'a Arc<Shared>,
-        assignment: &'a Assignment,
-    ) -> Result<Worker<'a>, StopReason> {
-        let Assignment { endpoint, data_plane, channel, .. } = assignment;
-        let _limit = data_plane.time_limit_unless_blocked(shared.brokers.connect_timeout);
-        let begun = channel.qos(0, shared.options.prefetch, false).and_then(|()| {
-            channel.basic_consume(shared.queue.as_str(), ConsumerOptions::default())
-        });
-        match begun {
-            Ok(consumer) => {
-                Ok(Worker { shared, assignment, channel_id: channel.channel_id(), consumer })
-            }
-            Err(error) => {
-                let explained =
-                    explain(endpoint, data_plane, &error, "read from the request queue");
-                Err(match error {
-                    amiquip::Error::ServerClosedChannel { .. } => StopReason::Channel(explained),
-                    _ => StopReason::Connection(explained),
-                })
-            }
-        }
+    /// Makes sure of the queue and begins to consume. Blocks until the broker has answered, for at
+    /// most the time that connecting may take for each answer.
+    pub(crate) fn begin(shared: &'a Arc<Shared>, session: &'a ServerSession) -> Result<Worker<'a>> {
+        // Another worker's reply may have met an alarm.
+        let limit = Limit::UnlessBlocked(shared.brokers.connect_timeout);
+        queue::ensure(&session.connection, &shared.queue, &shared.options, limit)?;
+        let inbox: Arc<Inbox> = Arc::default();
+        let (receiver, held) = (Arc::clone(&inbox), Arc::clone(shared));
+        let consuming = session
+            .connection
+            .open_channel(limit, move |plane, event| receiver.take_in(&held, plane, event))
+            .and_then(|channel| {
+                channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
+                let consume = Method::Consume { queue: &shared.queue, no_ack: false };
+                channel.call(consume, limit).map(|_| channel)
+            });
+        let channel = consuming
+            .map_err(|error| session.connection.explain(error, "read from the request queue"))?;
+        log::info!("taking requests from {:?} on {}", shared.queue, session.connection.endpoint);
+        Ok(Worker { shared, session, channel: Arc::new(channel), inbox })
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Blocks for as long as the handler
@@ -123,17 +123,70 @@ impl<'a> Worker<'a> {
 
     /// The next request, with its delivery tag.
     fn next(&self, deadline: Deadline) -> Result<Option<(u64, Request)>, StopReason> {
-        let Assignment { data_plane, inbox, .. } = self.assignment;
+        let Worker { session, inbox, .. } = self;
         let stop = &self.shared.stop;
         let is_ready = || inbox.is_ready() || stop.is_stopped();
-        data_plane.wait(&inbox.waiter, deadline.at, is_ready);
-        if stop.is_stopped() {
-            return Err(StopReason::Stopped);
+        loop {
+            let look_at = *lock(&session.look_at);
+            session.connection.wait(inbox.waiter(), deadline.at.min(look_at), is_ready);
+            if stop.is_stopped() {
+                return Err(StopReason::Stopped);
+            }
+            match inbox.take().map_err(StopReason::Channel)? {
+                None if session.connection.ended().is_some() => return Err(self.connection_ended()),
+                None if !deadline.has_passed() => self.look_for_requests()?,
+                next => return Ok(next),
+            }
         }
-        match inbox.take() {
-            Err(end) => Err(self.channel_ended(end)),
-            Ok(None) if data_plane.ended().is_some() => Err(self.connection_ended()),
-            Ok(next) => Ok(next),
+    }
+
+    /// Whether requests still come, if it is time to look.
+    ///
+    /// RabbitMQ tells a consumer when its queue is deleted. But in a cluster that had lost a node a
+    /// while before, servers were seen (on 3.10) to be told nothing, and to wait for ever at a queue
+    /// that was gone; and a broker may lose its deliveries to a worker.
+    fn look_for_requests(&self) -> Result<(), StopReason> {
+        let Worker { session, inbox, .. } = self;
+        let Shared { counters, stop, queue, stalled_at, .. } = &**self.shared;
+        let now = Instant::now();
+        let mut look_at = lock(&session.look_at);
+        // Under an alarm a broker may read nothing, and so answer nothing.
+        if now < *look_at || session.connection.blocked().is_some() {
+            return Ok(());
+        }
+        *look_at = now + LOOK_EVERY;
+        drop(look_at);
+        let taken = counters.taken();
+        let is_idle =
+            || counters.taken() == taken && counters.read().in_progress == 0 && !inbox.is_ready();
+        if self.waiting()? == 0 || !is_idle() {
+            return Ok(());
+        }
+        let is_ready = || inbox.is_ready() || stop.is_stopped();
+        session.connection.wait(inbox.waiter(), now + CONFIRM_AFTER, is_ready);
+        // Another connection does not help where the broker has its reasons, such as a queue with
+        // a single active consumer. So it is tried once for each request.
+        if is_idle()
+            && self.waiting()? > 0
+            && is_idle()
+            && stalled_at.swap(taken, Ordering::Relaxed) != taken
+        {
+            let text = format!("requests wait in {queue:?} and the broker gives the workers none");
+            session.connection.cut(&text);
+        }
+        Ok(())
+    }
+
+    /// How many requests wait in the queue. 0 if the broker does not say.
+    fn waiting(&self) -> Result<u32, StopReason> {
+        let queue = &self.shared.queue;
+        match self.channel.queue(Method::FindQueue(queue), Instant::now() + LOOK_EVERY / 4) {
+            Ok(found) => Ok(found.messages),
+            Err(CallError::Unanswered(_)) => Ok(0),
+            Err(CallError::Closed(close)) => {
+                let text = format!("the queue {queue:?} was deleted without a word ({close})");
+                Err(StopReason::Channel(self.session.connection.endpoint.unreachable(text)))
+            }
         }
     }
 
@@ -143,7 +196,6 @@ impl<'a> Worker<'a> {
         R: Into<Reply>,
     {
         let Shared { counters, queue, reply_limit, observer, .. } = &**self.shared;
-        let Assignment { data_plane, .. } = self.assignment;
         let began = Instant::now();
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
@@ -156,8 +208,9 @@ impl<'a> Worker<'a> {
             log::info!("{name} is redelivered: another worker may have begun with it before");
         }
         let in_progress = counters.begin();
-        let signs = KeepAlive::begin(self.shared, request, &address, self.channel_id, data_plane);
-        let outcome = reply_limit.apply(sendable(run(handler, request), data_plane.frame_max()));
+        let signs = KeepAlive::begin(self.shared, request, &address, &self.channel);
+        let frame_max = self.session.connection.frame_max();
+        let outcome = reply_limit.apply(sendable(run(handler, request), frame_max));
         drop(signs);
         if let ReplyOutcome::Undeliverable = self.reply(&address, &outcome, tag)? {
             return self.reject(tag, request, "the broker fails on its reply_to");
@@ -186,13 +239,12 @@ impl<'a> Worker<'a> {
         outcome: &Result<Reply, Failure>,
         delivery_tag: u64,
     ) -> Result<ReplyOutcome, StopReason> {
-        let Shared { brokers, app_id, direct, reply_limit, .. } = &**self.shared;
-        let id = address.correlation_id;
+        let Shared { app_id, direct, reply_limit, .. } = &**self.shared;
+        let (number, id) = (self.channel.number, address.correlation_id);
         let frames = if direct::is_direct(address.reply_to) {
             let send = |outcome| {
                 let encode = |route: Route<'_>| wire::encode_reply(route, id, app_id, outcome);
-                let sent = direct.send(brokers, reply_limit, address.reply_to, encode);
-                sent.map_err(StopReason::Channel)
+                direct.send(self.shared, address.reply_to, encode).map_err(StopReason::Channel)
             };
             let sent = match send(outcome)? {
                 ReplyOutcome::TooLarge => send(&reply_limit.apply(outcome.clone()))?,
@@ -203,15 +255,12 @@ impl<'a> Worker<'a> {
             }
             Frames::from(Vec::new())
         } else {
-            let route = Route {
-                channel: self.channel_id,
-                queue: address.reply_to,
-                mandatory: true,
-                frame_max: self.assignment.data_plane.frame_max(),
-            };
+            let frame_max = self.session.connection.frame_max();
+            let queue = address.reply_to;
+            let route = Route { channel: number, queue, mandatory: true, frame_max };
             wire::encode_reply(route, id, app_id, outcome)
         };
-        self.write(frames.then(|out| frames::ack(out, self.channel_id, delivery_tag)))?;
+        self.write(frames.then(&frames::ack(number, delivery_tag)))?;
         Ok(ReplyOutcome::Sent)
     }
 
@@ -219,62 +268,23 @@ impl<'a> Worker<'a> {
     fn reject(&self, tag: u64, request: &Request, why: &str) -> Result<(), StopReason> {
         add(&self.shared.counters.rejected);
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
-        let mut frames = Vec::new();
-        frames::reject(&mut frames, self.channel_id, tag);
-        self.write(frames.into())
+        self.write(frames::reject(self.channel.number, tag).into())
     }
 
     /// Blocks while the broker does not read. When it has been silent for two heartbeats, the
     /// connection is lost.
     fn write(&self, frames: Frames<'_>) -> Result<(), StopReason> {
-        let Assignment { data_plane, inbox, .. } = self.assignment;
         let never = Deadline::after(Duration::MAX);
-        match data_plane.write(self.channel_id, frames, never.at) {
-            Ok(()) => Ok(()),
-            Err(WriteError::ChannelClosed) => Err(match inbox.take() {
-                Err(end) => self.channel_ended(end),
-                Ok(_) => self.connection_ended(),
-            }),
-            Err(WriteError::Disconnected | WriteError::TimedOut { .. }) => {
-                // The reading thread learns why.
-                data_plane.wait(&inbox.waiter, Instant::now() + CLOSING, || false);
-                Err(self.connection_ended())
-            }
-        }
-    }
-
-    fn channel_ended(&self, end: ChannelEnd) -> StopReason {
-        let endpoint = &self.assignment.endpoint;
-        StopReason::Channel(match end {
-            // Replies take the permission to write to the default exchange.
-            ChannelEnd::Closed(close) => endpoint.explain_close(&close, "answer requests"),
-            ChannelEnd::Cancelled => endpoint.unreachable("the request queue was deleted"),
+        self.channel.write(frames, never.at).map_err(|_| match self.inbox.take() {
+            Err(reason) => StopReason::Channel(reason),
+            Ok(_) => self.connection_ended(),
         })
     }
 
     fn connection_ended(&self) -> StopReason {
-        let reason = self.assignment.data_plane.ended().unwrap_or("the connection is gone");
-        StopReason::Connection(self.assignment.endpoint.unreachable(reason))
-    }
-}
-
-impl Drop for Worker<'_> {
-    /// Cancels the consumer, and has the broker give to others what this worker has not begun
-    /// with. amiquip ends the connection when it has a message for a consumer that was dropped:
-    /// everything up to the last message has to be received.
-    fn drop(&mut self) {
-        let Assignment { data_plane, inbox, .. } = self.assignment;
-        let _limit = data_plane.time_limit(CLOSING);
-        if let Err(error) = self.consumer.cancel() {
-            log::debug!("a worker leaves: {}", reason(&error));
-        }
-        self.consumer.receiver().iter().for_each(drop);
-        if let Some(last) = inbox.discard() {
-            let mut frames = Vec::new();
-            frames::nack(&mut frames, self.channel_id, last);
-            // If it cannot be written, the broker gives them to others anyway.
-            let _ = data_plane.write(self.channel_id, frames.into(), Instant::now() + CLOSING);
-        }
+        let connection = &self.session.connection;
+        let reason = connection.ended().unwrap_or("the connection is gone");
+        StopReason::Connection(connection.endpoint.unreachable(reason))
     }
 }
 

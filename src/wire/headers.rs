@@ -2,7 +2,7 @@
 
 use super::check_length;
 use crate::error::{Error, Result, ensure};
-use crate::frames::append_header;
+use crate::frames::append_text;
 
 /// The prefix of the names of this crate's own headers.
 const OWN_PREFIX: &str = "rpc-";
@@ -19,7 +19,7 @@ pub(crate) struct Headers {
 impl Headers {
     pub(crate) fn append(&mut self, name: &str, value: &str) {
         match check_name(name) {
-            Ok(()) => append_header(&mut self.entries, name, value),
+            Ok(()) => append_text(&mut self.entries, name, value),
             Err(error) => drop(self.invalid.get_or_insert(error)),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::{Headers, Route, STATUS, TRANSIENT, check_length, encode};
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{Frames, Message, Properties, append_header, find_header};
+use crate::frames::{Frames, Message, Properties, append_text, find_header};
 
 /// The `type` of a reply that carries a [`Failure`].
 const ERROR: &str = "error";
@@ -106,7 +106,7 @@ pub(crate) fn encode_reply<'a>(
         }
         Err(Failure { status, message }) => {
             let mut headers = Vec::new();
-            append_header(&mut headers, STATUS, status.name());
+            append_text(&mut headers, STATUS, status.name());
             let (type_, content_type) = (Some(ERROR), Some("text/plain"));
             let failure = Properties { type_, content_type, headers: &headers, ..common };
             encode(route, &failure, message.as_bytes())

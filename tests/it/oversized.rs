@@ -26,7 +26,7 @@ fn oversized_reply_is_replaced_by_error_reply() {
     assert_eq!(client.call("small").unwrap().len(), 1000);
     for _ in 0..2 {
         let message = "the reply of 1001 bytes is larger than the broker takes: 1000";
-        let failure = Failure::new(Status::ResourceExhausted, message);
+        let failure = Failure::new(Status::Internal, message);
         assert_eq!(client.call("large"), Err(Error::Remote(failure)));
     }
     assert_eq!(client.call("small").unwrap().len(), 1000);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{Error, Failure, Request, Served, ServerOptions, Status};
+use rabbitmq_rpc::{Error, Failure, Request, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_fibonacci};
@@ -95,7 +95,7 @@ fn stop_answers_requests_in_progress_and_returns_the_rest() {
     // A stopped server cannot be started again.
     let none = |_: &Request| -> Result<String, Failure> { unreachable!() };
     let worker = server.with_worker(|worker| worker.serve_one(none, PATIENCE));
-    assert_eq!(worker, Ok(Served::Stopped));
+    assert_eq!(worker, Err(Error::Closed));
 }
 
 /// Servers are started and stopped in turn while eight clients call without pause.

@@ -6,6 +6,7 @@ use std::thread;
 use super::*;
 
 const CHANNEL: u16 = 1;
+static OPEN: AtomicBool = AtomicBool::new(true);
 
 fn transport() -> (Transport, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -32,7 +33,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
     // message, and in the end before the next.
     loop {
         let message = vec![sent.len() as u8; 1 << 20];
-        match transport.write(CHANNEL, message.clone().into(), soon()) {
+        match transport.write(message.clone().into(), soon(), &OPEN) {
             Ok(()) => sent.extend(message),
             Err(WriteError::TimedOut { begun: true }) => {
                 was_begun = true;
@@ -53,7 +54,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
         assert!(received == sent, "what was begun arrives first, and whole");
         assert_eq!(last, b"amiquiplast");
     });
-    transport.write(CHANNEL, b"last".to_vec().into(), late()).unwrap();
+    transport.write(b"last".to_vec().into(), late(), &OPEN).unwrap();
     assert!(!transport.is_due());
     reading.join().unwrap();
 }
@@ -67,7 +68,7 @@ fn messages_of_many_writers_do_not_mix() {
             let transport = &transport;
             scope.spawn(move || {
                 for _ in 0..20 {
-                    transport.write(CHANNEL, vec![writer; LENGTH].into(), late()).unwrap();
+                    transport.write(vec![writer; LENGTH].into(), late(), &OPEN).unwrap();
                 }
             });
         }
@@ -86,7 +87,7 @@ fn cut_wakes_writers_that_wait() {
     let began = Instant::now();
     thread::scope(|scope| {
         let writers = [0, 1]
-            .map(|_| scope.spawn(|| transport.write(CHANNEL, b"behind".to_vec().into(), late())));
+            .map(|_| scope.spawn(|| transport.write(b"behind".to_vec().into(), late(), &OPEN)));
         thread::sleep(Duration::from_millis(100));
         assert!(writers.iter().all(|writer| !writer.is_finished()), "amiquip's bytes go first");
         transport.cut();
@@ -98,19 +99,15 @@ fn cut_wakes_writers_that_wait() {
 }
 
 #[test]
-fn nothing_is_written_on_a_channel_that_the_broker_closed() {
+fn nothing_is_written_on_a_closed_channel() {
     let (transport, mut peer) = transport();
-    transport.channel_closed(CHANNEL);
-    assert_eq!(
-        transport.write(CHANNEL, b"no".to_vec().into(), late()),
-        Err(WriteError::ChannelClosed)
-    );
-    transport.write(CHANNEL + 1, b"other".to_vec().into(), late()).unwrap();
-    transport.channel_opened(CHANNEL);
-    transport.write(CHANNEL, b"again".to_vec().into(), late()).unwrap();
-    let mut received = [0; 10];
+    let is_open = AtomicBool::new(false);
+    let written = transport.write(b"no".to_vec().into(), late(), &is_open);
+    assert_eq!(written, Err(WriteError::ChannelClosed));
+    transport.write(b"other".to_vec().into(), late(), &OPEN).unwrap();
+    let mut received = [0; 5];
     peer.read_exact(&mut received).unwrap();
-    assert_eq!(&received, b"otheragain");
+    assert_eq!(&received, b"other");
 }
 
 #[test]
@@ -149,17 +146,17 @@ fn large_message_arrives_whole_although_its_writer_gave_up() {
     let message = || {
         let properties = crate::frames::Properties::default();
         let frames = crate::frames::publish(CHANNEL, ("q", true), &properties, &body, FRAME_MAX);
-        frames.then(|out| out.extend_from_slice(b"behind"))
+        frames.then(b"behind")
     };
     let expected = message().rest(0);
-    let error = transport.write(CHANNEL, message(), soon()).unwrap_err();
+    let error = transport.write(message(), soon(), &OPEN).unwrap_err();
     assert_eq!(error, WriteError::TimedOut { begun: true });
     let reading = thread::spawn(move || {
         let mut received = vec![0; 2 * expected.len()];
         peer.read_exact(&mut received).unwrap();
         assert!(received == expected.repeat(2));
     });
-    transport.write(CHANNEL, message(), late()).unwrap();
+    transport.write(message(), late(), &OPEN).unwrap();
     reading.join().unwrap();
 }
 
@@ -187,7 +184,7 @@ impl Write for FailsToWrite {
 fn write_that_fails_takes_no_byte_from_the_reader() {
     let (Transport { tcp, .. }, _peer) = transport();
     let transport = Transport::new(tcp, Some(Box::new(FailsToWrite(b"reason")))).unwrap();
-    let written = transport.write(CHANNEL, Frames::from(b"message".to_vec()), late());
+    let written = transport.write(Frames::from(b"message".to_vec()), late(), &OPEN);
     assert_eq!(written, Err(WriteError::Disconnected));
     let mut read = [0; 6];
     assert_eq!(transport.read(&mut read).unwrap(), 6);

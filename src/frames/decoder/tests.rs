@@ -8,11 +8,20 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::super::{append_header, find_header, publish};
+use super::super::{append_text, find_header, publish};
 use super::*;
 
 const CHANNEL: u16 = 7;
-const QUEUE_DECLARE_OK: MethodId = [0, 50, 0, 11];
+const METHODS: [MethodId; 8] = [
+    BASIC_DELIVER,
+    BASIC_RETURN,
+    QUEUE_DECLARE_OK,
+    CHANNEL_CLOSE,
+    CONNECTION_START,
+    CONNECTION_TUNE,
+    CONNECTION_CLOSE,
+    CONNECTION_BLOCKED,
+];
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
@@ -20,12 +29,14 @@ proptest! {
     #[test]
     fn takes_any_bytes(bytes in vec(any::<u8>(), 0..600)) {
         decode_all(&bytes, &[]).ok();
-        for kind in [METHOD, HEADER, BODY, HEARTBEAT] {
-            decode_all(&frame(kind, &bytes), &[]).ok();
-        }
-        for id in [BASIC_DELIVER, BASIC_RETURN, CONNECTION_START, CONNECTION_CLOSE] {
-            decode_all(&[frame(METHOD, &[&id, &bytes[..]].concat()), frame(HEADER, &bytes)].concat(), &[])
-                .ok();
+        for channel in [0, CHANNEL] {
+            for kind in [METHOD, HEADER, BODY, HEARTBEAT] {
+                decode_all(&frame_on(channel, kind, &bytes), &[]).ok();
+            }
+            for id in METHODS {
+                let method = frame_on(channel, METHOD, &[&id, &bytes[..]].concat());
+                decode_all(&[method, frame(HEADER, &bytes)].concat(), &[]).ok();
+            }
         }
     }
 
@@ -36,7 +47,7 @@ proptest! {
     ) {
         let stream: Vec<u8> = bodies
             .iter()
-            .flat_map(|body| [delivery(&Properties::default(), body), frame(HEARTBEAT, b"")].concat())
+            .flat_map(|body| [delivery(&Properties::default(), body), heartbeat()].concat())
             .collect();
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len())).collect();
         cuts.sort();
@@ -46,7 +57,7 @@ proptest! {
         for (message, body) in whole.messages.iter().zip(&bodies) {
             prop_assert_eq!(&message.body, body);
         }
-        prop_assert_eq!(whole.control, frame(HEARTBEAT, b"").repeat(bodies.len()));
+        prop_assert_eq!(whole.control, heartbeat().repeat(bodies.len()));
     }
 
     #[test]
@@ -58,7 +69,7 @@ proptest! {
     ) {
         let text = |index: usize| texts[index].as_deref();
         let mut headers = Vec::new();
-        append_header(&mut headers, &header.0, &header.1);
+        append_text(&mut headers, &header.0, &header.1);
         let properties = Properties {
             content_type: text(0),
             headers: &headers,
@@ -97,7 +108,7 @@ proptest! {
         value in ".{0,40}",
     ) {
         let mut table = before.concat();
-        append_header(&mut table, "RPC-STATUS", &value);
+        append_text(&mut table, "RPC-STATUS", &value);
         table.extend(after);
         prop_assert_eq!(find_header(&table, "RPC-STATUS"), Some(&*value));
     }
@@ -125,7 +136,7 @@ fn deep_nesting_of_the_brokers_properties_does_not_reach_amiquip() {
 fn each_breach_of_the_protocol_is_named() {
     let header =
         |size: u64| frame(HEADER, &[&[0, 60, 0, 0][..], &size.to_be_bytes(), &[0, 0]].concat());
-    let mut cut_off = frame(HEARTBEAT, b"x");
+    let mut cut_off = heartbeat();
     cut_off.pop();
     cut_off.push(0);
     let large = [&[METHOD, 0, 7][..], &200_000u32.to_be_bytes(), b"x"].concat();
@@ -137,9 +148,11 @@ fn each_breach_of_the_protocol_is_named() {
         ([deliver(), frame(HEADER, b"\0\x3c")].concat(), "cut short"),
         ([deliver(), large].concat(), "a frame of 200008 bytes; the limit is 131072"),
         ([deliver(), cut_off].concat(), "does not end where it should"),
-        ([deliver(), frame(5, b"")].concat(), "unknown type 5"),
-        (frame(METHOD, b"\0\x32\0\x0a"), "unexpected method"),
+        ([deliver(), frame(5, b"")].concat(), "a frame of type 5"),
+        (frame(METHOD, b"\0\x32\0\x0a"), "out of place ([0, 50, 0, 10])"),
         (frame(METHOD, b"\0"), "cut short"),
+        ([deliver(), frame(HEARTBEAT, b"")].concat(), "a frame of type 8 on channel 7"),
+        ([deliver(), frame_on(0, HEADER, b"")].concat(), "a frame of type 2 on channel 0"),
         (b"HTTP/1.1 400 Bad Request".to_vec(), "does not speak AMQP"),
         (b"\x15\x03\x03\0\x02".to_vec(), "amqps://"),
     ] {
@@ -150,12 +163,11 @@ fn each_breach_of_the_protocol_is_named() {
 
 #[test]
 fn content_that_belongs_to_no_message_is_passed_over() {
-    let given_up = [deliver(), frame(METHOD, &QUEUE_DECLARE_OK)].concat();
+    let given_up = [deliver(), frame(METHOD, &BASIC_QOS_OK)].concat();
     let stream =
         [given_up, frame(HEADER, b""), frame(BODY, b"x"), delivery(&Properties::default(), b"7")];
     let decoded = decode_all(&stream.concat(), &[]).unwrap();
     assert_eq!(decoded.messages.len(), 1);
-    assert_eq!(decoded.control, frame(METHOD, &QUEUE_DECLARE_OK));
 }
 
 #[test]
@@ -165,43 +177,48 @@ fn announced_memory_is_not_taken() {
     let mut decoder = Decoder::default();
     feed(&mut decoder, &[deliver(), header, frame(BODY, b"7")].concat());
     assert_eq!(decoder.next(), Ok(None));
-    assert!(decoder.unfinished[0].message.body.capacity() < 100);
+    let message = decoder.unfinished[0].event.message().unwrap();
+    assert!(message.body.capacity() < 100);
 }
 
 #[test]
-fn notices_are_read_as_they_pass() {
+fn methods_are_read_on_their_channels_only() {
     let text = |code: u16, text: &str| {
         [&code.to_be_bytes()[..], &[text.len() as u8], text.as_bytes(), &[0; 4]].concat()
     };
     let close = Close { code: 406, text: "PRECONDITION_FAILED".into() };
     let arguments = text(406, "PRECONDITION_FAILED");
-    for (id, arguments, expected) in [
+    let queue = DeclaredQueue { name: "q".into(), messages: 7, consumers: 1 };
+    let limits = |frame_max| Notice::Limits { channel_max: 2047, frame_max };
+    let control = |notice: Notice| (0, Some(notice), None);
+    let on_channel = |event: Event| (CHANNEL, None, Some(event));
+    for (id, arguments, (channel, notice, event)) in [
+        (CHANNEL_CLOSE, &arguments[..], on_channel(Event::Closed(close.clone()))),
+        (BASIC_CANCEL, b"\x01t\0", on_channel(Event::Cancelled)),
+        (BASIC_QOS_OK, b"", on_channel(Event::Answer(Answer::Done))),
         (
-            CHANNEL_CLOSE,
-            &arguments,
-            Notice::ChannelClosed { channel: CHANNEL, close: close.clone() },
+            QUEUE_DECLARE_OK,
+            b"\x01q\0\0\0\x07\0\0\0\x01",
+            on_channel(Event::Answer(Answer::Queue(queue))),
         ),
-        (CONNECTION_CLOSE, &arguments, Notice::ConnectionClosed(close)),
-        (CONNECTION_TUNE, &b"\x07\xff\0\x01\0\0\0\x3c".to_vec(), Notice::FrameMax(65_536)),
-        (CONNECTION_TUNE, &b"\x07\xff\0\0\0\0\0\x3c".to_vec(), Notice::FrameMax(MESSAGE_MAX)),
-        (CONNECTION_BLOCKED, &b"\x04disk".to_vec(), Notice::Blocked("disk".into())),
-        (CONNECTION_UNBLOCKED, &vec![], Notice::Unblocked),
-        (BASIC_CANCEL, &b"\x01t\0".to_vec(), Notice::ConsumerCancelled { channel: CHANNEL }),
+        (CONNECTION_CLOSE, &arguments, control(Notice::Closed(close))),
+        (CONNECTION_CLOSE_OK, b"", control(Notice::CloseConfirmed)),
+        (CONNECTION_TUNE, b"\x07\xff\0\x01\0\0\0\x3c", control(limits(65_536))),
+        (CONNECTION_TUNE, b"\x07\xff\0\0\0\0\0\x3c", control(limits(MESSAGE_MAX))),
+        (CONNECTION_BLOCKED, b"\x04disk", control(Notice::Blocked("disk".into()))),
+        (CONNECTION_UNBLOCKED, b"", control(Notice::Unblocked)),
     ] {
-        let on_channel = frame(METHOD, &[&id, &arguments[..]].concat());
-        let mut on_connection = on_channel.clone();
-        on_connection[1..3].fill(0);
-        let (right, wrong) = match id[1] {
-            10 => (on_connection, on_channel),
-            _ => (on_channel, on_connection),
-        };
+        let method = [&id, arguments].concat();
+        let right = frame_on(channel, METHOD, &method);
         let mut decoder = Decoder::default();
         feed(&mut decoder, &right);
-        let expected = Incoming::Control { frame: &right, notice: Some(expected) };
+        let expected = match (notice, event) {
+            (Some(notice), _) => Incoming::Control { frame: &right, notice },
+            (None, event) => Incoming::Event { channel, event: event.unwrap() },
+        };
         assert_eq!(decoder.next(), Ok(Some(expected)));
-        let mut decoder = Decoder::default();
-        feed(&mut decoder, &wrong);
-        assert!(decoder.next().is_err(), "a method on a channel that has none such");
+        let wrong = frame_on(CHANNEL - channel, METHOD, &method);
+        assert!(decode_all(&wrong, &[]).is_err(), "{id:?} on a channel that has none such");
     }
 }
 
@@ -222,8 +239,9 @@ fn decode_all(stream: &[u8], cuts: &[usize]) -> Result<Decoded, String> {
         while let Some(incoming) = decoder.next()? {
             match incoming {
                 Incoming::Control { frame, .. } => decoded.control.extend_from_slice(frame),
-                Incoming::Delivery { delivery, .. } => decoded.messages.push(delivery.message),
-                Incoming::Return { message, .. } => decoded.messages.push(message),
+                Incoming::Event { mut event, .. } => {
+                    decoded.messages.extend(event.message().cloned());
+                }
             }
         }
     }
@@ -233,6 +251,10 @@ fn decode_all(stream: &[u8], cuts: &[usize]) -> Result<Decoded, String> {
 fn feed(decoder: &mut Decoder, bytes: &[u8]) {
     decoder.room()[..bytes.len()].copy_from_slice(bytes);
     decoder.arrived(bytes.len());
+}
+
+fn heartbeat() -> Vec<u8> {
+    frame_on(0, HEARTBEAT, b"")
 }
 
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {

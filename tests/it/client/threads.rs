@@ -95,9 +95,8 @@ fn client_and_server_have_the_documented_threads() {
     let args = ["--url", &url, "--queue", &queue, "--requests", "100000", "--rate", "100"];
     let client = Process::spawn(RPC_BENCH, &args);
     // amiquip's heartbeat thread has no name of its own, but that of the thread that started it.
-    let wanted =
-        ["amiquip-io", "rpc-connect", "rpc-queue", "rpc-reader", "rpc-worker", "rpc-worker"];
+    let wanted = ["amiquip-io", "rpc-reader", "rpc-reader", "rpc-worker", "rpc-worker"];
     await_value(|| threads(&server), |names| *names == wanted);
-    let wanted = ["amiquip-io", "rpc-reader", "rpc-session", "rpc-session"];
+    let wanted = ["amiquip-io", "rpc-reader", "rpc-reader"];
     await_value(|| threads(&client), |names| *names == wanted);
 }

@@ -1,0 +1,244 @@
+//! Which session a program uses, and how there comes to be another.
+//!
+//! A session is a connection that is set up for its work. One thread at a time connects, for all
+//! that need a session; they wait until their own deadlines.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::{Brokers, Connection, NoConnection};
+use crate::deadline::{Deadline, backoff};
+use crate::error::{Error, Result};
+use crate::lock::lock;
+
+pub(crate) struct Reconnector<S> {
+    brokers: Brokers,
+    open: Open<S>,
+    state: Mutex<State<S>>,
+    /// Notified whenever connecting has ended, one way or the other.
+    changed: Condvar,
+}
+
+/// Sets a connection up; the flag says that there was a session before.
+type Open<S> = Box<dyn Fn(Connection, bool) -> Result<S> + Send + Sync>;
+
+pub(crate) trait Session: Send + Sync + 'static {
+    /// Why it is of no use any more.
+    fn ended(&self) -> Option<Error>;
+}
+
+struct State<S> {
+    phase: Phase<S>,
+    /// The place in the list of the broker to begin with: the one that was good last.
+    broker: usize,
+    was_up: bool,
+    /// Counts failed tries: who waits tells by it whether one has failed meanwhile.
+    failures: u64,
+    last_failure: Option<Error>,
+    /// Tries that failed in a row, and when the next may be made.
+    in_a_row: u32,
+    next_try: Instant,
+}
+
+enum Phase<S> {
+    Down,
+    /// A thread is at it.
+    Connecting,
+    Up {
+        session: Arc<S>,
+        since: Instant,
+    },
+    /// With the last session, for those who have to finish on it.
+    Closed(Option<Arc<S>>),
+}
+
+impl<S: Session> Reconnector<S> {
+    pub(crate) fn new(
+        brokers: &Brokers,
+        open: impl Fn(Connection, bool) -> Result<S> + Send + Sync + 'static,
+    ) -> Arc<Reconnector<S>> {
+        let state = State {
+            phase: Phase::Down,
+            broker: 0,
+            was_up: false,
+            failures: 0,
+            last_failure: None,
+            in_a_row: 0,
+            next_try: Instant::now(),
+        };
+        Arc::new(Reconnector {
+            brokers: brokers.clone(),
+            open: Box::new(open),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+        })
+    }
+
+    /// The first session. Tries until [`Brokers::wait`] is over, and at least once.
+    pub(crate) fn first_session(self: &Arc<Self>, timeout: Duration) -> Result<Arc<S>> {
+        let deadline = Deadline::after(self.brokers.first_limit().min(timeout));
+        match self.brokers.wait.is_zero() {
+            true => self.session_unless(deadline, |_| true),
+            false => self.session(deadline),
+        }
+    }
+
+    /// The session there is, or else a new one. A failed try is followed by another, a little later
+    /// each time, unless it cannot help.
+    pub(crate) fn session(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<S>> {
+        self.session_unless(deadline, |failure| !matches!(failure, Error::Unreachable { .. }))
+    }
+
+    fn session_unless(
+        self: &Arc<Self>,
+        deadline: Deadline,
+        is_final: impl Fn(&Error) -> bool,
+    ) -> Result<Arc<S>> {
+        let mut state = lock(&self.state);
+        let failures_before = state.failures;
+        loop {
+            let now = Instant::now();
+            let until = match &state.phase {
+                Phase::Up { session, since } => match session.ended() {
+                    None => return Ok(Arc::clone(session)),
+                    Some(reason) => {
+                        let lasted = since.elapsed();
+                        state.lost(&reason, lasted);
+                        continue;
+                    }
+                },
+                Phase::Closed(_) => return Err(Error::Closed),
+                Phase::Connecting => deadline.at,
+                Phase::Down => {
+                    let failed = state.failures > failures_before;
+                    match state.last_failure.as_ref().filter(|failure| is_final(failure)) {
+                        Some(failure) if failed => return Err(failure.clone()),
+                        _ if state.next_try <= now => {
+                            self.begin_to_connect(&mut state, deadline);
+                            continue;
+                        }
+                        _ => deadline.at.min(state.next_try),
+                    }
+                }
+            };
+            if deadline.at <= now {
+                return Err(self.not_in_time(&state, deadline));
+            }
+            let waited = self.changed.wait_timeout(state, until - now);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Connects in a thread of its own: looking up a name takes as long as the system's resolver
+    /// does. The thread goes on when the caller has left, for those who come next: if callers who
+    /// wait for less than the handshakes take cut it short, none would ever succeed.
+    fn begin_to_connect(self: &Arc<Self>, state: &mut State<S>, deadline: Deadline) {
+        const LEAST: Duration = Duration::from_secs(1);
+        let deadline = Deadline::after(deadline.remaining().max(LEAST));
+        state.phase = Phase::Connecting;
+        let (this, first, again) = (Arc::clone(self), state.broker, state.was_up);
+        let connect = move || {
+            let (broker, opened) = match this.brokers.connect(first, deadline) {
+                Err(failed) => (first, Err(failed)),
+                Ok((index, connection)) => match (this.open)(connection, again) {
+                    Ok(session) => (index, Ok(session)),
+                    // A broker that takes the login but not what comes then is the last to be tried
+                    // again.
+                    Err(error) => (index + 1, Err(error.into())),
+                },
+            };
+            this.connected(broker, opened);
+        };
+        if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
+            let reason = format!("there is no thread to connect in: {error}");
+            state.failed(self.brokers.unreachable(reason).into());
+        }
+    }
+
+    fn connected(&self, broker: usize, opened: Result<S, NoConnection>) {
+        let mut state = lock(&self.state);
+        state.broker = broker;
+        match opened {
+            // Dropping a session closes it.
+            _ if matches!(state.phase, Phase::Closed(_)) => {}
+            Ok(session) => {
+                state.was_up = true;
+                state.phase = Phase::Up { session: Arc::new(session), since: Instant::now() };
+            }
+            Err(failed) => state.failed(failed),
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn not_in_time(&self, state: &State<S>, deadline: Deadline) -> Error {
+        let reason = match &state.last_failure {
+            Some(Error::Unreachable { reason, .. }) if state.in_a_row > 0 => reason,
+            _ => "no answer yet",
+        };
+        self.brokers.unreachable(format!("{reason} (tried for {:?})", deadline.timeout))
+    }
+
+    /// Has the next session made at the next broker, if the present one is this. A failure delays
+    /// it.
+    pub(crate) fn leave(&self, session: &Arc<S>, failure: Option<Error>) {
+        let mut state = lock(&self.state);
+        if matches!(&state.phase, Phase::Up { session: present, .. } if Arc::ptr_eq(present, session))
+        {
+            state.broker += 1;
+            match failure {
+                Some(error) => state.failed(error.into()),
+                None => state.phase = Phase::Down,
+            }
+        }
+    }
+
+    /// The session there is, or was when this was closed.
+    pub(crate) fn present(&self) -> Option<Arc<S>> {
+        match &lock(&self.state).phase {
+            Phase::Up { session, .. } => Some(Arc::clone(session)),
+            Phase::Closed(session) => session.clone(),
+            Phase::Down | Phase::Connecting => None,
+        }
+    }
+
+    /// Gives nobody a session any more. Returns the present one.
+    pub(crate) fn close(&self) -> Option<Arc<S>> {
+        let session = self.present();
+        lock(&self.state).phase = Phase::Closed(session.clone());
+        self.changed.notify_all();
+        session
+    }
+}
+
+impl<S> State<S> {
+    /// A session that ended soon after it began counts like a failure to connect: a broker that
+    /// throws everybody out is left alone for a while.
+    fn lost(&mut self, reason: &Error, lasted: Duration) {
+        const SOON: Duration = Duration::from_secs(1);
+        self.phase = Phase::Down;
+        if lasted < SOON {
+            return self.delay_next_try(reason, false);
+        }
+        log::warn!("{reason}; trying again at once");
+        self.in_a_row = 0;
+        self.next_try = Instant::now();
+    }
+
+    fn failed(&mut self, NoConnection { error, nobody_listens }: NoConnection) {
+        self.phase = Phase::Down;
+        self.delay_next_try(&error, nobody_listens);
+        self.failures += 1;
+        self.last_failure = Some(error);
+    }
+
+    fn delay_next_try(&mut self, reason: &Error, nobody_listens: bool) {
+        const FIRST: Duration = Duration::from_millis(50);
+        let most = Duration::from_millis(if nobody_listens { 500 } else { 3000 });
+        self.in_a_row += 1;
+        let wait = backoff(self.in_a_row, FIRST, most);
+        self.next_try = Instant::now() + wait;
+        log::warn!("{reason}; trying again in {wait:.1?}");
+    }
+}

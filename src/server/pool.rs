@@ -1,0 +1,152 @@
+//! The workers' threads. They outlive connections: one that is busy while its connection is lost
+//! finishes its request, finds that it cannot answer it, and goes on with the next connection.
+
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
+
+use super::Shared;
+use super::worker::{StopReason, Worker};
+use crate::deadline::Deadline;
+use crate::error::{Error, Failure, Result};
+use crate::lock::lock;
+use crate::wire::{Reply, Request};
+
+/// What the workers' threads have in common.
+struct Job<H> {
+    shared: Arc<Shared>,
+    handler: H,
+    on_ready: Mutex<Option<OnReady>>,
+}
+
+pub(crate) type OnReady = Box<dyn FnOnce() + Send>;
+
+/// Serves until the server is stopped, or until a worker finds that no further try can help.
+pub(crate) fn serve<H, R>(shared: &Arc<Shared>, on_ready: Option<OnReady>, handler: H) -> Result<()>
+where
+    H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
+    R: Into<Reply>,
+{
+    let options = &shared.options;
+    let (queue, workers, prefetch) = (&shared.queue, options.workers, options.prefetch);
+    log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
+    let job = Job { shared: Arc::clone(shared), handler, on_ready: Mutex::new(on_ready) };
+    let job = Arc::new(job);
+    let (report, reports) = unbounded();
+    // If there cannot be as many threads, none works.
+    let (all_there, may_begin) = bounded::<()>(0);
+    for _ in 0..workers {
+        let (job, report, may_begin) = (Arc::clone(&job), report.clone(), may_begin.clone());
+        let work = move || {
+            let _ = may_begin.recv();
+            // Without a supervisor nobody needs the report.
+            let _ = report.send(job.work());
+        };
+        if let Err(error) = thread::Builder::new().name("rpc-worker".into()).spawn(work) {
+            shared.stop();
+            let text = format!("no thread for a worker: {error}; ask for fewer workers");
+            return Err(Error::Config(text));
+        }
+    }
+    drop(all_there);
+    let first = select! {
+        recv(shared.stop.signal()) -> _ => None,
+        recv(reports) -> report => report.ok(),
+    };
+    shared.stop();
+    drain(shared, first, &reports)
+}
+
+impl<H, R> Job<H>
+where
+    H: Fn(&Request) -> Result<R, Failure>,
+    R: Into<Reply>,
+{
+    /// Works on one connection after the other, until told to stop. `Err` if that cannot help.
+    fn work(&self) -> Result<()> {
+        /// What lasted less has failed, rather than been lost.
+        const STEADY: Duration = Duration::from_secs(1);
+        let shared = &self.shared;
+        let never = Deadline::after(Duration::MAX);
+        while !shared.stop.is_stopped() {
+            let session = match shared.sessions.session(never) {
+                Err(Error::Closed) => break,
+                session => session?,
+            };
+            let leave = |error| {
+                session.connection.cut(&format!("{error}"));
+                shared.sessions.leave(&session, Some(error));
+            };
+            let began = Instant::now();
+            let reason = match Worker::begin(shared, &session) {
+                Ok(worker) => {
+                    if let Some(on_ready) = lock(&self.on_ready).take() {
+                        on_ready();
+                    }
+                    worker.serve(&self.handler)
+                }
+                Err(error @ Error::Unreachable { .. }) => {
+                    leave(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            match reason {
+                StopReason::Stopped => break,
+                StopReason::Connection(_) => {}
+                StopReason::Channel(error @ Error::Unreachable { .. }) => {
+                    match began.elapsed() < STEADY {
+                        true => leave(error),
+                        false => log::warn!("{error}; going on with another channel"),
+                    }
+                }
+                StopReason::Channel(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the workers, which leave as soon as they have answered, and closes the connections.
+fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<()>>) -> Result<()> {
+    /// How long a worker may take that works on nothing: it waits for a broker that is silent.
+    const IDLE: Duration = Duration::from_millis(500);
+    let (workers, limit) = (shared.options.workers, shared.options.drain_timeout);
+    let deadline = Deadline::after(limit);
+    let in_progress = || shared.counters.read().in_progress;
+    log::info!("stopping; requests in progress: {}", in_progress());
+    let mut left = usize::from(first.is_some());
+    let mut failure = first.and_then(Result::err);
+    while left < workers {
+        match reports.recv_timeout(IDLE.min(deadline.remaining())) {
+            Ok(report) => {
+                left += 1;
+                failure = failure.or(report.err());
+            }
+            Err(RecvTimeoutError::Timeout) if in_progress() > 0 && !deadline.has_passed() => {}
+            Err(_) => break,
+        }
+    }
+    let in_progress = in_progress();
+    if let Some(session) = shared.sessions.present() {
+        if left < workers {
+            session.connection.cut("the server stops with requests in progress");
+        }
+        session.connection.close();
+    }
+    shared.direct.close();
+    log::info!("stopped: {:?}", shared.counters.read());
+    match failure {
+        Some(error) => Err(error),
+        None if left < workers && in_progress > 0 => Err(Error::TimedOut {
+            what: format!(
+                "requests still in progress: {in_progress}; the broker gives them to another server"
+            ),
+            after: limit,
+            sent: true,
+        }),
+        None => Ok(()),
+    }
+}
