@@ -121,9 +121,10 @@ impl Error {
             Error::TimedOut { sent, .. } => ("TIMED_OUT", *sent, DeadlineExceeded),
             Error::ServerSilent { .. } => ("SERVER_SILENT", true, Unavailable),
             Error::ConnectionLost { .. } => ("CONNECTION_LOST", true, Unavailable),
-            Error::Remote(Failure { status, .. }) => {
-                (status.name(), *status != ResourceExhausted, *status)
+            Error::Remote(Failure { status: ResourceExhausted, .. }) => {
+                (ResourceExhausted.name(), false, Unavailable)
             }
+            Error::Remote(Failure { status, .. }) => (status.name(), true, *status),
             Error::BadReply(_) => ("BAD_REPLY", true, Internal),
             Error::Closed => ("CLOSED", true, Unavailable),
         }
@@ -131,12 +132,14 @@ impl Error {
 }
 
 /// The failure that a handler returns when its own call to another server failed. A failure from
-/// that server is passed on unchanged.
+/// that server is passed on, but `RESOURCE_EXHAUSTED` as `UNAVAILABLE`: that request was not
+/// executed, and this handler's own was.
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
+        let status = error.class().2;
         match error {
-            Error::Remote(failure) => failure,
-            error => Failure::new(error.class().2, error.to_string()),
+            Error::Remote(Failure { message, .. }) => Failure { status, message },
+            error => Failure::new(status, error.to_string()),
         }
     }
 }
@@ -290,6 +293,13 @@ impl Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn handler_does_not_pass_on_that_nothing_was_executed() {
+        let inner = |status| Failure::from(Error::Remote(Failure::new(status, "busy")));
+        assert_eq!(inner(Status::ResourceExhausted), Failure::new(Status::Unavailable, "busy"));
+        assert_eq!(inner(Status::NotFound), Failure::new(Status::NotFound, "busy"));
+    }
 
     #[test]
     fn errors_travel_between_threads() {

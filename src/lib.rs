@@ -38,10 +38,10 @@
 //!
 //! # Time
 //!
-//! Every call has one deadline, 30 s unless set, which covers all of it: connecting, waiting for
-//! room or for a broker that is blocked by an alarm, publishing, and the reply. The broker drops
-//! a request once its caller has stopped waiting. After its deadline a call returns within some
-//! 200 ms, in which it asks the broker what the matter is with the queue.
+//! Every call has one deadline, 30 s by default. It covers the whole call: connecting, waiting for
+//! an in-flight slot or for a broker that is blocked by an alarm, publishing, and the reply. The
+//! broker drops a request once its caller has stopped waiting. A call that gets no reply returns
+//! within some 200 ms of its deadline: in that time it asks the broker about the queue, to say why.
 //!
 //! # Errors
 //!
@@ -66,75 +66,79 @@
 //!
 //! # What is tried again, and what is not
 //!
-//! - A request that has not gone out yet: until its deadline, with another connection if need be.
+//! - A request that has not been sent: until its deadline, through other connections if necessary.
 //! - A request that was lost with its connection: only if it is idempotent
 //!   ([`ClientOptions::idempotent`], [`CallBuilder::idempotent`]).
-//! - A request that may be lost on a connection that is well: only if it is idempotent, when other
-//!   calls have left the connection or no sign of life comes ([`ClientOptions::keep_alive`]).
+//! - A request that may be lost on a connection that works: only if it is idempotent, and either
+//!   other calls have left the connection because no replies came, or its server sends no sign of
+//!   life ([`ClientOptions::keep_alive`]).
 //! - An idempotent request whose queue is gone when it is sent again: every 200 ms until its
 //!   deadline, since a server declares the queue anew.
 //! - A call that timed out, was refused or failed: never.
-//! - A lost connection: by the next call, or by a server at once, a little later after each try
-//!   that fails, at random, so that not all come back at the same moment.
+//! - A lost connection: a client reconnects with its next call, a server at once. After each failed
+//!   attempt they wait longer, for a random time, so that they do not all return at the same moment.
 //! - A first connection: only for as long as [`Brokers::wait`] says.
 //! - Credentials that a broker refused: not on the next broker, and not before the next call.
 //!
-//! A handler gets each request at least once that the broker neither loses nor lets expire, since
-//! requests are not persistent. It gets one twice if its server is lost before the
-//! broker has the acknowledgement, or if an idempotent call is sent again; the `message_id` then
-//! stays the same ([`Request::message_id`], [`Request::redelivered`]).
+//! A handler gets each request at least once, unless the request expires or the broker loses it:
+//! requests are not persistent. It gets a request twice if its server is lost before the broker has
+//! the acknowledgement, or if an idempotent call is sent again. The `message_id` then stays the same
+//! ([`Request::message_id`], [`Request::redelivered`]).
 //!
 //! # Threads
 //!
-//! A thread that waits for a reply or a request reads the socket itself, in turns with the others
-//! that wait. Each connection has one thread in reserve, which reads while nobody waits, and
-//! amiquip's two, one for its I/O and one for its heartbeats. A connected client has one more, for
-//! what the broker has to be asked. A server has one for each worker, and one that asks the broker
-//! about the queue every 4 s; [`RpcServer::serve`] supervises them on the
-//! thread that calls it. While a requester wants signs of life, one more gives them.
-//! Connecting has a thread for as long as it lasts; direct replies have connections of their own.
-//! No thread spins, none sleeps to poll but the one that connects to a cluster anew, for up to
-//! 3 s, and an idle client wakes up for heartbeats alone.
+//! A thread that waits for a reply or a request reads the socket itself, in turns with the other
+//! threads that wait. Each connection has three threads of its own: one in reserve, which reads
+//! while no other thread waits, and two of amiquip's, for its I/O and its heartbeats. A client needs
+//! no more. [`RpcServer::serve`] adds one thread for each worker, and supervises them on the thread
+//! that calls it. While a requester wants signs of life, one thread more sends them. Connecting
+//! takes a thread for as long as it lasts. Direct replies have connections of their own.
+//!
+//! No thread spins. None sleeps to poll, except one that reconnects to a cluster, for up to 3 s. An
+//! idle client wakes up for heartbeats only. An idle server also asks the broker about its queue,
+//! every 4 s.
 //!
 //! # Logging
 //!
-//! By the `log` crate: connections come and go at `info`, what needs a look at `warn`, each
-//! request with its id, trace id, sizes and time at `debug`. Bodies are never logged, nor
-//! passwords: but mind that amiquip's own module `amiquip::io_loop::handshake_state` logs the login
-//! at `debug`, in which the password can be read. Leave that module out of what you log.
+//! By the `log` crate: connections come and go at `info`, what needs attention at `warn`, each
+//! request with its id, trace id, sizes and time at `debug`. Bodies and passwords are never logged.
+//! But amiquip's module `amiquip::io_loop::handshake_state` logs the login at `debug`, and the
+//! password with it. Leave that module out of what you log.
 //!
 //! # Limits
 //!
-//! It runs on Unix. A reply goes to one requester; there are no
-//! streams. Looking up a host name takes as long as the system's resolver does, in a thread that
-//! no call waits for past its deadline. The AMQP client beneath, amiquip 0.4.2, is no longer
-//! developed; none of its types are in this crate's interface, so that it can be replaced.
+//! The crate runs on Unix. A reply goes to one requester; there are no streams. Looking up a host
+//! name takes as long as the system's resolver does, in a thread that no call waits for past its
+//! deadline. amiquip 0.4.2, which does the handshake and the heartbeats, is no longer developed.
+//! None of its types are in this crate's interface, so it can be replaced.
 //!
 //! # Layout
 //!
-//! Imports point down; `client` and `server` never meet.
+//! Imports point down; `client` and `server` do not know each other.
 //!
 //! ```text
-//!  fibonacci                    the tutorial's service: the only part that knows numbers
-//!  client        server         calls, sessions, reconnection; workers and their supervision
-//!  wire          broker         requests and replies as messages; a connection to one broker
-//!  frames                       bytes to messages, messages to bytes
-//!  error  deadline  observation
+//!  fibonacci               the tutorial's service: the only module that knows numbers
+//!  client      server      calls and their attempts; workers and their threads
+//!  wire        broker      requests and replies as messages; a connection, and how it is replaced
+//!  frames                  AMQP: bytes to messages and methods, and back
+//!  error  deadline  lock  observation
 //!
-//!  caller ──▶ wire ──▶ frames ──▶ broker::transport ────────▶ socket ──▶ RabbitMQ
-//!    ▲                                  ▲                                   │
-//!    │ wakes the caller        control  │                                   │
-//!  client::dispatcher        amiquip ───┘                                   │
-//!    ▲                          ▲ all other frames                          │
-//!    │ messages                 │                                           │
-//!  broker::data_plane ──────────┘ ◀── frames ◀── the reader (broker::turn) ◀┘
-//!    │ messages
-//!    ▼
-//!  server::inbox ──▶ worker ──▶ handler ──▶ wire ──▶ and out, as a caller's request
+//!  caller or worker                            amiquip's I/O thread (channel 0:
+//!    │ wire, frames::encode                      │     login, heartbeats)
+//!    ▼                                           ▼
+//!  broker::channel ───────────▶ broker::transport ───────────▶ socket ──▶ RabbitMQ
+//!                                                                            │
+//!  the thread with the read turn (broker::turn): a caller or worker that     │
+//!  waits, else the reserve ◀── frames::decoder ◀── socket ◀──────────────────┘
+//!    │ broker::data_plane
+//!    ├─▶ channel 0: broker::control, wakes amiquip
+//!    ├─▶ answers:   broker::channel, wakes the thread that asked
+//!    ├─▶ requests:  server::inbox,   wakes the worker
+//!    └─▶ replies:   client::dispatcher, wakes the caller
 //! ```
 //!
 //! The way of a call: [`RpcClient::call`] → `client/call.rs` (the call and its deadline) →
-//! `client/reconnector.rs` (which session) → `client/session.rs` (publishes) → `wire.rs` →
+//! `broker/reconnector.rs` (which session) → `client/session.rs` (publishes) → `wire.rs` →
 //! `frames/encode.rs` → `broker/transport.rs` (the socket) → the broker → `broker/turn.rs` (who
 //! reads) → `broker/data_plane.rs` → `frames/decoder.rs` → `server/inbox.rs` →
 //! `server/worker.rs` → the handler → and the same way back, to `client/dispatcher.rs` and the

@@ -161,11 +161,10 @@ impl RpcServer {
         self
     }
 
-    /// Serves until stopped. A connection that is lost is made again, a little later after each
-    /// try that fails (100 ms to 5 s, or half a second where nobody listens at all). Runs in
-    /// [`ServerOptions::workers`] threads of its own, besides the caller's, and four for the
-    /// connection, two of which are amiquip's. It asks the broker every 4 s
-    /// whether the queue is there and gives its workers what waits.
+    /// Serves until stopped. Reconnects when a connection is lost; after each failed attempt it
+    /// waits longer (25 ms to 3 s, or at most half a second if nobody listens at all). Has
+    /// [`ServerOptions::workers`] threads of its own, and three for the connection. An idle worker
+    /// asks the broker every 4 s whether the queue exists and whether requests wait in it.
     ///
     /// A handler gets a request at least once, and twice if its process or its connection is
     /// lost before the broker has the acknowledgement
@@ -174,8 +173,9 @@ impl RpcServer {
     ///
     /// # Errors
     /// [`Error::TimedOut`] if requests were still in progress when the drain timeout was over:
-    /// their threads go on, and the broker gives the requests to another server. What no further
-    /// try can mend ends it too: [`Error::Refused`], [`Error::QueueRefused`], [`Error::Config`].
+    /// their threads go on, and the broker gives the requests to another server.
+    /// [`Error::Refused`], [`Error::QueueRefused`] and [`Error::Config`] if no further try can help;
+    /// the server is stopped then.
     pub fn serve<H, R>(&self, handler: H) -> Result<()>
     where
         H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
@@ -201,7 +201,8 @@ impl RpcServer {
     /// ```
     ///
     /// # Errors
-    /// As [`RpcServer::connect`], and those that `work` returns.
+    /// As [`RpcServer::connect`], and those that `work` returns. [`Error::Closed`] if the server was
+    /// stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
         let Shared { sessions, brokers, direct, .. } = &*self.shared;
         let session = sessions.session(Deadline::after(brokers.first_limit()))?;

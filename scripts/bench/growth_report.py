@@ -52,8 +52,8 @@ def markdown(results):
 def notes(results):
     options = results["options"]
     return [f"Medians of {options['rounds']} rounds, each of {options['seconds']:g} s of calls; ratios compare "
-            f"round by round; CPU is per call; {results['foreign_cpu_share']:.0%} of the CPU went elsewhere.",
-            "Whatever a panel does not name is 1: calls in flight, bytes of a body, client processes.",
+            f"round by round, and are medians of the rounds' ratios; CPU is per call; {results['foreign_cpu_share']:.0%} of the CPU went elsewhere.",
+            "Calls in flight, bytes of a body and client processes are 1 in each panel that does not name them.",
             "Both servers have the same prefetch: as many as calls are in flight over all clients, at most "
             f"{options['most_prefetch']}."]
 

@@ -138,7 +138,8 @@ def footnote(results, panels):
             slow = f" ({min(sizes):,} where slow)" if len(sizes) > 1 else ""
             parts.append(f"{max(sizes):,} calls {WORDS[panel]}{slow}")
     return (f"Medians of {results['options']['rounds']} rounds, each of {', '.join(parts)}; "
-            f"{results['foreign_cpu_share']:.0%} of the CPU went elsewhere.")
+            f"{results['foreign_cpu_share']:.0%} of the CPU went elsewhere. A ratio is the median of the "
+            "rounds' ratios, so it differs from the ratio of two medians.")
 
 
 def ratio(row, name):

@@ -121,9 +121,12 @@ impl ReadTurn {
         if state.turn != Free {
             return;
         }
-        match state.standby.last() {
+        let (next, reserve_sleeps) = (state.standby.last().cloned(), state.reserve_sleeps);
+        // Whoever is woken needs the lock.
+        drop(state);
+        match next {
             Some(next) => next.notified.notify_one(),
-            None if state.reserve_sleeps => self.reserve.notify_one(),
+            None if reserve_sleeps => self.reserve.notify_one(),
             None => {}
         }
     }
@@ -170,14 +173,12 @@ impl ReadTurn {
     /// Lets a waiter check whether it is ready. For the reading thread, which checks for itself
     /// later.
     pub(super) fn notify(&self, waiter: &Arc<Waiter>) {
-        self.lock().notify(waiter);
+        self.notify_standby(waiter);
     }
 
     /// Lets a waiter check whether it is ready, also if it is the reading thread.
     pub(super) fn wake(&self, socket: &impl Socket, waiter: &Arc<Waiter>) {
-        let mut state = self.lock();
-        if !state.notify(waiter) && state.turn == Taken(Reader::Waiter) {
-            drop(state);
+        if !self.notify_standby(waiter) && self.lock().turn == Taken(Reader::Waiter) {
             socket.ring(Reader::Waiter);
         }
     }
@@ -210,16 +211,17 @@ impl ReadTurn {
         socket.ring(Reader::Reserve);
     }
 
+    /// True if the waiter stood by.
+    fn notify_standby(&self, waiter: &Arc<Waiter>) -> bool {
+        let mut state = self.lock();
+        let index = state.standby.iter().position(|other| Arc::ptr_eq(other, waiter));
+        let found = index.map(|index| state.standby.swap_remove(index));
+        drop(state);
+        found.map(|waiter| waiter.notified.notify_one()).is_some()
+    }
+
     /// A panic cannot poison this lock: no code panics while it holds it.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    /// True if the waiter stood by.
-    fn notify(&mut self, waiter: &Arc<Waiter>) -> bool {
-        let index = self.standby.iter().position(|other| Arc::ptr_eq(other, waiter));
-        index.map(|index| self.standby.swap_remove(index).notified.notify_one()).is_some()
     }
 }

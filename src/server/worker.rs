@@ -11,7 +11,7 @@ use super::direct::{self, ReplyOutcome};
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::{ServerSession, Shared, queue};
-use crate::broker::{CallError, Channel, Limit};
+use crate::broker::{CallError, Channel, DataPlane, Limit};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
 use crate::frames::{self, Frames, Method};
@@ -55,26 +55,32 @@ const LOOK_EVERY: Duration = Duration::from_secs(4);
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 
 impl<'a> Worker<'a> {
-    /// Makes sure of the queue and begins to consume. Blocks until the broker has answered, for at
-    /// most the time that connecting may take for each answer.
+    /// Begins to consume, from a queue that is declared if it is gone. Blocks until the broker has
+    /// answered, for at most the time that connecting may take for each answer.
     pub(crate) fn begin(shared: &'a Arc<Shared>, session: &'a ServerSession) -> Result<Worker<'a>> {
+        let connection = &session.connection;
         // Another worker's reply may have met an alarm.
         let limit = Limit::UnlessBlocked(shared.brokers.connect_timeout);
-        queue::ensure(&session.connection, &shared.queue, &shared.options, limit)?;
-        let inbox: Arc<Inbox> = Arc::default();
-        let (receiver, held) = (Arc::clone(&inbox), Arc::clone(shared));
-        let consuming = session
-            .connection
-            .open_channel(limit, move |plane, event| receiver.take_in(&held, plane, event))
-            .and_then(|channel| {
-                channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
-                let consume = Method::Consume { queue: &shared.queue, no_ack: false };
-                channel.call(consume, limit).map(|_| channel)
-            });
-        let channel = consuming
-            .map_err(|error| session.connection.explain(error, "read from the request queue"))?;
-        log::info!("taking requests from {:?} on {}", shared.queue, session.connection.endpoint);
-        Ok(Worker { shared, session, channel: Arc::new(channel), inbox })
+        let consume = || {
+            let inbox: Arc<Inbox> = Arc::default();
+            let (receiver, held) = (Arc::clone(&inbox), Arc::clone(shared));
+            let take_in = move |plane: &DataPlane, event| receiver.take_in(&held, plane, event);
+            let channel = connection.open_channel(limit, take_in)?;
+            channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
+            channel.call(Method::Consume { queue: &shared.queue, no_ack: false }, limit)?;
+            Ok(Worker { shared, session, channel: Arc::new(channel), inbox })
+        };
+        let worker = match consume() {
+            Err(CallError::Closed(close)) if close.code == 404 => {
+                queue::ensure(connection, &shared.queue, &shared.options, limit)?;
+                consume()
+            }
+            consuming => consuming,
+        };
+        let worker =
+            worker.map_err(|error| connection.explain(error, "read from the request queue"))?;
+        log::info!("taking requests from {:?} on {}", shared.queue, connection.endpoint);
+        Ok(worker)
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Blocks for as long as the handler

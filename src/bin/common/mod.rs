@@ -88,7 +88,7 @@ pub fn exit_code(error: &Error) -> u8 {
         Error::Config(_) => USAGE,
         Error::Remote(failure) => match failure.status {
             Status::InvalidArgument | Status::OutOfRange => 65, // EX_DATAERR
-            Status::Unavailable => 75,
+            Status::Unavailable | Status::ResourceExhausted => 75,
             _ => 70, // EX_SOFTWARE
         },
         Error::Unreachable { .. } | Error::Unroutable { .. } => UNAVAILABLE,
