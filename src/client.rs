@@ -6,19 +6,20 @@ mod call_builder;
 mod dispatcher;
 mod pending;
 mod session;
+mod sessions;
+mod silence;
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 pub use self::call::PendingReply;
 pub use self::call_builder::CallBuilder;
-use self::session::Session;
-use crate::broker::{Brokers, Reconnector, program};
+use self::sessions::Sessions;
+use crate::broker::{Brokers, program};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::lock::lock;
 use crate::observation::{Observation, Observer};
 use crate::wire;
 
@@ -42,14 +43,6 @@ pub struct RpcClient {
 
 /// What the clients on one connection share. The last of them closes it.
 struct Shared(Arc<Sessions>);
-
-/// What the clients on one connection share with their pending replies.
-struct Sessions {
-    config: Arc<Config>,
-    reconnector: Arc<Reconnector<Session>>,
-    /// The session before, that takes no more calls and may have some in flight.
-    retired: Mutex<Weak<Session>>,
-}
 
 /// What the broker says of a queue: see [`RpcClient::queue`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,16 +133,8 @@ impl RpcClient {
             counters: Counters::default(),
             observer: Observer::default(),
         });
-        let for_sessions = Arc::clone(&config);
-        let open = move |connection, again| {
-            let session = Session::open(&for_sessions, connection, again)?;
-            for_sessions.counters.reconnects.fetch_add(again.into(), Ordering::Relaxed);
-            Ok(session)
-        };
-        let reconnector = Reconnector::new(&config.brokers, open);
-        reconnector.first_session(config.options.timeout)?;
-        let sessions = Sessions { config, reconnector, retired: Mutex::default() };
-        Ok(RpcClient { shared: Arc::new(Shared(Arc::new(sessions))), queue: queue.into() })
+        let shared = Shared(Arc::new(Sessions::open_first(config)?));
+        Ok(RpcClient { shared: Arc::new(shared), queue: queue.into() })
     }
 
     /// A client of the servers on another queue, through the same connection and reply queue, with
@@ -264,47 +249,9 @@ impl RpcClient {
     }
 }
 
-impl Sessions {
-    /// A session that takes calls. Blocks until the deadline at most.
-    fn session(&self, deadline: Deadline) -> Result<Arc<Session>> {
-        loop {
-            let session = self.reconnector.session(deadline)?;
-            if !self.retire_if_suspect(&session) {
-                return Ok(session);
-            }
-        }
-    }
-
-    /// One session at a time may be retired: each keeps its connection and its calls in flight. No
-    /// replies come through its broker; they may through the next.
-    fn retire_if_suspect(&self, session: &Arc<Session>) -> bool {
-        if !session.is_suspect() {
-            return false;
-        }
-        let mut retired = lock(&self.retired);
-        let may_retire = retired.strong_count() == 0;
-        if may_retire {
-            *retired = Arc::downgrade(session);
-            session.retire();
-            self.reconnector.leave(session, None);
-        }
-        may_retire
-    }
-
-    fn in_flight(&self) -> usize {
-        let retired = lock(&self.retired).upgrade();
-        [self.reconnector.present(), retired]
-            .iter()
-            .flatten()
-            .map(|session| session.in_flight())
-            .sum()
-    }
-}
-
 impl Drop for Shared {
     fn drop(&mut self) {
-        let retired = lock(&self.0.retired).upgrade();
-        [self.0.reconnector.close(), retired].iter().flatten().for_each(|session| session.close());
+        self.0.close();
     }
 }
 

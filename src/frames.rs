@@ -7,16 +7,15 @@
 mod decoder;
 mod encode;
 mod fields;
+mod incoming;
 mod properties;
 
-pub(crate) use self::decoder::{
-    Answer, Close, DeclaredQueue, Decoder, Delivery, Event, Incoming, Message, Notice,
-    RABBITMQ_FRAME_MAX,
-};
+pub(crate) use self::decoder::{Decoder, Incoming, RABBITMQ_FRAME_MAX};
 pub(crate) use self::encode::{
     CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Frames, Method, ack, bare_method, publish, reject,
 };
 pub(crate) use self::fields::{append_integer, append_text};
+pub(crate) use self::incoming::{Answer, Close, DeclaredQueue, Delivery, Event, Message, Notice};
 pub(crate) use self::properties::{Properties, find_header};
 
 /// The types of a frame, which is its first byte.
@@ -30,6 +29,10 @@ const END: u8 = 0xce;
 const PREFIX: usize = 7;
 /// A frame is longer than its payload by its prefix and its last byte.
 const OVERHEAD: usize = PREFIX + 1;
+
+/// The largest that RabbitMQ's `max_message_size` can be
+/// ([Configuration](https://www.rabbitmq.com/docs/configure)).
+const MESSAGE_MAX: usize = 512 << 20;
 
 /// The first four bytes of a method's payload: class and method.
 type MethodId = [u8; 4];

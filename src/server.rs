@@ -8,6 +8,7 @@ mod limit;
 mod overload;
 mod pool;
 mod queue;
+mod stall_detector;
 mod stopper;
 mod worker;
 

@@ -152,7 +152,10 @@ impl Channels {
     }
 
     fn remove(&mut self, number: u16) {
-        self.slots[usize::from(number) - 1] = None;
+        // There are none once the connection is cut.
+        if let Some(slot) = self.slots.get_mut(usize::from(number) - 1) {
+            *slot = None;
+        }
     }
 }
 

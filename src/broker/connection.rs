@@ -10,7 +10,6 @@ use std::{io, process, thread};
 use amiquip::{Auth, ConnectionOptions, ConnectionTuning};
 use crossbeam_channel::bounded;
 
-use super::control::ControlStream;
 use super::data_plane::{DataPlane, WITHOUT_A_WORD};
 use super::transport::Transport;
 use super::turn::Waiter;
@@ -48,14 +47,13 @@ impl Connection {
         };
         let transport = Transport::new(tcp, session).map_err(failed)?;
         let interval = Duration::from_secs(heartbeat.into());
-        let (data_plane, registration) =
+        let (data_plane, stream) =
             DataPlane::new(endpoint.clone(), transport, interval).map_err(failed)?;
 
         // amiquip blocks until the handshake is over; this thread reads for it. The other keeps in
         // reserve then.
         let (report, opened) = bounded(1);
         let waiter: Arc<Waiter> = Arc::default();
-        let stream = ControlStream::new(Arc::clone(&data_plane), registration);
         let options = endpoint.options().heartbeat(heartbeat);
         let (shared, waiting) = (Arc::clone(&data_plane), Arc::clone(&waiter));
         let open_and_read = move || {

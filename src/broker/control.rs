@@ -3,6 +3,7 @@
 //! It reads the frames of channel 0 that the reader of the socket has for it. What it writes goes
 //! out between the messages of others.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};
 
@@ -19,16 +20,14 @@ pub(super) struct ControlFrames {
 
 #[derive(Default)]
 struct Incoming {
-    bytes: Vec<u8>,
-    /// How many of them amiquip has read.
-    read: usize,
+    bytes: VecDeque<u8>,
     ended: bool,
 }
 
 /// amiquip's end. It belongs to amiquip's I/O thread, and is dropped when that ends.
 pub(super) struct ControlStream {
-    data_plane: Arc<DataPlane>,
-    registration: Registration,
+    pub(super) data_plane: Arc<DataPlane>,
+    pub(super) registration: Registration,
 }
 
 impl ControlFrames {
@@ -45,7 +44,7 @@ impl ControlFrames {
         if incoming.bytes.len() > MOST {
             return Err("the broker floods the connection with control frames".into());
         }
-        incoming.bytes.extend_from_slice(frame);
+        incoming.bytes.extend(frame);
         drop(incoming);
         self.wake_amiquip();
         Ok(())
@@ -65,22 +64,10 @@ impl ControlFrames {
     }
 }
 
-impl ControlStream {
-    pub(super) fn new(data_plane: Arc<DataPlane>, registration: Registration) -> ControlStream {
-        ControlStream { data_plane, registration }
-    }
-}
-
 impl Read for ControlStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let mut incoming = lock(&self.data_plane.control.incoming);
-        let length = (&incoming.bytes[incoming.read..]).read(into)?;
-        incoming.read += length;
-        if incoming.read == incoming.bytes.len() {
-            incoming.bytes.clear();
-            incoming.read = 0;
-        }
-        match length {
+        match incoming.bytes.read(into)? {
             0 if !incoming.ended => Err(io::ErrorKind::WouldBlock.into()),
             length => Ok(length),
         }

@@ -9,13 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use mio::Registration;
 use rustix::event::PollFlags;
 
 use super::Endpoint;
 use super::bell::Bell;
 use super::channel::Channels;
-use super::control::ControlFrames;
+use super::control::{ControlFrames, ControlStream};
 use super::transport::{Polled, Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
 use crate::frames::{
@@ -55,13 +54,14 @@ struct Reading {
 pub(super) const WITHOUT_A_WORD: &str = "the connection ended without a word";
 
 impl DataPlane {
+    /// Also returns amiquip's end of it.
     pub(super) fn new(
         endpoint: Endpoint,
         transport: Transport,
         heartbeat: Duration,
-    ) -> io::Result<(Arc<DataPlane>, Registration)> {
+    ) -> io::Result<(Arc<DataPlane>, ControlStream)> {
         let (control, registration) = ControlFrames::new();
-        let data_plane = DataPlane {
+        let data_plane = Arc::new(DataPlane {
             endpoint,
             transport,
             turn: ReadTurn::default(),
@@ -74,8 +74,8 @@ impl DataPlane {
             is_open: AtomicBool::new(false),
             blocked: Mutex::default(),
             heartbeat,
-        };
-        Ok((Arc::new(data_plane), registration))
+        });
+        Ok((Arc::clone(&data_plane), ControlStream { data_plane, registration }))
     }
 
     /// What the thread in reserve does until the connection has ended.

@@ -219,7 +219,8 @@ impl<S> State<S> {
         const SOON: Duration = Duration::from_secs(1);
         self.phase = Phase::Down;
         if lasted < SOON {
-            return self.delay_next_try(reason, false);
+            let wait = self.delay_next_try(false);
+            return log::warn!("{reason}; trying again in {wait:.1?}");
         }
         log::warn!("{reason}; trying again at once");
         self.in_a_row = 0;
@@ -228,17 +229,21 @@ impl<S> State<S> {
 
     fn failed(&mut self, NoConnection { error, nobody_listens }: NoConnection) {
         self.phase = Phase::Down;
-        self.delay_next_try(&error, nobody_listens);
+        let wait = self.delay_next_try(nobody_listens);
+        match &error {
+            Error::Unreachable { .. } => log::warn!("{error}; trying again in {wait:.1?}"),
+            _ => log::warn!("{error}"),
+        }
         self.failures += 1;
         self.last_failure = Some(error);
     }
 
-    fn delay_next_try(&mut self, reason: &Error, nobody_listens: bool) {
+    fn delay_next_try(&mut self, nobody_listens: bool) -> Duration {
         const FIRST: Duration = Duration::from_millis(50);
         let most = Duration::from_millis(if nobody_listens { 500 } else { 3000 });
         self.in_a_row += 1;
         let wait = backoff(self.in_a_row, FIRST, most);
         self.next_try = Instant::now() + wait;
-        log::warn!("{reason}; trying again in {wait:.1?}");
+        wait
     }
 }

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
-use super::Sessions;
 use super::attempt::{InFlight, Waited, take_reply};
+use super::sessions::Sessions;
 use crate::broker::Waiter;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};

@@ -6,31 +6,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
-
 use super::fields::Fields;
-use super::{
-    BODY, CHANNEL_CLOSE, CONNECTION_CLOSE, END, HEADER, HEARTBEAT, METHOD, MethodId, OVERHEAD,
-    PREFIX, Properties,
-};
-
-/// What the broker says on channel 0.
-const CONNECTION_START: MethodId = [0, 10, 0, 10];
-const CONNECTION_SECURE: MethodId = [0, 10, 0, 20];
-const CONNECTION_TUNE: MethodId = [0, 10, 0, 30];
-const CONNECTION_OPEN_OK: MethodId = [0, 10, 0, 41];
-const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
-const CONNECTION_BLOCKED: MethodId = [0, 10, 0, 60];
-const CONNECTION_UNBLOCKED: MethodId = [0, 10, 0, 61];
-/// What it says on the others.
-const CHANNEL_OPEN_OK: MethodId = [0, 20, 0, 11];
-const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
-const QUEUE_DECLARE_OK: MethodId = [0, 50, 0, 11];
-const BASIC_QOS_OK: MethodId = [0, 60, 0, 11];
-const BASIC_CONSUME_OK: MethodId = [0, 60, 0, 21];
-const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
-const BASIC_RETURN: MethodId = [0, 60, 0, 50];
-const BASIC_DELIVER: MethodId = [0, 60, 0, 60];
+use super::incoming::{Event, Notice, without_broker_properties};
+use super::{BODY, END, HEADER, HEARTBEAT, MESSAGE_MAX, METHOD, OVERHEAD, PREFIX};
 
 /// Takes bytes as they arrive, and gives them back frame by frame.
 #[derive(Debug)]
@@ -60,77 +38,6 @@ pub(crate) enum Incoming<'a> {
     },
 }
 
-/// What a frame of channel 0 says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Notice {
-    /// Something that amiquip alone needs to know.
-    Other,
-    /// The most channels (0 is no limit) and the largest frame, in bytes, that the broker takes.
-    Limits {
-        channel_max: u16,
-        frame_max: usize,
-    },
-    Closed(Close),
-    CloseConfirmed,
-    /// A resource alarm: the broker takes no messages, for this reason.
-    Blocked(String),
-    Unblocked,
-}
-
-/// What happens on a channel.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Event {
-    /// The broker answers a [`Method`](super::Method).
-    Answer(Answer),
-    Delivery(Delivery),
-    /// The broker could not route a mandatory message to this queue, for this reason.
-    Return {
-        queue: String,
-        reason: String,
-        message: Message,
-    },
-    /// The broker cancelled the consumer: the queue was deleted.
-    Cancelled,
-    /// The broker closed the channel.
-    Closed(Close),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
-    ChannelClosed,
-    Queue(DeclaredQueue),
-    Done,
-}
-
-/// What the broker says of a queue.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct DeclaredQueue {
-    pub(crate) name: String,
-    pub(crate) messages: u32,
-    pub(crate) consumers: u32,
-}
-
-/// Why the broker closed a channel or the connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Close {
-    pub(crate) code: u16,
-    pub(crate) text: String,
-}
-
-#[derive(Debug, PartialEq)]
-pub(crate) struct Delivery {
-    pub(crate) tag: u64,
-    pub(crate) redelivered: bool,
-    pub(crate) message: Message,
-}
-
-/// A message's properties, undecoded, and its body.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Message {
-    properties: Vec<u8>,
-    pub(crate) body: Vec<u8>,
-}
-
 /// An event whose message has not all arrived.
 #[derive(Debug)]
 struct Unfinished {
@@ -142,9 +49,6 @@ struct Unfinished {
 
 /// RabbitMQ's default, which also holds until the broker has told its limit.
 pub(crate) const RABBITMQ_FRAME_MAX: usize = 131_072;
-/// The largest that RabbitMQ's `max_message_size` can be
-/// ([Configuration](https://www.rabbitmq.com/docs/configure)).
-const MESSAGE_MAX: usize = 512 << 20;
 
 impl Default for Decoder {
     fn default() -> Decoder {
@@ -194,7 +98,7 @@ impl Decoder {
                 (METHOD, _) => {
                     // The broker may have given up a message half-way.
                     self.unfinished.retain(|unfinished| unfinished.channel != channel);
-                    let mut event = event(payload).ok_or_else(|| out_of_place(payload))?;
+                    let mut event = Event::decode(payload).ok_or_else(|| out_of_place(payload))?;
                     match event.message() {
                         None => Some(event),
                         Some(_) => {
@@ -225,7 +129,7 @@ impl Decoder {
     fn control(&mut self, begin: usize, end: usize) -> Result<Incoming<'_>, String> {
         let frame = &mut self.buffer[begin..end];
         let (kind, payload) = (frame[0], &frame[PREFIX..end - begin - 1]);
-        let notice = if kind == HEARTBEAT { Some(Notice::Other) } else { notice(payload) };
+        let notice = if kind == HEARTBEAT { Some(Notice::Other) } else { Notice::decode(payload) };
         let notice = notice.ok_or_else(|| out_of_place(payload))?;
         if let Notice::Limits { frame_max, .. } = notice {
             self.frame_max = frame_max;
@@ -253,24 +157,6 @@ impl Decoder {
     }
 }
 
-/// Code and text, as RabbitMQ's own log has them.
-impl fmt::Display for Close {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.code, self.text)
-    }
-}
-
-impl Message {
-    /// A message without properties.
-    pub(crate) fn bare(body: Vec<u8>) -> Message {
-        Message { properties: Vec::new(), body }
-    }
-
-    pub(crate) fn properties(&self) -> Properties<'_> {
-        Properties::decode(&self.properties)
-    }
-}
-
 /// The first byte tells whether the peer speaks AMQP at all.
 fn check_protocol(first: u8) -> Result<(), String> {
     const TLS_ALERT: u8 = 21;
@@ -284,46 +170,6 @@ fn check_protocol(first: u8) -> Result<(), String> {
 fn out_of_place(method: &[u8]) -> String {
     let id = &method[..method.len().min(4)];
     format!("the broker sent a method that is cut short or out of place ({id:?})")
-}
-
-/// The event that a method on a channel begins; `None` if the method is cut short or out of place.
-fn event(method: &[u8]) -> Option<Event> {
-    let mut fields = Fields(method);
-    let message = Message::default();
-    Some(match fields.array()? {
-        BASIC_DELIVER => {
-            let _consumer_tag = fields.short()?;
-            let (tag, redelivered) = (fields.u64()?, fields.u8()? & 1 != 0);
-            Event::Delivery(Delivery { tag, redelivered, message })
-        }
-        BASIC_RETURN => {
-            let _code = fields.u16()?;
-            let reason = fields.short_text()?;
-            let _exchange = fields.short()?;
-            Event::Return { queue: fields.short_text()?, reason, message }
-        }
-        QUEUE_DECLARE_OK => {
-            let name = fields.short_text()?;
-            let (messages, consumers) = (fields.u32()?, fields.u32()?);
-            Event::Answer(Answer::Queue(DeclaredQueue { name, messages, consumers }))
-        }
-        CHANNEL_CLOSE_OK => Event::Answer(Answer::ChannelClosed),
-        CHANNEL_OPEN_OK | BASIC_QOS_OK | BASIC_CONSUME_OK => Event::Answer(Answer::Done),
-        CHANNEL_CLOSE => Event::Closed(close(fields)?),
-        BASIC_CANCEL => Event::Cancelled,
-        _ => return None,
-    })
-}
-
-impl Event {
-    fn message(&mut self) -> Option<&mut Message> {
-        match self {
-            Event::Delivery(Delivery { message, .. }) | Event::Return { message, .. } => {
-                Some(message)
-            }
-            _ => None,
-        }
-    }
 }
 
 /// Adds a content header or a part of a body to its message, and returns that when it is
@@ -376,49 +222,4 @@ fn continue_content(
     }
     let is_complete = *size == Some(message.body.len() as u64);
     Ok(is_complete.then(|| unfinished.swap_remove(index).event))
-}
-
-/// What a method on channel 0 says; `None` if it is cut short or out of place.
-fn notice(method: &[u8]) -> Option<Notice> {
-    let mut fields = Fields(method);
-    Some(match fields.array()? {
-        CONNECTION_START => {
-            let _version = fields.u16()?;
-            let _properties = fields.long()?;
-            Notice::Other
-        }
-        CONNECTION_SECURE | CONNECTION_OPEN_OK => Notice::Other,
-        CONNECTION_TUNE => {
-            let (channel_max, frame_max) = (fields.u16()?, fields.u32()? as usize);
-            // 0 is the broker's way of saying that it has no limit: then a message's is the limit.
-            let frame_max = if frame_max == 0 { MESSAGE_MAX } else { frame_max };
-            Notice::Limits { channel_max, frame_max }
-        }
-        CONNECTION_CLOSE => Notice::Closed(close(fields)?),
-        CONNECTION_CLOSE_OK => Notice::CloseConfirmed,
-        CONNECTION_BLOCKED => Notice::Blocked(fields.short_text()?),
-        CONNECTION_UNBLOCKED => Notice::Unblocked,
-        _ => return None,
-    })
-}
-
-fn close(mut fields: Fields<'_>) -> Option<Close> {
-    Some(Close { code: fields.u16()?, text: fields.short_text()? })
-}
-
-/// amiquip's decoder follows nested tables by recursion, so that deep ones overflow its stack,
-/// which ends the process. Of the methods on channel 0 `connection.start` alone has a table: the
-/// broker's properties, which nobody here reads and which are left out.
-fn without_broker_properties(frame: &mut [u8]) -> &[u8] {
-    /// Behind the method's id stands the protocol's version.
-    const TABLE_AT: usize = PREFIX + 4 + 2 + 4;
-    if frame[0] != METHOD || frame[PREFIX..PREFIX + 4] != CONNECTION_START {
-        return frame;
-    }
-    let table = u32::from_be_bytes(*frame[..TABLE_AT].last_chunk().expect("it is longer")) as usize;
-    frame.copy_within(TABLE_AT + table.., TABLE_AT);
-    frame[TABLE_AT - 4..TABLE_AT].fill(0);
-    let length = frame.len() - table;
-    frame[3..PREFIX].copy_from_slice(&((length - OVERHEAD) as u32).to_be_bytes());
-    &frame[..length]
 }

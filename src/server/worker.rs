@@ -3,7 +3,6 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::counters::add;
@@ -22,10 +21,10 @@ use crate::wire::{self, Reply, ReplyAddress, Request, Route};
 /// Takes requests from the queue and answers them, on the thread that it was made on. Dropping
 /// it gives back the requests that it holds and has not answered.
 pub struct Worker<'a> {
-    shared: &'a Arc<Shared>,
-    session: &'a ServerSession,
-    channel: Arc<Channel>,
-    inbox: Arc<Inbox>,
+    pub(super) shared: &'a Arc<Shared>,
+    pub(super) session: &'a ServerSession,
+    pub(super) channel: Arc<Channel>,
+    pub(super) inbox: Arc<Inbox>,
 }
 
 /// What came of [`Worker::serve_one`].
@@ -48,11 +47,6 @@ pub(crate) enum StopReason {
     Channel(Error),
     Connection(Error),
 }
-
-/// How often an idle worker looks whether requests still come.
-const LOOK_EVERY: Duration = Duration::from_secs(4);
-/// How long requests may wait for idle workers. A request that has just come takes less.
-const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 
 impl<'a> Worker<'a> {
     /// Begins to consume, from a queue that is declared if it is gone. Blocks until the broker has
@@ -142,56 +136,6 @@ impl<'a> Worker<'a> {
                 None if session.connection.ended().is_some() => return Err(self.connection_ended()),
                 None if !deadline.has_passed() => self.look_for_requests()?,
                 next => return Ok(next),
-            }
-        }
-    }
-
-    /// Whether requests still come, if it is time to look.
-    ///
-    /// RabbitMQ tells a consumer when its queue is deleted. But in a cluster that had lost a node a
-    /// while before, servers were seen (on 3.10) to be told nothing, and to wait for ever at a queue
-    /// that was gone; and a broker may lose its deliveries to a worker.
-    fn look_for_requests(&self) -> Result<(), StopReason> {
-        let Worker { session, inbox, .. } = self;
-        let Shared { counters, stop, queue, stalled_at, .. } = &**self.shared;
-        let now = Instant::now();
-        let mut look_at = lock(&session.look_at);
-        // Under an alarm a broker may read nothing, and so answer nothing.
-        if now < *look_at || session.connection.blocked().is_some() {
-            return Ok(());
-        }
-        *look_at = now + LOOK_EVERY;
-        drop(look_at);
-        let taken = counters.taken();
-        let is_idle =
-            || counters.taken() == taken && counters.read().in_progress == 0 && !inbox.is_ready();
-        if self.waiting()? == 0 || !is_idle() {
-            return Ok(());
-        }
-        let is_ready = || inbox.is_ready() || stop.is_stopped();
-        session.connection.wait(inbox.waiter(), now + CONFIRM_AFTER, is_ready);
-        // Another connection does not help where the broker has its reasons, such as a queue with
-        // a single active consumer. So it is tried once for each request.
-        if is_idle()
-            && self.waiting()? > 0
-            && is_idle()
-            && stalled_at.swap(taken, Ordering::Relaxed) != taken
-        {
-            let text = format!("requests wait in {queue:?} and the broker gives the workers none");
-            session.connection.cut(&text);
-        }
-        Ok(())
-    }
-
-    /// How many requests wait in the queue. 0 if the broker does not say.
-    fn waiting(&self) -> Result<u32, StopReason> {
-        let queue = &self.shared.queue;
-        match self.channel.queue(Method::FindQueue(queue), Instant::now() + LOOK_EVERY / 4) {
-            Ok(found) => Ok(found.messages),
-            Err(CallError::Unanswered(_)) => Ok(0),
-            Err(CallError::Closed(close)) => {
-                let text = format!("the queue {queue:?} was deleted without a word ({close})");
-                Err(StopReason::Channel(self.session.connection.endpoint.unreachable(text)))
             }
         }
     }

@@ -8,7 +8,10 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::super::{append_text, find_header, publish};
+use super::super::incoming::*;
+use super::super::{
+    CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId, Properties, append_text, find_header, publish,
+};
 use super::*;
 
 const CHANNEL: u16 = 7;

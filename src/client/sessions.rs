@@ -1,0 +1,74 @@
+//! Which session the calls go through.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, Weak};
+
+use super::Config;
+use super::session::Session;
+use crate::broker::Reconnector;
+use crate::deadline::Deadline;
+use crate::error::Result;
+use crate::lock::lock;
+
+/// What the clients on one connection share with their pending replies.
+pub(super) struct Sessions {
+    pub(super) config: Arc<Config>,
+    reconnector: Arc<Reconnector<Session>>,
+    /// The session before, that takes no more calls and may have some in flight.
+    retired: Mutex<Weak<Session>>,
+}
+
+impl Sessions {
+    /// Makes the first session. Blocks as [`RpcClient::connect`](super::RpcClient::connect) does.
+    pub(super) fn open_first(config: Arc<Config>) -> Result<Sessions> {
+        let shared = Arc::clone(&config);
+        let reconnector = Reconnector::new(&config.brokers, move |connection, again| {
+            let session = Session::open(&shared, connection, again)?;
+            shared.counters.reconnects.fetch_add(again.into(), Ordering::Relaxed);
+            Ok(session)
+        });
+        reconnector.first_session(config.options.timeout)?;
+        Ok(Sessions { config, reconnector, retired: Mutex::default() })
+    }
+
+    /// A session that takes calls. Blocks until the deadline at most.
+    pub(super) fn session(&self, deadline: Deadline) -> Result<Arc<Session>> {
+        loop {
+            let session = self.reconnector.session(deadline)?;
+            if !self.retire_if_suspect(&session) {
+                return Ok(session);
+            }
+        }
+    }
+
+    /// One session at a time may be retired: each keeps its connection and its calls in flight. No
+    /// replies come through its broker; they may through the next.
+    fn retire_if_suspect(&self, session: &Arc<Session>) -> bool {
+        if !session.is_suspect() {
+            return false;
+        }
+        let mut retired = lock(&self.retired);
+        let may_retire = retired.strong_count() == 0;
+        if may_retire {
+            *retired = Arc::downgrade(session);
+            session.retire();
+            self.reconnector.leave(session, None);
+        }
+        may_retire
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        let retired = lock(&self.retired).upgrade();
+        [self.reconnector.present(), retired]
+            .iter()
+            .flatten()
+            .map(|session| session.in_flight())
+            .sum()
+    }
+
+    /// Ends the calls in flight with [`Error::Closed`](crate::Error::Closed), and lets none begin.
+    pub(super) fn close(&self) {
+        let retired = lock(&self.retired).upgrade();
+        [self.reconnector.close(), retired].iter().flatten().for_each(|session| session.close());
+    }
+}

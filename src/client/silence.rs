@@ -1,0 +1,103 @@
+//! What a session says of a call that got no reply, or could not be sent, in time.
+
+use std::time::{Duration, Instant};
+
+use super::QueueStatus;
+use super::session::Session;
+use crate::broker::{CallError, Channel};
+use crate::deadline::Deadline;
+use crate::error::{Error, Result};
+use crate::frames::Method;
+use crate::lock::lock;
+
+impl Session {
+    /// Why there is no outcome at the deadline, although the request went out. Asks the broker
+    /// about the queue, for at most 200 ms.
+    ///
+    /// If nothing has come back for long, the session becomes suspect: requests may be lost on a
+    /// connection that is well. A channel's first message to a quorum queue waits for the queue's
+    /// leader, for up to 65 s, and holds back all behind it; if one is lost on its way to a leader
+    /// that dies, those behind it wait for that one. Without confirms nobody is told
+    /// (`rabbit_fifo_client.erl`).
+    pub(super) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
+        let after = deadline.timeout;
+        if let Some(reason) = self.connection.blocked() {
+            return Error::Blocked { reason, after, sent: true };
+        }
+        let mut what = format!("no reply from queue {queue:?}");
+        let found = self.inspect(queue);
+        if let Ok(QueueStatus { consumers, messages }) = found {
+            let advice = match consumers {
+                0 => "start a server",
+                _ => "allow more time, or start more servers",
+            };
+            what += &format!(" ({consumers} consumers, {messages} messages waiting); {advice}");
+        }
+        // Where nobody serves, another session would get no replies either.
+        if found.map_or(true, |status| status.consumers > 0) {
+            self.suspect();
+        }
+        Error::TimedOut { what, after, sent: true }
+    }
+
+    /// What the broker says of a queue. Callers that ask within a second share the answer. Blocks
+    /// for at most 200 ms.
+    pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
+        const PATIENCE: Duration = Duration::from_millis(200);
+        const LATELY: Duration = Duration::from_secs(1);
+        let mut inspected = lock(&self.inspected);
+        match inspected.get(queue) {
+            Some((at, found)) if at.elapsed() < LATELY => found.clone(),
+            _ => {
+                let found = self.ask_about(queue, Deadline::after(PATIENCE));
+                inspected.insert(queue.to_string(), (Instant::now(), found.clone()));
+                found
+            }
+        }
+    }
+
+    /// What the broker says of a queue now. Blocks until the deadline at most.
+    pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
+        let ask = |channel: Channel| channel.queue(Method::FindQueue(queue), deadline.at);
+        let asked = self.connection.open_channel(deadline.at, |_, _| {}).and_then(ask);
+        asked
+            .map(|found| QueueStatus { consumers: found.consumers, messages: found.messages })
+            .map_err(|error| match error {
+                CallError::Closed(close) if close.code == 404 => {
+                    Error::Unroutable { queue: queue.to_string() }
+                }
+                CallError::Closed(close) => {
+                    let doing = "ask about the request queue";
+                    self.connection.endpoint.explain_close(&close, doing)
+                }
+                CallError::Unanswered(reason) => Error::TimedOut {
+                    what: format!("asking {} about a queue: {reason}", self.connection.endpoint),
+                    after: deadline.timeout,
+                    sent: false,
+                },
+            })
+    }
+
+    /// The broker did not read the request until the deadline, or not all of it.
+    pub(super) fn not_taken(&self, deadline: Deadline, begun: bool) -> Error {
+        let (after, sent) = (deadline.timeout, begun);
+        match self.connection.blocked() {
+            Some(reason) => Error::Blocked { reason, after, sent },
+            None => {
+                let what = format!("the broker at {} does not read", self.connection.endpoint);
+                Error::TimedOut { what, after, sent }
+            }
+        }
+    }
+
+    pub(super) fn no_room(&self, deadline: Deadline) -> Error {
+        let limit = self.dispatcher.config.options.max_in_flight;
+        Error::TimedOut {
+            what: format!(
+                "no room for the request: {limit} calls are in flight already; raise max_in_flight"
+            ),
+            after: deadline.timeout,
+            sent: false,
+        }
+    }
+}

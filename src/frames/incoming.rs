@@ -1,0 +1,203 @@
+//! What the broker says: on channel 0 about the connection, on the others about them.
+
+use std::fmt;
+
+use super::fields::Fields;
+use super::{
+    CHANNEL_CLOSE, CONNECTION_CLOSE, MESSAGE_MAX, METHOD, MethodId, OVERHEAD, PREFIX, Properties,
+};
+
+/// What the broker says on channel 0.
+pub(super) const CONNECTION_START: MethodId = [0, 10, 0, 10];
+pub(super) const CONNECTION_SECURE: MethodId = [0, 10, 0, 20];
+pub(super) const CONNECTION_TUNE: MethodId = [0, 10, 0, 30];
+pub(super) const CONNECTION_OPEN_OK: MethodId = [0, 10, 0, 41];
+pub(super) const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
+pub(super) const CONNECTION_BLOCKED: MethodId = [0, 10, 0, 60];
+pub(super) const CONNECTION_UNBLOCKED: MethodId = [0, 10, 0, 61];
+/// What it says on the others.
+pub(super) const CHANNEL_OPEN_OK: MethodId = [0, 20, 0, 11];
+pub(super) const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
+pub(super) const QUEUE_DECLARE_OK: MethodId = [0, 50, 0, 11];
+pub(super) const BASIC_QOS_OK: MethodId = [0, 60, 0, 11];
+pub(super) const BASIC_CONSUME_OK: MethodId = [0, 60, 0, 21];
+pub(super) const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
+pub(super) const BASIC_RETURN: MethodId = [0, 60, 0, 50];
+pub(super) const BASIC_DELIVER: MethodId = [0, 60, 0, 60];
+
+/// What a frame of channel 0 says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// Something that amiquip alone needs to know.
+    Other,
+    /// The most channels (0 is no limit) and the largest frame, in bytes, that the broker takes.
+    Limits {
+        channel_max: u16,
+        frame_max: usize,
+    },
+    Closed(Close),
+    CloseConfirmed,
+    /// A resource alarm: the broker takes no messages, for this reason.
+    Blocked(String),
+    Unblocked,
+}
+
+/// What happens on a channel.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Event {
+    /// The broker answers a [`Method`](super::Method).
+    Answer(Answer),
+    Delivery(Delivery),
+    /// The broker could not route a mandatory message to this queue, for this reason.
+    Return {
+        queue: String,
+        reason: String,
+        message: Message,
+    },
+    /// The broker cancelled the consumer: the queue was deleted.
+    Cancelled,
+    /// The broker closed the channel.
+    Closed(Close),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Answer {
+    ChannelClosed,
+    Queue(DeclaredQueue),
+    Done,
+}
+
+/// What the broker says of a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeclaredQueue {
+    pub(crate) name: String,
+    pub(crate) messages: u32,
+    pub(crate) consumers: u32,
+}
+
+/// Why the broker closed a channel or the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Close {
+    pub(crate) code: u16,
+    pub(crate) text: String,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) struct Delivery {
+    pub(crate) tag: u64,
+    pub(crate) redelivered: bool,
+    pub(crate) message: Message,
+}
+
+/// A message's properties, undecoded, and its body.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(super) properties: Vec<u8>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Event {
+    /// The event that a method on a channel begins; `None` if the method is cut short or out of
+    /// place.
+    pub(super) fn decode(method: &[u8]) -> Option<Event> {
+        let mut fields = Fields(method);
+        let message = Message::default();
+        Some(match fields.array()? {
+            BASIC_DELIVER => {
+                let _consumer_tag = fields.short()?;
+                let (tag, redelivered) = (fields.u64()?, fields.u8()? & 1 != 0);
+                Event::Delivery(Delivery { tag, redelivered, message })
+            }
+            BASIC_RETURN => {
+                let _code = fields.u16()?;
+                let reason = fields.short_text()?;
+                let _exchange = fields.short()?;
+                Event::Return { queue: fields.short_text()?, reason, message }
+            }
+            QUEUE_DECLARE_OK => {
+                let name = fields.short_text()?;
+                let (messages, consumers) = (fields.u32()?, fields.u32()?);
+                Event::Answer(Answer::Queue(DeclaredQueue { name, messages, consumers }))
+            }
+            CHANNEL_CLOSE_OK => Event::Answer(Answer::ChannelClosed),
+            CHANNEL_OPEN_OK | BASIC_QOS_OK | BASIC_CONSUME_OK => Event::Answer(Answer::Done),
+            CHANNEL_CLOSE => Event::Closed(close(fields)?),
+            BASIC_CANCEL => Event::Cancelled,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn message(&mut self) -> Option<&mut Message> {
+        match self {
+            Event::Delivery(Delivery { message, .. }) | Event::Return { message, .. } => {
+                Some(message)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Notice {
+    /// What a method on channel 0 says; `None` if it is cut short or out of place.
+    pub(super) fn decode(method: &[u8]) -> Option<Notice> {
+        let mut fields = Fields(method);
+        Some(match fields.array()? {
+            CONNECTION_START => {
+                let _version = fields.u16()?;
+                let _properties = fields.long()?;
+                Notice::Other
+            }
+            CONNECTION_SECURE | CONNECTION_OPEN_OK => Notice::Other,
+            CONNECTION_TUNE => {
+                let (channel_max, frame_max) = (fields.u16()?, fields.u32()? as usize);
+                // 0 is the broker's way of saying that it has no limit: then a message's is the limit.
+                let frame_max = if frame_max == 0 { MESSAGE_MAX } else { frame_max };
+                Notice::Limits { channel_max, frame_max }
+            }
+            CONNECTION_CLOSE => Notice::Closed(close(fields)?),
+            CONNECTION_CLOSE_OK => Notice::CloseConfirmed,
+            CONNECTION_BLOCKED => Notice::Blocked(fields.short_text()?),
+            CONNECTION_UNBLOCKED => Notice::Unblocked,
+            _ => return None,
+        })
+    }
+}
+
+fn close(mut fields: Fields<'_>) -> Option<Close> {
+    Some(Close { code: fields.u16()?, text: fields.short_text()? })
+}
+
+/// amiquip's decoder follows nested tables by recursion, so that deep ones overflow its stack,
+/// which ends the process. Of the methods on channel 0 `connection.start` alone has a table: the
+/// broker's properties, which nobody here reads and which are left out.
+pub(super) fn without_broker_properties(frame: &mut [u8]) -> &[u8] {
+    /// Behind the method's id stands the protocol's version.
+    const TABLE_AT: usize = PREFIX + 4 + 2 + 4;
+    if frame[0] != METHOD || frame[PREFIX..PREFIX + 4] != CONNECTION_START {
+        return frame;
+    }
+    let table = u32::from_be_bytes(*frame[..TABLE_AT].last_chunk().expect("it is longer")) as usize;
+    frame.copy_within(TABLE_AT + table.., TABLE_AT);
+    frame[TABLE_AT - 4..TABLE_AT].fill(0);
+    let length = frame.len() - table;
+    frame[3..PREFIX].copy_from_slice(&((length - OVERHEAD) as u32).to_be_bytes());
+    &frame[..length]
+}
+
+/// Code and text, as RabbitMQ's own log has them.
+impl fmt::Display for Close {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.code, self.text)
+    }
+}
+
+impl Message {
+    /// A message without properties.
+    pub(crate) fn bare(body: Vec<u8>) -> Message {
+        Message { properties: Vec::new(), body }
+    }
+
+    pub(crate) fn properties(&self) -> Properties<'_> {
+        Properties::decode(&self.properties)
+    }
+}
