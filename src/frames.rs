@@ -12,7 +12,7 @@ mod properties;
 
 pub(crate) use self::decoder::{Decoder, Incoming, RABBITMQ_FRAME_MAX};
 pub(crate) use self::encode::{
-    CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Frames, Method, ack, bare_method, publish, reject,
+    CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Frames, Method, Route, ack, bare_method, publish, reject,
 };
 pub(crate) use self::fields::{append_integer, append_text};
 pub(crate) use self::incoming::{Answer, Close, DeclaredQueue, Delivery, Event, Message, Notice};

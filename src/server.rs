@@ -131,14 +131,25 @@ impl RpcServer {
     pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         options.check()?;
         wire::check_queue(queue)?;
+        let server = RpcServer::unconnected(brokers, queue, options)?;
+        server.shared.sessions.first_session(Duration::MAX)?;
+        Ok(server)
+    }
+
+    /// A server that connects when it serves.
+    fn unconnected(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         let (queue, ensured, declared_as) = (queue.to_string(), queue.to_string(), options.clone());
         let connect_timeout = brokers.connect_timeout;
         let sessions = Reconnector::new(&brokers, move |connection: Connection, _| {
-            let until = Instant::now() + connect_timeout;
+            let until = Deadline::after(connect_timeout).at;
+            if declared_as.max_waiting.is_some() {
+                // Before there can be requests for which there is no room.
+                let overflow = overload::overflow_queue(&ensured);
+                queue::ensure(&connection, &overflow, &ServerOptions::default(), until)?;
+            }
             queue::ensure(&connection, &ensured, &declared_as, until)?;
             Ok(ServerSession { connection, look_at: Mutex::new(Instant::now()) })
         });
-        sessions.first_session(Duration::MAX)?;
         let shared = Shared {
             brokers,
             queue,
@@ -183,7 +194,8 @@ impl RpcServer {
         R: Into<Reply>,
     {
         let _refuser = Refuser::start(&self.shared)?;
-        pool::serve(&self.shared, lock(&self.on_ready).take(), handler)
+        let on_ready = lock(&self.on_ready).take();
+        pool::serve(&self.shared, on_ready, handler)
     }
 
     /// Lends a single worker to `work`, on this thread, for a loop of one's own around
@@ -226,6 +238,14 @@ impl RpcServer {
     /// What has happened so far.
     pub fn counters(&self) -> ServerCounters {
         self.shared.counters.read()
+    }
+}
+
+/// Stops the server, and closes its connections.
+impl Drop for RpcServer {
+    fn drop(&mut self) {
+        self.shared.stop();
+        self.shared.close();
     }
 }
 
@@ -289,6 +309,14 @@ impl Session for ServerSession {
 }
 
 impl Shared {
+    /// Closes the connections. Blocks for at most a second for each.
+    fn close(&self) {
+        if let Some(session) = self.sessions.present() {
+            session.connection.close();
+        }
+        self.direct.close();
+    }
+
     /// Has the workers leave, and nobody connect any more. Does not block.
     fn stop(&self) {
         self.stop.stop();

@@ -16,7 +16,7 @@ pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
 pub use self::request::Request;
 use crate::error::{Result, ensure};
-use crate::frames::{self, Frames, Message, Properties, append_text};
+use crate::frames::{self, Frames, Message, Properties, Route, append_text};
 
 /// The header of an error reply that contains the name of the status.
 const STATUS: &str = "rpc-status";
@@ -53,16 +53,6 @@ pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {
     const LONGEST: usize = 255;
     let length = text.len();
     ensure(length <= LONGEST, || format!("the {what} has {length} bytes; AMQP allows {LONGEST}"))
-}
-
-/// How to publish a message to a queue through the default exchange.
-#[derive(Clone, Copy)]
-pub(crate) struct Route<'a> {
-    pub(crate) channel: u16,
-    pub(crate) queue: &'a str,
-    /// Whether the broker returns the message if the queue does not exist.
-    pub(crate) mandatory: bool,
-    pub(crate) frame_max: usize,
 }
 
 /// The properties of a request.
@@ -114,12 +104,7 @@ pub(crate) fn encode_request<'a>(
         app_id: Some(head.app_id),
         ..Default::default()
     };
-    encode(route, &properties, body)
-}
-
-fn encode<'a>(route: Route<'_>, properties: &Properties<'_>, body: &'a [u8]) -> Frames<'a> {
-    let Route { channel, queue, mandatory, frame_max } = route;
-    frames::publish(channel, (queue, mandatory), properties, body, frame_max)
+    frames::publish(route, &properties, body)
 }
 
 /// The queue and the correlation id of a reply. There is no id if the requester gave none.
@@ -175,7 +160,7 @@ mod tests {
     }
 
     fn reply(properties: &Properties<'_>, body: &[u8]) -> Message {
-        deliver(encode(ROUTE, properties, body))
+        deliver(frames::publish(ROUTE, properties, body))
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::turn::Waiter;
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::frames::{
-    Answer, CHANNEL_CLOSE_OK, Close, DeclaredQueue, Event, Frames, Method, bare_method,
+    Answer, CHANNEL_CLOSE_OK, Close, DeclaredQueue, Event, Frames, Method, Route, bare_method,
 };
 use crate::lock::lock;
 
@@ -66,6 +66,8 @@ pub(crate) enum CallError {
     Closed(Close),
     /// In words.
     Unanswered(String),
+    /// The connection has as many channels as it may have.
+    NoChannel(u16),
 }
 
 impl DataPlane {
@@ -88,6 +90,16 @@ impl DataPlane {
         Ok(channel)
     }
 
+    /// Finds or declares a queue, on a channel of its own: a refusal closes the channel.
+    pub(crate) fn ask(
+        self: &Arc<DataPlane>,
+        method: Method<'_>,
+        limit: impl Into<Limit>,
+    ) -> Result<DeclaredQueue, CallError> {
+        let limit = limit.into();
+        self.open_channel(limit, |_, _| {})?.queue(method, limit)
+    }
+
     /// Hands an event to its channel. For the reader.
     pub(super) fn dispatch(&self, number: u16, event: Event) -> Result<(), String> {
         let Some(slot) = lock(&self.channels).get(number) else {
@@ -104,8 +116,11 @@ impl DataPlane {
             Event::Closed(close) => {
                 let _ = slot.closed.set(close.clone());
                 // Nobody may write on the channel behind the confirmation.
-                let was_open = slot.is_open.swap(false, Ordering::Relaxed);
-                self.write_control(&bare_method(number, CHANNEL_CLOSE_OK));
+                let mut was_open = false;
+                self.write_control(&bare_method(number, CHANNEL_CLOSE_OK), || {
+                    was_open = slot.is_open.swap(false, Ordering::Relaxed);
+                    true
+                });
                 if was_open {
                     lock(&self.channels).remove(number);
                     (slot.handler)(self, Event::Closed(close));
@@ -125,22 +140,25 @@ impl DataPlane {
             CallError::Unanswered(reason) => {
                 self.endpoint.unreachable(format!("cannot {doing}: {reason}"))
             }
+            CallError::NoChannel(limit) => Error::Config(format!(
+                "cannot {doing}: the connection has {limit} channels at most; ask for fewer workers, \
+                 or for a higher channel_max"
+            )),
         }
     }
 }
 
 impl Channels {
-    pub(super) fn limit(&mut self, most: u16) {
-        self.limit = most;
+    /// The least of these limits, of which 0 is none.
+    pub(super) fn limit(&mut self, limits: &[u16]) {
+        self.limit = limits.iter().copied().filter(|limit| *limit > 0).min().unwrap_or(0);
     }
 
     fn add(&mut self, slot: &Arc<Slot>) -> Result<u16, CallError> {
         let index = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let limit = if self.limit == 0 { u16::MAX } else { self.limit };
         if index >= limit.into() {
-            let text =
-                format!("the connection has {limit} channels at most; ask for fewer workers");
-            return Err(CallError::Unanswered(text));
+            return Err(CallError::NoChannel(limit));
         }
         self.slots.resize(self.slots.len().max(index + 1), None);
         self.slots[index] = Some(Arc::clone(slot));
@@ -171,10 +189,11 @@ impl Channel {
         let Channel { data_plane, slot, .. } = self;
         let (until, is_strict) = match limit.into() {
             Limit::Until(until) => (until, true),
-            Limit::UnlessBlocked(time) => (Instant::now() + time, false),
+            Limit::UnlessBlocked(time) => (Deadline::after(time).at, false),
         };
         *lock(&slot.answer) = None;
-        if self.write(method.encode(self.number).into(), until).is_ok() {
+        let is_open = || slot.is_open.load(Ordering::Relaxed);
+        if data_plane.write_control(&method.encode(self.number), is_open) {
             let is_answered = || lock(&slot.answer).is_some() || slot.closed.get().is_some();
             data_plane.wait(&slot.waiter, until, is_answered);
             let is_blocked = || data_plane.blocked().is_some() && data_plane.ended().is_none();
@@ -194,6 +213,13 @@ impl Channel {
         })
     }
 
+    /// The way to a queue on this channel. The broker returns a mandatory message if there is no such
+    /// queue.
+    pub(crate) fn route<'a>(&self, queue: &'a str, mandatory: bool) -> Route<'a> {
+        let frame_max = self.data_plane.frame_max();
+        Route { channel: self.number, queue, mandatory, frame_max }
+    }
+
     /// As [`Channel::call`], for the methods that find or declare a queue.
     pub(crate) fn queue(
         &self,
@@ -209,9 +235,10 @@ impl Channel {
     /// Writes the frames of one message. Blocks until `until` while the broker does not read.
     pub(crate) fn write(&self, frames: Frames<'_>, until: Instant) -> Result<(), WriteError> {
         let written = self.data_plane.write(frames, until, &self.slot.is_open);
-        if written == Err(WriteError::Disconnected) {
+        let now = Instant::now();
+        if written == Err(WriteError::Disconnected) && until > now {
             // The reader learns why.
-            let soon = until.min(Instant::now() + CLOSING);
+            let soon = until.min(now + CLOSING);
             self.data_plane.wait(&Arc::default(), soon, || false);
             self.data_plane.cut("the connection ended while something was written");
         }
@@ -221,8 +248,7 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        if self.slot.is_open.swap(false, Ordering::Relaxed) {
-            self.data_plane.write_control(&Method::CloseChannel.encode(self.number));
-        }
+        let was_open = || self.slot.is_open.swap(false, Ordering::Relaxed);
+        self.data_plane.write_control(&Method::CloseChannel.encode(self.number), was_open);
     }
 }

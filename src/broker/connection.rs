@@ -16,7 +16,7 @@ use super::turn::Waiter;
 use super::{Endpoint, program, tls};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::frames::Close;
+use crate::frames::{Close, RABBITMQ_FRAME_MAX};
 use crate::lock::lock;
 
 /// Dropping it closes the connection.
@@ -138,6 +138,7 @@ impl Endpoint {
             .auth(auth)
             .virtual_host(&self.vhost)
             .channel_max(self.channel_max)
+            .frame_max(RABBITMQ_FRAME_MAX as u32)
             .information(Some(who_we_are()))
     }
 

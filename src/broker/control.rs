@@ -78,7 +78,7 @@ impl Write for ControlStream {
     /// Takes everything: amiquip writes whole frames, and little of them. If the connection has
     /// ended, the reading thread knows why, and amiquip learns of it by reading.
     fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
-        self.data_plane.write_control(frames);
+        self.data_plane.write_control(frames, || true);
         Ok(frames.len())
     }
 

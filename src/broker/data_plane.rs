@@ -15,7 +15,7 @@ use super::Endpoint;
 use super::bell::Bell;
 use super::channel::Channels;
 use super::control::{ControlFrames, ControlStream};
-use super::transport::{Polled, Transport, WriteError};
+use super::transport::{Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
 use crate::frames::{
     CONNECTION_CLOSE_OK, Close, Decoder, Frames, Incoming, Method, Notice, bare_method,
@@ -28,13 +28,13 @@ pub(crate) struct DataPlane {
     turn: ReadTurn,
     /// Rung for the waiter who reads, and for the reserve.
     bells: [Bell; 2],
-    reading: Mutex<Reading>,
+    /// For the reader.
+    decoder: Mutex<Decoder>,
+    /// When amiquip was last told that the broker is alive.
+    told_alive: Mutex<Option<Instant>>,
     pub(super) control: ControlFrames,
     pub(super) channels: Mutex<Channels>,
-    /// Why the connection has ended.
-    ended: OnceLock<String>,
-    /// What the broker said if it closed the connection.
-    closed_by_broker: OnceLock<Close>,
+    ended: OnceLock<Ended>,
     /// Whether amiquip's handshake is over.
     pub(super) is_open: AtomicBool,
     /// Why the broker takes no messages at present: a resource alarm. It then reads nothing.
@@ -42,12 +42,11 @@ pub(crate) struct DataPlane {
     heartbeat: Duration,
 }
 
-/// What only the reader uses.
-#[derive(Default)]
-struct Reading {
-    decoder: Decoder,
-    /// When amiquip was last told that the broker is alive.
-    told_alive: Option<Instant>,
+/// Why a connection has ended.
+struct Ended {
+    reason: String,
+    /// What the broker said if it closed the connection.
+    close: Option<Close>,
 }
 
 /// Why a connection ends that the peer has ended.
@@ -66,11 +65,11 @@ impl DataPlane {
             transport,
             turn: ReadTurn::default(),
             bells: [Bell::new()?, Bell::new()?],
-            reading: Mutex::default(),
+            decoder: Mutex::default(),
             control,
             channels: Mutex::default(),
             ended: OnceLock::new(),
-            closed_by_broker: OnceLock::new(),
+            told_alive: Mutex::default(),
             is_open: AtomicBool::new(false),
             blocked: Mutex::default(),
             heartbeat,
@@ -96,10 +95,12 @@ impl DataPlane {
         written
     }
 
-    /// Writes frames now, or as soon as there is room. Does not block.
-    pub(super) fn write_control(&self, frames: &[u8]) {
-        self.transport.write_control(frames);
+    /// Writes frames now, or as soon as there is room, if `may_go` says so when it is their turn.
+    /// Does not block.
+    pub(super) fn write_control(&self, frames: &[u8], may_go: impl FnOnce() -> bool) -> bool {
+        let goes = self.transport.write_control(frames, may_go);
         self.have_due_written();
+        goes
     }
 
     fn have_due_written(&self) {
@@ -132,12 +133,12 @@ impl DataPlane {
 
     /// Why the connection has ended, if it has.
     pub(crate) fn ended(&self) -> Option<&str> {
-        self.ended.get().map(String::as_str)
+        self.ended.get().map(|ended| ended.reason.as_str())
     }
 
     /// What the broker said if it closed the connection.
     pub(super) fn closed_by_broker(&self) -> Option<&Close> {
-        self.closed_by_broker.get()
+        self.ended.get()?.close.as_ref()
     }
 
     /// The broker's reason for taking no messages at present.
@@ -150,10 +151,18 @@ impl DataPlane {
         self.transport.frame_max()
     }
 
+    /// Takes the memory of a body that is no longer needed, for the next that arrives. Does not
+    /// block.
+    pub(crate) fn recycle(&self, body: Vec<u8>) {
+        if let Ok(mut decoder) = self.decoder.try_lock() {
+            decoder.recycle(body);
+        }
+    }
+
     /// Closes the connection: in good order if the broker answers until then.
     pub(super) fn close(&self, until: Instant) {
         if self.ended().is_none() {
-            self.write_control(&Method::CloseConnection.encode(0));
+            self.write_control(&Method::CloseConnection.encode(0), || true);
             self.wait(&Arc::default(), until, || false);
         }
         self.cut("the connection was closed");
@@ -161,17 +170,18 @@ impl DataPlane {
 
     /// Ends the connection at once, for this reason unless it has one already.
     pub(crate) fn cut(&self, reason: &str) {
-        self.end(reason.into());
+        self.end(reason.into(), None);
         self.transport.cut();
         self.control.end();
         // Their handlers may hold what holds this.
-        drop(std::mem::take(&mut *lock(&self.channels)));
+        let channels = std::mem::take(&mut *lock(&self.channels));
+        drop(channels);
     }
 
     /// amiquip's I/O thread ends when the login fails, when the broker was silent for two
     /// heartbeats, and when the connection has ended.
     pub(super) fn amiquip_ended(&self) {
-        let told_alive = lock(&self.reading).told_alive;
+        let told_alive = *lock(&self.told_alive);
         let is_silent = told_alive.is_some_and(|told| told.elapsed() >= self.heartbeat);
         self.cut(match is_silent && !self.heartbeat.is_zero() {
             true => "the broker was silent for two heartbeats",
@@ -180,8 +190,8 @@ impl DataPlane {
     }
 
     /// Lets nobody wait any longer. The socket stays open for the last frames.
-    fn end(&self, reason: String) {
-        if self.ended.set(reason).is_ok() {
+    fn end(&self, reason: String, close: Option<Close>) {
+        if self.ended.set(Ended { reason, close }).is_ok() {
             log::debug!("the connection has ended: {}", self.ended().unwrap_or_default());
             self.turn.end(self);
         }
@@ -189,8 +199,8 @@ impl DataPlane {
 
     /// Reads once. `Err` tells why the connection has ended.
     fn read_some(&self) -> Result<(), String> {
-        let mut reading = lock(&self.reading);
-        let length = match self.transport.read(reading.decoder.room()) {
+        let mut decoder = lock(&self.decoder);
+        let length = match self.transport.read(decoder.room()) {
             Ok(0) => return Err(WITHOUT_A_WORD.into()),
             Ok(length) => length,
             Err(error) => match error.kind() {
@@ -199,9 +209,9 @@ impl DataPlane {
                 _ => return Err(error.to_string()),
             },
         };
-        reading.decoder.arrived(length);
-        self.tell_amiquip_that_the_broker_is_alive(&mut reading.told_alive)?;
-        while let Some(incoming) = reading.decoder.next()? {
+        decoder.arrived(length);
+        self.tell_amiquip_that_the_broker_is_alive()?;
+        while let Some(incoming) = decoder.next()? {
             match incoming {
                 Incoming::Event { channel, event } => self.dispatch(channel, event)?,
                 Incoming::Control { frame, notice } => self.control_frame(frame, notice)?,
@@ -214,15 +224,14 @@ impl DataPlane {
         match notice {
             Notice::Other => {}
             Notice::Limits { channel_max, frame_max } => {
-                lock(&self.channels).limit(channel_max);
+                lock(&self.channels).limit(&[channel_max, self.endpoint.channel_max]);
                 self.transport.set_frame_max(frame_max);
             }
             Notice::Closed(close) => {
-                self.end(format!("the broker closed the connection: {close}"));
-                let _ = self.closed_by_broker.set(close);
+                self.end(format!("the broker closed the connection: {close}"), Some(close));
                 // amiquip has no part in closing, except that it finds out why a login failed.
                 if self.is_open.load(Ordering::Relaxed) {
-                    self.transport.write_control(&bare_method(0, CONNECTION_CLOSE_OK));
+                    self.write_control(&bare_method(0, CONNECTION_CLOSE_OK), || true);
                     self.control.end();
                     return Ok(());
                 }
@@ -244,15 +253,13 @@ impl DataPlane {
     }
 
     /// amiquip ends a connection on which nothing arrives for two heartbeats, and sees no messages.
-    fn tell_amiquip_that_the_broker_is_alive(
-        &self,
-        told: &mut Option<Instant>,
-    ) -> Result<(), String> {
+    fn tell_amiquip_that_the_broker_is_alive(&self) -> Result<(), String> {
         const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
         const OFTEN_ENOUGH: Duration = Duration::from_secs(1);
         let now = Instant::now();
-        match told {
-            Some(told) if now.duration_since(*told) < OFTEN_ENOUGH => return Ok(()),
+        let mut told = lock(&self.told_alive);
+        match *told {
+            Some(told) if now.duration_since(told) < OFTEN_ENOUGH => return Ok(()),
             // The broker's first frame has to be amiquip's first too.
             None => {}
             Some(_) => self.control.push(&HEARTBEAT)?,
@@ -267,11 +274,11 @@ impl Socket for DataPlane {
         let wants_room = if self.transport.is_due() { PollFlags::OUT } else { PollFlags::empty() };
         let bell = &self.bells[reader as usize];
         match self.transport.poll(Some(bell), PollFlags::IN | wants_room, until) {
-            Ok(Polled { readable, writable }) => {
-                if writable {
+            Ok(found) => {
+                if found.contains(PollFlags::OUT) {
                     self.transport.write_due();
                 }
-                readable
+                found.contains(PollFlags::IN)
             }
             Err(error) => {
                 self.cut(&format!("waiting for the socket: {error}"));

@@ -134,8 +134,7 @@ impl<S: Session> Reconnector<S> {
     /// does. The thread goes on when the caller has left, for those who come next: if callers who
     /// wait for less than the handshakes take cut it short, none would ever succeed.
     fn begin_to_connect(self: &Arc<Self>, state: &mut State<S>, deadline: Deadline) {
-        const LEAST: Duration = Duration::from_secs(1);
-        let deadline = Deadline::after(deadline.remaining().max(LEAST));
+        let deadline = Deadline::after(deadline.remaining().max(self.brokers.first_limit()));
         state.phase = Phase::Connecting;
         let (this, first, again) = (Arc::clone(self), state.broker, state.was_up);
         let connect = move || {
@@ -189,7 +188,10 @@ impl<S: Session> Reconnector<S> {
             state.broker += 1;
             match failure {
                 Some(error) => state.failed(error.into()),
-                None => state.phase = Phase::Down,
+                None => {
+                    state.phase = Phase::Down;
+                    state.in_a_row = 0;
+                }
             }
         }
     }
@@ -205,10 +207,15 @@ impl<S: Session> Reconnector<S> {
 
     /// Gives nobody a session any more. Returns the present one.
     pub(crate) fn close(&self) -> Option<Arc<S>> {
-        let session = self.present();
-        lock(&self.state).phase = Phase::Closed(session.clone());
+        let mut state = lock(&self.state);
+        if let Phase::Up { session, .. } = &state.phase {
+            state.phase = Phase::Closed(Some(Arc::clone(session)));
+        } else if !matches!(state.phase, Phase::Closed(_)) {
+            state.phase = Phase::Closed(None);
+        }
+        drop(state);
         self.changed.notify_all();
-        session
+        self.present()
     }
 }
 

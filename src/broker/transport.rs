@@ -57,12 +57,6 @@ pub(crate) enum WriteError {
     Disconnected,
 }
 
-/// What [`Transport::poll`] found.
-pub(super) struct Polled {
-    pub(super) readable: bool,
-    pub(super) writable: bool,
-}
-
 impl Transport {
     pub(super) fn new(tcp: TcpStream, tls: Option<Box<dyn Stream>>) -> io::Result<Transport> {
         tcp.set_nonblocking(true)?;
@@ -132,15 +126,16 @@ impl Transport {
                     let has_room = self.poll(None, PollFlags::OUT, Some(until));
                     state = lock(&self.write);
                     state.has_writer = false;
+                    self.is_due.store(!state.due.is_empty(), Ordering::Release);
                     self.free.notify_all();
                     match has_room {
-                        Ok(Polled { writable: true, .. }) => {}
+                        Ok(found) if found.contains(PollFlags::OUT) => {}
                         Ok(_) if until > Instant::now() => {}
                         Ok(_) => {
                             if begun {
                                 state.due.splice(0..0, frames.rest(written));
+                                self.is_due.store(true, Ordering::Release);
                             }
-                            self.is_due.store(!state.due.is_empty(), Ordering::Release);
                             return Err(WriteError::TimedOut { begun });
                         }
                         Err(error) => {
@@ -157,14 +152,19 @@ impl Transport {
         }
     }
 
-    /// Writes whole frames, now or as soon as there is room. Never blocks.
-    pub(super) fn write_control(&self, frames: &[u8]) {
+    /// Writes whole frames, now or as soon as there is room, if `may_go` says so when it is their
+    /// turn. Never blocks.
+    pub(super) fn write_control(&self, frames: &[u8], may_go: impl FnOnce() -> bool) -> bool {
         let mut state = lock(&self.write);
-        state.due.extend_from_slice(frames);
-        if !state.has_writer {
-            // The reading thread learns of an error.
-            let _ = self.flush(&mut state);
+        let goes = may_go();
+        if goes {
+            state.due.extend_from_slice(frames);
+            if !state.has_writer {
+                // The reading thread learns of an error.
+                let _ = self.flush(&mut state);
+            }
         }
+        goes
     }
 
     /// Writes what is due, unless a writer is about to. The reading thread calls it when there is
@@ -182,16 +182,11 @@ impl Transport {
     }
 
     fn flush(&self, state: &mut WriteState) -> io::Result<()> {
-        let mut flushed = Ok(());
-        while !state.due.is_empty() {
-            match self.write_some(&state.due) {
-                Ok(length) => drop(state.due.drain(..length)),
-                Err(error) => {
-                    flushed = Err(error);
-                    break;
-                }
-            }
+        let (mut written, mut flushed) = (0, Ok(()));
+        while flushed.is_ok() && written < state.due.len() {
+            flushed = self.write_some(&state.due[written..]).map(|length| written += length);
         }
+        state.due.drain(..written);
         let is_blocked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
         self.is_due.store(flushed.as_ref().is_err_and(is_blocked), Ordering::Release);
         flushed
@@ -214,15 +209,15 @@ impl Transport {
 
     /// Blocks until the socket is ready for one of `events` or has ended, the bell was rung, or
     /// the time is up. What TLS holds does not show on the socket: until a read has told that there
-    /// is no more, this does not block.
+    /// is no more, this does not block. Returns which of the events there are.
     pub(super) fn poll(
         &self,
         bell: Option<&Bell>,
         events: PollFlags,
         until: Option<Instant>,
-    ) -> io::Result<Polled> {
+    ) -> io::Result<PollFlags> {
         if events.contains(PollFlags::IN) && self.tls_may_hold_more.load(Ordering::Relaxed) {
-            return Ok(Polled { readable: true, writable: false });
+            return Ok(PollFlags::IN);
         }
         let timeout = until.map(timespec_until);
         let socket = PollFd::from_borrowed_fd(self.tcp.as_fd(), events);
@@ -231,18 +226,15 @@ impl Transport {
         let count = 1 + usize::from(bell.is_some());
         match poll(&mut fds[..count], timeout.as_ref()) {
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(Polled { readable: false, writable: false }),
+            Err(rustix::io::Errno::INTR) => return Ok(PollFlags::empty()),
             Err(error) => return Err(error.into()),
         }
         if let Some(bell) = bell.filter(|_| !fds[1].revents().is_empty()) {
             bell.hear();
         }
         let found = fds[0].revents();
-        let ended = found.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
-        Ok(Polled {
-            readable: ended || found.contains(PollFlags::IN),
-            writable: ended || found.contains(PollFlags::OUT),
-        })
+        let has_ended = found.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
+        Ok(if has_ended { events } else { found })
     }
 
     /// The largest frame, in bytes, that the broker takes.
@@ -253,6 +245,7 @@ impl Transport {
     /// Notes the broker's limit. Larger frames than RabbitMQ's default are of no use to us.
     pub(super) fn set_frame_max(&self, frame_max: usize) {
         const FRAME_MIN_SIZE: usize = 4096;
+        let frame_max = if frame_max == 0 { RABBITMQ_FRAME_MAX } else { frame_max };
         let frame_max = frame_max.clamp(FRAME_MIN_SIZE, RABBITMQ_FRAME_MAX);
         self.frame_max.store(frame_max, Ordering::Relaxed);
     }

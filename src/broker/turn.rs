@@ -171,14 +171,18 @@ impl ReadTurn {
     }
 
     /// Lets a waiter check whether it is ready. For the reading thread, which checks for itself
-    /// later.
-    pub(super) fn notify(&self, waiter: &Arc<Waiter>) {
-        self.notify_standby(waiter);
+    /// later. True if the waiter stood by.
+    pub(super) fn notify(&self, waiter: &Arc<Waiter>) -> bool {
+        let mut state = self.lock();
+        let index = state.standby.iter().position(|other| Arc::ptr_eq(other, waiter));
+        let found = index.map(|index| state.standby.swap_remove(index));
+        drop(state);
+        found.map(|waiter| waiter.notified.notify_one()).is_some()
     }
 
     /// Lets a waiter check whether it is ready, also if it is the reading thread.
     pub(super) fn wake(&self, socket: &impl Socket, waiter: &Arc<Waiter>) {
-        if !self.notify_standby(waiter) && self.lock().turn == Taken(Reader::Waiter) {
+        if !self.notify(waiter) && self.lock().turn == Taken(Reader::Waiter) {
             socket.ring(Reader::Waiter);
         }
     }
@@ -209,15 +213,6 @@ impl ReadTurn {
         self.wake_all(socket);
         self.reserve.notify_one();
         socket.ring(Reader::Reserve);
-    }
-
-    /// True if the waiter stood by.
-    fn notify_standby(&self, waiter: &Arc<Waiter>) -> bool {
-        let mut state = self.lock();
-        let index = state.standby.iter().position(|other| Arc::ptr_eq(other, waiter));
-        let found = index.map(|index| state.standby.swap_remove(index));
-        drop(state);
-        found.map(|waiter| waiter.notified.notify_one()).is_some()
     }
 
     /// A panic cannot poison this lock: no code panics while it holds it.

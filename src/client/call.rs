@@ -5,9 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
-use super::attempt::{InFlight, Waited, take_reply};
+use super::attempt::{EARLIER_REPLIES, InFlight, Waited, take_reply};
 use super::sessions::Sessions;
-use crate::broker::Waiter;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::observation::Observation;
@@ -56,7 +55,6 @@ pub struct PendingReply {
     call: Call,
     began: Instant,
     deadline: Deadline,
-    waiter: Arc<Waiter>,
     state: CallState,
     /// The attempts before, that may still be answered.
     earlier: Vec<InFlight>,
@@ -73,8 +71,6 @@ enum CallState {
     Done,
 }
 
-/// How long a call that is being sent again does not look for a reply to its earlier attempts.
-const EARLIER_REPLIES: Duration = Duration::from_millis(500);
 /// How long a call that is sent again waits where its queue is gone, for a server to declare it.
 const QUEUE_GONE: Duration = Duration::from_millis(200);
 
@@ -93,7 +89,6 @@ impl PendingReply {
             call,
             began: Instant::now(),
             deadline: Deadline::after(timeout),
-            waiter: Arc::default(),
             state: CallState::Unsent,
             earlier: Vec::new(),
             lost: None,
@@ -148,7 +143,9 @@ impl PendingReply {
         let outcome = outcome.map_err(|error| self.in_hindsight(error));
         if let Some(ended) = outcome.as_ref().map(Option::as_ref).transpose() {
             self.ended(ended);
-            self.state = CallState::Done;
+            if let CallState::InFlight(in_flight) = mem::replace(&mut self.state, CallState::Done) {
+                in_flight.session.connection.recycle(mem::take(&mut self.call.body));
+            }
             self.earlier.clear();
         }
         outcome
@@ -191,7 +188,7 @@ impl PendingReply {
                 }
             };
             let is_again = self.call.is_idempotent && !self.deadline.has_passed();
-            match in_flight.wait(&mut self.earlier, until) {
+            match in_flight.wait(&self.call, &mut self.earlier, until) {
                 Waited::Ended(Err(Error::ConnectionLost { reason }))
                     if is_again && !in_flight.session.dispatcher.has_rejected() =>
                 {
@@ -204,7 +201,7 @@ impl PendingReply {
                         && self.deadline.remaining() > QUEUE_GONE =>
                 {
                     self.state = CallState::Unsent;
-                    self.send_at = Instant::now() + QUEUE_GONE;
+                    self.send_at = self.deadline.at.min(Instant::now() + QUEUE_GONE);
                 }
                 Waited::MayBeLost(reason) if is_again => {
                     if let CallState::InFlight(attempt) = self.send_again(reason.into()) {
@@ -240,9 +237,8 @@ impl PendingReply {
                 return Err(Error::TimedOut { what, after: self.deadline.timeout, sent: false });
             }
             let session = self.sessions.session(limit)?;
-            let sent = session.publish(&self.call, &self.waiter, limit, self.deadline)?;
-            if let Some(mut in_flight) = sent {
-                in_flight.follow(&self.earlier);
+            let sent = session.publish(&self.call, &self.earlier, limit, self.deadline)?;
+            if let Some(in_flight) = sent {
                 self.state = CallState::InFlight(in_flight);
             }
         }

@@ -36,8 +36,8 @@ struct Registered {
 }
 
 /// What a caller and the reader of the socket share of one attempt of a call.
+#[derive(Default)]
 pub(super) struct CallSlot {
-    /// The caller's, the same in all attempts of its call.
     pub(super) waiter: Arc<Waiter>,
     progress: Mutex<Progress>,
 }
@@ -47,15 +47,9 @@ struct Progress {
     outcome: Option<Outcome>,
     /// When the server gave the last sign of life, if it has given any.
     last_sign: Option<Instant>,
-    /// The connection at which the caller waits, if it is another one.
-    waits_at: Option<Arc<DataPlane>>,
 }
 
 impl CallSlot {
-    pub(super) fn new(waiter: &Arc<Waiter>) -> Arc<CallSlot> {
-        Arc::new(CallSlot { waiter: Arc::clone(waiter), progress: Mutex::default() })
-    }
-
     pub(super) fn has_outcome(&self) -> bool {
         lock(&self.progress).outcome.is_some()
     }
@@ -67,22 +61,6 @@ impl CallSlot {
     pub(super) fn last_sign(&self) -> Option<Instant> {
         lock(&self.progress).last_sign
     }
-
-    /// Has the caller woken at that connection, where it waits for another attempt.
-    pub(super) fn caller_waits_at(&self, data_plane: &Arc<DataPlane>) {
-        lock(&self.progress).waits_at = Some(Arc::clone(data_plane));
-    }
-
-    fn settle(&self, outcome: Outcome, reader_of: &DataPlane) {
-        let mut progress = lock(&self.progress);
-        progress.outcome = Some(outcome);
-        let waits_at = progress.waits_at.clone();
-        drop(progress);
-        match waits_at {
-            Some(data_plane) => data_plane.wake(&self.waiter),
-            None => reader_of.notify(&self.waiter),
-        }
-    }
 }
 
 impl PendingCalls {
@@ -90,16 +68,17 @@ impl PendingCalls {
         PendingCalls { table: Mutex::default(), limit }
     }
 
-    /// Enters a call, before its request goes out. `Err` tells when the next of the calls in flight
-    /// ends, if there are as many as may be.
+    /// Enters an attempt of a call, before its request goes out; one that `is_again` always. `Err`
+    /// tells when the next of the calls in flight ends, if there are as many as may be.
     pub(super) fn register(
         &self,
         id: Uuid,
         slot: &Arc<CallSlot>,
         deadline: Instant,
+        is_again: bool,
     ) -> Result<(), Instant> {
         let mut table = lock(&self.table);
-        if table.calls.len() >= self.limit {
+        if table.calls.len() >= self.limit && !is_again {
             let earliest = table.remove_expired();
             if table.calls.len() >= self.limit {
                 return Err(earliest);
@@ -136,7 +115,8 @@ impl PendingCalls {
         let Some(Registered { slot, .. }) = table.calls.remove(&id) else { return false };
         let next = self.next_for_room(&table);
         drop(table);
-        slot.settle(outcome, reader_of);
+        lock(&slot.progress).outcome = Some(outcome);
+        reader_of.notify(&slot.waiter);
         next.iter().for_each(|next| reader_of.notify(next));
         true
     }

@@ -3,7 +3,6 @@
 //! The callers do the work of a call themselves: they publish, taking turns on one channel, and
 //! read the replies in turns.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -20,7 +19,7 @@ use crate::broker::{self, Channel, Connection, Waiter, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::Method;
-use crate::wire::{self, Reply, RequestHead, Route};
+use crate::wire::{self, Reply, RequestHead};
 
 pub(super) struct Session {
     /// The first to be dropped: with it the channels are closed.
@@ -29,8 +28,8 @@ pub(super) struct Session {
     publishing: Channel,
     _consuming: Channel,
     reply_queue: String,
-    /// What was found when the broker was last asked about a queue, and when.
-    pub(super) inspected: Mutex<HashMap<String, (Instant, Result<QueueStatus>)>>,
+    /// The queue that the broker was last asked about, when, and what was found.
+    pub(super) inspected: Mutex<Option<(String, Instant, Result<QueueStatus>)>>,
 }
 
 /// How long nothing may come back before a call that gets no reply makes the session suspect.
@@ -47,7 +46,7 @@ impl Session {
         if again && config.brokers.are_several() {
             await_consumers(&connection, &config.queue);
         }
-        let until = Instant::now() + config.brokers.connect_timeout;
+        let until = Deadline::after(config.brokers.connect_timeout).at;
         let dispatcher = Arc::new(Dispatcher::new(config));
         let (publisher, consumer) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher));
         let failed = |doing| move |error| (error, doing);
@@ -66,14 +65,10 @@ impl Session {
         })();
         let (publishing, _consuming, reply_queue) =
             opened.map_err(|(error, doing)| connection.explain(error, doing))?;
+        wire::check_length("reply queue's name", &reply_queue)?;
 
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
-        let route = Route {
-            channel: publishing.number,
-            queue: &reply_queue,
-            mandatory: false,
-            frame_max: connection.frame_max(),
-        };
+        let route = publishing.route(&reply_queue, false);
         let probe = wire::encode_reply(route, Some(&id), &config.app_id, &empty);
         // If it cannot be written, the first call learns why.
         let _ = publishing.write(probe, until);
@@ -90,17 +85,17 @@ impl Session {
     pub(super) fn publish(
         self: &Arc<Session>,
         call: &Call,
-        waiter: &Arc<Waiter>,
+        earlier: &[InFlight],
         limit: Deadline,
         deadline: Deadline,
     ) -> Result<Option<InFlight>> {
         call.headers.check_size(self.connection.frame_max())?;
-        let (slot, id) = (CallSlot::new(waiter), Uuid::new_v4());
-        self.wait_while_blocked(waiter, limit)?;
-        if !self.register(id, &slot, limit, deadline)? {
+        let (slot, id) = (Arc::<CallSlot>::default(), Uuid::new_v4());
+        self.wait_while_blocked(&slot.waiter, limit)?;
+        if !self.register(id, &slot, limit, deadline, !earlier.is_empty())? {
             return Ok(None);
         }
-        let in_flight = InFlight::new(self, call, id, slot);
+        let in_flight = InFlight::new(self, call, id, slot, earlier.len());
         let Config { options, app_id, .. } = &*self.dispatcher.config;
         let head = RequestHead {
             reply_to: &self.reply_queue,
@@ -112,15 +107,14 @@ impl Session {
             keep_alive: call.keep_alive,
             remaining: deadline.remaining(),
         };
-        let route = Route {
-            channel: self.publishing.number,
-            queue: &call.queue,
-            mandatory: true,
-            frame_max: self.connection.frame_max(),
-        };
+        let route = self.publishing.route(&call.queue, true);
         let request = wire::encode_request(route, &head, &call.body);
         match self.publishing.write(request, limit.at) {
             Ok(()) => Ok(Some(in_flight)),
+            // The rest goes out before anything else.
+            Err(WriteError::TimedOut { begun: true }) if limit.at < deadline.at => {
+                Ok(Some(in_flight))
+            }
             Err(WriteError::TimedOut { begun }) => Err(self.not_taken(limit, begun)),
             Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
         }
@@ -133,11 +127,13 @@ impl Session {
         slot: &Arc<CallSlot>,
         limit: Deadline,
         deadline: Deadline,
+        is_again: bool,
     ) -> Result<bool> {
         let pending = &self.dispatcher.pending;
-        let is_over = || broker::Session::ended(self).is_some() || self.is_retired();
+        let is_over = || self.takes_no_more_calls();
         while !is_over() {
-            let Err(next_end) = pending.register(id, slot, deadline.at) else { return Ok(true) };
+            let registered = pending.register(id, slot, deadline.at, is_again);
+            let Err(next_end) = registered else { return Ok(true) };
             if limit.has_passed() {
                 return Err(self.no_room(limit));
             }
@@ -153,7 +149,7 @@ impl Session {
         if self.connection.blocked().is_none() {
             return Ok(());
         }
-        let is_over = || broker::Session::ended(self).is_some();
+        let is_over = || self.takes_no_more_calls();
         let may_go_on = || self.connection.blocked().is_none() || is_over();
         self.connection.wait(waiter, deadline.at, may_go_on);
         match self.connection.blocked() {
@@ -162,6 +158,10 @@ impl Session {
             }
             _ => Ok(()),
         }
+    }
+
+    fn takes_no_more_calls(&self) -> bool {
+        broker::Session::ended(self).is_some() || self.is_retired()
     }
 
     pub(super) fn is_retired(&self) -> bool {

@@ -48,8 +48,11 @@ impl Sessions {
             return false;
         }
         let mut retired = lock(&self.retired);
-        let may_retire = retired.strong_count() == 0;
+        let before = retired.upgrade();
+        let may_retire = before.as_ref().is_none_or(|before| before.in_flight() == 0);
         if may_retire {
+            // Only calls past their deadlines are left there.
+            before.iter().for_each(|before| before.connection.cut("no replies came through it"));
             *retired = Arc::downgrade(session);
             session.retire();
             self.reconnector.leave(session, None);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::QueueStatus;
 use super::session::Session;
-use crate::broker::{CallError, Channel};
+use crate::broker::{CallError, Session as _};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::Method;
@@ -40,41 +40,38 @@ impl Session {
         Error::TimedOut { what, after, sent: true }
     }
 
-    /// What the broker says of a queue. Callers that ask within a second share the answer. Blocks
-    /// for at most 200 ms.
+    /// What the broker says of a queue. Callers that ask within a second share the answer, or that
+    /// there is none. Blocks for at most 200 ms.
     pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
         const PATIENCE: Duration = Duration::from_millis(200);
         const LATELY: Duration = Duration::from_secs(1);
         let mut inspected = lock(&self.inspected);
-        match inspected.get(queue) {
-            Some((at, found)) if at.elapsed() < LATELY => found.clone(),
-            _ => {
-                let found = self.ask_about(queue, Deadline::after(PATIENCE));
-                inspected.insert(queue.to_string(), (Instant::now(), found.clone()));
-                found
-            }
+        if let Some((name, at, found)) = &*inspected
+            && at.elapsed() < LATELY
+            && (name == queue || matches!(found, Err(Error::TimedOut { .. })))
+        {
+            return found.clone();
         }
+        let found = self.ask_about(queue, Deadline::after(PATIENCE));
+        *inspected = Some((queue.to_string(), Instant::now(), found.clone()));
+        found
     }
 
     /// What the broker says of a queue now. Blocks until the deadline at most.
     pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
-        let ask = |channel: Channel| channel.queue(Method::FindQueue(queue), deadline.at);
-        let asked = self.connection.open_channel(deadline.at, |_, _| {}).and_then(ask);
+        let asked = self.connection.ask(Method::FindQueue(queue), deadline.at);
         asked
             .map(|found| QueueStatus { consumers: found.consumers, messages: found.messages })
             .map_err(|error| match error {
                 CallError::Closed(close) if close.code == 404 => {
                     Error::Unroutable { queue: queue.to_string() }
                 }
-                CallError::Closed(close) => {
-                    let doing = "ask about the request queue";
-                    self.connection.endpoint.explain_close(&close, doing)
-                }
-                CallError::Unanswered(reason) => Error::TimedOut {
+                CallError::Unanswered(reason) => self.ended().unwrap_or(Error::TimedOut {
                     what: format!("asking {} about a queue: {reason}", self.connection.endpoint),
                     after: deadline.timeout,
                     sent: false,
-                },
+                }),
+                error => self.connection.explain(error, "ask about the request queue"),
             })
     }
 

@@ -6,22 +6,25 @@
 #[cfg(test)]
 mod tests;
 
+use std::mem;
+use std::ops::RangeInclusive;
+
 use super::fields::Fields;
 use super::incoming::{Event, Notice, without_broker_properties};
 use super::{BODY, END, HEADER, HEARTBEAT, MESSAGE_MAX, METHOD, OVERHEAD, PREFIX};
 
 /// Takes bytes as they arrive, and gives them back frame by frame.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Decoder {
     /// Bytes that arrived and have not been decoded stand in `begin..end`.
     buffer: Vec<u8>,
     begin: usize,
     end: usize,
     started: bool,
-    /// The broker's limit for the size of a frame, in bytes.
-    frame_max: usize,
     /// Messages whose frames have not all arrived: at most one a channel.
     unfinished: Vec<Unfinished>,
+    /// The memory of an earlier body, for another that is about as large.
+    spare: Vec<u8>,
 }
 
 /// What the decoder makes of the next frame.
@@ -47,21 +50,8 @@ struct Unfinished {
     size: Option<u64>,
 }
 
-/// RabbitMQ's default, which also holds until the broker has told its limit.
+/// The largest frame, in bytes, that the broker is asked to send: RabbitMQ's default.
 pub(crate) const RABBITMQ_FRAME_MAX: usize = 131_072;
-
-impl Default for Decoder {
-    fn default() -> Decoder {
-        Decoder {
-            buffer: Vec::new(),
-            begin: 0,
-            end: 0,
-            started: false,
-            frame_max: RABBITMQ_FRAME_MAX,
-            unfinished: Vec::new(),
-        }
-    }
-}
 
 impl Decoder {
     /// Where to put the bytes that arrive next: room for at least 64 kB.
@@ -75,6 +65,16 @@ impl Decoder {
             }
         }
         &mut self.buffer[self.end..]
+    }
+
+    /// Takes the memory of a body that is no longer needed. An allocator that has returned a large
+    /// block to the system takes longer to get it back than to fill it.
+    pub(crate) fn recycle(&mut self, mut body: Vec<u8>) {
+        const WORTH_IT: RangeInclusive<usize> = 64 << 10..=32 << 20;
+        if WORTH_IT.contains(&body.capacity()) {
+            body.clear();
+            self.spare = body;
+        }
     }
 
     /// Notes that this many bytes have been put into [`Decoder::room`].
@@ -108,7 +108,8 @@ impl Decoder {
                     }
                 }
                 (HEADER | BODY, 1..) => {
-                    continue_content(&mut self.unfinished, kind, channel, payload)?
+                    let spare = &mut self.spare;
+                    continue_content(&mut self.unfinished, spare, kind, channel, payload)?
                 }
                 _ => {
                     let text =
@@ -131,9 +132,6 @@ impl Decoder {
         let (kind, payload) = (frame[0], &frame[PREFIX..end - begin - 1]);
         let notice = if kind == HEARTBEAT { Some(Notice::Other) } else { Notice::decode(payload) };
         let notice = notice.ok_or_else(|| out_of_place(payload))?;
-        if let Notice::Limits { frame_max, .. } = notice {
-            self.frame_max = frame_max;
-        }
         Ok(Incoming::Control { frame: without_broker_properties(frame), notice })
     }
 
@@ -148,11 +146,13 @@ impl Decoder {
         }
         let Some(prefix) = bytes.get(..PREFIX) else { return Ok(None) };
         let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
-        let length = size as usize + OVERHEAD;
-        if length > self.frame_max {
-            let limit = self.frame_max;
-            return Err(format!("the broker sent a frame of {length} bytes; the limit is {limit}"));
+        let length = u64::from(size) + OVERHEAD as u64;
+        if length > RABBITMQ_FRAME_MAX as u64 {
+            return Err(format!(
+                "the broker sent a frame of {length} bytes; the limit is {RABBITMQ_FRAME_MAX}"
+            ));
         }
+        let length = length as usize;
         Ok((bytes.len() >= length).then_some(length))
     }
 }
@@ -176,12 +176,17 @@ fn out_of_place(method: &[u8]) -> String {
 /// complete. Frames of no message are passed over: the broker may have given it up.
 fn continue_content(
     unfinished: &mut Vec<Unfinished>,
+    spare: &mut Vec<u8>,
     kind: u8,
     channel: u16,
     payload: &[u8],
 ) -> Result<Option<Event>, String> {
     let messages = unfinished.iter_mut().filter_map(|other| other.event.message());
-    let arrived: usize = messages.map(|message| message.body.len()).sum();
+    let arrived: usize =
+        messages.map(|message| message.properties.len() + message.body.len()).sum();
+    if arrived + payload.len() > MESSAGE_MAX {
+        return Err("the broker sent too many messages at once".into());
+    }
     let Some(index) = unfinished.iter().position(|other| other.channel == channel) else {
         return Ok(None);
     };
@@ -200,13 +205,13 @@ fn continue_content(
             }
             *size = Some(announced);
             message.properties = fields.0.to_vec();
+            if (spare.capacity() / 2..=spare.capacity()).contains(&(announced as usize)) {
+                message.body = mem::take(spare);
+            }
         }
         (BODY, Some(announced)) => {
             if (message.body.len() + payload.len()) as u64 > *announced {
                 return Err("the broker sent a body longer than its header said".into());
-            }
-            if arrived + payload.len() > MESSAGE_MAX {
-                return Err("the broker sent too many messages at once".into());
             }
             // More than has arrived, so that a large body is not moved often; but in proportion to
             // that, however much was announced.

@@ -97,15 +97,24 @@ pub(crate) struct Frames<'a> {
     last: Vec<u8>,
 }
 
-/// A message to the default exchange, in frames of at most `frame_max` bytes. The broker returns a
-/// mandatory one if there is no queue of that name.
+/// How to publish a message to a queue through the default exchange.
+#[derive(Clone, Copy)]
+pub(crate) struct Route<'a> {
+    pub(crate) channel: u16,
+    pub(crate) queue: &'a str,
+    /// Whether the broker returns the message if the queue does not exist.
+    pub(crate) mandatory: bool,
+    /// The largest frame, in bytes, that the broker takes.
+    pub(crate) frame_max: usize,
+}
+
+/// Publishes a message.
 pub(crate) fn publish<'a>(
-    channel: u16,
-    (queue, mandatory): (&str, bool),
+    route: Route<'_>,
     properties: &Properties<'_>,
     body: &'a [u8],
-    frame_max: usize,
 ) -> Frames<'a> {
+    let Route { channel, queue, mandatory, frame_max } = route;
     const RESERVED_AND_DEFAULT_EXCHANGE: [u8; 3] = [0; 3];
     const CLASS_AND_WEIGHT: [u8; 4] = [0, 60, 0, 0];
     const ENOUGH_FOR_OTHERS: usize = 512;

@@ -3,9 +3,7 @@
 use std::fmt;
 
 use super::fields::Fields;
-use super::{
-    CHANNEL_CLOSE, CONNECTION_CLOSE, MESSAGE_MAX, METHOD, MethodId, OVERHEAD, PREFIX, Properties,
-};
+use super::{CHANNEL_CLOSE, CONNECTION_CLOSE, METHOD, MethodId, OVERHEAD, PREFIX, Properties};
 
 /// What the broker says on channel 0.
 pub(super) const CONNECTION_START: MethodId = [0, 10, 0, 10];
@@ -30,7 +28,7 @@ pub(super) const BASIC_DELIVER: MethodId = [0, 60, 0, 60];
 pub(crate) enum Notice {
     /// Something that amiquip alone needs to know.
     Other,
-    /// The most channels (0 is no limit) and the largest frame, in bytes, that the broker takes.
+    /// The most channels and the largest frame, in bytes, that the broker takes; 0 is no limit.
     Limits {
         channel_max: u16,
         frame_max: usize,
@@ -149,10 +147,7 @@ impl Notice {
             }
             CONNECTION_SECURE | CONNECTION_OPEN_OK => Notice::Other,
             CONNECTION_TUNE => {
-                let (channel_max, frame_max) = (fields.u16()?, fields.u32()? as usize);
-                // 0 is the broker's way of saying that it has no limit: then a message's is the limit.
-                let frame_max = if frame_max == 0 { MESSAGE_MAX } else { frame_max };
-                Notice::Limits { channel_max, frame_max }
+                Notice::Limits { channel_max: fields.u16()?, frame_max: fields.u32()? as usize }
             }
             CONNECTION_CLOSE => Notice::Closed(close(fields)?),
             CONNECTION_CLOSE_OK => Notice::CloseConfirmed,

@@ -8,14 +8,13 @@
 //! one that did it would do it again.
 
 use std::sync::Mutex;
-use std::time::Instant;
 
 use super::Shared;
-use crate::broker::{Brokers, CallError, Channel, Connection, Limit};
+use crate::broker::{Brokers, CallError, Channel, Connection, Limit, WriteError};
+use crate::deadline::Deadline;
 use crate::error::Result;
-use crate::frames::{Frames, Method};
+use crate::frames::{Frames, Method, Route};
 use crate::lock::lock;
-use crate::wire::Route;
 
 /// The connections that no worker uses at present: as many as workers have replied at once.
 #[derive(Default)]
@@ -51,20 +50,22 @@ impl DirectReplies {
         reply_to: &str,
         encode: impl FnOnce(Route<'_>) -> Frames<'a>,
     ) -> Result<ReplyOutcome> {
-        let idle = lock(&self.idle).pop();
-        let direct = idle.map_or_else(|| connect(&shared.brokers), Ok)?;
+        let is_alive = |direct: &Direct| direct.channel.data_plane.ended().is_none();
+        let mut idle = lock(&self.idle);
+        idle.retain(is_alive);
+        let direct = idle.pop();
+        drop(idle);
+        let direct = direct.map_or_else(|| connect(&shared.brokers), Ok)?;
         let channel = &direct.channel;
         let limit = shared.brokers.connect_timeout;
-        let route = Route {
-            channel: channel.number,
-            queue: reply_to,
-            // The address is no queue: the broker would return what it has delivered.
-            mandatory: false,
-            frame_max: channel.data_plane.frame_max(),
-        };
-        // Whether that worked shows in the answer to the next method, which the broker gives after
-        // it has dealt with the reply.
-        let _ = channel.write(encode(route), Instant::now() + limit);
+        // The address is no queue: the broker would return what it has delivered.
+        let route = channel.route(reply_to, false);
+        if let Err(WriteError::TimedOut { .. }) =
+            channel.write(encode(route), Deadline::after(limit).at)
+        {
+            return Err(channel.data_plane.endpoint.unreachable("it does not read a direct reply"));
+        }
+        // Whether the broker took it shows in its answer to the next method.
         match channel.call(Method::Prefetch(0), Limit::UnlessBlocked(limit)) {
             Ok(_) => {
                 lock(&self.idle).push(direct);
@@ -87,7 +88,7 @@ impl DirectReplies {
 
 fn connect(brokers: &Brokers) -> Result<Direct> {
     let connection = brokers.connect_once()?;
-    let until = Instant::now() + brokers.connect_timeout;
+    let until = Deadline::after(brokers.connect_timeout).at;
     match connection.open_channel(until, |_, _| {}) {
         Ok(channel) => Ok(Direct { _connection: connection, channel }),
         Err(error) => Err(connection.explain(error, "open a channel")),

@@ -14,7 +14,7 @@ use super::direct::is_direct;
 use crate::broker::Channel;
 use crate::frames::Message;
 use crate::lock::lock;
-use crate::wire::{self, ReplyAddress, Request, Route};
+use crate::wire::{self, ReplyAddress, Request};
 
 #[derive(Default)]
 pub(crate) struct KeepAlive {
@@ -59,8 +59,7 @@ impl KeepAlive {
     ) -> Option<SignsOfLife<'a>> {
         let (interval, correlation_id) = (request.keep_alive()?, address.correlation_id?);
         let queue = address.reply_to;
-        let frame_max = channel.data_plane.frame_max();
-        let route = Route { channel: channel.number, queue, mandatory: true, frame_max };
+        let route = channel.route(queue, true);
         if is_direct(queue) {
             return None;
         }

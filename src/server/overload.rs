@@ -6,6 +6,7 @@
 //! through another connection, so that neither callers nor workers do anything for it.
 
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::{RpcServer, ServerOptions, Shared, Stopper};
 use crate::error::{Error, Failure, Result, Status};
@@ -23,12 +24,13 @@ pub(crate) fn overflow_queue(queue: &str) -> String {
 }
 
 impl Refuser {
-    /// Connects, if the server has a limit.
+    /// Starts, if the server has a limit, and connects in a thread of its own.
     pub(crate) fn start(shared: &Shared) -> Result<Option<Refuser>> {
         let Some(limit) = shared.options.max_waiting else { return Ok(None) };
-        let options = ServerOptions { prefetch: 64, ..ServerOptions::default() };
+        let drain_timeout = Duration::from_secs(1);
+        let options = ServerOptions { prefetch: 64, drain_timeout, ..ServerOptions::default() };
         let queue = overflow_queue(&shared.queue);
-        let server = RpcServer::connect(shared.brokers.clone(), &queue, options)?;
+        let server = RpcServer::unconnected(shared.brokers.clone(), &queue, options)?;
         let stopper = server.stopper();
         let refuse = move || {
             if let Err(error) = server.serve(move |request: &Request| refuse(request, limit)) {

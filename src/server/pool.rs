@@ -1,6 +1,7 @@
 //! The workers' threads. They outlive connections: one that is busy while its connection is lost
 //! finishes its request, finds that it cannot answer it, and goes on with the next connection.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -41,8 +42,11 @@ where
         let (job, report, may_begin) = (Arc::clone(&job), report.clone(), may_begin.clone());
         let work = move || {
             let _ = may_begin.recv();
+            let worked = catch_unwind(AssertUnwindSafe(|| job.work())).unwrap_or_else(|_| {
+                Err(Error::Config("a hook of this program's panicked: mend it".into()))
+            });
             // Without a supervisor nobody needs the report.
-            let _ = report.send(job.work());
+            let _ = report.send(worked);
         };
         if let Err(error) = thread::Builder::new().name("rpc-worker".into()).spawn(work) {
             shared.stop();
@@ -75,16 +79,16 @@ where
                 Err(Error::Closed) => break,
                 session => session?,
             };
-            let leave = |error| {
-                session.connection.cut(&format!("{error}"));
+            let leave = |error: Error| {
+                let reason = error.to_string();
                 shared.sessions.leave(&session, Some(error));
+                session.connection.cut(&reason);
             };
             let began = Instant::now();
             let reason = match Worker::begin(shared, &session) {
                 Ok(worker) => {
-                    if let Some(on_ready) = lock(&self.on_ready).take() {
-                        on_ready();
-                    }
+                    let on_ready = lock(&self.on_ready).take();
+                    on_ready.into_iter().for_each(|on_ready| on_ready());
                     worker.serve(&self.handler)
                 }
                 Err(error @ Error::Unreachable { .. }) => {
@@ -130,13 +134,12 @@ fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<(
         }
     }
     let in_progress = in_progress();
-    if let Some(session) = shared.sessions.present() {
-        if left < workers {
-            session.connection.cut("the server stops with requests in progress");
-        }
-        session.connection.close();
+    if left < workers
+        && let Some(session) = shared.sessions.present()
+    {
+        session.connection.cut("the server stops with requests in progress");
     }
-    shared.direct.close();
+    shared.close();
     log::info!("stopped: {:?}", shared.counters.read());
     match failure {
         Some(error) => Err(error),

@@ -16,19 +16,18 @@ pub(crate) fn ensure(
     options: &ServerOptions,
     limit: impl Into<Limit>,
 ) -> Result<()> {
-    // Each on a channel of its own, since a refusal closes the channel.
     let limit = limit.into();
-    let ask = |method| data_plane.open_channel(limit, |_, _| {})?.queue(method, limit);
-    let asked = match ask(Method::FindQueue(queue)) {
+    let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
         Err(CallError::Closed(close)) if close.code == 404 && !is_its_node_down(&close.text) => {
             let arguments = arguments(queue, options);
-            let declared = ask(Method::DeclareQueue { queue, arguments: &arguments });
-            declared.inspect(|_| log::info!("declared the queue {queue:?}"))
+            let declare = Method::DeclareQueue { queue, arguments: &arguments };
+            data_plane.ask(declare, limit).inspect(|_| log::info!("declared the queue {queue:?}"))
         }
         found => found,
     };
     asked.map(drop).map_err(|error| match error {
         CallError::Closed(close) => explain(&data_plane.endpoint, queue, &close),
+        CallError::NoChannel(_) => data_plane.explain(error, "look at the request queue"),
         // RabbitMQ 4 waits for the home node, for a minute, before it says anything.
         CallError::Unanswered(reason) => data_plane.endpoint.unreachable(format!(
             "it did not say whether there is a queue {queue:?}: {reason}; a cluster may be waiting \

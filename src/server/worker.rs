@@ -1,6 +1,8 @@
 //! One worker: one channel, one request at a time.
 
+use std::cell::Cell;
 use std::fmt;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +15,16 @@ use super::{ServerSession, Shared, queue};
 use crate::broker::{CallError, Channel, DataPlane, Limit};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{self, Frames, Method};
+use crate::frames::{self, Frames, Method, Route};
 use crate::lock::lock;
 use crate::observation::Observation;
-use crate::wire::{self, Reply, ReplyAddress, Request, Route};
+use crate::wire::{self, Reply, ReplyAddress, Request};
 
 /// Takes requests from the queue and answers them, on the thread that it was made on. Dropping
 /// it gives back the requests that it holds and has not answered.
 pub struct Worker<'a> {
+    /// For one thread at a time.
+    not_sync: PhantomData<Cell<()>>,
     pub(super) shared: &'a Arc<Shared>,
     pub(super) session: &'a ServerSession,
     pub(super) channel: Arc<Channel>,
@@ -30,7 +34,7 @@ pub struct Worker<'a> {
 /// What came of [`Worker::serve_one`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// A request was taken and answered.
+    /// A request was taken, and answered or rejected.
     Request,
     /// None came in time.
     Nothing,
@@ -62,7 +66,8 @@ impl<'a> Worker<'a> {
             let channel = connection.open_channel(limit, take_in)?;
             channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
             channel.call(Method::Consume { queue: &shared.queue, no_ack: false }, limit)?;
-            Ok(Worker { shared, session, channel: Arc::new(channel), inbox })
+            let channel = Arc::new(channel);
+            Ok(Worker { not_sync: PhantomData, shared, session, channel, inbox })
         };
         let worker = match consume() {
             Err(CallError::Closed(close)) if close.code == 404 => {
@@ -92,7 +97,7 @@ impl<'a> Worker<'a> {
         R: Into<Reply>,
     {
         let served = self.next(Deadline::after(timeout)).and_then(|next| match next {
-            Some((tag, request)) => self.answer(tag, &request, handler).map(|()| Served::Request),
+            Some((tag, request)) => self.answer(tag, request, handler).map(|()| Served::Request),
             None => Ok(Served::Nothing),
         });
         match served {
@@ -111,7 +116,7 @@ impl<'a> Worker<'a> {
         let never = Deadline::after(Duration::MAX);
         loop {
             let served = match self.next(never) {
-                Ok(Some((tag, request))) => self.answer(tag, &request, handler),
+                Ok(Some((tag, request))) => self.answer(tag, request, handler),
                 Ok(None) => continue,
                 Err(reason) => return reason,
             };
@@ -132,15 +137,27 @@ impl<'a> Worker<'a> {
             if stop.is_stopped() {
                 return Err(StopReason::Stopped);
             }
+            if session.connection.ended().is_some() {
+                return Err(self.connection_ended());
+            }
             match inbox.take().map_err(StopReason::Channel)? {
-                None if session.connection.ended().is_some() => return Err(self.connection_ended()),
-                None if !deadline.has_passed() => self.look_for_requests()?,
+                None if !deadline.has_passed() => self.look_for_requests(),
                 next => return Ok(next),
             }
         }
     }
 
-    fn answer<H, R>(&self, tag: u64, request: &Request, handler: H) -> Result<(), StopReason>
+    fn answer<H, R>(&self, tag: u64, request: Request, handler: H) -> Result<(), StopReason>
+    where
+        H: FnOnce(&Request) -> Result<R, Failure>,
+        R: Into<Reply>,
+    {
+        let answered = self.run_and_reply(tag, &request, handler);
+        self.session.connection.recycle(request.into_body());
+        answered
+    }
+
+    fn run_and_reply<H, R>(&self, tag: u64, request: &Request, handler: H) -> Result<(), StopReason>
     where
         H: FnOnce(&Request) -> Result<R, Failure>,
         R: Into<Reply>,
@@ -205,9 +222,7 @@ impl<'a> Worker<'a> {
             }
             Frames::from(Vec::new())
         } else {
-            let frame_max = self.session.connection.frame_max();
-            let queue = address.reply_to;
-            let route = Route { channel: number, queue, mandatory: true, frame_max };
+            let route = self.channel.route(address.reply_to, true);
             wire::encode_reply(route, id, app_id, outcome)
         };
         self.write(frames.then(&frames::ack(number, delivery_tag)))?;

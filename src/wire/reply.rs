@@ -1,8 +1,8 @@
 //! A reply, as a handler returns it and as a caller receives it.
 
-use super::{Headers, Route, STATUS, TRANSIENT, check_length, encode};
+use super::{Headers, STATUS, TRANSIENT, check_length};
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{Frames, Message, Properties, append_text, find_header};
+use crate::frames::{Frames, Message, Properties, Route, append_text, find_header, publish};
 
 /// The `type` of a reply that carries a [`Failure`].
 const ERROR: &str = "error";
@@ -102,14 +102,14 @@ pub(crate) fn encode_reply<'a>(
     match outcome {
         Ok(reply) => {
             let (content_type, headers) = (reply.content_type(), &*reply.headers.entries);
-            encode(route, &Properties { content_type, headers, ..common }, &reply.body)
+            publish(route, &Properties { content_type, headers, ..common }, &reply.body)
         }
         Err(Failure { status, message }) => {
             let mut headers = Vec::new();
             append_text(&mut headers, STATUS, status.name());
             let (type_, content_type) = (Some(ERROR), Some("text/plain"));
             let failure = Properties { type_, content_type, headers: &headers, ..common };
-            encode(route, &failure, message.as_bytes())
+            publish(route, &failure, message.as_bytes())
         }
     }
 }
@@ -117,7 +117,7 @@ pub(crate) fn encode_reply<'a>(
 /// Encodes a sign of life as frames.
 pub(crate) fn encode_sign_of_life(route: Route<'_>, correlation_id: &str, app_id: &str) -> Vec<u8> {
     let sign = Properties { type_: Some(ALIVE), ..common_properties(Some(correlation_id), app_id) };
-    encode(route, &sign, &[]).rest(0)
+    publish(route, &sign, &[]).rest(0)
 }
 
 /// The properties that every reply and sign of life has.

@@ -50,6 +50,10 @@ impl Request {
         &self.message.body
     }
 
+    pub(crate) fn into_body(self) -> Vec<u8> {
+        self.message.body
+    }
+
     /// The text of the header with this name; `None` if there is none, or if it is not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         find_header(self.properties().headers, name)

@@ -12,12 +12,13 @@ use rabbitmq_rpc::{Brokers, Error, Request, RpcServer, ServerOptions, fibonacci}
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
-use crate::patience::{PATIENCE, await_value};
+use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop, wait_for_served};
 use crate::proxy::free_port;
 use crate::queue;
 use crate::raw::Raw;
+use crate::usage::cpu_time_of;
 
 #[test]
 fn server_exits_when_broker_does_not_answer_at_start() {
@@ -252,6 +253,18 @@ fn with_worker_ends_when_queue_is_deleted_without_notice() {
     assert!(error.to_string().contains("was deleted without a word"), "{error}");
 }
 
+/// RabbitMQ would close the whole connection over one channel more.
+#[test]
+fn server_with_too_many_workers_names_the_limit_of_channels() {
+    let queue = queue_name("channels");
+    let url = format!("{}?channel_max=3", Broker::shared().url());
+    let args = ["--url", &url, "--queue", &queue, "--workers", "4"];
+    let mut server = Process::spawn(RPC_SERVER, &args);
+    let ended = server.wait(PATIENCE);
+    assert_eq!(ended.code(), Some(64), "{}", server.stderr());
+    assert!(server.stderr().contains("3 channels at most; ask for fewer workers"));
+}
+
 /// During an alarm the broker answers nothing on a connection that has published.
 #[test]
 fn server_keeps_connection_during_long_alarm() {
@@ -264,8 +277,11 @@ fn server_keeps_connection_during_long_alarm() {
     // The first worker replies before most of the other workers consume.
     let mut server = rpc_server_at(&url, &queue, &["--workers", "40", "--connect-timeout", "0.5"]);
     server.wait_for_line("takes no messages at present: low on memory", PATIENCE);
-    // Longer than the time limit for connecting.
-    thread::sleep(Duration::from_secs(1));
+    // Longer than the time limit for connecting, and until idle workers have looked for requests.
+    let before = cpu_time_of(server.pid());
+    thread::sleep(Duration::from_secs(5));
+    let used = cpu_time_of(server.pid()) - before;
+    assert!(used < SECOND / 2, "{used:?} of CPU time in 5 s of waiting");
     broker.clear_memory_alarm(0);
     assert_eq!(raw.reply().body, b"13");
     assert_eq!(connect_fibonacci(&url, &queue).call(8), Ok(21));

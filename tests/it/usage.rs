@@ -1,6 +1,7 @@
 //! Memory, threads and descriptors of a process.
 
 use std::fs;
+use std::time::Duration;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Usage {
@@ -20,6 +21,15 @@ impl Usage {
             descriptors: count("fd"),
         }
     }
+}
+
+/// The CPU time that a process has used. The process must run.
+pub fn cpu_time_of(process: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // The program's name, in parentheses, may contain spaces. Linux counts in hundredths of a second.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks = |index: usize| fields[index].parse::<u64>().unwrap();
+    Duration::from_millis(10 * (ticks(11) + ticks(12)))
 }
 
 /// The resident memory of a process in kB, or none if the process has ended.

@@ -4,8 +4,8 @@ use std::net::TcpListener;
 use std::thread;
 
 use super::*;
+use crate::frames::Route;
 
-const CHANNEL: u16 = 1;
 static OPEN: AtomicBool = AtomicBool::new(true);
 
 fn transport() -> (Transport, TcpStream) {
@@ -45,7 +45,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
     }
     assert!(was_begun, "a message of a megabyte does not just fit");
     assert!(transport.is_due(), "the reader has to write the rest");
-    transport.write_control(b"amiquip");
+    transport.write_control(b"amiquip", || true);
 
     let reading = thread::spawn(move || {
         let mut received = vec![0; sent.len() + 11];
@@ -83,7 +83,7 @@ fn messages_of_many_writers_do_not_mix() {
 #[test]
 fn cut_wakes_writers_that_wait() {
     let (transport, _peer) = transport();
-    transport.write_control(&vec![7; 64 << 20]);
+    transport.write_control(&vec![7; 64 << 20], || true);
     let began = Instant::now();
     thread::scope(|scope| {
         let writers = [0, 1]
@@ -118,7 +118,7 @@ fn end_right_behind_the_last_bytes_is_read_at_once() {
     drop(peer);
     let mut into = [0; 64];
     for expected in [4, 0] {
-        assert!(transport.poll(None, PollFlags::IN, Some(soon())).unwrap().readable);
+        assert_eq!(transport.poll(None, PollFlags::IN, Some(soon())).unwrap(), PollFlags::IN);
         assert_eq!(transport.read(&mut into).unwrap(), expected);
     }
 }
@@ -145,7 +145,8 @@ fn large_message_arrives_whole_although_its_writer_gave_up() {
     let body: Vec<u8> = (0..16 << 20).map(|byte: u32| byte as u8).collect();
     let message = || {
         let properties = crate::frames::Properties::default();
-        let frames = crate::frames::publish(CHANNEL, ("q", true), &properties, &body, FRAME_MAX);
+        let route = Route { channel: 1, queue: "q", mandatory: true, frame_max: FRAME_MAX };
+        let frames = crate::frames::publish(route, &properties, &body);
         frames.then(b"behind")
     };
     let expected = message().rest(0);

@@ -10,11 +10,12 @@ use proptest::sample::Index;
 
 use super::super::incoming::*;
 use super::super::{
-    CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId, Properties, append_text, find_header, publish,
+    CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId, Properties, Route, append_text, find_header, publish,
 };
 use super::*;
 
 const CHANNEL: u16 = 7;
+const ROUTE: Route<'_> = Route { channel: CHANNEL, queue: "q", mandatory: true, frame_max: 4096 };
 const METHODS: [MethodId; 8] = [
     BASIC_DELIVER,
     BASIC_RETURN,
@@ -207,7 +208,7 @@ fn methods_are_read_on_their_channels_only() {
         (CONNECTION_CLOSE, &arguments, control(Notice::Closed(close))),
         (CONNECTION_CLOSE_OK, b"", control(Notice::CloseConfirmed)),
         (CONNECTION_TUNE, b"\x07\xff\0\x01\0\0\0\x3c", control(limits(65_536))),
-        (CONNECTION_TUNE, b"\x07\xff\0\0\0\0\0\x3c", control(limits(MESSAGE_MAX))),
+        (CONNECTION_TUNE, b"\x07\xff\0\0\0\0\0\x3c", control(limits(0))),
         (CONNECTION_BLOCKED, b"\x04disk", control(Notice::Blocked("disk".into()))),
         (CONNECTION_UNBLOCKED, b"", control(Notice::Unblocked)),
     ] {
@@ -275,7 +276,7 @@ fn deliver() -> Vec<u8> {
 
 /// The frames of a delivery, of which all but the first are those of a publish.
 fn delivery(properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
-    let published = publish(CHANNEL, ("q", true), properties, body, 4096).rest(0);
+    let published = publish(ROUTE, properties, body).rest(0);
     let method = OVERHEAD + u32::from_be_bytes(published[3..7].try_into().unwrap()) as usize;
     [&deliver(), &published[method..]].concat()
 }

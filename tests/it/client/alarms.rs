@@ -92,3 +92,32 @@ fn queue_query_during_alarm_keeps_connection() {
     assert_eq!(call.wait().unwrap(), b"13");
     assert_eq!(client.counters().reconnects, 0);
 }
+
+/// Neither the server's signs of life nor the broker's answers arrive during an alarm.
+#[test]
+fn alarm_does_not_have_keep_alive_call_executed_twice() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("alarm"));
+    let server = ManualServer::start(&url, &queue);
+    let options =
+        ClientOptions { idempotent: true, keep_alive: Some(SECOND / 2), ..Default::default() };
+    let client = RpcClient::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
+    thread::scope(|scope| {
+        let call = scope.spawn(|| client.call("7"));
+        let request = server.next();
+        broker.raise_memory_alarm(0);
+        // The broker blocks a connection when it publishes next.
+        let mut blocked = client.send("8").unwrap();
+        // A request without a sign of life is sent again after 3 s.
+        assert_eq!(blocked.wait_timeout(5 * SECOND), Ok(None));
+        assert!(!call.is_finished());
+        broker.clear_memory_alarm(0);
+        server.reply(&request, b"13");
+        assert_eq!(call.join().unwrap().unwrap(), b"13");
+        let request = server.next();
+        assert_eq!(request.body, b"8", "the first request came again");
+        server.reply(&request, b"21");
+        assert_eq!(blocked.wait().unwrap(), b"21");
+    });
+    assert_eq!(client.counters().reconnects, 0);
+}

@@ -9,7 +9,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{ClientCounters, RpcClient};
+use rabbitmq_rpc::{
+    Brokers, ClientCounters, RpcClient, RpcServer, Served, ServerOptions, Worker, fibonacci,
+};
 
 use super::counters_when;
 use crate::broker::Broker;
@@ -127,10 +129,13 @@ fn measured_process() {
     // The first use allocates memory that is never freed. That is no leak.
     call_and_abandon(&url, calls / 5);
     open_and_close(&url, cycles / 5);
+    lend_workers(&url, 2);
     let before = Usage::of(std::process::id());
 
     let counters = call_and_abandon(&url, calls);
     report(&format!("{calls} calls, {} replies late", counters.late), before);
+    lend_workers(&url, cycles / 10);
+    report(&format!("{} servers lent a worker", cycles / 10), before);
     open_and_close(&url, cycles);
     report(&format!("{cycles} clients opened and closed"), before);
 
@@ -176,6 +181,16 @@ fn open_and_close(url: &str, cycles: usize) {
             _ => {}
         }
         client.close();
+    }
+}
+
+/// Servers that are dropped right after they have lent a worker.
+fn lend_workers(url: &str, servers: usize) {
+    for _ in 0..servers {
+        let brokers = Brokers::parse(url).unwrap();
+        let server = RpcServer::connect(brokers, "leaks-lent", ServerOptions::default()).unwrap();
+        let none = |worker: &Worker<'_>| worker.serve_one(fibonacci::answer, Duration::ZERO);
+        assert_eq!(server.with_worker(none), Ok(Served::Nothing));
     }
 }
 
