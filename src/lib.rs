@@ -3,7 +3,7 @@
 //! A *server* takes *requests* from a *request queue*, one at a time for each of its *workers*,
 //! and publishes a *reply* to the queue that the request names in `reply_to`, with the request's
 //! *correlation id*. A *client* has a reply queue of its own; a call publishes a request and
-//! polls that queue until the correlation id matches. This is
+//! waits until a reply with this id arrives there. This is
 //! [RabbitMQ's tutorial six](https://www.rabbitmq.com/tutorials/tutorial-six-python), and any
 //! program written after it, in any language, can take either side.
 //!
@@ -92,11 +92,13 @@
 //! while no other thread waits, and two of amiquip's, for its I/O and its heartbeats. A client needs
 //! no more. [`RpcServer::serve`] adds one thread for each worker, and supervises them on the thread
 //! that calls it. While a requester wants signs of life, one thread more sends them. Connecting
-//! takes a thread for as long as it lasts. Direct replies have connections of their own.
+//! takes a thread for as long as it lasts. Direct replies have connections of their own, which
+//! workers make; so has the answering of overload ([`ServerOptions::max_waiting`]), with a worker
+//! more.
 //!
-//! No thread spins. None sleeps to poll, except one that reconnects to a cluster, for up to 3 s. An
-//! idle client wakes up for heartbeats only. An idle server also asks the broker about its queue,
-//! every 4 s.
+//! No thread spins. Two sleep to poll: one that reconnects to a cluster, for up to 3 s, and the
+//! caller of an idempotent call whose queue is gone. An idle client wakes up for heartbeats only. An
+//! idle server also asks the broker about its queue, every 4 s.
 //!
 //! # Logging
 //!

@@ -126,8 +126,8 @@ impl PendingReply {
         Ok(self.wait_until(Deadline::after(timeout).at)?.map(Reply::into_body))
     }
 
-    /// The reply if it has come already. Does not block but for some 200 ms at the call's deadline,
-    /// to ask the broker why there is none.
+    /// The reply if it has come already. Does not block but for some 200 ms where it asks the broker
+    /// about the queue: at the call's deadline, and where signs of life stay away.
     ///
     /// # Errors
     /// As [`PendingReply::wait_timeout`].
