@@ -1,4 +1,4 @@
-//! Where the brokers are, and how to get a connection to one of them.
+//! Addresses of brokers, and connecting to them.
 
 mod bell;
 mod channel;
@@ -28,7 +28,7 @@ pub(crate) use self::url::Endpoint;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 
-/// One broker or several of one cluster, and how to connect to them.
+/// One broker, or several brokers of one cluster, and how to connect to them.
 ///
 /// ```
 /// use std::time::Duration;
@@ -42,29 +42,29 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Brokers {
     endpoints: Vec<Endpoint>,
-    /// The most that connecting to one broker may take, from the TCP connection to the last
-    /// handshake: 5 s unless set. A `connection_timeout` (in milliseconds) in a URL goes before.
+    /// The time limit for connecting to one broker, from the TCP connection to the last handshake:
+    /// 5 s unless set. A `connection_timeout` (in milliseconds) in a URL takes precedence.
     pub connect_timeout: Duration,
-    /// The heartbeat in seconds: 10 unless set; a `heartbeat` in a URL goes before. A broker
-    /// that is silent for twice as long counts as lost. 0 turns heartbeats off, and with them
-    /// the only way of noticing a network that swallows packets
+    /// The heartbeat interval in seconds: 10 unless set. A `heartbeat` in a URL takes precedence. A
+    /// broker that is silent for two intervals counts as lost. 0 turns heartbeats off. Nothing else
+    /// detects a network that drops packets without an error
     /// ([Heartbeats](https://www.rabbitmq.com/docs/heartbeats)).
     pub heartbeat: u16,
-    /// How long to keep trying to make the first connection, where no broker is up yet: not at all
-    /// unless set, which tries each broker once. Programs that are started together with their
-    /// broker then come up in any order. A connection that is lost later is always tried again.
+    /// How long to retry the first connection while no broker is up yet. Unless this is set, each
+    /// broker is tried once. With it, programs that start at the same time as their broker can come
+    /// up in any order. A connection that is lost later is always retried.
     pub wait: Duration,
-    /// Files for `amqps://`; none of them is needed where the system trusts the broker.
+    /// Files for `amqps://`. None is needed if the system trusts the broker's certificate.
     pub tls: TlsFiles,
 }
 
 impl Brokers {
-    /// Reads one URL, or several separated by commas, by
-    /// [RabbitMQ's URI specification](https://www.rabbitmq.com/docs/uri-spec). What is absent
-    /// is `guest`, `guest`, `localhost`, 5672 (5671 for `amqps`) and the virtual host `/`.
+    /// Parses one URL, or several URLs separated by commas, as in [RabbitMQ's URI
+    /// specification](https://www.rabbitmq.com/docs/uri-spec). The defaults are user `guest`,
+    /// password `guest`, host `localhost`, port 5672 (5671 for `amqps`) and virtual host `/`.
     ///
     /// # Errors
-    /// [`Error::Config`] names the part that cannot be understood. Nothing is looked up here.
+    /// [`Error::Config`] names the part that cannot be parsed. Host names are not looked up here.
     pub fn parse(urls: &str) -> Result<Brokers> {
         let endpoints = urls.split(',').map(|url| url.trim().parse()).collect::<Result<_>>()?;
         Ok(Brokers {
@@ -76,8 +76,9 @@ impl Brokers {
         })
     }
 
-    /// How long making the first connection may take: each broker its time to connect, once more
-    /// that time to set up what is needed there, or [`Brokers::wait`] if that is longer.
+    /// The time limit for the first connection: the time limits of all brokers, plus
+    /// [`Brokers::connect_timeout`] to set up what the session needs; or [`Brokers::wait`] if that
+    /// is longer.
     pub(crate) fn first_limit(&self) -> Duration {
         let limits = self.endpoints.iter().map(|endpoint| self.limit(endpoint));
         let once = limits.fold(self.connect_timeout, Duration::saturating_add);
@@ -102,10 +103,10 @@ impl Brokers {
         Error::Unreachable { brokers: self.to_string(), reason }
     }
 
-    /// Tries each broker in turn, beginning with the one at `first` (the last that was good),
-    /// until one takes the connection. Each gets its part of what is left of the deadline.
-    /// Credentials that one broker refuses are not tried on the next. Also returns the broker's
-    /// place in the list.
+    /// Tries each broker once, starting with the one at index `first`, until one accepts the
+    /// connection. Each broker gets an equal share of the time that is left until the deadline. If
+    /// a broker refuses the credentials, the next one is not tried. Also returns the index of the
+    /// broker.
     fn connect(
         &self,
         first: usize,
@@ -140,7 +141,7 @@ impl Brokers {
     }
 }
 
-/// `host:port` of each, comma-separated.
+/// Writes the `host:port` of each broker, separated by commas.
 impl fmt::Display for Brokers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let endpoints: Vec<String> = self.endpoints.iter().map(Endpoint::to_string).collect();
@@ -148,17 +149,17 @@ impl fmt::Display for Brokers {
     }
 }
 
-/// The program's name: what operators see of it, and what goes into `app_id`, where AMQP has room
-/// for 255 bytes.
+/// The program's name, for operators and for `app_id`. It has at most 60 characters, because AMQP
+/// limits `app_id` to 255 bytes.
 pub(crate) fn program() -> String {
     let path = std::env::current_exe().unwrap_or_default();
     path.file_name().unwrap_or_default().to_string_lossy().chars().take(60).collect()
 }
 
-/// Why there is no connection.
+/// The reason why connecting failed.
 struct NoConnection {
     error: Error,
-    /// No broker took so much as a TCP connection, so that trying again soon burdens none.
+    /// No broker accepted a TCP connection, so an early retry puts no load on any broker.
     nobody_listens: bool,
 }
 

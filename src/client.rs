@@ -1,4 +1,4 @@
-//! The client: calls from many threads over one connection, made anew when it is lost.
+//! The client: calls from many threads over one connection, which is replaced when it is lost.
 
 mod attempt;
 mod call;
@@ -23,10 +23,10 @@ use crate::error::{Error, Result};
 use crate::observation::{Observation, Observer};
 use crate::wire;
 
-/// A client of the servers on one request queue. Bytes go in, bytes come out.
+/// A client of the servers on one request queue. Requests and replies are bytes.
 ///
-/// It is `Send` and `Sync`: any number of threads may call through one client, and share its
-/// connection. It has three threads of its own while it is connected, two of which are amiquip's.
+/// It is `Send` and `Sync`. Any number of threads may call through one client, and share its
+/// connection. While it is connected, it has three threads of its own, two of which are amiquip's.
 ///
 /// ```no_run
 /// use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
@@ -41,20 +41,22 @@ pub struct RpcClient {
     queue: Arc<str>,
 }
 
-/// What the clients on one connection share. The last of them closes it.
+/// The state that the clients on one connection share. Dropping the last client closes the
+/// connection.
 struct Shared(Arc<Sessions>);
 
-/// What the broker says of a queue: see [`RpcClient::queue`].
+/// The broker's answer about a queue: see [`RpcClient::queue`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueStatus {
-    /// How many workers take requests from it.
+    /// The number of workers that consume from the queue.
     pub consumers: u32,
-    /// How many requests wait in it that no worker has.
+    /// The number of requests that wait in the queue. Requests that a worker has received do not
+    /// count.
     pub messages: u32,
 }
 
-/// How a client calls.
+/// The options of a client.
 ///
 /// ```
 /// use std::time::Duration;
@@ -69,30 +71,31 @@ pub struct QueueStatus {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientOptions {
-    /// How long a call may take that names no timeout of its own: 30 s unless set. It covers
-    /// everything: connecting, waiting for room or for a blocked broker, and the reply.
-    /// `Duration::MAX` waits for ever.
+    /// The time limit of a call that sets no timeout of its own: 30 s unless set. It covers the
+    /// whole call: connecting, waiting for an in-flight slot or for a blocked broker, and the
+    /// reply. With `Duration::MAX` a call waits forever.
     pub timeout: Duration,
-    /// How many calls may be in flight at once: 1,024 unless set. One more waits for room.
+    /// The greatest number of calls in flight at once: 1,024 unless set. A further call waits until
+    /// one of them ends.
     pub max_in_flight: usize,
-    /// Whether a request may be executed twice. If so, a call that is lost with its connection
-    /// is sent again until its deadline, under a new correlation id and the same `message_id`. So
-    /// is one whose request may be lost on a connection that is well: when other calls have left
-    /// that connection since nothing came back, or when no sign of life comes
-    /// ([`ClientOptions::keep_alive`]). It is not sent again when the broker closed the channel
-    /// over one of the requests, such as one that is larger than its `max_message_size`.
+    /// Whether a request may be executed twice. If so, a call whose connection is lost is sent
+    /// again until its deadline, under a new correlation id and the same `message_id`. The same
+    /// happens if the request may be lost on a connection that works: if other calls have abandoned
+    /// that connection because no replies came, or if no sign of life comes
+    /// ([`ClientOptions::keep_alive`]). A call is not sent again if the broker closed the channel
+    /// because of one of the requests, such as one that is larger than its `max_message_size`.
     pub idempotent: bool,
-    /// The requests' `content_type`: `application/octet-stream` unless set.
+    /// The `content_type` of the requests: `application/octet-stream` unless set.
     pub content_type: String,
-    /// How often the server is to give a sign of life while it works on a request: never unless
-    /// set, and then at least 100 ms and at most a day. When it gave one and none follows for three
-    /// intervals, or when nobody serves the queue, the call ends with [`Error::ServerSilent`]. A
-    /// server that knows nothing of this, such as one of tutorial six, gives none, and the call has
-    /// its deadline.
+    /// The interval at which the server sends a sign of life while it works on a request: none
+    /// unless set, and then at least 100 ms and at most a day. The call ends with
+    /// [`Error::ServerSilent`] if the queue has no consumers, or if a sign came, none follows for
+    /// three intervals, and no request waits in the queue. A server that does not support signs of
+    /// life, such as one of tutorial six, sends none. The call then goes on until its deadline.
     ///
-    /// An idempotent request is sent again instead, when there is no sign of it for three
-    /// intervals, but at least 3 s, and none waits in the queue: first after that time, then after
-    /// twice as long, and so on. The first reply to any of the attempts counts.
+    /// An idempotent request is sent again instead, if no sign of it comes for three intervals, but
+    /// at least 3 s, and no request waits in the queue. Each further attempt gets twice as long.
+    /// The first reply to any of the attempts counts.
     pub keep_alive: Option<Duration>,
 }
 
@@ -109,15 +112,17 @@ impl Default for ClientOptions {
 }
 
 impl RpcClient {
-    /// Connects to the first broker that takes the connection and makes a reply queue there.
+    /// Connects to the first broker that accepts the connection, and declares a reply queue there.
     ///
-    /// Blocks for at most [`Brokers::connect_timeout`] for each broker, names looked up included,
-    /// and once more to set up the reply queue, or for [`Brokers::wait`] if that is longer; but no
-    /// longer than [`ClientOptions::timeout`]. What is lost later is made anew by the next call.
+    /// Blocks for at most [`Brokers::connect_timeout`] for each broker, including looking up its
+    /// name, and once more to set up the reply queue; or for [`Brokers::wait`] if that is longer.
+    /// Never blocks for longer than [`ClientOptions::timeout`]. If the connection is lost later,
+    /// the next call connects again.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one
-    /// refuses the user, [`Error::Config`] if the TLS files cannot be used.
+    /// [`Error::Unreachable`] if no broker accepts the connection, [`Error::Refused`] if one
+    /// refuses the user, [`Error::Config`] if an option, the queue's name or the TLS files cannot
+    /// be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ClientOptions) -> Result<RpcClient> {
         wire::check_queue(queue)?;
         wire::check_length("content type", &options.content_type)?;
@@ -137,11 +142,11 @@ impl RpcClient {
         Ok(RpcClient { shared: Arc::new(shared), queue: queue.into() })
     }
 
-    /// A client of the servers on another queue, through the same connection and reply queue, with
-    /// the same options, counters and limit of calls in flight. Does not block.
+    /// A client of the servers on another queue. It shares the connection, the reply queue, the
+    /// options, the counters and the limit of calls in flight. Does not block.
     ///
     /// # Errors
-    /// [`Error::Config`] if there can be no queue of that name.
+    /// [`Error::Config`] if the name is not valid for a queue.
     pub fn for_queue(&self, queue: &str) -> Result<RpcClient> {
         wire::check_queue(queue)?;
         Ok(RpcClient { shared: Arc::clone(&self.shared), queue: queue.into() })
@@ -150,14 +155,13 @@ impl RpcClient {
     /// Sends a request and waits for its reply, for at most [`ClientOptions::timeout`].
     ///
     /// # Errors
-    /// Every variant of [`Error`] except
-    /// [`Error::QueueRefused`] and [`Error::BadReply`];
+    /// Every variant of [`Error`] except [`Error::QueueRefused`] and [`Error::BadReply`].
     /// [`Error::may_have_executed`] tells whether it is safe to try again.
     pub fn call(&self, body: impl Into<Vec<u8>>) -> Result<Vec<u8>> {
         self.send(body)?.wait()
     }
 
-    /// As [`RpcClient::call`], with a timeout of its own.
+    /// The same as [`RpcClient::call`], with a timeout of its own.
     ///
     /// # Errors
     /// As [`RpcClient::call`].
@@ -165,9 +169,10 @@ impl RpcClient {
         self.send_timeout(body, timeout)?.wait()
     }
 
-    /// Sends a request and returns at once, so that several calls can be in flight. Blocks only
-    /// while there is no connection, no room, or the broker is blocked, and no longer than
-    /// [`ClientOptions::timeout`], which also is the call's deadline.
+    /// Sends a request and returns without waiting for its reply, so that several calls can be in
+    /// flight. Blocks only while there is no connection or no in-flight slot, or while the broker
+    /// does not read, and for at most [`ClientOptions::timeout`]. The deadline of the call counts
+    /// from here, too.
     ///
     /// # Errors
     /// As [`RpcClient::call`]. The request may have been executed only if the broker stopped
@@ -176,7 +181,7 @@ impl RpcClient {
         self.request(body).send()
     }
 
-    /// As [`RpcClient::send`], with a timeout of its own.
+    /// The same as [`RpcClient::send`], with a timeout of its own.
     ///
     /// # Errors
     /// As [`RpcClient::send`].
@@ -188,16 +193,16 @@ impl RpcClient {
         self.request(body).timeout(timeout).send()
     }
 
-    /// A call with options of its own.
+    /// Starts a call with options of its own.
     pub fn request(&self, body: impl Into<Vec<u8>>) -> CallBuilder<'_> {
         CallBuilder::new(self, body.into())
     }
 
-    /// Asks the broker who serves the queue, and how many requests wait there. Blocks for at most
-    /// [`ClientOptions::timeout`].
+    /// Asks the broker how many consumers the queue has, and how many requests wait in it. Blocks
+    /// for at most [`ClientOptions::timeout`].
     ///
     /// # Errors
-    /// [`Error::Unroutable`] if there is no such queue; otherwise as [`RpcClient::call`].
+    /// [`Error::Unroutable`] if the queue does not exist; otherwise as [`RpcClient::call`].
     ///
     /// ```no_run
     /// # use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
@@ -212,13 +217,13 @@ impl RpcClient {
         self.sessions().session(deadline)?.ask_about(&self.queue, deadline)
     }
 
-    /// Calls `hook` after each call of this client, and of those made from it, on the thread that
-    /// learns the outcome. It should not block. There is one hook: the first that is set.
+    /// Calls `hook` after each call of this client and of the clients made from it, on the thread
+    /// that gets the outcome. The hook should not block. Only the first hook that is set is used.
     pub fn on_call(&self, hook: impl Fn(&Observation<'_>) + Send + Sync + 'static) {
         self.config().observer.set(hook);
     }
 
-    /// What has happened so far.
+    /// The counters of this client, and of all clients that share its connection.
     pub fn counters(&self) -> ClientCounters {
         let in_flight = self.sessions().in_flight();
         let counters = &self.config().counters;
@@ -233,9 +238,9 @@ impl RpcClient {
         }
     }
 
-    /// Closes the connection, unless another client made by [`RpcClient::for_queue`] still uses it;
-    /// calls that are in flight end with [`Error::Closed`]. Blocks for at most two seconds, also if
-    /// the broker does not answer. Dropping the client does the same.
+    /// Closes the connection, unless another client made by [`RpcClient::for_queue`] still uses it.
+    /// Calls in flight end with [`Error::Closed`]. Blocks for at most two seconds, even if the
+    /// broker does not answer. Dropping the client does the same.
     pub fn close(self) {
         drop(self);
     }
@@ -265,22 +270,22 @@ impl fmt::Debug for RpcClient {
     }
 }
 
-/// What a client has done since it was made.
+/// The counters of a client since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ClientCounters {
-    /// Calls begun.
+    /// Calls started.
     pub calls: u64,
-    /// Replies, good or error, that went to their caller.
+    /// Replies, with a result or a failure, that their caller received.
     pub replies: u64,
-    /// Replies thrown away: too late, twice, or to no request of ours.
+    /// Replies that were discarded: they came too late or twice, or belong to no request of this
+    /// client.
     pub late: u64,
-    /// Calls that ended with [`Error::TimedOut`] or
-    /// [`Error::Blocked`].
+    /// Calls that ended with [`Error::TimedOut`] or [`Error::Blocked`].
     pub timed_out: u64,
     /// Connections made after the first.
     pub reconnects: u64,
-    /// Requests that are out and without an outcome at present.
+    /// Requests in flight: sent, and without an outcome yet.
     pub in_flight: usize,
 }
 
@@ -293,10 +298,10 @@ struct Counters {
     reconnects: AtomicU64,
 }
 
-/// What stays the same from session to session.
+/// The settings and counters that all sessions share.
 struct Config {
     brokers: Brokers,
-    /// The queue that the client was made for: others may have other queues.
+    /// The queue of the first client. Clients that [`RpcClient::for_queue`] made use other queues.
     queue: String,
     options: ClientOptions,
     app_id: String,

@@ -1,4 +1,4 @@
-//! The server: workers on one connection, set up again whenever it is lost.
+//! The server: workers on one connection, which is replaced when it is lost.
 
 mod counters;
 mod direct;
@@ -34,7 +34,7 @@ use crate::lock::lock;
 use crate::observation::{Observation, Observer};
 use crate::wire::{self, Reply, Request};
 
-/// A server of one request queue. Bytes come in, bytes go out.
+/// A server of one request queue. Requests and replies are bytes.
 ///
 /// ```no_run
 /// use rabbitmq_rpc::{Brokers, Request, RpcServer, ServerOptions};
@@ -49,7 +49,7 @@ pub struct RpcServer {
     on_ready: Mutex<Option<OnReady>>,
 }
 
-/// How a server serves.
+/// The options of a server.
 ///
 /// ```
 /// use std::time::Duration;
@@ -57,50 +57,51 @@ pub struct RpcServer {
 ///
 /// let options = ServerOptions {
 ///     workers: 4,
-///     drain_timeout: Duration::from_secs(10), // What a stop waits for at most.
-///     max_waiting: Some(100), // Further callers learn at once that the service is overloaded.
+///     drain_timeout: Duration::from_secs(10), // How long a stop waits at most.
+///     max_waiting: Some(100), // Further callers get RESOURCE_EXHAUSTED at once.
 ///     ..Default::default()
 /// };
 /// # assert_eq!(options.prefetch, 1);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
-    /// Requests worked on at once, each in a thread and on a channel of its own: 1 unless set.
+    /// The number of workers: 1 unless set. Each has a thread and a channel of its own, and
+    /// executes one request at a time.
     pub workers: usize,
-    /// Requests that the broker sends to each worker before their answers, 1 unless set: the
-    /// next request then goes to the next free worker. More is faster where requests are quick
+    /// The number of unacknowledged requests that the broker sends to each worker: 1 unless set, so
+    /// the next request goes to the next free worker. If requests are quick, more is faster
     /// ([Consumer prefetch](https://www.rabbitmq.com/docs/consumer-prefetch)). 0 is no limit.
     pub prefetch: u16,
-    /// The kind of queue to declare where there is none: classic unless set. Where there is one,
-    /// it is used as it is.
+    /// The kind of queue to declare if the queue does not exist: classic unless set. An existing
+    /// queue is used as it is.
     pub queue_type: QueueType,
-    /// How often a request is delivered again, at most, after workers died of it: quorum queues
-    /// only ([Poison
+    /// How often a request is delivered again at most, if its workers are lost while they work on
+    /// it: quorum queues only ([Poison
     /// messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)).
     pub delivery_limit: Option<u32>,
-    /// The exchange that gets requests that were rejected, expired or delivered too often
+    /// The exchange that receives requests that were rejected, expired or delivered too often
     /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
     pub dead_letter_exchange: Option<String>,
-    /// How many requests may wait in the queue, where the server declares it: no limit unless set.
-    /// Where there are more, callers are told at once, with
-    /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted): those of
-    /// the newest requests by a classic queue, those that have waited longest by a quorum queue
-    /// ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). The server answers them
-    /// from another queue, named like this one with `.overflow` behind it, through another
-    /// connection. It cannot be combined with a dead-letter exchange. [`RpcServer::with_worker`]
+    /// How many requests may wait in the queue, if the server declares it: no limit unless set. If
+    /// there are more, their callers get
+    /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted) at once. A classic queue
+    /// refuses the newest requests, a quorum queue those that have waited longest ([Queue length
+    /// limit](https://www.rabbitmq.com/docs/maxlength)). The server answers them from another
+    /// queue, whose name is that of this queue with `.overflow` appended, through another
+    /// connection. This cannot be combined with a dead-letter exchange. [`RpcServer::with_worker`]
     /// does not answer them.
     pub max_waiting: Option<u32>,
-    /// How long, once told to stop, to wait for the requests in progress: 30 s unless set.
+    /// How long a server that is told to stop waits for the requests in progress: 30 s unless set.
     pub drain_timeout: Duration,
 }
 
 /// The kinds of queue that a server can declare.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum QueueType {
-    /// On one node; quickest.
+    /// On one node. The fastest kind.
     #[default]
     Classic,
-    /// Replicated; survives the loss of a node, and counts deliveries.
+    /// Replicated. It survives the loss of a node, and counts deliveries.
     Quorum,
 }
 
@@ -119,15 +120,16 @@ impl Default for ServerOptions {
 }
 
 impl RpcServer {
-    /// Connects to the first broker that takes the connection, and makes sure of the queue.
+    /// Connects to the first broker that accepts the connection, and declares the queue if it does
+    /// not exist.
     ///
-    /// Blocks for at most [`Brokers::connect_timeout`] for each broker, names looked up included,
-    /// and once more for the queue; or for [`Brokers::wait`] if that is longer.
+    /// Blocks for at most [`Brokers::connect_timeout`] for each broker, including looking up its
+    /// name, and once more for the queue; or for [`Brokers::wait`] if that is longer.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] if no broker takes the connection, [`Error::Refused`] if one
-    /// refuses the user, [`Error::QueueRefused`] if it refuses the queue, [`Error::Config`] if
-    /// the options or TLS files cannot be used.
+    /// [`Error::Unreachable`] if no broker accepts the connection, [`Error::Refused`] if one
+    /// refuses the user, [`Error::QueueRefused`] if it refuses the queue, [`Error::Config`] if the
+    /// options, the queue's name or the TLS files cannot be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         options.check()?;
         wire::check_queue(queue)?;
@@ -136,14 +138,14 @@ impl RpcServer {
         Ok(server)
     }
 
-    /// A server that connects when it serves.
+    /// Makes a server that connects when it serves.
     fn unconnected(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         let (queue, ensured, declared_as) = (queue.to_string(), queue.to_string(), options.clone());
         let connect_timeout = brokers.connect_timeout;
         let sessions = Reconnector::new(&brokers, move |connection: Connection, _| {
             let until = Deadline::after(connect_timeout).at;
             if declared_as.max_waiting.is_some() {
-                // Before there can be requests for which there is no room.
+                // The overflow queue must exist before the first request exceeds the limit.
                 let overflow = overload::overflow_queue(&ensured);
                 queue::ensure(&connection, &overflow, &ServerOptions::default(), until)?;
             }
@@ -167,27 +169,28 @@ impl RpcServer {
         Ok(RpcServer { shared: Arc::new(shared), on_ready: Mutex::default() })
     }
 
-    /// Calls `notice` once, as soon as [`RpcServer::serve`] takes requests for the first time.
+    /// Calls `notice` once, when [`RpcServer::serve`] starts to take requests for the first time.
     pub fn on_ready(self, notice: impl FnOnce() + Send + 'static) -> RpcServer {
         *lock(&self.on_ready) = Some(Box::new(notice));
         self
     }
 
-    /// Serves until stopped. Reconnects when a connection is lost; after each failed attempt it
-    /// waits longer (25 ms to 3 s, or at most half a second if nobody listens at all). Has
-    /// [`ServerOptions::workers`] threads of its own, and three for the connection. An idle worker
-    /// asks the broker every 4 s whether the queue exists and whether requests wait in it.
+    /// Serves until it is stopped. Reconnects when a connection is lost. After each failed attempt
+    /// it waits longer: 25 ms to 3 s, or at most half a second if no broker accepts a TCP
+    /// connection. It has [`ServerOptions::workers`] threads of its own, and three for the
+    /// connection. Every 4 s, an idle worker asks the broker whether the queue exists and whether
+    /// requests wait in it.
     ///
-    /// A handler gets a request at least once, and twice if its process or its connection is
-    /// lost before the broker has the acknowledgement
-    /// ([Reliability](https://www.rabbitmq.com/docs/reliability)). If it panics, the requester
-    /// is told `INTERNAL`, and the worker goes on.
+    /// A handler gets a request at least once. It gets the request twice if its process or its
+    /// connection is lost before the broker has the acknowledgement
+    /// ([Reliability](https://www.rabbitmq.com/docs/reliability)). If the handler panics, the
+    /// requester gets `INTERNAL`, and the worker continues.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if requests were still in progress when the drain timeout was over:
-    /// their threads go on, and the broker gives the requests to another server.
-    /// [`Error::Refused`], [`Error::QueueRefused`] and [`Error::Config`] if no further try can help;
-    /// the server is stopped then.
+    /// [`Error::TimedOut`] if requests were still in progress at the end of the drain timeout.
+    /// Their threads continue, and the broker gives the requests to another server.
+    /// [`Error::Refused`], [`Error::QueueRefused`] and [`Error::Config`] if no retry can help; the
+    /// server is then stopped.
     pub fn serve<H, R>(&self, handler: H) -> Result<()>
     where
         H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
@@ -198,8 +201,8 @@ impl RpcServer {
         pool::serve(&self.shared, on_ready, handler)
     }
 
-    /// Lends a single worker to `work`, on this thread, for a loop of one's own around
-    /// [`Worker::serve_one`]. A connection that is lost ends it.
+    /// Runs `work` on this thread with a single worker, for a loop of your own around
+    /// [`Worker::serve_one`]. The worker ends when its connection is lost.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -208,14 +211,14 @@ impl RpcServer {
     /// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
     /// server.with_worker(|worker| {
     ///     while worker.serve_one(fibonacci::answer, Duration::from_secs(60))? == Served::Request {}
-    ///     Ok(()) // Nobody asked for a minute, or the server is to stop.
+    ///     Ok(()) // No request for a minute, or the server is told to stop.
     /// })?;
     /// # Ok::<(), rabbitmq_rpc::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As [`RpcServer::connect`], and those that `work` returns. [`Error::Closed`] if the server was
-    /// stopped.
+    /// As [`RpcServer::connect`], and the errors that `work` returns. [`Error::Closed`] if the
+    /// server was stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
         let Shared { sessions, brokers, direct, .. } = &*self.shared;
         let session = sessions.session(Deadline::after(brokers.first_limit()))?;
@@ -224,18 +227,18 @@ impl RpcServer {
         done
     }
 
-    /// Calls `hook` after each request, on the worker's thread. It should not block. There is one
-    /// hook: the first that is set.
+    /// Calls `hook` after each request, on the worker's thread. The hook should not block. Only the
+    /// first hook that is set is used.
     pub fn on_request(&self, hook: impl Fn(&Observation<'_>) + Send + Sync + 'static) {
         self.shared.observer.set(hook);
     }
 
-    /// What stops the server and reads its counters, from any thread.
+    /// Returns a handle that stops the server and reads its counters, from any thread.
     pub fn stopper(&self) -> Stopper {
         Stopper::new(&self.shared)
     }
 
-    /// What has happened so far.
+    /// The counters of this server.
     pub fn counters(&self) -> ServerCounters {
         self.shared.counters.read()
     }
@@ -277,7 +280,7 @@ impl ServerOptions {
     }
 }
 
-/// What a server's threads share.
+/// The state that a server's threads share.
 pub(crate) struct Shared {
     brokers: Brokers,
     queue: String,
@@ -287,8 +290,8 @@ pub(crate) struct Shared {
     counters: Counters,
     direct: DirectReplies,
     reply_limit: ReplyLimit,
-    /// How many requests had been taken when the broker last gave the workers none of those that
-    /// waited.
+    /// The number of requests handled at the time of the last stall: requests waited in the queue,
+    /// and the broker gave the workers none.
     stalled_at: AtomicU64,
     keep_alive: KeepAlive,
     observer: Observer,
@@ -298,7 +301,7 @@ pub(crate) struct Shared {
 /// A connection to a broker that has the request queue.
 pub(crate) struct ServerSession {
     connection: Connection,
-    /// When one of its idle workers is to look whether requests still come.
+    /// When an idle worker checks for a stall next.
     look_at: Mutex<Instant>,
 }
 
@@ -317,7 +320,7 @@ impl Shared {
         self.direct.close();
     }
 
-    /// Has the workers leave, and nobody connect any more. Does not block.
+    /// Tells the workers to stop, and makes no new connection. Does not block.
     fn stop(&self) {
         self.stop.stop();
         if let Some(session) = self.sessions.close() {

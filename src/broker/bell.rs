@@ -1,4 +1,4 @@
-//! Wakes a thread that blocks in `poll`.
+//! Wakes a thread that blocks in `poll`, through a pipe.
 
 use std::io::{self, PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,12 +20,13 @@ impl Bell {
     /// Makes the present or the next `poll` on this bell return.
     pub(super) fn ring(&self) {
         if !self.is_rung.swap(true, Ordering::SeqCst) {
-            // There is room for one byte, and the reader is alive as long as this is.
+            // This cannot fail: the pipe is empty, and `self` keeps its reader open.
             let _ = (&self.ringer).write(&[0]);
         }
     }
 
-    /// Makes `poll` block again. The thread that called it then checks what has changed.
+    /// Makes `poll` block again. The caller, which is the polling thread, then checks what has
+    /// changed.
     pub(super) fn hear(&self) {
         let _ = (&self.listener).read(&mut [0]);
         self.is_rung.store(false, Ordering::SeqCst);

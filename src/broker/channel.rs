@@ -1,4 +1,5 @@
-//! Channels: where messages go out and come in, and where the broker is asked to do something.
+//! Channels: they carry messages in both directions, and the requests to the broker with their
+//! answers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -15,41 +16,42 @@ use crate::frames::{
 };
 use crate::lock::lock;
 
-/// An open channel of a connection. Dropping it closes the channel, without waiting for the broker:
-/// that then gives the deliveries which were not acknowledged to others.
+/// An open channel of a connection. Dropping it closes the channel without waiting for the broker.
+/// The broker then delivers the unacknowledged deliveries of the channel to other consumers.
 pub(crate) struct Channel {
     pub(crate) data_plane: Arc<DataPlane>,
     pub(crate) number: u16,
     slot: Arc<Slot>,
 }
 
-/// What the user of a channel and the reader of the socket share.
+/// The state that the user of a channel shares with the reader of the socket.
 struct Slot {
     handler: Handler,
     is_open: AtomicBool,
-    /// What the broker said if it closed the channel.
+    /// The reason that the broker gave, if it closed the channel.
     closed: OnceLock<Close>,
     answer: Mutex<Option<Answer>>,
     waiter: Arc<Waiter>,
 }
 
-/// The reader calls it for all that happens on a channel but the answers. It must not block.
+/// The reader calls it for every event on a channel except answers. It must not block.
 pub(crate) type Handler = Box<dyn Fn(&DataPlane, Event) + Send + Sync>;
 
-/// The channels that the broker may still send something on, by their numbers less one.
+/// The channels on which the broker may still send something. The index is the channel number minus
+/// one.
 #[derive(Default)]
 pub(super) struct Channels {
     slots: Vec<Option<Arc<Slot>>>,
-    /// How many the broker allows; 0 is no limit.
+    /// The greatest number of channels; 0 is no limit.
     limit: u16,
 }
 
-/// How long the broker may take to answer.
+/// The time limit for an answer of the broker.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Limit {
     Until(Instant),
-    /// For each answer so long, or until 5 s after an alarm: on a connection on which messages have
-    /// been published a broker under an alarm reads nothing, and so answers nothing.
+    /// This time for each answer, extended until 5 s after an alarm. During an alarm, the broker
+    /// does not read from a connection that has published messages, so it does not answer either.
     UnlessBlocked(Duration),
 }
 
@@ -59,19 +61,19 @@ impl From<Instant> for Limit {
     }
 }
 
-/// Why a method has no answer.
+/// The reason why a method got no answer.
 #[derive(Debug)]
 pub(crate) enum CallError {
     /// The broker closed the channel or the connection instead.
     Closed(Close),
-    /// In words.
+    /// No answer came, for this reason.
     Unanswered(String),
-    /// The connection has as many channels as it may have.
+    /// The connection has this many channels already, which is the limit.
     NoChannel(u16),
 }
 
 impl DataPlane {
-    /// Opens a channel. Blocks until the broker answers, and until the limit at most.
+    /// Opens a channel. Blocks until the broker answers, until the limit at most.
     pub(crate) fn open_channel(
         self: &Arc<DataPlane>,
         limit: impl Into<Limit>,
@@ -90,7 +92,8 @@ impl DataPlane {
         Ok(channel)
     }
 
-    /// Finds or declares a queue, on a channel of its own: a refusal closes the channel.
+    /// Finds or declares a queue. This uses a separate channel, because a refusal closes the
+    /// channel.
     pub(crate) fn ask(
         self: &Arc<DataPlane>,
         method: Method<'_>,
@@ -100,7 +103,7 @@ impl DataPlane {
         self.open_channel(limit, |_, _| {})?.queue(method, limit)
     }
 
-    /// Hands an event to its channel. For the reader.
+    /// Passes an event to its channel. Called by the reader.
     pub(super) fn dispatch(&self, number: u16, event: Event) -> Result<(), String> {
         let Some(slot) = lock(&self.channels).get(number) else {
             return Err(format!(
@@ -115,7 +118,8 @@ impl DataPlane {
             }
             Event::Closed(close) => {
                 let _ = slot.closed.set(close.clone());
-                // Nobody may write on the channel behind the confirmation.
+                // The flag changes under the write lock, so no thread writes on the channel after
+                // this frame.
                 let mut was_open = false;
                 self.write_control(&bare_method(number, CHANNEL_CLOSE_OK), || {
                     was_open = slot.is_open.swap(false, Ordering::Relaxed);
@@ -133,7 +137,7 @@ impl DataPlane {
         Ok(())
     }
 
-    /// What an error means for a program that was `doing` something, which may take a permission.
+    /// Converts an error. `doing` names the operation, for which the user may lack the permission.
     pub(crate) fn explain(&self, error: CallError, doing: &str) -> Error {
         match error {
             CallError::Closed(close) => self.endpoint.explain_close(&close, doing),
@@ -149,7 +153,7 @@ impl DataPlane {
 }
 
 impl Channels {
-    /// The least of these limits, of which 0 is none.
+    /// Sets the limit to the least of `limits`. A limit of 0 does not count.
     pub(super) fn limit(&mut self, limits: &[u16]) {
         self.limit = limits.iter().copied().filter(|limit| *limit > 0).min().unwrap_or(0);
     }
@@ -170,7 +174,7 @@ impl Channels {
     }
 
     fn remove(&mut self, number: u16) {
-        // There are none once the connection is cut.
+        // The list is empty after the connection was cut.
         if let Some(slot) = self.slots.get_mut(usize::from(number) - 1) {
             *slot = None;
         }
@@ -178,8 +182,8 @@ impl Channels {
 }
 
 impl Channel {
-    /// Has the broker do something. Blocks until it answers, and until the limit at most. For one
-    /// thread at a time.
+    /// Sends a method to the broker and returns the answer. Blocks until the broker answers, until
+    /// the limit at most. Only one thread at a time may call it.
     pub(crate) fn call(
         &self,
         method: Method<'_>,
@@ -213,14 +217,14 @@ impl Channel {
         })
     }
 
-    /// The way to a queue on this channel. The broker returns a mandatory message if there is no such
-    /// queue.
+    /// A route to a queue through this channel. If the queue does not exist, the broker returns a
+    /// mandatory message.
     pub(crate) fn route<'a>(&self, queue: &'a str, mandatory: bool) -> Route<'a> {
         let frame_max = self.data_plane.frame_max();
         Route { channel: self.number, queue, mandatory, frame_max }
     }
 
-    /// As [`Channel::call`], for the methods that find or declare a queue.
+    /// The same as [`Channel::call`], for methods that find or declare a queue.
     pub(crate) fn queue(
         &self,
         method: Method<'_>,
@@ -232,12 +236,14 @@ impl Channel {
         }
     }
 
-    /// Writes the frames of one message. Blocks until `until` while the broker does not read.
+    /// Writes the frames of one message. Blocks while the broker does not read, until `until` at
+    /// most.
     pub(crate) fn write(&self, frames: Frames<'_>, until: Instant) -> Result<(), WriteError> {
         let written = self.data_plane.write(frames, until, &self.slot.is_open);
         let now = Instant::now();
         if written == Err(WriteError::Disconnected) && until > now {
-            // The reader learns why.
+            // The reader finds out why the connection ended. Wait for that reason before giving
+            // another.
             let soon = until.min(now + CLOSING);
             self.data_plane.wait(&Arc::default(), soon, || false);
             self.data_plane.cut("the connection ended while something was written");

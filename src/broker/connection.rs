@@ -19,18 +19,18 @@ use crate::error::{Error, Result};
 use crate::frames::{Close, RABBITMQ_FRAME_MAX};
 use crate::lock::lock;
 
-/// Dropping it closes the connection.
+/// An open connection. Dropping it closes it.
 pub(crate) struct Connection {
     data_plane: Arc<DataPlane>,
     /// `None` once the connection is closed.
     amiquip: Mutex<Option<amiquip::Connection>>,
 }
 
-/// How long closing in good order may take before the connection is cut.
+/// The time limit for an orderly close. After it, the connection is cut.
 pub(crate) const CLOSING: Duration = Duration::from_secs(1);
 
 impl Connection {
-    /// Runs TLS, if asked for, and AMQP's handshake on a TCP connection.
+    /// Performs the handshakes of TLS, if requested, and of AMQP on a TCP connection.
     pub(super) fn log_in(
         tcp: TcpStream,
         tls: Option<tls::Connector>,
@@ -50,8 +50,8 @@ impl Connection {
         let (data_plane, stream) =
             DataPlane::new(endpoint.clone(), transport, interval).map_err(failed)?;
 
-        // amiquip blocks until the handshake is over; this thread reads for it. The other keeps in
-        // reserve then.
+        // amiquip blocks until the handshake is over, so it opens the connection in a new thread,
+        // and this thread reads for it. After the handshake, the new thread becomes the reserve.
         let (report, opened) = bounded(1);
         let waiter: Arc<Waiter> = Arc::default();
         let options = endpoint.options().heartbeat(heartbeat);
@@ -79,11 +79,11 @@ impl Connection {
         Ok(Connection { data_plane, amiquip: Mutex::new(Some(amiquip)) })
     }
 
-    /// Closes the connection, in good order if the broker answers within [`CLOSING`].
+    /// Closes the connection: orderly if the broker answers within [`CLOSING`], else by cutting it.
     pub(crate) fn close(&self) {
         if let Some(amiquip) = lock(&self.amiquip).take() {
             self.data_plane.close(Instant::now() + CLOSING);
-            // Its I/O thread has seen the end of its stream: this waits for no more than that.
+            // This waits only for amiquip's I/O thread, which ends because its stream has ended.
             drop(amiquip);
         }
     }
@@ -103,12 +103,13 @@ impl Deref for Connection {
     }
 }
 
-/// Why a login fails that the broker does not finish.
+/// The reason if the broker does not finish the login in time.
 const TOO_LATE: &str = "it did not finish the login in time (a refused login takes RabbitMQ 3 s)";
 
-/// Opens a TCP connection to the first address of the endpoint that takes one: a `localhost`
-/// that is `::1` first must not hide a broker on `127.0.0.1`. Looking up a name blocks for as
-/// long as the system's resolver does; each address gets its part of what then is left.
+/// Opens a TCP connection to the first address of the endpoint that accepts one. It tries all
+/// addresses, because a broker may listen on `127.0.0.1` only while `localhost` resolves to `::1`
+/// first. Looking up a name blocks for as long as the system's resolver does. Each address gets an
+/// equal share of the time that is left after that.
 pub(super) fn dial(endpoint: &Endpoint, deadline: Deadline) -> io::Result<TcpStream> {
     let addresses: Vec<SocketAddr> =
         (endpoint.host.as_str(), endpoint.port).to_socket_addrs()?.collect();
@@ -117,8 +118,8 @@ pub(super) fn dial(endpoint: &Endpoint, deadline: Deadline) -> io::Result<TcpStr
         let part = deadline.remaining() / (addresses.len() - index) as u32;
         match TcpStream::connect_timeout(address, part.max(Duration::from_millis(1))) {
             Ok(tcp) => {
-                // A call is two small messages. Under Nagle's algorithm each may wait 40 ms for a
-                // delayed acknowledgement.
+                // A call sends two small messages. With Nagle's algorithm, each of them may wait 40
+                // ms for a delayed acknowledgement.
                 tcp.set_nodelay(true)?;
                 return Ok(tcp);
             }
@@ -142,8 +143,8 @@ impl Endpoint {
             .information(Some(who_we_are()))
     }
 
-    /// What the broker means by closing a channel
-    /// ([Access control](https://www.rabbitmq.com/docs/access-control)).
+    /// Converts the reason that the broker gave for closing a channel ([Access
+    /// control](https://www.rabbitmq.com/docs/access-control)).
     pub(crate) fn explain_close(&self, close: &Close, doing: &str) -> Error {
         let Endpoint { user, vhost, .. } = self;
         match close.code {
@@ -157,9 +158,10 @@ impl Endpoint {
     }
 }
 
-/// A refused login looks to amiquip like any connection that ends during it. RabbitMQ makes the
-/// refused wait before it hangs up (`SILENT_CLOSE_DELAY` in its `rabbit_reader`: 3 s), which
-/// tells a wrong password from a broker that goes down at that moment.
+/// Converts an error of the handshake. amiquip reports a refused login in the same way as a
+/// connection that ends during the login. RabbitMQ waits before it closes the connection of a
+/// refused login (`SILENT_CLOSE_DELAY` in its `rabbit_reader`: 3 s). This delay distinguishes a
+/// wrong password from a broker that stops during the login.
 fn explain_handshake(
     error: amiquip::Error,
     endpoint: &Endpoint,
@@ -189,7 +191,7 @@ fn explain_handshake(
         amiquip::Error::UnsupportedAuthMechanism { available, requested } => Error::Refused(
             format!("{endpoint} takes no login by {requested}; it takes {available}"),
         ),
-        // Where a limit of connections is reached, there may be room for one later.
+        // A limit on connections is not final: a connection may be available later.
         amiquip::Error::ServerClosedConnection { code: 402 | 403 | 530, message }
             if !message.contains("limit") =>
         {
@@ -197,12 +199,12 @@ fn explain_handshake(
                 "{endpoint} refused user {user:?} the virtual host {vhost:?}: {message}"
             ))
         }
-        // No amiquip error that prints a URL comes up here: the connection is opened without one.
+        // The error cannot contain a URL, and so no password: the connection is opened without one.
         error => endpoint.unreachable(ended.map_or_else(|| error.to_string(), str::to_string)),
     }
 }
 
-/// Shown to operators as the connection's client property `information`.
+/// The connection's client property `information`, which operators see.
 fn who_we_are() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -215,7 +217,7 @@ mod tests {
 
     use super::*;
 
-    /// Under Nagle's algorithm a call takes 44 ms.
+    /// With Nagle's algorithm, a call takes 44 ms.
     #[test]
     fn dial_tries_every_address_of_a_name_and_sets_nodelay() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

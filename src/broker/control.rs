@@ -1,7 +1,7 @@
-//! amiquip's stream: bytes in memory, instead of a socket.
+//! The stream that amiquip reads and writes: a buffer in memory instead of a socket.
 //!
-//! It reads the frames of channel 0 that the reader of the socket has for it. What it writes goes
-//! out between the messages of others.
+//! amiquip reads the frames of channel 0, which the reader of the socket puts into the buffer.
+//! Frames that amiquip writes are sent between the messages of other threads.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -12,7 +12,7 @@ use mio::{Evented, Poll, PollOpt, Ready, Registration, SetReadiness, Token};
 use super::data_plane::DataPlane;
 use crate::lock::lock;
 
-/// Control frames on their way from the reader of the socket to amiquip's I/O thread.
+/// Control frames that the reader of the socket passes to amiquip's I/O thread.
 pub(super) struct ControlFrames {
     incoming: Mutex<Incoming>,
     ready: SetReadiness,
@@ -24,7 +24,7 @@ struct Incoming {
     ended: bool,
 }
 
-/// amiquip's end. It belongs to amiquip's I/O thread, and is dropped when that ends.
+/// amiquip's end of the stream. amiquip's I/O thread owns it, and drops it when the thread ends.
 pub(super) struct ControlStream {
     pub(super) data_plane: Arc<DataPlane>,
     pub(super) registration: Registration,
@@ -50,13 +50,14 @@ impl ControlFrames {
         Ok(())
     }
 
-    /// No more frames follow.
+    /// Marks the end of the stream. No more frames follow.
     pub(super) fn end(&self) {
         lock(&self.incoming).ended = true;
         self.wake_amiquip();
     }
 
-    /// The stream can always be written to. Setting the readiness again counts as a new event.
+    /// The stream is always writable, so both flags are set. Setting the readiness again counts as
+    /// a new event.
     fn wake_amiquip(&self) {
         if let Err(error) = self.ready.set_readiness(Ready::readable() | Ready::writable()) {
             log::error!("waking amiquip's I/O thread: {error}");
@@ -75,8 +76,9 @@ impl Read for ControlStream {
 }
 
 impl Write for ControlStream {
-    /// Takes everything: amiquip writes whole frames, and little of them. If the connection has
-    /// ended, the reading thread knows why, and amiquip learns of it by reading.
+    /// Accepts all bytes at once: amiquip writes only whole and small frames. It reports no errors:
+    /// if the connection has ended, the reading thread knows why, and amiquip notices the end when
+    /// it reads.
     fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
         self.data_plane.write_control(frames, || true);
         Ok(frames.len())
@@ -87,7 +89,7 @@ impl Write for ControlStream {
     }
 }
 
-/// amiquip's I/O thread has ended, and with it the connection.
+/// amiquip's I/O thread drops its stream when it ends. The connection ends with it.
 impl Drop for ControlStream {
     fn drop(&mut self) {
         self.data_plane.amiquip_ended();

@@ -1,7 +1,7 @@
-//! What the threads that use a connection share: its socket, the turn to read it, its channels.
+//! The state that the threads of a connection share: its socket, the turn to read, its channels.
 //!
-//! The threads that wait read the socket, in turns ([`super::turn`]). The reader hands what arrives
-//! on a channel to that channel ([`super::channel`]), and the frames of channel 0 to amiquip
+//! Waiting threads read the socket in turns ([`super::turn`]). The reader passes the frames of a
+//! channel to that channel ([`super::channel`]), and the frames of channel 0 to amiquip
 //! ([`super::control`]).
 
 use std::io;
@@ -26,34 +26,35 @@ pub(crate) struct DataPlane {
     pub(crate) endpoint: Endpoint,
     transport: Transport,
     turn: ReadTurn,
-    /// Rung for the waiter who reads, and for the reserve.
+    /// One for the waiter that reads, one for the reserve.
     bells: [Bell; 2],
-    /// For the reader.
+    /// Used by the reader only, except for [`DataPlane::recycle`].
     decoder: Mutex<Decoder>,
-    /// When amiquip was last told that the broker is alive.
+    /// When amiquip was last notified that bytes had arrived.
     told_alive: Mutex<Option<Instant>>,
     pub(super) control: ControlFrames,
     pub(super) channels: Mutex<Channels>,
     ended: OnceLock<Ended>,
     /// Whether amiquip's handshake is over.
     pub(super) is_open: AtomicBool,
-    /// Why the broker takes no messages at present: a resource alarm. It then reads nothing.
+    /// The broker's reason for accepting no messages at present: a resource alarm. During an alarm,
+    /// the broker does not read.
     blocked: Mutex<Option<String>>,
     heartbeat: Duration,
 }
 
-/// Why a connection has ended.
+/// The reason why a connection has ended.
 struct Ended {
     reason: String,
-    /// What the broker said if it closed the connection.
+    /// The reason that the broker gave, if it closed the connection.
     close: Option<Close>,
 }
 
-/// Why a connection ends that the peer has ended.
+/// The reason if the peer ends the connection without an AMQP close.
 pub(super) const WITHOUT_A_WORD: &str = "the connection ended without a word";
 
 impl DataPlane {
-    /// Also returns amiquip's end of it.
+    /// Also returns the stream for amiquip.
     pub(super) fn new(
         endpoint: Endpoint,
         transport: Transport,
@@ -77,13 +78,13 @@ impl DataPlane {
         Ok((Arc::clone(&data_plane), ControlStream { data_plane, registration }))
     }
 
-    /// What the thread in reserve does until the connection has ended.
+    /// The loop of the reserve thread. It ends when the connection has ended.
     pub(super) fn keep_in_reserve(&self) {
         self.turn.keep_in_reserve(self);
     }
 
-    /// Writes the frames of one message on a channel that `is_open`. Blocks until `until` while the
-    /// broker does not read.
+    /// Writes the frames of one message on a channel that `is_open`. Blocks while the broker does
+    /// not read, until `until` at most.
     pub(super) fn write(
         &self,
         frames: Frames<'_>,
@@ -95,8 +96,8 @@ impl DataPlane {
         written
     }
 
-    /// Writes frames now, or as soon as there is room, if `may_go` says so when it is their turn.
-    /// Does not block.
+    /// Writes frames, at once or as soon as the socket is writable. Skips them and returns false if
+    /// `may_go`, called under the write lock, is false. Does not block.
     pub(super) fn write_control(&self, frames: &[u8], may_go: impl FnOnce() -> bool) -> bool {
         let goes = self.transport.write_control(frames, may_go);
         self.have_due_written();
@@ -109,57 +110,57 @@ impl DataPlane {
         }
     }
 
-    /// Blocks until `is_ready`, until the connection has ended or until `until`, and reads the
-    /// socket if nobody else does: at least once, however little time is left. `is_ready` must
-    /// not block.
+    /// Blocks until `is_ready`, until the connection has ended, or until `until`. Reads the socket
+    /// while no other thread does: at least once, even if the time is up. `is_ready` must not
+    /// block.
     pub(crate) fn wait(&self, waiter: &Arc<Waiter>, until: Instant, is_ready: impl Fn() -> bool) {
         self.turn.wait(self, waiter, until, is_ready);
     }
 
-    /// Lets a waiter check whether it is ready. For the reader.
+    /// Wakes a waiter so that it checks whether it is ready. Called by the reader.
     pub(crate) fn notify(&self, waiter: &Arc<Waiter>) {
         self.turn.notify(waiter);
     }
 
-    /// Lets a waiter check whether it is ready. For every other thread.
+    /// Wakes a waiter so that it checks whether it is ready. Called by all other threads.
     pub(crate) fn wake(&self, waiter: &Arc<Waiter>) {
         self.turn.wake(self, waiter);
     }
 
-    /// Lets every waiter check whether it is ready.
+    /// Wakes every waiter so that it checks whether it is ready.
     pub(crate) fn wake_all(&self) {
         self.turn.wake_all(self);
     }
 
-    /// Why the connection has ended, if it has.
+    /// The reason why the connection has ended; `None` while it is open.
     pub(crate) fn ended(&self) -> Option<&str> {
         self.ended.get().map(|ended| ended.reason.as_str())
     }
 
-    /// What the broker said if it closed the connection.
+    /// The reason that the broker gave, if it closed the connection.
     pub(super) fn closed_by_broker(&self) -> Option<&Close> {
         self.ended.get()?.close.as_ref()
     }
 
-    /// The broker's reason for taking no messages at present.
+    /// The broker's reason for accepting no messages at present.
     pub(crate) fn blocked(&self) -> Option<String> {
         lock(&self.blocked).clone()
     }
 
-    /// The largest frame, in bytes, that the broker takes.
+    /// The largest frame, in bytes, that the broker accepts.
     pub(crate) fn frame_max(&self) -> usize {
         self.transport.frame_max()
     }
 
-    /// Takes the memory of a body that is no longer needed, for the next that arrives. Does not
-    /// block.
+    /// Reuses the memory of a body that is no longer needed, for the next body that arrives. Does
+    /// not block.
     pub(crate) fn recycle(&self, body: Vec<u8>) {
         if let Ok(mut decoder) = self.decoder.try_lock() {
             decoder.recycle(body);
         }
     }
 
-    /// Closes the connection: in good order if the broker answers until then.
+    /// Closes the connection: orderly if the broker answers before `until`, else by cutting it.
     pub(super) fn close(&self, until: Instant) {
         if self.ended().is_none() {
             self.write_control(&Method::CloseConnection.encode(0), || true);
@@ -168,18 +169,19 @@ impl DataPlane {
         self.cut("the connection was closed");
     }
 
-    /// Ends the connection at once, for this reason unless it has one already.
+    /// Ends the connection at once. The reason counts only if the connection had not ended before.
     pub(crate) fn cut(&self, reason: &str) {
         self.end(reason.into(), None);
         self.transport.cut();
         self.control.end();
-        // Their handlers may hold what holds this.
+        // The handlers may own the object that owns this connection. Dropping them ends that cycle.
+        // The lock is released first, because dropping a connection takes it again.
         let channels = std::mem::take(&mut *lock(&self.channels));
         drop(channels);
     }
 
-    /// amiquip's I/O thread ends when the login fails, when the broker was silent for two
-    /// heartbeats, and when the connection has ended.
+    /// Ends the connection after amiquip's I/O thread has ended: because the login failed, because
+    /// the broker was silent for two heartbeats, or because the connection has ended.
     pub(super) fn amiquip_ended(&self) {
         let told_alive = *lock(&self.told_alive);
         let is_silent = told_alive.is_some_and(|told| told.elapsed() >= self.heartbeat);
@@ -189,7 +191,7 @@ impl DataPlane {
         });
     }
 
-    /// Lets nobody wait any longer. The socket stays open for the last frames.
+    /// Stores the reason and ends all waits. The socket stays open for the last frames.
     fn end(&self, reason: String, close: Option<Close>) {
         if self.ended.set(Ended { reason, close }).is_ok() {
             log::debug!("the connection has ended: {}", self.ended().unwrap_or_default());
@@ -197,7 +199,8 @@ impl DataPlane {
         }
     }
 
-    /// Reads once. `Err` tells why the connection has ended.
+    /// Reads from the socket once and dispatches all complete frames. `Err` is the reason why the
+    /// connection has ended.
     fn read_some(&self) -> Result<(), String> {
         let mut decoder = lock(&self.decoder);
         let length = match self.transport.read(decoder.room()) {
@@ -229,7 +232,8 @@ impl DataPlane {
             }
             Notice::Closed(close) => {
                 self.end(format!("the broker closed the connection: {close}"), Some(close));
-                // amiquip has no part in closing, except that it finds out why a login failed.
+                // amiquip does not take part in closing. It gets the frame only during the login,
+                // to find out why the login failed.
                 if self.is_open.load(Ordering::Relaxed) {
                     self.write_control(&bare_method(0, CONNECTION_CLOSE_OK), || true);
                     self.control.end();
@@ -252,7 +256,8 @@ impl DataPlane {
         self.control.push(frame)
     }
 
-    /// amiquip ends a connection on which nothing arrives for two heartbeats, and sees no messages.
+    /// Passes a heartbeat to amiquip when bytes have arrived. amiquip sees only channel 0, and ends
+    /// a connection if it receives nothing for two heartbeat intervals.
     fn tell_amiquip_that_the_broker_is_alive(&self) -> Result<(), String> {
         const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
         const OFTEN_ENOUGH: Duration = Duration::from_secs(1);
@@ -260,7 +265,8 @@ impl DataPlane {
         let mut told = lock(&self.told_alive);
         match *told {
             Some(told) if now.duration_since(told) < OFTEN_ENOUGH => return Ok(()),
-            // The broker's first frame has to be amiquip's first too.
+            // amiquip's first frame must be the broker's first frame, so no heartbeat goes before
+            // it.
             None => {}
             Some(_) => self.control.push(&HEARTBEAT)?,
         }

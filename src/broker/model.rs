@@ -1,10 +1,11 @@
-//! The read turn under a model checker: [shuttle](https://docs.rs/shuttle) runs the threads of a
-//! test one at a time, and chooses at random, thousands of times, which goes on at each lock,
-//! wait and notification. A thread that nobody wakes is a deadlock, and fails the test.
+//! Tests the read turn with a model checker. [shuttle](https://docs.rs/shuttle) runs the threads of
+//! a test one at a time. At each lock, wait and notification it chooses at random which thread
+//! continues, in thousands of runs. If no thread can continue, that is a deadlock, and the test
+//! fails.
 //!
-//! `SHUTTLE_ITERATIONS=1000000 cargo test --release model::` runs a longer form.
+//! `SHUTTLE_ITERATIONS=1000000 cargo test --release model::` runs more iterations.
 
-#[allow(clippy::duplicate_mod)] // on purpose: here it stands on another `sync`
+#[allow(clippy::duplicate_mod)] // on purpose: here it uses another `sync`
 #[path = "turn.rs"]
 mod turn;
 
@@ -17,7 +18,7 @@ use shuttle::thread;
 use sync::Moment;
 use turn::{ReadTurn, Reader, Socket, Waiter};
 
-/// In place of [`super::sync`].
+/// Replaces [`super::sync`].
 mod sync {
     use std::ops::{Deref, DerefMut};
     use std::time::Duration;
@@ -26,14 +27,14 @@ mod sync {
     pub(super) use shuttle::sync::{Arc, Condvar};
     pub(super) use std::sync::PoisonError;
 
-    /// Time is not modelled, only that it passes at some point.
+    /// The model has no clock. `Soon` passes at some point, `Never` does not.
     #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
     pub(super) enum Moment {
         Soon,
         Never,
     }
 
-    /// A mutex whose guard knows it, so that a wait can end without a notification.
+    /// A mutex whose guard refers to it, so that a wait can end without a notification.
     #[derive(Default)]
     pub(super) struct Mutex<T>(shuttle::sync::Mutex<T>);
 
@@ -87,7 +88,7 @@ mod sync {
     }
 }
 
-/// A connection on which a broker answers, and callers of which each has a mailbox.
+/// A connection to a broker that answers, and callers with one mailbox each.
 #[derive(Default)]
 struct Model {
     turn: ReadTurn,
@@ -98,7 +99,7 @@ struct Model {
 
 #[derive(Default)]
 struct Wire {
-    /// Whom the messages are for that nobody has read.
+    /// The caller of each message that no thread has read yet.
     incoming: VecDeque<usize>,
     is_rung: [bool; 2],
     has_ended: bool,
@@ -176,7 +177,7 @@ impl Model {
         *self.mailboxes[caller].received.lock().unwrap()
     }
 
-    /// Waits until so many messages have been received.
+    /// Waits until the caller has received this many messages.
     fn wait(&self, caller: usize, messages: usize, until: Moment) -> bool {
         let is_ready = || self.received(caller) >= messages;
         self.turn.wait(self, &self.mailboxes[caller].waiter, until, is_ready);
@@ -188,7 +189,7 @@ impl Model {
         thread::spawn(move || model.turn.keep_in_reserve(&*model))
     }
 
-    /// A broker that answers requests in its own time, until nobody can send any.
+    /// A broker that answers each request at a random time. It ends when all senders are dropped.
     fn broker(self: &Arc<Model>) -> (mpsc::Sender<usize>, thread::JoinHandle<()>) {
         let model = Arc::clone(self);
         let (sender, requests) = mpsc::channel();
@@ -203,7 +204,7 @@ fn check(scenario: impl Fn() + Send + Sync + 'static) {
     shuttle::check_random(scenario, iterations);
 }
 
-/// Callers call twice, and each gets its two replies.
+/// Each caller makes two calls, and receives both replies.
 fn callers_get_their_replies(callers: usize, has_reserve: bool) {
     let model = Model::new(callers);
     let reserve = has_reserve.then(|| model.reserve());
@@ -242,7 +243,7 @@ fn callers_and_reserve_share_the_turn() {
     check(|| callers_get_their_replies(2, true));
 }
 
-/// The first caller's reply comes only when the second has returned with its own.
+/// The first caller's reply arrives only after the second caller has returned with its own reply.
 #[test]
 fn reply_wakes_its_caller_while_another_reads() {
     for has_reserve in [false, true] {
@@ -263,8 +264,8 @@ fn reply_wakes_its_caller_while_another_reads() {
     }
 }
 
-/// Nobody answers the second caller. Its time runs out, no matter which thread has the turn. That
-/// disturbs neither of the others.
+/// The second caller gets no reply and returns when its time is up, whichever thread has the turn.
+/// The other callers still get their replies.
 #[test]
 fn caller_returns_at_its_deadline_whoever_reads() {
     for has_reserve in [false, true] {
@@ -287,7 +288,8 @@ fn caller_returns_at_its_deadline_whoever_reads() {
     }
 }
 
-/// The peer hangs up at any point: everybody returns, and what arrived before is received.
+/// The peer closes the connection at a random point. Every caller returns, and messages that
+/// arrived before are received.
 #[test]
 fn end_of_the_connection_releases_everybody() {
     check(|| {
@@ -298,7 +300,7 @@ fn end_of_the_connection_releases_everybody() {
             thread::spawn(move || model.wait(caller, 1, Moment::Never))
         });
         model.deliver(1);
-        // As for bytes of amiquip's that found no room.
+        // As if bytes of amiquip's did not fit into the socket.
         model.turn.ring(&*model);
         model.hang_up();
         let answered = threads.map(|thread| thread.join().unwrap());
@@ -307,7 +309,7 @@ fn end_of_the_connection_releases_everybody() {
     });
 }
 
-/// Another thread makes a caller ready, whether that reads at the moment or stands by.
+/// Another thread makes a caller ready while that caller reads or stands by.
 #[test]
 fn wake_reaches_a_caller_that_reads() {
     check(|| {

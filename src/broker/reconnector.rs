@@ -1,7 +1,7 @@
-//! Which session a program uses, and how there comes to be another.
+//! Chooses the session that a program uses, and replaces a lost one.
 //!
-//! A session is a connection that is set up for its work. One thread at a time connects, for all
-//! that need a session; they wait until their own deadlines.
+//! A session is a connection that is set up for its purpose. One thread at a time connects, for all
+//! callers that need a session. Each caller waits until its own deadline.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -16,40 +16,41 @@ pub(crate) struct Reconnector<S> {
     brokers: Brokers,
     open: Open<S>,
     state: Mutex<State<S>>,
-    /// Notified whenever connecting has ended, one way or the other.
+    /// Notified when connecting succeeds or fails.
     changed: Condvar,
 }
 
-/// Sets a connection up; the flag says that there was a session before.
+/// Sets up a connection. The flag is true if there was a session before.
 type Open<S> = Box<dyn Fn(Connection, bool) -> Result<S> + Send + Sync>;
 
 pub(crate) trait Session: Send + Sync + 'static {
-    /// Why it is of no use any more.
+    /// The reason why the session is no longer usable; `None` while it is.
     fn ended(&self) -> Option<Error>;
 }
 
 struct State<S> {
     phase: Phase<S>,
-    /// The place in the list of the broker to begin with: the one that was good last.
+    /// Index of the broker to try first: the last one that worked.
     broker: usize,
     was_up: bool,
-    /// Counts failed tries: who waits tells by it whether one has failed meanwhile.
+    /// The number of failed attempts. A waiting caller compares it to detect that an attempt failed
+    /// while it waited.
     failures: u64,
     last_failure: Option<Error>,
-    /// Tries that failed in a row, and when the next may be made.
+    /// The number of consecutive failed attempts, and the earliest time of the next attempt.
     in_a_row: u32,
     next_try: Instant,
 }
 
 enum Phase<S> {
     Down,
-    /// A thread is at it.
+    /// A thread is connecting.
     Connecting,
     Up {
         session: Arc<S>,
         since: Instant,
     },
-    /// With the last session, for those who have to finish on it.
+    /// With the last session, for the callers that have to finish on it.
     Closed(Option<Arc<S>>),
 }
 
@@ -75,7 +76,7 @@ impl<S: Session> Reconnector<S> {
         })
     }
 
-    /// The first session. Tries until [`Brokers::wait`] is over, and at least once.
+    /// Makes the first session. Retries until [`Brokers::wait`] is over, and tries at least once.
     pub(crate) fn first_session(self: &Arc<Self>, timeout: Duration) -> Result<Arc<S>> {
         let deadline = Deadline::after(self.brokers.first_limit().min(timeout));
         match self.brokers.wait.is_zero() {
@@ -84,8 +85,8 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    /// The session there is, or else a new one. A failed try is followed by another, a little later
-    /// each time, unless it cannot help.
+    /// Returns the current session, or else a new one. Retries a failed attempt, with a longer
+    /// delay each time, unless a retry cannot help.
     pub(crate) fn session(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<S>> {
         self.session_unless(deadline, |failure| !matches!(failure, Error::Unreachable { .. }))
     }
@@ -130,9 +131,10 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    /// Connects in a thread of its own: looking up a name takes as long as the system's resolver
-    /// does. The thread goes on when the caller has left, for those who come next: if callers who
-    /// wait for less than the handshakes take cut it short, none would ever succeed.
+    /// Connects in a separate thread, because looking up a name takes as long as the system's
+    /// resolver does. The thread continues for later callers after the caller has given up. If
+    /// callers with short deadlines ended it, and the handshakes took longer, no attempt would ever
+    /// succeed.
     fn begin_to_connect(self: &Arc<Self>, state: &mut State<S>, deadline: Deadline) {
         let deadline = Deadline::after(deadline.remaining().max(self.brokers.first_limit()));
         state.phase = Phase::Connecting;
@@ -142,8 +144,7 @@ impl<S: Session> Reconnector<S> {
                 Err(failed) => (first, Err(failed)),
                 Ok((index, connection)) => match (this.open)(connection, again) {
                     Ok(session) => (index, Ok(session)),
-                    // A broker that takes the login but not what comes then is the last to be tried
-                    // again.
+                    // A broker that accepts the login but not what follows is tried again last.
                     Err(error) => (index + 1, Err(error.into())),
                 },
             };
@@ -159,7 +160,7 @@ impl<S: Session> Reconnector<S> {
         let mut state = lock(&self.state);
         state.broker = broker;
         match opened {
-            // Dropping a session closes it.
+            // Dropping the session closes it.
             _ if matches!(state.phase, Phase::Closed(_)) => {}
             Ok(session) => {
                 state.was_up = true;
@@ -179,8 +180,8 @@ impl<S: Session> Reconnector<S> {
         self.brokers.unreachable(format!("{reason} (tried for {:?})", deadline.timeout))
     }
 
-    /// Has the next session made at the next broker, if the present one is this. A failure delays
-    /// it.
+    /// Abandons `session` if it is the current one. The next call then connects again, starting
+    /// with the next broker. A `failure` delays that attempt.
     pub(crate) fn leave(&self, session: &Arc<S>, failure: Option<Error>) {
         let mut state = lock(&self.state);
         if matches!(&state.phase, Phase::Up { session: present, .. } if Arc::ptr_eq(present, session))
@@ -196,7 +197,7 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    /// The session there is, or was when this was closed.
+    /// The current session, or the last one if this is closed.
     pub(crate) fn present(&self) -> Option<Arc<S>> {
         match &lock(&self.state).phase {
             Phase::Up { session, .. } => Some(Arc::clone(session)),
@@ -205,7 +206,7 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    /// Gives nobody a session any more. Returns the present one.
+    /// Makes every later call of [`Reconnector::session`] fail. Returns the current session.
     pub(crate) fn close(&self) -> Option<Arc<S>> {
         let mut state = lock(&self.state);
         if let Phase::Up { session, .. } = &state.phase {
@@ -220,8 +221,8 @@ impl<S: Session> Reconnector<S> {
 }
 
 impl<S> State<S> {
-    /// A session that ended soon after it began counts like a failure to connect: a broker that
-    /// throws everybody out is left alone for a while.
+    /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
+    /// connect, so that a broker that ends all its connections is not reconnected to at once.
     fn lost(&mut self, reason: &Error, lasted: Duration) {
         const SOON: Duration = Duration::from_secs(1);
         self.phase = Phase::Down;

@@ -1,5 +1,5 @@
-//! What the read turn blocks on. Its model test compiles [`super::turn`] with a `sync` module of
-//! its own, in which a model checker decides which thread runs next.
+//! The synchronization primitives of the read turn. The model test compiles [`super::turn`] with a
+//! different `sync` module, in which a model checker decides which thread runs next.
 
 pub(super) use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ pub(super) fn after(time: Duration) -> Moment {
     Instant::now() + time
 }
 
-/// Blocks until the condition variable is notified, or until the moment if there is one.
+/// Blocks until the condition variable is notified, or until `until` if it is set.
 pub(super) fn wait_until<'a, T>(
     condition: &Condvar,
     guard: MutexGuard<'a, T>,

@@ -1,8 +1,8 @@
-//! The socket of one connection, plain or TLS, written by whole frames.
+//! Writes and reads the socket of one connection, plain or TLS. Writes consist of whole frames.
 //!
-//! Callers, workers, the reader and amiquip all write on it. The lock is held for as long as one write takes
-//! that does not block; a writer who finds the socket full waits outside of it, until its own
-//! deadline, and knows then whether some of its message is out.
+//! Callers, workers, the reader and amiquip all write. The lock is held only during a write that
+//! does not block. If the socket is full, the writer releases the lock and waits until its own
+//! deadline. If the deadline passes, the writer knows whether a part of its message was written.
 
 #[cfg(test)]
 mod tests;
@@ -25,9 +25,9 @@ pub(crate) struct Transport {
     tls: Option<Mutex<Box<dyn Stream>>>,
     tls_may_hold_more: AtomicBool,
     write: Mutex<WriteState>,
-    /// Notified when the socket may be free for another message.
+    /// Notified when another message may be written.
     free: Condvar,
-    /// Whether [`WriteState::due`] holds anything that nobody is writing.
+    /// Whether [`WriteState::due`] contains bytes that no writer is about to write.
     is_due: AtomicBool,
     frame_max: AtomicUsize,
 }
@@ -38,22 +38,23 @@ impl<S: Read + Write + Send> Stream for S {}
 
 #[derive(Default)]
 struct WriteState {
-    /// Goes out before the next message: the rest of a message whose writer ran out of time, and
-    /// frames of amiquip's and of the reader's, which never wait.
+    /// Bytes to write before the next message: the rest of a message whose writer timed out, and
+    /// frames of amiquip and of the reader, which never wait.
     due: Vec<u8>,
-    /// A writer waits for room in the socket, perhaps in the middle of its message.
+    /// A writer waits until the socket is writable, perhaps in the middle of its message.
     has_writer: bool,
     is_cut: bool,
 }
 
-/// Why a message was not written.
+/// The reason why a message was not written.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum WriteError {
-    /// The deadline passed. What had `begun` goes out before anything else, and whole.
+    /// The deadline passed. If a part was written (`begun`), the rest is written before anything
+    /// else, so the message still arrives whole.
     TimedOut { begun: bool },
     /// The broker has closed the channel.
     ChannelClosed,
-    /// The connection has ended. The reading thread learns why.
+    /// The connection has ended. The reading thread finds out why.
     Disconnected,
 }
 
@@ -71,15 +72,15 @@ impl Transport {
         })
     }
 
-    /// Writes the frames of one message on a channel that `is_open`, with nothing in between. Blocks
-    /// until `until` while the broker does not read.
+    /// Writes the frames of one message on a channel that `is_open`, without frames of others
+    /// between them. Blocks while the broker does not read, until `until` at most.
     pub(super) fn write(
         &self,
         mut frames: Frames<'_>,
         until: Instant,
         is_open: &AtomicBool,
     ) -> Result<(), WriteError> {
-        // Bytes of the present part.
+        // Number of bytes of the current part that are written.
         let mut written = 0;
         let mut begun = false;
         let mut state = lock(&self.write);
@@ -110,17 +111,18 @@ impl Transport {
                         if frames.advance() {
                             continue;
                         }
-                        // What amiquip wrote meanwhile. An error shows at the next write.
+                        // Frames that amiquip wrote meanwhile. An error shows at the next write.
                         let _ = self.flush(&mut state);
                         return Ok(());
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    // A part of the first TLS record may be out although nothing was written: then
-                    // no other bytes may be tried before the same (SSL_write(3)).
+                    // With TLS, a part of the first record may be written even if nothing counts as
+                    // written. The next write must then begin with the same bytes (SSL_write(3)).
                     begun |= is_flushed && self.tls.is_some();
                     state.has_writer = true;
-                    // The writer has room for it first.
+                    // The reader need not write the due bytes: this writer does, once the socket is
+                    // writable.
                     self.is_due.store(false, Ordering::Release);
                     drop(state);
                     let has_room = self.poll(None, PollFlags::OUT, Some(until));
@@ -141,7 +143,7 @@ impl Transport {
                         Err(error) => {
                             log::error!("waiting for room to write: {error}");
                             drop(state);
-                            // Nobody may write behind half a message.
+                            // No thread may write after an incomplete message.
                             self.cut();
                             return Err(WriteError::Disconnected);
                         }
@@ -152,23 +154,23 @@ impl Transport {
         }
     }
 
-    /// Writes whole frames, now or as soon as there is room, if `may_go` says so when it is their
-    /// turn. Never blocks.
+    /// Writes whole frames, at once or as soon as the socket is writable. Skips them and returns
+    /// false if `may_go`, called under the write lock, is false. Never blocks.
     pub(super) fn write_control(&self, frames: &[u8], may_go: impl FnOnce() -> bool) -> bool {
         let mut state = lock(&self.write);
         let goes = may_go();
         if goes {
             state.due.extend_from_slice(frames);
             if !state.has_writer {
-                // The reading thread learns of an error.
+                // The reading thread notices an error.
                 let _ = self.flush(&mut state);
             }
         }
         goes
     }
 
-    /// Writes what is due, unless a writer is about to. The reading thread calls it when there is
-    /// room.
+    /// Writes the due bytes, unless a writer is about to. The reading thread calls it when the
+    /// socket is writable.
     pub(super) fn write_due(&self) {
         let mut state = lock(&self.write);
         if !state.has_writer {
@@ -176,7 +178,7 @@ impl Transport {
         }
     }
 
-    /// Whether something waits for room that the reading thread has to write.
+    /// Whether there are due bytes that the reading thread has to write.
     pub(super) fn is_due(&self) -> bool {
         self.is_due.load(Ordering::Acquire)
     }
@@ -199,7 +201,7 @@ impl Transport {
         }
     }
 
-    /// Reads some of what is there. Never blocks.
+    /// Reads some of the available bytes. Never blocks.
     pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
         let Some(tls) = &self.tls else { return (&self.tcp).read(into) };
         let read = lock(tls).read(into);
@@ -207,9 +209,9 @@ impl Transport {
         read
     }
 
-    /// Blocks until the socket is ready for one of `events` or has ended, the bell was rung, or
-    /// the time is up. What TLS holds does not show on the socket: until a read has told that there
-    /// is no more, this does not block. Returns which of the events there are.
+    /// Blocks until the socket is ready for one of `events` or has ended, until the bell was rung,
+    /// or until `until`. Does not block while TLS may hold decrypted bytes, which `poll` cannot
+    /// see: until a read returns an error. Returns the events that are ready.
     pub(super) fn poll(
         &self,
         bell: Option<&Bell>,
@@ -237,12 +239,12 @@ impl Transport {
         Ok(if has_ended { events } else { found })
     }
 
-    /// The largest frame, in bytes, that the broker takes.
+    /// The largest frame, in bytes, that the broker accepts.
     pub(super) fn frame_max(&self) -> usize {
         self.frame_max.load(Ordering::Relaxed)
     }
 
-    /// Notes the broker's limit. Larger frames than RabbitMQ's default are of no use to us.
+    /// Sets the broker's limit. This crate does not use frames larger than RabbitMQ's default.
     pub(super) fn set_frame_max(&self, frame_max: usize) {
         const FRAME_MIN_SIZE: usize = 4096;
         let frame_max = if frame_max == 0 { RABBITMQ_FRAME_MAX } else { frame_max };
@@ -254,12 +256,12 @@ impl Transport {
     pub(super) fn cut(&self) {
         lock(&self.write).is_cut = true;
         self.free.notify_all();
-        // It fails only on a connection that has ended already.
+        // Shutdown fails only if the connection has ended already.
         let _ = self.tcp.shutdown(Shutdown::Both);
     }
 }
 
-/// How long to poll: at most an hour, since the polling thread then checks its deadline.
+/// The timeout for `poll`: at most an hour. After it, the polling thread checks its deadline.
 pub(super) fn timespec_until(until: Instant) -> Timespec {
     const LONGEST: Duration = Duration::from_secs(3600);
     let left = until.saturating_duration_since(Instant::now()).min(LONGEST);

@@ -1,17 +1,18 @@
-//! The turn to read the socket.
+//! Decides which thread reads the socket.
 //!
-//! One thread at a time reads. A thread that waits for a reply or a request takes the turn if it
-//! is free, reads until it has what it waits for, and gives others what is theirs. Threads that
-//! find the turn taken stand by: each is woken when it has something, or when the turn is free.
+//! One thread at a time has the *turn* to read. A thread that waits for a reply or a request takes
+//! the turn if it is free. It reads until it has what it waits for, and passes other messages to
+//! their channels. If the turn is taken, a waiting thread stands by. It is woken when something
+//! arrives for it, or when the turn becomes free.
 //!
-//! A *reserve* thread reads while nobody waits, so that heartbeats, notices and the end of the
-//! connection are noticed then too. It blocks in `poll`; a newcomer takes the turn from it and
-//! rings, without waiting for it. The reserve then looks once a tick, and takes the turn again when
-//! that was free for a whole tick, so that it does not disturb a busy caller. When it finds that a
-//! thread keeps the turn for a whole tick, it sleeps until that thread has left: an idle process
-//! has no ticks at all.
+//! A *reserve* thread reads while no other thread waits, so that heartbeats, notices and the end of
+//! the connection are still noticed. It blocks in `poll`. A waiting thread takes the turn from it
+//! and interrupts its `poll`, without waiting for the reserve to return. The reserve then checks
+//! the turn once per tick. It takes the turn back only after the turn was free for a whole tick, so
+//! that it does not disturb a busy caller. If one thread keeps the turn for a whole tick, the
+//! reserve sleeps until that thread gives up the turn. An idle process therefore has no ticks.
 //!
-//! [`super::model`] runs this file under a model checker.
+//! [`super::model`] tests this file with a model checker.
 
 use std::time::Duration;
 
@@ -22,18 +23,19 @@ use super::sync::{
 #[derive(Default)]
 pub(super) struct ReadTurn {
     state: Mutex<State>,
-    /// Notified when the reserve has to look at the state.
+    /// Notified when the reserve has to check the state.
     reserve: Condvar,
 }
 
-/// What is read in turns.
+/// The socket that the threads read in turns.
 pub(super) trait Socket {
-    /// Blocks until there is something to read, the reader was rung for, or the time is up. True
-    /// if there is something to read.
+    /// Blocks until there is something to read, until [`Socket::ring`] is called for this reader,
+    /// or until the time is up. True if there is something to read.
     fn poll(&self, reader: Reader, until: Option<Moment>) -> bool;
-    /// Reads some of what is there, without blocking, and gives it to whom it belongs.
+    /// Reads some of the available bytes, without blocking, and passes the messages to their
+    /// receivers.
     fn read(&self);
-    /// Makes the reader's present or next `poll` return.
+    /// Makes the reader's current or next `poll` return.
     fn ring(&self, reader: Reader);
 }
 
@@ -43,7 +45,7 @@ pub(super) enum Reader {
     Reserve,
 }
 
-/// A thread that may wait, or several of which one waits at a time.
+/// Identifies a waiting thread. Several threads may share it if only one of them waits at a time.
 #[derive(Default)]
 pub(crate) struct Waiter {
     notified: Condvar,
@@ -53,7 +55,7 @@ pub(crate) struct Waiter {
 struct State {
     turn: Turn,
     standby: Vec<Arc<Waiter>>,
-    /// Counts how often a waiter took the turn.
+    /// The number of times that a waiter took the turn.
     taken: u64,
     reserve_sleeps: bool,
     ended: bool,
@@ -63,20 +65,20 @@ struct State {
 enum Turn {
     #[default]
     Free,
-    /// The reserve blocks in `poll`: any waiter may take the turn from it.
+    /// The reserve blocks in `poll`. Any waiter may take the turn from it.
     Polled,
-    /// Somebody reads.
+    /// A thread polls or reads.
     Taken(Reader),
 }
 use Turn::{Free, Polled, Taken};
 
-/// How long the turn has to be free before the reserve takes it.
+/// How long the turn must be free before the reserve takes it.
 const TICK: Duration = Duration::from_millis(10);
 
 impl ReadTurn {
-    /// Blocks until `is_ready`, until the connection has ended, or until the time is up; reads
-    /// the socket if nobody else does. Reads at least once if the turn can be had, however little
-    /// time is left.
+    /// Blocks until `is_ready`, until the connection has ended, or until `until`. Reads the socket
+    /// while no other thread does. If the turn is available, it reads at least once, even if the
+    /// time is up.
     pub(super) fn wait(
         &self,
         socket: &impl Socket,
@@ -116,13 +118,13 @@ impl ReadTurn {
         self.leave(state);
     }
 
-    /// If the turn is free, somebody else has to learn it.
+    /// If the turn is free, wakes a thread that can take it.
     fn leave(&self, state: MutexGuard<'_, State>) {
         if state.turn != Free {
             return;
         }
         let (next, reserve_sleeps) = (state.standby.last().cloned(), state.reserve_sleeps);
-        // Whoever is woken needs the lock.
+        // The woken thread needs the lock.
         drop(state);
         match next {
             Some(next) => next.notified.notify_one(),
@@ -131,9 +133,9 @@ impl ReadTurn {
         }
     }
 
-    /// What the reserve thread does until the connection has ended.
+    /// The loop of the reserve thread. It ends when the connection has ended.
     pub(super) fn keep_in_reserve(&self, socket: &impl Socket) {
-        // What `taken` was at the last look, if the reserve has looked since it read.
+        // The value of `taken` at the last check; `None` if there was no check since the last read.
         let mut taken = None;
         let mut state = self.lock();
         while !state.ended {
@@ -170,8 +172,8 @@ impl ReadTurn {
         }
     }
 
-    /// Lets a waiter check whether it is ready. For the reading thread, which checks for itself
-    /// later. True if the waiter stood by.
+    /// Wakes a waiter that stands by, so that it checks whether it is ready. Called by the reading
+    /// thread, which checks its own condition after reading. True if the waiter stood by.
     pub(super) fn notify(&self, waiter: &Arc<Waiter>) -> bool {
         let mut state = self.lock();
         let index = state.standby.iter().position(|other| Arc::ptr_eq(other, waiter));
@@ -180,14 +182,14 @@ impl ReadTurn {
         found.map(|waiter| waiter.notified.notify_one()).is_some()
     }
 
-    /// Lets a waiter check whether it is ready, also if it is the reading thread.
+    /// Wakes a waiter so that it checks whether it is ready, even if it is the reading thread.
     pub(super) fn wake(&self, socket: &impl Socket, waiter: &Arc<Waiter>) {
         if !self.notify(waiter) && self.lock().turn == Taken(Reader::Waiter) {
             socket.ring(Reader::Waiter);
         }
     }
 
-    /// Lets every waiter check whether it is ready.
+    /// Wakes every waiter so that it checks whether it is ready.
     pub(super) fn wake_all(&self, socket: &impl Socket) {
         let state = self.lock();
         state.standby.iter().for_each(|waiter| waiter.notified.notify_one());
@@ -207,7 +209,7 @@ impl ReadTurn {
         }
     }
 
-    /// The connection has ended: nobody waits any longer.
+    /// Ends all waits, because the connection has ended.
     pub(super) fn end(&self, socket: &impl Socket) {
         self.lock().ended = true;
         self.wake_all(socket);

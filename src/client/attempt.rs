@@ -1,4 +1,4 @@
-//! One attempt of a call: a request that is out, and how it is waited for.
+//! One attempt of a call: a request in flight, and the wait for its reply.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,18 +12,18 @@ use super::session::Session;
 use crate::broker::Session as _;
 use crate::error::Error;
 
-/// A request that is out. Dropping it gives the attempt up.
+/// A request in flight. Dropping it abandons the attempt.
 pub(super) struct InFlight {
     pub(super) session: Arc<Session>,
     slot: Arc<CallSlot>,
     id: Uuid,
-    /// How long signs of life may stay away, and when to look whether they do, if the caller wants
-    /// any.
+    /// How long to wait for a sign of life, and when to check next, if the caller wants signs of
+    /// life.
     patience: Duration,
     look_at: Option<Instant>,
 }
 
-/// What waiting for a call came to.
+/// The result of a wait.
 pub(super) enum Waited {
     Ended(Outcome),
     /// The request may be lost, for this reason, and may be sent again.
@@ -31,7 +31,7 @@ pub(super) enum Waited {
     TimedOut,
 }
 
-/// How long a call does not look for a reply to its earlier attempts.
+/// The interval at which a call checks for replies to its earlier attempts.
 pub(super) const EARLIER_REPLIES: Duration = Duration::from_millis(500);
 
 impl InFlight {
@@ -45,7 +45,8 @@ impl InFlight {
         const LEAST_BEFORE_RESENDING: Duration = Duration::from_secs(3);
         let mut patience = call.keep_alive.unwrap_or_default() * 3;
         if call.is_idempotent {
-            // Each attempt is given twice as long: where requests wait long, few are sent twice.
+            // Each attempt waits twice as long as the one before, so that few requests are sent
+            // twice if requests wait long in the queue.
             let factor = 1 << earlier.min(8);
             patience = patience.max(LEAST_BEFORE_RESENDING).saturating_mul(factor);
         }
@@ -53,8 +54,8 @@ impl InFlight {
         InFlight { session: Arc::clone(session), slot, id, patience, look_at }
     }
 
-    /// Waits for the outcome, and reads the socket meanwhile if nobody else does. A reply to one
-    /// of the `earlier` attempts is as good; those that have failed are dropped.
+    /// Waits for the outcome, and reads the socket while no other thread does. A reply to one of
+    /// the `earlier` attempts is an outcome as well. Earlier attempts that have failed are dropped.
     pub(super) fn wait(
         &mut self,
         call: &Call,
@@ -82,20 +83,21 @@ impl InFlight {
         }
     }
 
-    /// The outcome of the call if it has come already: a reply to any attempt, or else what became
-    /// of this one.
+    /// The outcome of the call, if it has come: a reply to any attempt, or else the outcome of this
+    /// attempt.
     pub(super) fn take_outcome(&self, earlier: &mut Vec<InFlight>) -> Option<Outcome> {
         let reply = take_reply(earlier).or_else(|| self.slot.take_outcome());
         reply.or_else(|| self.session.ended().map(Err))
     }
 
-    /// When the time has come for it, tells whether signs of life stay away.
+    /// Checks for signs of life, if it is time to. Returns a result if none has come for too long.
     ///
-    /// A server that knows of them gives the first when it begins with the request. So where there
-    /// was none, either the request still waits in its queue, or its server knows of no signs: the
-    /// call goes on to its deadline, unless nobody serves the queue. Where there was one, the
-    /// request may have gone back to the queue, and wait there. An idempotent request that waits in
-    /// no queue and of which there was no sign may be lost.
+    /// A server that supports signs of life sends the first one when it starts with the request. If
+    /// none came, either the request still waits in its queue, or its server does not support them.
+    /// The call then goes on until its deadline, unless the queue has no consumers. If one came,
+    /// the request may have been returned to the queue, and wait there. An idempotent request may
+    /// be lost if no sign of it comes and no request waits in the queue, or if the broker does not
+    /// answer.
     fn look_for_signs(&mut self, call: &Call, earlier: &[InFlight]) -> Option<Waited> {
         let last_sign = || earlier.iter().filter_map(|attempt| attempt.slot.last_sign()).max();
         let last_sign = || self.slot.last_sign().max(last_sign());
@@ -108,7 +110,7 @@ impl InFlight {
             self.look_at = Some(sign + patience);
             return None;
         }
-        // Under an alarm neither signs nor the broker's answer can come.
+        // During an alarm, neither signs of life nor the broker's answer can arrive.
         if self.session.connection.blocked().is_some() {
             self.look_at = Some(now + patience);
             return None;
@@ -128,7 +130,7 @@ impl InFlight {
             return None;
         }
         self.session.suspect();
-        // A broker that is cut off from the others knows of no consumers.
+        // A broker that is cut off from the rest of its cluster knows of no consumers.
         if call.is_idempotent && (!unserved || is_several && earlier.is_empty()) {
             return Some(Waited::MayBeLost("its server gave no sign of life"));
         }
@@ -138,7 +140,7 @@ impl InFlight {
     }
 }
 
-/// The server's answer to one of these attempts. Those that failed otherwise are dropped.
+/// The server's answer to one of these attempts. Attempts that failed otherwise are dropped.
 pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Outcome> {
     let mut reply = None;
     attempts.retain(|attempt| match attempt.slot.take_outcome() {

@@ -1,4 +1,4 @@
-//! One call: sent, waited for, and sent again where that is allowed.
+//! One call: sends it, waits for its reply, and sends it again if that is allowed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,26 +12,26 @@ use crate::error::{Error, Result};
 use crate::observation::Observation;
 use crate::wire::{Headers, Reply};
 
-/// What is sent, and how.
+/// A request and the options of its call.
 pub(super) struct Call {
     pub(super) queue: Arc<str>,
     pub(super) body: Vec<u8>,
     /// A random UUID unless the caller gave one.
     pub(super) message_id: String,
-    /// In place of the client's.
+    /// Overrides the client's.
     pub(super) content_type: Option<String>,
     pub(super) headers: Headers,
     pub(super) keep_alive: Option<Duration>,
     pub(super) is_idempotent: bool,
 }
 
-/// What came back for a call.
+/// The outcome of a call.
 pub(super) type Outcome = Result<Reply>;
 
-/// A call whose reply is still to come: what [`RpcClient::send`](super::RpcClient::send) returns.
+/// A call whose reply has not come yet, as [`RpcClient::send`](super::RpcClient::send) returns it.
 ///
-/// Dropping it gives the call up: the request may still be executed, its reply is thrown away.
-/// It keeps nothing of the client alive: once that is closed, waiting ends with
+/// Dropping it abandons the call: the request may still be executed, and its reply is discarded. It
+/// does not keep the client's connection open. Once the client is closed, waiting ends with
 /// [`Error::Closed`].
 ///
 /// ```no_run
@@ -56,11 +56,11 @@ pub struct PendingReply {
     began: Instant,
     deadline: Deadline,
     state: CallState,
-    /// The attempts before, that may still be answered.
+    /// Earlier attempts, which may still get a reply.
     earlier: Vec<InFlight>,
-    /// Why it was sent again, if it was.
+    /// The reason for sending it again; `None` if it was sent only once.
     lost: Option<String>,
-    /// When to send it, once its queue was gone.
+    /// When to send it again, if its queue did not exist.
     send_at: Instant,
 }
 
@@ -71,7 +71,8 @@ enum CallState {
     Done,
 }
 
-/// How long a call that is sent again waits where its queue is gone, for a server to declare it.
+/// If the queue of a call that is sent again does not exist, the call waits this long for a server
+/// to declare it.
 const QUEUE_GONE: Duration = Duration::from_millis(200);
 
 const ALREADY_DONE: &str =
@@ -116,18 +117,19 @@ impl PendingReply {
         Ok(reply.expect("at its deadline a call has ended"))
     }
 
-    /// Waits for the reply for at most `timeout`, and no longer than until the call's deadline.
-    /// `None` if it has not come by then; it may then be waited for again. After a reply or an
-    /// error the call is over.
+    /// Waits for the reply for at most `timeout`, but not beyond the call's deadline. Returns
+    /// `None` if no reply has come by then; you may wait again. The call is over after a reply or
+    /// an error.
     ///
     /// # Errors
-    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::Config`] if the call was over.
+    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::Config`] if the call was over
+    /// before.
     pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
         Ok(self.wait_until(Deadline::after(timeout).at)?.map(Reply::into_body))
     }
 
-    /// The reply if it has come already. Does not block but for some 200 ms where it asks the broker
-    /// about the queue: at the call's deadline, and where signs of life stay away.
+    /// The reply, if it has come. Blocks only while it asks the broker about the queue, for some
+    /// 200 ms: at the call's deadline, or if no sign of life comes in time.
     ///
     /// # Errors
     /// As [`PendingReply::wait_timeout`].
@@ -151,7 +153,8 @@ impl PendingReply {
         outcome
     }
 
-    /// A call that was sent before may have been executed then, even if this attempt was not.
+    /// If the call was sent before, an earlier attempt may have been executed. An error that rules
+    /// this out for the last attempt is replaced by one that does not.
     fn in_hindsight(&self, error: Error) -> Error {
         match &self.lost {
             Some(lost) if !error.may_have_executed() => {
@@ -177,7 +180,7 @@ impl PendingReply {
                 };
                 match self.send_until(Deadline { at: step, ..self.deadline }) {
                     Ok(()) => continue,
-                    // Only this wait is over, not the call: it goes out in the next one.
+                    // Only this wait has ended, not the call. The next wait sends the request.
                     Err(
                         Error::Unreachable { .. } | Error::Blocked { .. } | Error::TimedOut { .. },
                     ) if step < self.deadline.at && step <= Instant::now() => match step < until {
@@ -194,7 +197,8 @@ impl PendingReply {
                 {
                     self.send_again(reason);
                 }
-                // It was there when the request was sent before: its server declares it anew.
+                // The queue existed when the request was sent before, so a server will declare it
+                // again.
                 Waited::Ended(Err(Error::Unroutable { .. }))
                     if is_again
                         && self.lost.is_some()
@@ -213,7 +217,7 @@ impl PendingReply {
                 Waited::TimedOut | Waited::MayBeLost(_) => {
                     let session = &in_flight.session;
                     let error = session.explain_silence(&self.call.queue, self.deadline);
-                    // It may have come while the broker was asked.
+                    // The outcome may have arrived while the broker was asked.
                     let outcome = in_flight.take_outcome(&mut self.earlier);
                     return outcome.unwrap_or(Err(error)).map(Some);
                 }
@@ -221,15 +225,15 @@ impl PendingReply {
         }
     }
 
-    /// Returns what the call's state was.
+    /// Returns the previous state of the call.
     fn send_again(&mut self, reason: String) -> CallState {
         log::info!("sending request {} again: {reason}", self.call.message_id);
         self.lost = Some(reason);
         mem::replace(&mut self.state, CallState::Unsent)
     }
 
-    /// Gets the request out until `limit`, through one session after the other if need be. The
-    /// request always carries the deadline of the whole call.
+    /// Sends the request until `limit`, through several sessions if necessary. The request always
+    /// carries the deadline of the whole call.
     fn send_until(&mut self, limit: Deadline) -> Result<()> {
         while let CallState::Unsent = self.state {
             if self.deadline.has_passed() {

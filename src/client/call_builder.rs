@@ -11,7 +11,7 @@ use super::call::{Call, PendingReply};
 use crate::error::Result;
 use crate::wire::{self, Headers, Reply, Request};
 
-/// A call that is about to be made, with options of its own: what [`RpcClient::request`] returns.
+/// A call with options of its own, before it is sent. [`RpcClient::request`] returns it.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -50,54 +50,54 @@ impl<'a> CallBuilder<'a> {
         CallBuilder { client, call, timeout: options.timeout }
     }
 
-    /// How long the call may take, in place of
+    /// The time limit of the call. Overrides
     /// [`ClientOptions::timeout`](super::ClientOptions::timeout).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Adds a header. Names that begin with `rpc-` are this crate's own.
+    /// Adds a header. Names that begin with `rpc-` are reserved for this crate.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.call.headers.append(name, value);
         self
     }
 
-    /// An id of the caller's for the request, in place of a random one: the same if the program
-    /// makes the same request again later.
+    /// Sets the id of the request, which is random by default. Use the same id if the program makes
+    /// the same request again later.
     pub fn message_id(mut self, id: impl Into<String>) -> Self {
         self.call.message_id = id.into();
         self
     }
 
-    /// Whether the request may be executed twice, in place of
+    /// Whether the request may be executed twice. Overrides
     /// [`ClientOptions::idempotent`](super::ClientOptions::idempotent).
     pub fn idempotent(mut self, is_idempotent: bool) -> Self {
         self.call.is_idempotent = is_idempotent;
         self
     }
 
-    /// The body's media type, in place of
+    /// The media type of the body. Overrides
     /// [`ClientOptions::content_type`](super::ClientOptions::content_type).
     pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
         self.call.content_type = Some(content_type.into());
         self
     }
 
-    /// How often the server is to give a sign of life, in place of
+    /// The interval at which the server sends a sign of life. Overrides
     /// [`ClientOptions::keep_alive`](super::ClientOptions::keep_alive).
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.call.keep_alive = Some(interval);
         self
     }
 
-    /// For a call that a handler makes for the sake of a request: it takes at most what is left of
-    /// that request's deadline, and belongs to the same trace (the headers `traceparent`,
-    /// `tracestate` and `baggage` of [W3C Trace Context](https://www.w3.org/TR/trace-context/) go
-    /// on as they are).
+    /// For a call that a handler makes while it works on `request`. The time limit is reduced to
+    /// the time that is left until the request's deadline. The call belongs to the request's trace:
+    /// the headers `traceparent`, `tracestate` and `baggage` of [W3C Trace
+    /// Context](https://www.w3.org/TR/trace-context/) are copied unchanged.
     ///
-    /// A handler that calls its own queue waits for a worker while it holds one: such calls can use
-    /// up all workers, and then wait for each other until their deadlines.
+    /// A handler that calls its own queue occupies a worker while it waits for another. Such calls
+    /// can occupy all workers, and then wait for each other until their deadlines.
     pub fn within(mut self, request: &Request) -> Self {
         if let Some(remaining) = request.remaining() {
             self.timeout = self.timeout.min(remaining);
@@ -130,7 +130,7 @@ impl<'a> CallBuilder<'a> {
         self.send()?.wait_reply()
     }
 
-    /// Sends the request and returns at once, as [`RpcClient::send`] does.
+    /// Sends the request and returns without waiting for its reply, as [`RpcClient::send`] does.
     ///
     /// # Errors
     /// As [`RpcClient::send`].

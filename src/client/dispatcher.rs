@@ -1,4 +1,4 @@
-//! Hands what arrives on a client's connection to the callers.
+//! Passes the messages that arrive on a client's connection to their callers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,21 +12,22 @@ use crate::error::Error;
 use crate::frames::{Close, Event, Message};
 use crate::wire;
 
-/// The correlation id of the message that every session begins with: to its own reply queue, to
-/// learn before the first request whether the broker takes messages from us. Without permission
-/// it closes the channel; under a resource alarm it says that it blocks.
+/// The correlation id of the first message of every session. The client sends it to its own reply
+/// queue, to find out before the first request whether the broker accepts its messages. If the user
+/// lacks the permission, the broker closes the channel. During a resource alarm, the broker reports
+/// that it blocks the connection.
 pub(super) const PROBE: Uuid = Uuid::nil();
 
-/// What the reader of the socket shares with the callers of one session.
+/// The state that the reader of the socket shares with the callers of one session.
 pub(super) struct Dispatcher {
     pub(super) config: Arc<Config>,
     pub(super) pending: PendingCalls,
-    /// Why the session has ended, if it is not for the end of its connection.
+    /// The reason why the session has ended, unless its connection ended first.
     pub(super) ended: OnceLock<Error>,
     publisher_rejected: AtomicBool,
-    /// Whether the session takes no more calls and is left to those in flight.
+    /// Whether the session accepts no more calls, but still serves those in flight.
     pub(super) is_retired: AtomicBool,
-    /// Whether the broker is known to take messages from us: [`PROBE`] has come back.
+    /// Whether the broker is known to accept messages from this client: [`PROBE`] has come back.
     publish_verified: AtomicBool,
 }
 
@@ -42,14 +43,13 @@ impl Dispatcher {
         }
     }
 
-    /// Whether the broker closed the channel over one of the requests. None of them may be sent
-    /// again: that one would end every session after this too.
+    /// Whether the broker closed the channel because of one of the requests. None of them may be
+    /// sent again, because that request would end every later session, too.
     pub(super) fn has_rejected(&self) -> bool {
         self.publisher_rejected.load(Ordering::Relaxed)
     }
 
-    /// What happens on the channel on which requests go out, and those that cannot be routed come
-    /// back.
+    /// Handles an event on the channel that publishes requests. Unroutable requests return on it.
     pub(super) fn on_publishing(&self, data_plane: &DataPlane, event: Event) {
         match event {
             Event::Return { queue, message, .. } => {
@@ -58,8 +58,8 @@ impl Dispatcher {
                 }
             }
             Event::Closed(close) => {
-                // The broker handles a channel's messages in order: if it refused the first one, it
-                // took none of those behind it.
+                // The broker handles the messages of a channel in order. If it refused the first
+                // one, it accepted none of those after it.
                 let is_refused =
                     close.code == 403 && !self.publish_verified.load(Ordering::Relaxed);
                 self.publisher_rejected.store(!is_refused, Ordering::Relaxed);
@@ -73,7 +73,7 @@ impl Dispatcher {
         }
     }
 
-    /// What happens on the channel on which replies arrive.
+    /// Handles an event on the channel that receives replies.
     pub(super) fn on_consuming(&self, data_plane: &DataPlane, event: Event) {
         match event {
             Event::Delivery(delivery) => self.route_reply(data_plane, delivery.message),

@@ -10,8 +10,8 @@ use super::call::Outcome;
 use crate::broker::{DataPlane, Waiter};
 use crate::lock::lock;
 
-/// The calls by their correlation ids, at most `limit` at once. A call past its deadline does not
-/// count, whether or not anybody waits for it.
+/// The pending calls by correlation id, at most `limit` at once. A call whose deadline has passed
+/// does not count, even if a thread still waits for it.
 pub(super) struct PendingCalls {
     table: Mutex<Table>,
     limit: usize,
@@ -20,13 +20,13 @@ pub(super) struct PendingCalls {
 #[derive(Default)]
 struct Table {
     calls: HashMap<Uuid, Registered>,
-    /// No call in the table has an earlier deadline.
+    /// No call in the table has an earlier deadline than this.
     earliest: Option<Instant>,
-    /// Who waits for room.
+    /// The callers that wait for an in-flight slot.
     waiting: Vec<Arc<Waiter>>,
-    /// When the first call was registered behind the last answer, to whomever.
+    /// When the first call was registered after the last answer to any call.
     unanswered: Option<Instant>,
-    /// Whether that silence gives reason to think that requests are lost.
+    /// Whether requests may be lost, because a call timed out and no answer has come for long.
     suspect: bool,
 }
 
@@ -35,7 +35,7 @@ struct Registered {
     deadline: Instant,
 }
 
-/// What a caller and the reader of the socket share of one attempt of a call.
+/// The state that a caller shares with the reader of the socket, for one attempt of a call.
 #[derive(Default)]
 pub(super) struct CallSlot {
     pub(super) waiter: Arc<Waiter>,
@@ -45,7 +45,7 @@ pub(super) struct CallSlot {
 #[derive(Default)]
 struct Progress {
     outcome: Option<Outcome>,
-    /// When the server gave the last sign of life, if it has given any.
+    /// When the server sent the last sign of life, if it has sent any.
     last_sign: Option<Instant>,
 }
 
@@ -68,8 +68,9 @@ impl PendingCalls {
         PendingCalls { table: Mutex::default(), limit }
     }
 
-    /// Enters an attempt of a call, before its request goes out; one that `is_again` always. `Err`
-    /// tells when the next of the calls in flight ends, if there are as many as may be.
+    /// Registers an attempt of a call before its request is sent. An attempt that `is_again` is
+    /// always accepted. `Err` is the next time at which a call in flight expires, if the limit is
+    /// reached.
     pub(super) fn register(
         &self,
         id: Uuid,
@@ -90,12 +91,13 @@ impl PendingCalls {
         Ok(())
     }
 
-    /// Has this waiter notified when there may be room.
+    /// Notifies this waiter when an in-flight slot may be free.
     pub(super) fn await_room(&self, waiter: &Arc<Waiter>) {
         lock(&self.table).waiting.push(Arc::clone(waiter));
     }
 
-    /// Ends that. If there is room, another has to be woken in its place.
+    /// Ends the wait of [`PendingCalls::await_room`]. If a slot is free, wakes the next waiter,
+    /// because this one may have consumed its notification.
     pub(super) fn stop_awaiting_room(&self, waiter: &Arc<Waiter>, data_plane: &DataPlane) {
         let mut table = lock(&self.table);
         table.waiting.retain(|other| !Arc::ptr_eq(other, waiter));
@@ -108,7 +110,7 @@ impl PendingCalls {
         lock(&self.table).calls.len() < self.limit
     }
 
-    /// Gives a call its outcome. For the reader. False if the call is not here (any more).
+    /// Sets the outcome of a call. Called by the reader. False if the call is not registered.
     pub(super) fn settle(&self, id: Uuid, outcome: Outcome, reader_of: &DataPlane) -> bool {
         let mut table = lock(&self.table);
         (table.unanswered, table.suspect) = (None, false);
@@ -130,7 +132,7 @@ impl PendingCalls {
         }
     }
 
-    /// Takes out a call that nobody waits for any more.
+    /// Removes a call that no thread waits for any more.
     pub(super) fn forget(&self, id: Uuid, data_plane: &DataPlane) {
         let mut table = lock(&self.table);
         let next = table.calls.remove(&id).and_then(|_| self.next_for_room(&table));
@@ -138,14 +140,14 @@ impl PendingCalls {
         next.iter().for_each(|next| data_plane.wake(next));
     }
 
-    /// Notes that a call timed out: that makes the session suspect if calls have begun for `least`
-    /// and nothing has come back, until something does.
+    /// Notes that a call timed out. If calls have been registered for `least` without any answer,
+    /// this makes the session suspect until an answer comes.
     pub(super) fn suspect_after(&self, least: Duration) {
         let mut table = lock(&self.table);
         table.suspect |= table.unanswered.is_some_and(|since| since.elapsed() >= least);
     }
 
-    /// Whether requests may be lost here.
+    /// Whether requests may be lost in this session.
     pub(super) fn are_suspect(&self) -> bool {
         lock(&self.table).suspect
     }
@@ -163,8 +165,7 @@ impl PendingCalls {
 }
 
 impl Table {
-    /// Takes out the calls whose deadlines have passed. Returns the earliest deadline of the
-    /// others.
+    /// Removes the calls whose deadlines have passed. Returns the earliest deadline of the others.
     fn remove_expired(&mut self) -> Instant {
         let now = Instant::now();
         if self.earliest.is_some_and(|earliest| earliest <= now) {

@@ -1,7 +1,7 @@
-//! One connection of a client as its callers use it.
+//! One connection of a client, with its channels and its reply queue.
 //!
-//! The callers do the work of a call themselves: they publish, taking turns on one channel, and
-//! read the replies in turns.
+//! Callers do the work of a call themselves: they publish on one channel, one at a time, and read
+//! the replies in turns.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -22,22 +22,22 @@ use crate::frames::Method;
 use crate::wire::{self, Reply, RequestHead};
 
 pub(super) struct Session {
-    /// The first to be dropped: with it the channels are closed.
+    /// Dropped first, which also closes the channels.
     pub(super) connection: Connection,
     pub(super) dispatcher: Arc<Dispatcher>,
     publishing: Channel,
     _consuming: Channel,
     reply_queue: String,
-    /// The queue that the broker was last asked about, when, and what was found.
+    /// The last queue that the broker was asked about, the time, and the result.
     pub(super) inspected: Mutex<Option<(String, Instant, Result<QueueStatus>)>>,
 }
 
-/// How long nothing may come back before a call that gets no reply makes the session suspect.
+/// A call that gets no reply makes the session suspect if nothing has come back for this long.
 const SILENCE: Duration = Duration::from_secs(3);
 
 impl Session {
-    /// Makes a reply queue and consumes from it, in as long as connecting may take. `again` says
-    /// that there was a session before.
+    /// Declares a reply queue and consumes from it. Blocks for at most the time that connecting may
+    /// take. `again` means that there was a session before.
     pub(super) fn open(
         config: &Arc<Config>,
         connection: Connection,
@@ -70,17 +70,17 @@ impl Session {
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
         let route = publishing.route(&reply_queue, false);
         let probe = wire::encode_reply(route, Some(&id), &config.app_id, &empty);
-        // If it cannot be written, the first call learns why.
+        // If writing fails, the first call reports why.
         let _ = publishing.write(probe, until);
         log::info!("ready to call {:?} through {}", config.queue, connection.endpoint);
         let inspected = Mutex::default();
         Ok(Session { connection, dispatcher, publishing, _consuming, reply_queue, inspected })
     }
 
-    /// Publishes a request. `None` if the session ended before the request was out: it was not
-    /// executed, and another session may take it.
+    /// Publishes a request. `None` if the session ended before the whole request was written: it
+    /// was not executed, and another session may send it.
     ///
-    /// Waits until `limit` for a broker that blocks, or for room among the calls in flight. The
+    /// Blocks until `limit` at most, while the broker is blocked or no in-flight slot is free. The
     /// request carries the `deadline` of its caller.
     pub(super) fn publish(
         self: &Arc<Session>,
@@ -111,7 +111,7 @@ impl Session {
         let request = wire::encode_request(route, &head, &call.body);
         match self.publishing.write(request, limit.at) {
             Ok(()) => Ok(Some(in_flight)),
-            // The rest goes out before anything else.
+            // The rest of the request is written before anything else.
             Err(WriteError::TimedOut { begun: true }) if limit.at < deadline.at => {
                 Ok(Some(in_flight))
             }
@@ -120,7 +120,7 @@ impl Session {
         }
     }
 
-    /// False if the session takes no more calls.
+    /// Waits for an in-flight slot. False if the session accepts no more calls.
     fn register(
         &self,
         id: Uuid,
@@ -168,8 +168,8 @@ impl Session {
         self.dispatcher.is_retired.load(Ordering::Relaxed)
     }
 
-    /// Takes no more calls. Those in flight that are idempotent are sent again elsewhere, and may
-    /// still be answered here. The connection ends with the last of them.
+    /// Accepts no more calls. Idempotent calls in flight are sent again in another session, but may
+    /// still get their replies here. The connection ends with the last call.
     pub(super) fn retire(&self) {
         let endpoint = &self.connection.endpoint;
         log::info!("no replies through {endpoint}: the next calls connect anew");
@@ -177,15 +177,15 @@ impl Session {
         self.connection.wake_all();
     }
 
-    /// Ends the calls in flight, and closes the connection: in good order if the broker answers
-    /// within a second. Blocks for at most two.
+    /// Ends the calls in flight and closes the connection: orderly if the broker answers within a
+    /// second. Blocks for at most two seconds.
     pub(super) fn close(&self) {
         let _ = self.dispatcher.ended.set(Error::Closed);
         self.connection.wake_all();
         self.connection.close();
     }
 
-    /// Whether requests may be lost here: calls have timed out, and still nothing has come back.
+    /// Whether requests may be lost: calls have timed out, and nothing has come back since.
     pub(super) fn is_suspect(&self) -> bool {
         self.dispatcher.pending.are_suspect()
     }
@@ -209,7 +209,8 @@ impl broker::Session for Session {
     }
 }
 
-/// A retired session ends with its last call, which must not wait for the broker.
+/// A retired session ends with its last call. That call must not wait for the broker, so the
+/// connection is cut.
 impl Drop for Session {
     fn drop(&mut self) {
         if self.is_retired() {
@@ -218,13 +219,14 @@ impl Drop for Session {
     }
 }
 
-/// Waits until the request queue tells of consumers; without any it goes on after a while.
+/// Waits until the request queue has consumers, but at most for 3 s.
 ///
-/// When a node of a cluster is lost, its quorum queues are without a leader for a while, and tell
-/// of no consumers. The first message that a channel publishes to such a queue waits for a leader
-/// that may never answer, for up to 65 s, with all behind it (RabbitMQ's `rabbit_fifo_client.erl`).
-/// Clients that reconnected and published at once were seen to lose every request of that
-/// session. The broker has no event for a leader's coming, hence the asking.
+/// When a cluster loses a node, the quorum queues that were led there have no leader for a while,
+/// and report no consumers. The first message that a channel publishes to such a queue waits for a
+/// leader, which may never answer, for up to 65 s. All later messages of the channel wait behind it
+/// (RabbitMQ's `rabbit_fifo_client.erl`). In tests, clients that reconnected and published at once
+/// lost every request of that session. The broker reports no event when there is a leader, so this
+/// polls.
 fn await_consumers(connection: &Connection, queue: &str) {
     const LONGEST: Duration = Duration::from_secs(3);
     const STEP: Duration = Duration::from_millis(50);

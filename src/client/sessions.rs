@@ -1,4 +1,4 @@
-//! Which session the calls go through.
+//! Chooses the session for each call.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
@@ -10,11 +10,11 @@ use crate::deadline::Deadline;
 use crate::error::Result;
 use crate::lock::lock;
 
-/// What the clients on one connection share with their pending replies.
+/// The state that the clients on one connection share with their pending replies.
 pub(super) struct Sessions {
     pub(super) config: Arc<Config>,
     reconnector: Arc<Reconnector<Session>>,
-    /// The session before, that takes no more calls and may have some in flight.
+    /// The previous session. It accepts no more calls, but may have calls in flight.
     retired: Mutex<Weak<Session>>,
 }
 
@@ -31,7 +31,7 @@ impl Sessions {
         Ok(Sessions { config, reconnector, retired: Mutex::default() })
     }
 
-    /// A session that takes calls. Blocks until the deadline at most.
+    /// A session that accepts calls. Blocks until the deadline at most.
     pub(super) fn session(&self, deadline: Deadline) -> Result<Arc<Session>> {
         loop {
             let session = self.reconnector.session(deadline)?;
@@ -41,8 +41,8 @@ impl Sessions {
         }
     }
 
-    /// One session at a time may be retired: each keeps its connection and its calls in flight. No
-    /// replies come through its broker; they may through the next.
+    /// Retires a session if it is suspect: its broker returns no replies, but the next one may. At
+    /// most one retired session may have calls in flight, because each keeps a connection.
     fn retire_if_suspect(&self, session: &Arc<Session>) -> bool {
         if !session.is_suspect() {
             return false;
@@ -51,7 +51,7 @@ impl Sessions {
         let before = retired.upgrade();
         let may_retire = before.as_ref().is_none_or(|before| before.in_flight() == 0);
         if may_retire {
-            // Only calls past their deadlines are left there.
+            // Only calls whose deadlines have passed are left there.
             before.iter().for_each(|before| before.connection.cut("no replies came through it"));
             *retired = Arc::downgrade(session);
             session.retire();
@@ -69,7 +69,7 @@ impl Sessions {
             .sum()
     }
 
-    /// Ends the calls in flight with [`Error::Closed`](crate::Error::Closed), and lets none begin.
+    /// Ends the calls in flight with [`Error::Closed`](crate::Error::Closed), and accepts no more.
     pub(super) fn close(&self) {
         let retired = lock(&self.retired).upgrade();
         [self.reconnector.close(), retired].iter().flatten().for_each(|session| session.close());

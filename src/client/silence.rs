@@ -1,4 +1,4 @@
-//! What a session says of a call that got no reply, or could not be sent, in time.
+//! Errors for calls that got no reply, or could not be sent, in time.
 
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,14 @@ use crate::frames::Method;
 use crate::lock::lock;
 
 impl Session {
-    /// Why there is no outcome at the deadline, although the request went out. Asks the broker
-    /// about the queue, for at most 200 ms.
+    /// The error for a call that was sent and got no reply by its deadline. Asks the broker about
+    /// the queue, for at most 200 ms.
     ///
-    /// If nothing has come back for long, the session becomes suspect: requests may be lost on a
-    /// connection that is well. A channel's first message to a quorum queue waits for the queue's
-    /// leader, for up to 65 s, and holds back all behind it; if one is lost on its way to a leader
-    /// that dies, those behind it wait for that one. Without confirms nobody is told
-    /// (`rabbit_fifo_client.erl`).
+    /// If nothing has come back for long, this makes the session suspect, because requests may be
+    /// lost on a connection that works. The first message of a channel to a quorum queue waits for
+    /// the queue's leader, for up to 65 s, and all later messages wait behind it. If a message to a
+    /// leader that stops is lost, the later ones wait for it. Without publisher confirms, the
+    /// client is not told (`rabbit_fifo_client.erl`).
     pub(super) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
         let after = deadline.timeout;
         if let Some(reason) = self.connection.blocked() {
@@ -33,15 +33,15 @@ impl Session {
             };
             what += &format!(" ({consumers} consumers, {messages} messages waiting); {advice}");
         }
-        // Where nobody serves, another session would get no replies either.
+        // If the queue has no consumers, another session would get no replies either.
         if found.map_or(true, |status| status.consumers > 0) {
             self.suspect();
         }
         Error::TimedOut { what, after, sent: true }
     }
 
-    /// What the broker says of a queue. Callers that ask within a second share the answer, or that
-    /// there is none. Blocks for at most 200 ms.
+    /// The broker's answer about a queue. Callers that ask within a second share the answer, or the
+    /// error that no answer came. Blocks for at most 200 ms.
     pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
         const PATIENCE: Duration = Duration::from_millis(200);
         const LATELY: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ impl Session {
         found
     }
 
-    /// What the broker says of a queue now. Blocks until the deadline at most.
+    /// Asks the broker about a queue. Blocks until the deadline at most.
     pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
         let asked = self.connection.ask(Method::FindQueue(queue), deadline.at);
         asked
@@ -75,7 +75,8 @@ impl Session {
             })
     }
 
-    /// The broker did not read the request until the deadline, or not all of it.
+    /// The error for a request that the broker did not read, or not completely, before the
+    /// deadline.
     pub(super) fn not_taken(&self, deadline: Deadline, begun: bool) -> Error {
         let (after, sent) = (deadline.timeout, begun);
         match self.connection.blocked() {

@@ -1,7 +1,9 @@
-//! The broker's bytes, split by frame: channel 0 for amiquip, every other channel for this crate.
+//! Splits the broker's bytes into frames: those of channel 0 for amiquip, all others for this
+//! crate.
 //!
-//! The peer is not trusted. Memory grows by what has arrived, never by what was announced; nothing
-//! recurses; and a violation of the protocol ends the connection with a sentence.
+//! The peer is not trusted. The decoder allocates memory for bytes that have arrived, not for bytes
+//! that were announced. Nothing recurses. A violation of the protocol ends the connection, with one
+//! sentence as the reason.
 
 #[cfg(test)]
 mod tests;
@@ -13,21 +15,21 @@ use super::fields::Fields;
 use super::incoming::{Event, Notice, without_broker_properties};
 use super::{BODY, END, HEADER, HEARTBEAT, MESSAGE_MAX, METHOD, OVERHEAD, PREFIX};
 
-/// Takes bytes as they arrive, and gives them back frame by frame.
+/// Takes bytes in chunks of any size, and returns them frame by frame.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
-    /// Bytes that arrived and have not been decoded stand in `begin..end`.
+    /// `begin..end` are the bytes that have arrived and are not decoded yet.
     buffer: Vec<u8>,
     begin: usize,
     end: usize,
     started: bool,
-    /// Messages whose frames have not all arrived: at most one a channel.
+    /// The messages that are not complete yet, at most one for each channel.
     unfinished: Vec<Unfinished>,
-    /// The memory of an earlier body, for another that is about as large.
+    /// The memory of an earlier body. The next body of about the same size reuses it.
     spare: Vec<u8>,
 }
 
-/// What the decoder makes of the next frame.
+/// A decoded frame or event.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Incoming<'a> {
     /// A whole frame of channel 0.
@@ -41,20 +43,20 @@ pub(crate) enum Incoming<'a> {
     },
 }
 
-/// An event whose message has not all arrived.
+/// An event whose message is not complete yet.
 #[derive(Debug)]
 struct Unfinished {
     channel: u16,
     event: Event,
-    /// The size that the content header announced, once that has arrived.
+    /// The body size that the content header announced; `None` until the header has arrived.
     size: Option<u64>,
 }
 
-/// The largest frame, in bytes, that the broker is asked to send: RabbitMQ's default.
+/// The largest frame, in bytes, that this crate asks the broker to send: RabbitMQ's default.
 pub(crate) const RABBITMQ_FRAME_MAX: usize = 131_072;
 
 impl Decoder {
-    /// Where to put the bytes that arrive next: room for at least 64 kB.
+    /// The buffer for the next read: at least 64 kB.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         const ROOM: usize = 64 << 10;
         if self.buffer.len() - self.end < ROOM {
@@ -67,8 +69,8 @@ impl Decoder {
         &mut self.buffer[self.end..]
     }
 
-    /// Takes the memory of a body that is no longer needed. An allocator that has returned a large
-    /// block to the system takes longer to get it back than to fill it.
+    /// Reuses the memory of a body that is no longer needed. If an allocator has returned a large
+    /// block to the system, getting it back takes longer than filling it.
     pub(crate) fn recycle(&mut self, mut body: Vec<u8>) {
         const WORTH_IT: RangeInclusive<usize> = 64 << 10..=32 << 20;
         if WORTH_IT.contains(&body.capacity()) {
@@ -77,12 +79,13 @@ impl Decoder {
         }
     }
 
-    /// Notes that this many bytes have been put into [`Decoder::room`].
+    /// Adds the first `length` bytes of [`Decoder::room`] to the bytes to decode.
     pub(crate) fn arrived(&mut self, length: usize) {
         self.end += length;
     }
 
-    /// The next frame, or the message that it completes; `Err` tells how the peer broke the protocol.
+    /// Decodes the next control frame or event. A message is part of its event, so the event
+    /// follows the last frame of the message. `Err` says how the peer violated the protocol.
     pub(crate) fn next(&mut self) -> Result<Option<Incoming<'_>>, String> {
         while let Some(length) = self.frame_length()? {
             let (begin, end) = (self.begin, self.begin + length);
@@ -96,7 +99,7 @@ impl Decoder {
             let event = match (kind, channel) {
                 (METHOD | HEARTBEAT, 0) => return self.control(begin, end).map(Some),
                 (METHOD, _) => {
-                    // The broker may have given up a message half-way.
+                    // The broker may abandon a message before its last frame.
                     self.unfinished.retain(|unfinished| unfinished.channel != channel);
                     let mut event = Event::decode(payload).ok_or_else(|| out_of_place(payload))?;
                     match event.message() {
@@ -135,7 +138,7 @@ impl Decoder {
         Ok(Incoming::Control { frame: without_broker_properties(frame), notice })
     }
 
-    /// The length of the next frame, once all of it has arrived.
+    /// The length of the next frame; `None` until the whole frame has arrived.
     fn frame_length(&mut self) -> Result<Option<usize>, String> {
         let bytes = &self.buffer[self.begin..self.end];
         if let Some(&first) = bytes.first()
@@ -157,7 +160,7 @@ impl Decoder {
     }
 }
 
-/// The first byte tells whether the peer speaks AMQP at all.
+/// Rejects a peer that does not speak AMQP, by its first byte.
 fn check_protocol(first: u8) -> Result<(), String> {
     const TLS_ALERT: u8 = 21;
     match first {
@@ -172,8 +175,8 @@ fn out_of_place(method: &[u8]) -> String {
     format!("the broker sent a method that is cut short or out of place ({id:?})")
 }
 
-/// Adds a content header or a part of a body to its message, and returns that when it is
-/// complete. Frames of no message are passed over: the broker may have given it up.
+/// Adds a content header or a part of a body to its message. Returns the event when the message is
+/// complete. Ignores frames that belong to no message, because the broker may have abandoned it.
 fn continue_content(
     unfinished: &mut Vec<Unfinished>,
     spare: &mut Vec<u8>,
@@ -213,8 +216,9 @@ fn continue_content(
             if (message.body.len() + payload.len()) as u64 > *announced {
                 return Err("the broker sent a body longer than its header said".into());
             }
-            // More than has arrived, so that a large body is not moved often; but in proportion to
-            // that, however much was announced.
+            // Reserving more than has arrived avoids moving a large body often. The reservation is
+            // at most proportional to what has arrived, so a large announced size alone allocates
+            // nothing.
             let body = &mut message.body;
             if body.capacity() - body.len() < payload.len() {
                 let most = 8 * (body.len() + payload.len());

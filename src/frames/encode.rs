@@ -1,4 +1,4 @@
-//! Frames that go to the broker.
+//! Encodes the frames that are sent to the broker.
 
 use super::fields::{append_long, append_short};
 use super::{
@@ -25,14 +25,15 @@ pub(crate) enum Method<'a> {
     CloseChannel,
     /// Asks whether there is a queue of this name.
     FindQueue(&'a str),
-    /// Declares a queue that survives the broker. The arguments are the entries of a table.
+    /// Declares a queue that survives a restart of the broker. `arguments` are the entries of a
+    /// table.
     DeclareQueue {
         queue: &'a str,
         arguments: &'a [u8],
     },
-    /// Declares a queue for this connection alone, under a name that the broker chooses.
+    /// Declares a queue that only this connection can use. The broker chooses its name.
     DeclareReplyQueue,
-    /// Limits the number of deliveries that are not acknowledged yet; 0 is no limit.
+    /// Limits the number of unacknowledged deliveries; 0 is no limit.
     Prefetch(u16),
     Consume {
         queue: &'a str,
@@ -47,7 +48,7 @@ impl Method<'_> {
         const DURABLE: u8 = 2;
         const EXCLUSIVE: u8 = 4;
         const NO_ACK: u8 = 2;
-        /// Code and text, and that no method was at fault.
+        /// Reply code 200, reply text `OK`, and no failing method.
         const OK: &[u8] = b"\x00\xc8\x02OK\0\0\0\0";
         let close = |id| method(channel, id, |out| out.extend_from_slice(OK));
         let declare = |queue: &str, bits: u8, arguments: &[u8]| {
@@ -84,16 +85,16 @@ impl Method<'_> {
     }
 }
 
-/// The frames of one message, and what follows it. They are encoded part by part while they are
-/// written, so that a large body is not copied as a whole.
+/// The frames of one message, and any frames after it. They are encoded in parts while they are
+/// written, so that a large body is never copied as a whole.
 pub(crate) struct Frames<'a> {
-    /// The part to write.
+    /// The encoded part to write now.
     part: Vec<u8>,
     channel: u16,
     frame_max: usize,
-    /// What is left of the body.
+    /// The rest of the body, which is not encoded yet.
     body: &'a [u8],
-    /// Whole frames that follow the body.
+    /// Whole frames to write after the body.
     last: Vec<u8>,
 }
 
@@ -104,11 +105,11 @@ pub(crate) struct Route<'a> {
     pub(crate) queue: &'a str,
     /// Whether the broker returns the message if the queue does not exist.
     pub(crate) mandatory: bool,
-    /// The largest frame, in bytes, that the broker takes.
+    /// The largest frame, in bytes, that the broker accepts.
     pub(crate) frame_max: usize,
 }
 
-/// Publishes a message.
+/// Encodes a message to publish.
 pub(crate) fn publish<'a>(
     route: Route<'_>,
     properties: &Properties<'_>,
@@ -137,7 +138,7 @@ pub(crate) fn publish<'a>(
 }
 
 impl Frames<'_> {
-    /// A part has about this many bytes of the body.
+    /// The approximate number of bytes of the body in one part.
     const PART: usize = 128 << 10;
 
     /// The frames to write now.
@@ -145,7 +146,7 @@ impl Frames<'_> {
         &self.part
     }
 
-    /// Goes on to the next part. False if there is none.
+    /// Encodes the next part. False if there is none.
     pub(crate) fn advance(&mut self) -> bool {
         self.part.clear();
         self.append_body();
@@ -155,7 +156,8 @@ impl Frames<'_> {
         !self.part.is_empty()
     }
 
-    /// All that is left, without the first bytes of this part.
+    /// Everything that is not written yet: this part without its first `written` bytes, and the
+    /// parts after it.
     pub(crate) fn rest(mut self, written: usize) -> Vec<u8> {
         let mut rest = self.part[written..].to_vec();
         while self.advance() {
@@ -164,7 +166,7 @@ impl Frames<'_> {
         rest
     }
 
-    /// Adds frames behind the message.
+    /// Adds frames after the message.
     pub(crate) fn then(mut self, frames: &[u8]) -> Self {
         let out = if self.body.is_empty() { &mut self.part } else { &mut self.last };
         out.extend_from_slice(frames);
@@ -194,7 +196,7 @@ pub(crate) fn ack(channel: u16, delivery_tag: u64) -> Vec<u8> {
     settle(channel, BASIC_ACK, delivery_tag)
 }
 
-/// Rejects one delivery, which the broker then drops or dead-letters.
+/// Rejects one delivery. The broker then drops or dead-letters it.
 pub(crate) fn reject(channel: u16, delivery_tag: u64) -> Vec<u8> {
     settle(channel, BASIC_REJECT, delivery_tag)
 }
@@ -220,7 +222,7 @@ fn method(channel: u16, id: MethodId, arguments: impl FnOnce(&mut Vec<u8>)) -> V
     out
 }
 
-/// Appends a frame around what `payload` appends.
+/// Appends a frame with the payload that `payload` appends.
 fn frame(out: &mut Vec<u8>, kind: u8, channel: u16, payload: impl FnOnce(&mut Vec<u8>)) {
     out.push(kind);
     out.extend_from_slice(&channel.to_be_bytes());

@@ -1,6 +1,6 @@
-//! The fields that methods, properties and tables consist of.
+//! Decodes and encodes the fields of methods, properties and tables.
 
-/// Takes fields off the front of a payload; `None` where it is cut short.
+/// Takes fields from the front of a payload. Each method returns `None` if its field is truncated.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -30,25 +30,26 @@ impl<'a> Fields<'a> {
         self.array().map(u64::from_be_bytes)
     }
 
-    /// A short string's bytes: its length is one byte.
+    /// The bytes of a short string. One byte before them contains their length.
     pub(super) fn short(&mut self) -> Option<&'a [u8]> {
         let length = self.u8()?;
         self.take(length.into())
     }
 
-    /// A short string as text, in which U+FFFD stands for what is not UTF-8.
+    /// A short string as text. U+FFFD replaces bytes that are not UTF-8.
     pub(super) fn short_text(&mut self) -> Option<String> {
         self.short().map(|text| String::from_utf8_lossy(text).into_owned())
     }
 
-    /// What has its length before it in four bytes: a long string, a table, an array.
+    /// The bytes of a long string, a table or an array. Four bytes before them contain their
+    /// length.
     pub(super) fn long(&mut self) -> Option<&'a [u8]> {
         let length = self.u32()?;
         self.take(length as usize)
     }
 
-    /// A value of a table. Its content is not looked into, so nesting costs nothing. `None` where
-    /// it is cut short, or of a type whose length is not known.
+    /// A value of a table. Its content is not decoded, so nested tables cause no recursion. `None`
+    /// if the value is truncated, or if its type has an unknown length.
     pub(super) fn value(&mut self, kind: u8) -> Option<&'a [u8]> {
         match kind {
             b'S' | b'x' | b'A' | b'F' => self.long(),
@@ -63,7 +64,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Appends what `content` appends, with its length before it in four bytes.
+/// Appends the output of `content`, with its length in four bytes before it.
 pub(super) fn append_long(out: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>)) {
     let length_at = out.len();
     out.extend_from_slice(&[0; 4]);
@@ -72,8 +73,8 @@ pub(super) fn append_long(out: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>))
     out[length_at..length_at + 4].copy_from_slice(&length.to_be_bytes());
 }
 
-/// Appends a short string. Every text that is sent as one is at most 255 bytes long: it arrived
-/// as a short string, or its length was checked when it was configured.
+/// Appends a short string. Every text passed here has at most 255 bytes: it arrived as a short
+/// string, or its length was checked when it was configured.
 pub(super) fn append_short(out: &mut Vec<u8>, text: &str) {
     debug_assert!(text.len() <= 255, "{text:?} is too long for a short string");
     out.push(text.len() as u8);

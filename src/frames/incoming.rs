@@ -1,11 +1,11 @@
-//! What the broker says: on channel 0 about the connection, on the others about them.
+//! Decodes the broker's methods: those on channel 0 concern the connection, the others a channel.
 
 use std::fmt;
 
 use super::fields::Fields;
 use super::{CHANNEL_CLOSE, CONNECTION_CLOSE, METHOD, MethodId, OVERHEAD, PREFIX, Properties};
 
-/// What the broker says on channel 0.
+/// The broker's methods on channel 0.
 pub(super) const CONNECTION_START: MethodId = [0, 10, 0, 10];
 pub(super) const CONNECTION_SECURE: MethodId = [0, 10, 0, 20];
 pub(super) const CONNECTION_TUNE: MethodId = [0, 10, 0, 30];
@@ -13,7 +13,7 @@ pub(super) const CONNECTION_OPEN_OK: MethodId = [0, 10, 0, 41];
 pub(super) const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
 pub(super) const CONNECTION_BLOCKED: MethodId = [0, 10, 0, 60];
 pub(super) const CONNECTION_UNBLOCKED: MethodId = [0, 10, 0, 61];
-/// What it says on the others.
+/// The broker's methods on the other channels.
 pub(super) const CHANNEL_OPEN_OK: MethodId = [0, 20, 0, 11];
 pub(super) const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
 pub(super) const QUEUE_DECLARE_OK: MethodId = [0, 50, 0, 11];
@@ -23,27 +23,28 @@ pub(super) const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
 pub(super) const BASIC_RETURN: MethodId = [0, 60, 0, 50];
 pub(super) const BASIC_DELIVER: MethodId = [0, 60, 0, 60];
 
-/// What a frame of channel 0 says.
+/// The content of a frame on channel 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Notice {
-    /// Something that amiquip alone needs to know.
+    /// A frame that only amiquip needs to decode.
     Other,
-    /// The most channels and the largest frame, in bytes, that the broker takes; 0 is no limit.
+    /// The greatest number of channels and the largest frame, in bytes, that the broker accepts; 0
+    /// is no limit.
     Limits {
         channel_max: u16,
         frame_max: usize,
     },
     Closed(Close),
     CloseConfirmed,
-    /// A resource alarm: the broker takes no messages, for this reason.
+    /// A resource alarm: the broker accepts no messages, for this reason.
     Blocked(String),
     Unblocked,
 }
 
-/// What happens on a channel.
+/// An event on a channel.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Event {
-    /// The broker answers a [`Method`](super::Method).
+    /// The broker's answer to a [`Method`](super::Method).
     Answer(Answer),
     Delivery(Delivery),
     /// The broker could not route a mandatory message to this queue, for this reason.
@@ -65,7 +66,7 @@ pub(crate) enum Answer {
     Done,
 }
 
-/// What the broker says of a queue.
+/// The broker's answer about a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DeclaredQueue {
     pub(crate) name: String,
@@ -95,8 +96,8 @@ pub(crate) struct Message {
 }
 
 impl Event {
-    /// The event that a method on a channel begins; `None` if the method is cut short or out of
-    /// place.
+    /// Decodes a method on a channel. The message of the event arrives in later frames. `None` if
+    /// the method is truncated or not valid there.
     pub(super) fn decode(method: &[u8]) -> Option<Event> {
         let mut fields = Fields(method);
         let message = Message::default();
@@ -136,7 +137,7 @@ impl Event {
 }
 
 impl Notice {
-    /// What a method on channel 0 says; `None` if it is cut short or out of place.
+    /// Decodes a method on channel 0. `None` if it is truncated or not valid there.
     pub(super) fn decode(method: &[u8]) -> Option<Notice> {
         let mut fields = Fields(method);
         Some(match fields.array()? {
@@ -162,11 +163,12 @@ fn close(mut fields: Fields<'_>) -> Option<Close> {
     Some(Close { code: fields.u16()?, text: fields.short_text()? })
 }
 
-/// amiquip's decoder follows nested tables by recursion, so that deep ones overflow its stack,
-/// which ends the process. Of the methods on channel 0 `connection.start` alone has a table: the
-/// broker's properties, which nobody here reads and which are left out.
+/// Removes the broker's properties from `connection.start`. amiquip's decoder recurses into nested
+/// tables, so deep nesting overflows its stack and ends the process. On channel 0, only
+/// `connection.start` contains a table: the broker's properties, which nothing in this crate reads.
 pub(super) fn without_broker_properties(frame: &mut [u8]) -> &[u8] {
-    /// Behind the method's id stands the protocol's version.
+    /// The table's bytes start after the method's id, the protocol's version (2 bytes) and the
+    /// table's length (4 bytes).
     const TABLE_AT: usize = PREFIX + 4 + 2 + 4;
     if frame[0] != METHOD || frame[PREFIX..PREFIX + 4] != CONNECTION_START {
         return frame;
@@ -179,7 +181,7 @@ pub(super) fn without_broker_properties(frame: &mut [u8]) -> &[u8] {
     &frame[..length]
 }
 
-/// Code and text, as RabbitMQ's own log has them.
+/// The code and the text, in the format of RabbitMQ's log.
 impl fmt::Display for Close {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.code, self.text)

@@ -1,7 +1,7 @@
 //! The properties of a message.
 //!
-//! What a peer writes there reaches us byte for byte. A property that cannot be decoded is absent,
-//! and the message is delivered all the same, so that its receiver can at least answer.
+//! A peer can send any bytes as properties. A property that cannot be decoded counts as absent. The
+//! message is still delivered, so that its receiver can at least answer it.
 
 use super::fields::{Fields, append_long, append_short};
 
@@ -9,8 +9,8 @@ use super::fields::{Fields, append_long, append_short};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Properties<'a> {
     pub(crate) content_type: Option<&'a str>,
-    /// The entries of the headers table, as [`super::append_text`] writes and [`find_header`] reads
-    /// them. No entries is the same as no table.
+    /// The entries of the headers table, in the format that [`super::append_text`] writes and
+    /// [`find_header`] reads. Without entries, no table is sent.
     pub(crate) headers: &'a [u8],
     pub(crate) delivery_mode: Option<u8>,
     pub(crate) correlation_id: Option<&'a str>,
@@ -24,8 +24,8 @@ pub(crate) struct Properties<'a> {
     pub(crate) app_id: Option<&'a str>,
 }
 
-/// The bits of the flags that tell which properties are there. The properties stand in the order
-/// of their bits, the highest first.
+/// A flag is set for each property that is present. The properties follow in the order of their
+/// flags, from the highest bit to the lowest.
 const CONTENT_TYPE: u16 = 1 << 15;
 const CONTENT_ENCODING: u16 = 1 << 14;
 const HEADERS: u16 = 1 << 13;
@@ -41,8 +41,8 @@ const USER_ID: u16 = 1 << 4;
 const APP_ID: u16 = 1 << 3;
 
 impl<'a> Properties<'a> {
-    /// Decodes flags and properties. A property that is not what it should be is absent; behind
-    /// one that is cut short there are no others.
+    /// Decodes flags and properties. An invalid property counts as absent. If a property is
+    /// truncated, all properties after it are absent too.
     pub(super) fn decode(bytes: &'a [u8]) -> Properties<'a> {
         let mut properties = Properties::default();
         properties.fill(Fields(bytes));
@@ -106,7 +106,7 @@ impl<'a> Properties<'a> {
     }
 }
 
-/// Appends a text property if it is there, and returns its flag then.
+/// Appends a text property, if there is one. Returns its flag, or 0.
 fn append_property(out: &mut Vec<u8>, flag: u16, text: Option<&str>) -> u16 {
     text.map_or(0, |text| {
         append_short(out, text);
@@ -114,8 +114,8 @@ fn append_property(out: &mut Vec<u8>, flag: u16, text: Option<&str>) -> u16 {
     })
 }
 
-/// The text (`S`) that a headers table has under this name; `None` if it is of another type or
-/// not UTF-8, or if the table cannot be read as far as that.
+/// The text (type `S`) of the header with this name. `None` if the value has another type or is not
+/// UTF-8, or if the table cannot be decoded up to this header.
 pub(crate) fn find_header<'a>(table: &'a [u8], name: &str) -> Option<&'a str> {
     let mut fields = Fields(table);
     loop {

@@ -1,8 +1,8 @@
-//! What a server counts.
+//! The counters of a server.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a server has done since it was made.
+/// The counters of a server since it was made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerCounters {
@@ -10,13 +10,13 @@ pub struct ServerCounters {
     pub served: u64,
     /// Requests answered with a [`Failure`](crate::Failure).
     pub failed: u64,
-    /// Requests that could not be answered, for want of a usable `reply_to`.
+    /// Requests that could not be answered, because their `reply_to` is missing or unusable.
     pub rejected: u64,
-    /// Requests that had been delivered to somebody before.
+    /// Requests that had been delivered before, to this server or another one.
     pub redelivered: u64,
-    /// Replies that came back because their requester was gone.
+    /// Replies that the broker returned because their reply queue no longer existed.
     pub returned: u64,
-    /// Requests that the handler is working on at present.
+    /// Requests that are executed or answered at present.
     pub in_progress: u64,
 }
 
@@ -47,13 +47,13 @@ impl Counters {
         }
     }
 
-    /// Number of requests that workers have finished with, one way or another.
+    /// The number of requests that workers have answered or rejected.
     pub(crate) fn taken(&self) -> u64 {
         let ServerCounters { served, failed, rejected, .. } = self.read();
         served + failed + rejected
     }
 
-    /// Counts a request as in progress until what this returns is dropped.
+    /// Counts a request as in progress until the returned value is dropped.
     pub(crate) fn begin(&self) -> InProgress<'_> {
         add(&self.in_progress);
         InProgress(&self.in_progress)

@@ -1,11 +1,11 @@
-//! Replies by [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to), over connections
-//! of their own.
+//! Sends replies by [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to), over separate
+//! connections.
 //!
-//! Such a `reply_to` names a process of the broker, in a form that the requester can write as
-//! well. Where the broker cannot make out the process, or its node is gone, RabbitMQ up to 3.x
-//! fails, and closes the connection that published the reply with INTERNAL_ERROR. That must not
-//! be the connection on which requests are worked on: they would all be delivered again, and the
-//! one that did it would do it again.
+//! Such a `reply_to` names a process of the broker, and a requester can write any name there. If
+//! the broker cannot find the process, or its node is down, RabbitMQ up to 3.x fails and closes the
+//! connection that published the reply, with INTERNAL_ERROR. If that were the connection that
+//! receives requests, the broker would redeliver all of them, and the same request would close the
+//! next connection as well.
 
 use std::sync::Mutex;
 
@@ -16,24 +16,25 @@ use crate::error::Result;
 use crate::frames::{Frames, Method, Route};
 use crate::lock::lock;
 
-/// The connections that no worker uses at present: as many as workers have replied at once.
+/// The connections that no worker uses at present. There are at most as many as workers have
+/// replied at once.
 #[derive(Default)]
 pub(crate) struct DirectReplies {
     idle: Mutex<Vec<Direct>>,
 }
 
-/// The connection is dropped first, and closes the channel with it.
+/// The connection is dropped first, which also closes the channel.
 struct Direct {
     _connection: Connection,
     channel: Channel,
 }
 
-/// What became of a reply.
+/// The result of sending a reply.
 pub(crate) enum ReplyOutcome {
     Sent,
-    /// The broker failed on its address.
+    /// The broker failed on the address of the reply.
     Undeliverable,
-    /// The broker refused it over a size limit that was not known before.
+    /// The broker refused the reply because of a size limit that was not known before.
     TooLarge,
 }
 
@@ -42,8 +43,9 @@ pub(crate) fn is_direct(reply_to: &str) -> bool {
 }
 
 impl DirectReplies {
-    /// Publishes a reply and waits until the broker has dealt with it: for as long as connecting
-    /// may take, and as long again if a connection has to be made first.
+    /// Publishes a reply and waits until the broker has handled it. Makes a connection first if
+    /// none is idle. Writing and waiting for the answer each block for at most the time that
+    /// connecting to one broker may take; waiting for the answer blocks for longer during an alarm.
     pub(crate) fn send<'a>(
         &self,
         shared: &Shared,
@@ -58,14 +60,15 @@ impl DirectReplies {
         let direct = direct.map_or_else(|| connect(&shared.brokers), Ok)?;
         let channel = &direct.channel;
         let limit = shared.brokers.connect_timeout;
-        // The address is no queue: the broker would return what it has delivered.
+        // Not mandatory: the address is not a queue, so the broker would return the reply even
+        // after it has delivered it.
         let route = channel.route(reply_to, false);
         if let Err(WriteError::TimedOut { .. }) =
             channel.write(encode(route), Deadline::after(limit).at)
         {
             return Err(channel.data_plane.endpoint.unreachable("it does not read a direct reply"));
         }
-        // Whether the broker took it shows in its answer to the next method.
+        // The broker's answer to the next method shows whether it accepted the reply.
         match channel.call(Method::Prefetch(0), Limit::UnlessBlocked(limit)) {
             Ok(_) => {
                 lock(&self.idle).push(direct);

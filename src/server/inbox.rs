@@ -1,4 +1,4 @@
-//! What has arrived for one worker.
+//! The requests that have arrived for one worker.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,8 @@ use crate::frames::Event;
 use crate::lock::lock;
 use crate::wire::{self, Request};
 
-/// The requests that came on a worker's channel, with their delivery tags, and what ended it.
+/// The requests that arrived on a worker's channel, with their delivery tags, and the reason why
+/// the channel has ended.
 #[derive(Default)]
 pub(crate) struct Inbox {
     waiter: Arc<Waiter>,
@@ -22,12 +23,12 @@ pub(crate) struct Inbox {
 #[derive(Default)]
 struct InboxState {
     requests: VecDeque<(u64, Request)>,
-    /// Why no more requests come.
+    /// The reason why no more requests come.
     ended: Option<Error>,
 }
 
 impl Inbox {
-    /// Takes in what happens on the channel. For the reader, which notifies the worker.
+    /// Handles an event on the channel. Called by the reader, which notifies the worker.
     pub(crate) fn take_in(&self, shared: &Shared, data_plane: &DataPlane, event: Event) {
         let endpoint = &data_plane.endpoint;
         match event {
@@ -52,7 +53,7 @@ impl Inbox {
             }
             Event::Closed(close) => {
                 shared.reply_limit.learn(&close);
-                // Replies take the permission to write to the default exchange.
+                // Publishing replies requires the permission to write to the default exchange.
                 self.end(endpoint.explain_close(&close, "answer requests"));
             }
             Event::Cancelled => self.end(endpoint.unreachable("the request queue was deleted")),
@@ -61,7 +62,7 @@ impl Inbox {
         data_plane.notify(&self.waiter);
     }
 
-    /// Notified when something has arrived.
+    /// Notified after every event.
     pub(crate) fn waiter(&self) -> &Arc<Waiter> {
         &self.waiter
     }
@@ -70,13 +71,13 @@ impl Inbox {
         lock(&self.state).ended.get_or_insert(reason);
     }
 
-    /// Whether something has arrived.
+    /// Whether [`Inbox::take`] would return a request or an error.
     pub(crate) fn is_ready(&self) -> bool {
         let state = lock(&self.state);
         state.ended.is_some() || !state.requests.is_empty()
     }
 
-    /// The next request with its delivery tag; `Err` tells why there are no more.
+    /// The next request, with its delivery tag. `Err` is the reason why no more come.
     pub(crate) fn take(&self) -> Result<Option<(u64, Request)>, Error> {
         let mut state = lock(&self.state);
         match &state.ended {

@@ -1,8 +1,9 @@
-//! Signs of life, for requesters that want them while a handler works.
+//! Sends signs of life to requesters that want them while a handler works on their request.
 //!
-//! One thread gives them for all workers of a server, as long as there is such a request. A sign is
-//! a message to the requester's reply queue, on the channel of the worker, which writes nothing on
-//! it meanwhile. If the broker returns one, the requester is gone.
+//! One thread sends them for all workers of a server, and exists only while there is such a
+//! request. A sign of life is a message to the requester's reply queue. It is sent on the worker's
+//! channel, on which the worker writes nothing meanwhile. If the broker returns a sign, the
+//! requester is gone.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -37,20 +38,20 @@ struct Active {
     channel: Arc<Channel>,
     reply_to: String,
     correlation_id: String,
-    /// The frames of a sign.
+    /// The encoded sign of life.
     sign: Vec<u8>,
     is_abandoned: Arc<AtomicBool>,
 }
 
-/// Gives signs of life until it is dropped, and none after that.
+/// Signs of life are sent until this is dropped, and none after that.
 pub(crate) struct SignsOfLife<'a> {
     shared: &'a Shared,
     id: u64,
 }
 
 impl KeepAlive {
-    /// Gives a sign now, and then one each interval, if the requester wants any and can be given
-    /// some.
+    /// Sends a sign of life now and then once per interval, if the requester wants any and its
+    /// reply address allows it.
     pub(crate) fn begin<'a>(
         shared: &'a Arc<Shared>,
         request: &Request,
@@ -101,14 +102,16 @@ impl KeepAlive {
             }
             for active in state.active.iter_mut().filter(|active| active.next_sign <= now) {
                 active.next_sign = now + active.interval;
-                // Does not block: if there is no room for it now, the next one will do.
+                // This does not block. If the sign cannot be written now, the next one follows
+                // after the interval.
                 let _ = active.channel.write(active.sign.clone().into(), now);
             }
         }
         state.has_thread = false;
     }
 
-    /// The broker returned a sign for this reply queue: its requester is gone.
+    /// Notes that the broker returned a sign of life for this reply queue, so its requester is
+    /// gone.
     pub(crate) fn sign_returned(&self, reply_to: &str, sign: &Message) {
         let correlation_id = sign.properties().correlation_id;
         for active in &lock(&self.state).active {

@@ -1,9 +1,9 @@
-//! How large a reply may be.
+//! The size limit of replies.
 //!
-//! RabbitMQ closes the channel over a message that is larger than its
-//! [`max_message_size`](https://www.rabbitmq.com/docs/configure), and only then tells the limit.
-//! The broker redelivers the request, which would end one channel after the other. So a server
-//! remembers the limit, and answers the second time that its reply is too large.
+//! If a message is larger than [`max_message_size`](https://www.rabbitmq.com/docs/configure),
+//! RabbitMQ closes the channel, and only then reports the limit. It then redelivers the request,
+//! whose reply would close the next channel as well. The server therefore remembers the limit. The
+//! second time, it answers that the reply is too large.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,8 +20,8 @@ impl Default for ReplyLimit {
 }
 
 impl ReplyLimit {
-    /// Takes the limit from what the broker closed a channel with. True if it is there and was not
-    /// known before.
+    /// Reads the limit from the reason why the broker closed a channel. True if the reason contains
+    /// a limit that was not known before.
     pub(crate) fn learn(&self, close: &Close) -> bool {
         let limit = close.text.split_once("larger than configured max size ");
         match limit.map(|(_, limit)| limit.trim().parse()) {

@@ -1,9 +1,9 @@
-//! Tells callers at once that a queue has no room for their requests.
+//! Answers at once the requests that exceed the length limit of a queue.
 //!
-//! With [`ServerOptions::max_waiting`] the broker moves each request for which the queue has no
-//! room to a queue of its own, as a dead letter
-//! ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). They are answered from there,
-//! through another connection, so that neither callers nor workers do anything for it.
+//! With [`ServerOptions::max_waiting`], the broker dead-letters each request that exceeds the limit
+//! to an overflow queue ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). A second
+//! server answers the requests there, through another connection, so that they cost callers and
+//! workers nothing.
 
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -12,19 +12,19 @@ use super::{RpcServer, ServerOptions, Shared, Stopper};
 use crate::error::{Error, Failure, Result, Status};
 use crate::wire::Request;
 
-/// Answers the requests for which there is no room, until it is dropped.
+/// Answers the requests in the overflow queue until it is dropped.
 pub(crate) struct Refuser {
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Where the broker puts the requests for which this queue has no room.
+/// The name of the queue to which the broker dead-letters the requests that exceed the limit.
 pub(crate) fn overflow_queue(queue: &str) -> String {
     format!("{queue}.overflow")
 }
 
 impl Refuser {
-    /// Starts, if the server has a limit, and connects in a thread of its own.
+    /// Starts a refuser if the server has a limit. It connects in a thread of its own.
     pub(crate) fn start(shared: &Shared) -> Result<Option<Refuser>> {
         let Some(limit) = shared.options.max_waiting else { return Ok(None) };
         let drain_timeout = Duration::from_secs(1);
@@ -53,7 +53,8 @@ impl Drop for Refuser {
     }
 }
 
-/// Other dead letters come here too, and their callers learn what became of them.
+/// Requests that were dead-lettered for another reason arrive here too. The answer names the
+/// reason.
 fn refuse(request: &Request, limit: u32) -> Result<&'static str, Failure> {
     Err(match request.header("x-first-death-reason") {
         Some("expired") => Failure::new(Status::DeadlineExceeded, "no worker was free in time"),

@@ -1,5 +1,6 @@
-//! The workers' threads. They outlive connections: one that is busy while its connection is lost
-//! finishes its request, finds that it cannot answer it, and goes on with the next connection.
+//! The workers' threads. They outlive connections: if a connection is lost while its worker is
+//! busy, the worker finishes its request, cannot send the reply, and continues on the next
+//! connection.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use crate::error::{Error, Failure, Result};
 use crate::lock::lock;
 use crate::wire::{Reply, Request};
 
-/// What the workers' threads have in common.
+/// The state that the workers' threads share.
 struct Job<H> {
     shared: Arc<Shared>,
     handler: H,
@@ -24,7 +25,7 @@ struct Job<H> {
 
 pub(crate) type OnReady = Box<dyn FnOnce() + Send>;
 
-/// Serves until the server is stopped, or until a worker finds that no further try can help.
+/// Serves until the server is stopped, or until a worker gets an error that no retry can help.
 pub(crate) fn serve<H, R>(shared: &Arc<Shared>, on_ready: Option<OnReady>, handler: H) -> Result<()>
 where
     H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
@@ -36,7 +37,7 @@ where
     let job = Job { shared: Arc::clone(shared), handler, on_ready: Mutex::new(on_ready) };
     let job = Arc::new(job);
     let (report, reports) = unbounded();
-    // If there cannot be as many threads, none works.
+    // No worker starts until all threads exist, so a failure to start one leaves no worker running.
     let (all_there, may_begin) = bounded::<()>(0);
     for _ in 0..workers {
         let (job, report, may_begin) = (Arc::clone(&job), report.clone(), may_begin.clone());
@@ -45,7 +46,7 @@ where
             let worked = catch_unwind(AssertUnwindSafe(|| job.work())).unwrap_or_else(|_| {
                 Err(Error::Config("a hook of this program's panicked: mend it".into()))
             });
-            // Without a supervisor nobody needs the report.
+            // Sending fails only if the supervisor has returned. The report is then not needed.
             let _ = report.send(worked);
         };
         if let Err(error) = thread::Builder::new().name("rpc-worker".into()).spawn(work) {
@@ -68,9 +69,10 @@ where
     H: Fn(&Request) -> Result<R, Failure>,
     R: Into<Reply>,
 {
-    /// Works on one connection after the other, until told to stop. `Err` if that cannot help.
+    /// Works on one connection after another, until the server is stopped. `Err` if no retry can
+    /// help.
     fn work(&self) -> Result<()> {
-        /// What lasted less has failed, rather than been lost.
+        /// A worker whose channel ends earlier than this counts as failed.
         const STEADY: Duration = Duration::from_secs(1);
         let shared = &self.shared;
         let never = Deadline::after(Duration::MAX);
@@ -113,9 +115,10 @@ where
     }
 }
 
-/// Waits for the workers, which leave as soon as they have answered, and closes the connections.
+/// Waits until the workers have answered their requests and ended, then closes the connections.
 fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<()>>) -> Result<()> {
-    /// How long a worker may take that works on nothing: it waits for a broker that is silent.
+    /// How long to wait for workers that execute no request. Such a worker waits for a silent
+    /// broker.
     const IDLE: Duration = Duration::from_millis(500);
     let (workers, limit) = (shared.options.workers, shared.options.drain_timeout);
     let deadline = Deadline::after(limit);

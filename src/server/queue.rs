@@ -1,4 +1,4 @@
-//! The request queue: used as it is, or else declared.
+//! Looks up or declares the request queue.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use crate::broker::{CallError, DataPlane, Endpoint, Limit};
 use crate::error::{Error, Result};
 use crate::frames::{Close, Method, append_integer, append_text};
 
-/// Makes sure that there is a queue of that name, until the limit. Looks first: a queue that exists
-/// has the kind that its creator wanted.
+/// Makes sure that the queue exists. Blocks until the limit at most. Looks it up first, because an
+/// existing queue is used with the arguments that it was declared with.
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,
@@ -28,7 +28,7 @@ pub(crate) fn ensure(
     asked.map(drop).map_err(|error| match error {
         CallError::Closed(close) => explain(&data_plane.endpoint, queue, &close),
         CallError::NoChannel(_) => data_plane.explain(error, "look at the request queue"),
-        // RabbitMQ 4 waits for the home node, for a minute, before it says anything.
+        // RabbitMQ 4 waits for the home node for a minute before it answers.
         CallError::Unanswered(reason) => data_plane.endpoint.unreachable(format!(
             "it did not say whether there is a queue {queue:?}: {reason}; a cluster may be waiting \
              for the queue's home node"
@@ -36,9 +36,9 @@ pub(crate) fn ensure(
     })
 }
 
-/// The arguments for declaring the queue. It is durable: RabbitMQ is going to refuse queues that are
-/// neither durable nor exclusive
-/// ([Deprecated features](https://www.rabbitmq.com/docs/deprecated-features-list)).
+/// The arguments to declare the queue with. The queue is durable, because future versions of
+/// RabbitMQ refuse queues that are neither durable nor exclusive ([Deprecated
+/// features](https://www.rabbitmq.com/docs/deprecated-features-list)).
 fn arguments(queue: &str, options: &ServerOptions) -> Vec<u8> {
     let mut table = Vec::new();
     if options.queue_type == QueueType::Quorum {
@@ -61,7 +61,7 @@ fn arguments(queue: &str, options: &ServerOptions) -> Vec<u8> {
     table
 }
 
-/// What the broker means by closing the channel or the connection over the queue, and what to
+/// Converts the reason why the broker closed the channel or the connection. The error says what to
 /// change.
 fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
     let Close { code, text } = close;
@@ -85,8 +85,9 @@ fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
     }
 }
 
-/// A durable classic queue lives on one node of a cluster, and while that is down the broker
-/// says 404 as if there were none. Then there is nothing to declare, only to wait.
+/// Whether the home node of the queue is down. A durable classic queue is on one node of a cluster.
+/// While that node is down, the broker answers 404, as if the queue did not exist. The queue must
+/// not be declared then; it comes back with its node.
 fn is_its_node_down(message: &str) -> bool {
     message.contains("is down or inaccessible")
 }

@@ -1,4 +1,4 @@
-//! Whether requests still come to an idle worker.
+//! Detects that an idle worker no longer gets the requests that wait in the queue.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,17 +9,18 @@ use crate::broker::CallError;
 use crate::frames::Method;
 use crate::lock::lock;
 
-/// How often an idle worker looks whether requests still come.
+/// The interval at which an idle worker checks for a stall.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
-/// How long requests may wait for idle workers. A request that has just come takes less.
+/// How long requests must wait for idle workers to count as stalled. A request that has just
+/// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 
 impl Worker<'_> {
-    /// Whether requests still come, if it is time to look.
+    /// Checks for a stall, if it is time to, and cuts the connection if there is one.
     ///
-    /// RabbitMQ tells a consumer when its queue is deleted. But in a cluster that had lost a node a
-    /// while before, servers were seen (on 3.10) to be told nothing, and to wait for ever at a queue
-    /// that was gone; and a broker may lose its deliveries to a worker.
+    /// RabbitMQ notifies a consumer when its queue is deleted. But in a cluster that had lost a
+    /// node some time before, RabbitMQ 3.10 did not notify some servers, which then waited forever
+    /// at a queue that did not exist any more. A broker may also lose its deliveries to a worker.
     pub(super) fn look_for_requests(&self) {
         let Worker { session, inbox, .. } = self;
         let Shared { counters, stop, queue, stalled_at, .. } = &**self.shared;
@@ -30,7 +31,7 @@ impl Worker<'_> {
         }
         *look_at = now + LOOK_EVERY;
         drop(look_at);
-        // Under an alarm a broker may read nothing, and so answer nothing.
+        // During an alarm, a broker may not read from the connection, so it does not answer either.
         if session.connection.blocked().is_some() {
             return;
         }
@@ -42,8 +43,9 @@ impl Worker<'_> {
         }
         let is_ready = || inbox.is_ready() || stop.is_stopped();
         session.connection.wait(inbox.waiter(), now + CONFIRM_AFTER, is_ready);
-        // Another connection does not help where the broker has its reasons, such as a queue with
-        // a single active consumer. So it is tried once for each request.
+        // The broker may have a reason that another connection does not change, such as a queue
+        // with a single active consumer. So the connection is cut at most once until a worker
+        // handles a request.
         if is_idle()
             && self.waiting() > 0
             && is_idle()
@@ -54,12 +56,13 @@ impl Worker<'_> {
         }
     }
 
-    /// How many requests wait in the queue. 0 if the broker does not say.
+    /// The number of requests that wait in the queue; 0 if the broker does not answer.
     fn waiting(&self) -> u32 {
         let queue = &self.shared.queue;
         match self.channel.queue(Method::FindQueue(queue), Instant::now() + LOOK_EVERY / 4) {
             Ok(found) => found.messages,
-            // The other workers' consumers are gone as well, and nothing would tell them.
+            // The other workers have lost their consumers too, and are not notified. So the
+            // connection is cut.
             Err(CallError::Closed(close)) if close.code == 404 => {
                 let text = format!("the queue {queue:?} was deleted without a word ({close})");
                 self.session.connection.cut(&text);

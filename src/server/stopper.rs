@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use super::{ServerCounters, Shared};
 use crate::lock::lock;
 
-/// Stops a server, and reads its counters, from any thread, while another is in
+/// Stops a server and reads its counters, from any thread, while another thread is in
 /// [`RpcServer::serve`](super::RpcServer::serve):
 ///
 /// ```no_run
@@ -32,14 +32,14 @@ impl Stopper {
         Stopper(Arc::clone(shared))
     }
 
-    /// Tells the server to stop: it takes no further request, answers those in progress, gives back
-    /// those it has not begun with, and [`RpcServer::serve`](super::RpcServer::serve) returns. It
-    /// stays stopped: `serve` returns at once from then on. Does not block.
+    /// Tells the server to stop. The server takes no further requests, answers those in progress,
+    /// and returns the others to the queue. Then [`RpcServer::serve`](super::RpcServer::serve)
+    /// returns. The server stays stopped: later calls of `serve` return at once. Does not block.
     pub fn stop(&self) {
         self.0.stop();
     }
 
-    /// As [`RpcServer::counters`](super::RpcServer::counters).
+    /// The same as [`RpcServer::counters`](super::RpcServer::counters).
     pub fn counters(&self) -> ServerCounters {
         self.0.counters.read()
     }
@@ -51,10 +51,10 @@ impl fmt::Debug for Stopper {
     }
 }
 
-/// Whether a server is to stop, and who has to learn it.
+/// Whether a server is told to stop, and the signal to its threads.
 pub(super) struct Stop {
-    /// Taken out by the first to stop: the signal's other end then is disconnected, which every
-    /// thread sees that waits for it.
+    /// The first call of `stop` drops the sender. This disconnects the receiver, which wakes every
+    /// thread that waits on it.
     running: Mutex<Option<Sender<()>>>,
     signal: Receiver<()>,
     is_stopped: AtomicBool,
@@ -75,7 +75,7 @@ impl Stop {
         self.is_stopped.load(Ordering::SeqCst)
     }
 
-    /// Disconnected once the server is to stop.
+    /// A receiver that is disconnected once the server is told to stop.
     pub(super) fn signal(&self) -> &Receiver<()> {
         &self.signal
     }

@@ -20,10 +20,10 @@ use crate::lock::lock;
 use crate::observation::Observation;
 use crate::wire::{self, Reply, ReplyAddress, Request};
 
-/// Takes requests from the queue and answers them, on the thread that it was made on. Dropping
-/// it gives back the requests that it holds and has not answered.
+/// Takes requests from the queue and answers them, on the thread that it was made on. When it is
+/// dropped, the broker returns its unanswered requests to the queue.
 pub struct Worker<'a> {
-    /// For one thread at a time.
+    /// Makes the type `!Sync`: one thread at a time may use it.
     not_sync: PhantomData<Cell<()>>,
     pub(super) shared: &'a Arc<Shared>,
     pub(super) session: &'a ServerSession,
@@ -31,33 +31,35 @@ pub struct Worker<'a> {
     pub(super) inbox: Arc<Inbox>,
 }
 
-/// What came of [`Worker::serve_one`].
+/// The result of [`Worker::serve_one`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// A request was taken, and answered or rejected.
+    /// A request was answered or rejected.
     Request,
-    /// None came in time.
+    /// No request arrived in time.
     Nothing,
-    /// The server is to stop: no further request will be taken.
+    /// The server was told to stop. It takes no further requests.
     Stopped,
 }
 
-/// Why a worker does not go on.
+/// The reason why a worker stops.
 #[derive(Debug)]
 pub(crate) enum StopReason {
-    /// It was told to.
+    /// The server was told to stop.
     Stopped,
-    /// The broker closed its channel; the connection may still be good.
+    /// The broker closed the channel. The connection may still be usable.
     Channel(Error),
     Connection(Error),
 }
 
 impl<'a> Worker<'a> {
-    /// Begins to consume, from a queue that is declared if it is gone. Blocks until the broker has
-    /// answered, for at most the time that connecting may take for each answer.
+    /// Starts to consume from the queue. Declares the queue if it does not exist. Blocks until the
+    /// broker has answered: for each answer, for at most the time that connecting may take, except
+    /// during an alarm.
     pub(crate) fn begin(shared: &'a Arc<Shared>, session: &'a ServerSession) -> Result<Worker<'a>> {
         let connection = &session.connection;
-        // Another worker's reply may have met an alarm.
+        // During an alarm, the broker does not read a connection on which another worker has
+        // replied.
         let limit = Limit::UnlessBlocked(shared.brokers.connect_timeout);
         let consume = || {
             let inbox: Arc<Inbox> = Arc::default();
@@ -82,12 +84,13 @@ impl<'a> Worker<'a> {
         Ok(worker)
     }
 
-    /// Waits for a request for at most `timeout`, and answers it. Blocks for as long as the handler
-    /// takes, besides.
+    /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the
+    /// handler runs.
     ///
-    /// The reply goes out before the acknowledgement, on one channel, so that the broker has the
-    /// reply when it forgets the request. A worker that dies in between leaves the request to
-    /// another.
+    /// The reply is written before the acknowledgement, so that the broker has the reply when it
+    /// deletes the request. Both are written on one channel. A direct reply is written on another
+    /// connection, and the request is acknowledged after the broker has accepted the reply. If a
+    /// worker is lost before the acknowledgement, another worker gets the request.
     ///
     /// # Errors
     /// [`Error::Unreachable`] if the connection is lost.
@@ -107,7 +110,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Serves until there is a reason not to.
+    /// Serves until there is a reason to stop, and returns it.
     pub(crate) fn serve<H, R>(&self, handler: &H) -> StopReason
     where
         H: Fn(&Request) -> Result<R, Failure>,
@@ -126,7 +129,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The next request, with its delivery tag.
+    /// Waits for the next request. Returns it with its delivery tag.
     fn next(&self, deadline: Deadline) -> Result<Option<(u64, Request)>, StopReason> {
         let Worker { session, inbox, .. } = self;
         let stop = &self.shared.stop;
@@ -183,7 +186,7 @@ impl<'a> Worker<'a> {
             return self.reject(tag, request, "the broker fails on its reply_to");
         }
         drop(in_progress);
-        // Replying may have taught the limit.
+        // Sending the reply may have revealed the size limit.
         let outcome = reply_limit.apply(outcome);
         let (status, count) = match &outcome {
             Ok(_) => ("OK", &counters.served),
@@ -199,7 +202,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Reply and acknowledgement go out together, in that order.
+    /// Writes the reply and the acknowledgement together, in that order.
     fn reply(
         &self,
         address: &ReplyAddress<'_>,
@@ -229,14 +232,14 @@ impl<'a> Worker<'a> {
         Ok(ReplyOutcome::Sent)
     }
 
-    /// Takes a request that cannot be answered off the queue, for good.
+    /// Removes a request that cannot be answered from the queue.
     fn reject(&self, tag: u64, request: &Request, why: &str) -> Result<(), StopReason> {
         add(&self.shared.counters.rejected);
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
         self.write(frames::reject(self.channel.number, tag).into())
     }
 
-    /// Blocks while the broker does not read. When it has been silent for two heartbeats, the
+    /// Blocks while the broker does not read. If the broker is silent for two heartbeats, the
     /// connection is lost.
     fn write(&self, frames: Frames<'_>) -> Result<(), StopReason> {
         let never = Deadline::after(Duration::MAX);
@@ -259,7 +262,7 @@ impl fmt::Debug for Worker<'_> {
     }
 }
 
-/// A handler's panic is its server's failure: the requester is told no more than that.
+/// Runs the handler. If it panics, the requester gets `INTERNAL`, without the text of the panic.
 fn run<H, R>(handler: H, request: &Request) -> Result<Reply, Failure>
 where
     H: FnOnce(&Request) -> Result<R, Failure>,
@@ -274,7 +277,7 @@ where
     })
 }
 
-/// A reply that AMQP has no room for is its server's failure too.
+/// Replaces a reply that AMQP cannot carry by the failure `INTERNAL`.
 fn sendable(outcome: Result<Reply, Failure>, frame_max: usize) -> Result<Reply, Failure> {
     let reply = outcome?;
     match reply.check(frame_max) {
@@ -286,7 +289,7 @@ fn sendable(outcome: Result<Reply, Failure>, frame_max: usize) -> Result<Reply, 
     }
 }
 
-/// A request in the log: by its correlation id, and its trace id if it has one.
+/// Formats a request for the log: its correlation id, and its trace id if it has one.
 struct RequestName<'a>(&'a ReplyAddress<'a>, Option<&'a str>);
 
 impl fmt::Display for RequestName<'_> {

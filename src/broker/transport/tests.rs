@@ -1,4 +1,4 @@
-//! A transport between two sockets of this process.
+//! Tests a transport that is connected to another socket of this process.
 
 use std::net::TcpListener;
 use std::thread;
@@ -29,8 +29,8 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
     let (transport, mut peer) = transport();
     let mut sent = Vec::new();
     let mut was_begun = false;
-    // Nobody reads, so that at some point the sockets are full: first in the middle of a
-    // message, and in the end before the next.
+    // The peer does not read, so the sockets fill up. The write that fills them times out in the
+    // middle of a message. The one after it times out before its message.
     loop {
         let message = vec![sent.len() as u8; 1 << 20];
         match transport.write(message.clone().into(), soon(), &OPEN) {
@@ -114,7 +114,7 @@ fn nothing_is_written_on_a_closed_channel() {
 fn end_right_behind_the_last_bytes_is_read_at_once() {
     let (transport, mut peer) = transport();
     peer.write_all(b"last").unwrap();
-    // On loopback it is there as soon as it has gone out.
+    // On loopback, written bytes arrive at once.
     drop(peer);
     let mut into = [0; 64];
     for expected in [4, 0] {
@@ -137,7 +137,8 @@ fn bell_ends_a_poll_once() {
     assert!(Instant::now() >= until);
 }
 
-/// Parts of a large message are encoded while it is written, or kept when time runs out.
+/// A large message is encoded in parts while it is written. If the writer times out, the rest is
+/// kept.
 #[test]
 fn large_message_arrives_whole_although_its_writer_gave_up() {
     const FRAME_MAX: usize = 4096;
@@ -161,7 +162,7 @@ fn large_message_arrives_whole_although_its_writer_gave_up() {
     reading.join().unwrap();
 }
 
-/// A TLS session that can write no more, with bytes that the peer sent before.
+/// A TLS session that fails to write, and still holds bytes that the peer sent before.
 struct FailsToWrite(&'static [u8]);
 
 impl Read for FailsToWrite {
@@ -180,7 +181,7 @@ impl Write for FailsToWrite {
     }
 }
 
-/// They may tell why the connection ends.
+/// These bytes may contain the reason why the connection ends.
 #[test]
 fn write_that_fails_takes_no_byte_from_the_reader() {
     let (Transport { tcp, .. }, _peer) = transport();

@@ -1,6 +1,6 @@
-//! Frames at random.
+//! Tests the decoder with random frames.
 //!
-//! `PROPTEST_CASES=1000000 cargo test --release frames::` tries a million of each kind.
+//! `PROPTEST_CASES=1000000 cargo test --release frames::` runs each property a million times.
 
 use amq_protocol::frame::parse_frame;
 use proptest::collection::vec;
@@ -226,7 +226,7 @@ fn methods_are_read_on_their_channels_only() {
     }
 }
 
-/// What a stream consists of.
+/// The decoded content of a stream.
 #[derive(Debug, Default, Clone, PartialEq)]
 struct Decoded {
     messages: Vec<Message>,
@@ -274,7 +274,7 @@ fn deliver() -> Vec<u8> {
     frame(METHOD, &[&BASIC_DELIVER[..], b"\x01t\0\0\0\0\0\0\0\x07\x01\0\x01q"].concat())
 }
 
-/// The frames of a delivery, of which all but the first are those of a publish.
+/// The frames of a delivery. All of them but the first are the same as those of a publish.
 fn delivery(properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
     let published = publish(ROUTE, properties, body).rest(0);
     let method = OVERHEAD + u32::from_be_bytes(published[3..7].try_into().unwrap()) as usize;
