@@ -1,6 +1,5 @@
 //! Addresses of brokers, and connecting to them.
 
-mod bell;
 mod channel;
 mod connection;
 mod control;
@@ -8,6 +7,7 @@ mod data_plane;
 #[cfg(test)]
 mod model;
 mod reconnector;
+mod self_pipe;
 mod sync;
 mod tls;
 mod transport;
@@ -79,13 +79,13 @@ impl Brokers {
     /// The time limit for the first connection: the time limits of all brokers, plus
     /// [`Brokers::connect_timeout`] to set up what the session needs; or [`Brokers::wait`] if that
     /// is longer.
-    pub(crate) fn first_limit(&self) -> Duration {
-        let limits = self.endpoints.iter().map(|endpoint| self.limit(endpoint));
+    pub(crate) fn first_connect_timeout(&self) -> Duration {
+        let limits = self.endpoints.iter().map(|endpoint| self.connect_timeout_of(endpoint));
         let once = limits.fold(self.connect_timeout, Duration::saturating_add);
         once.max(self.wait)
     }
 
-    fn limit(&self, endpoint: &Endpoint) -> Duration {
+    fn connect_timeout_of(&self, endpoint: &Endpoint) -> Duration {
         endpoint.connection_timeout.unwrap_or(self.connect_timeout)
     }
 
@@ -113,20 +113,20 @@ impl Brokers {
         deadline: Deadline,
     ) -> Result<(usize, Connection), NoConnection> {
         let count = self.endpoints.len();
-        let mut nobody_listens = true;
+        let mut no_tcp_connection = true;
         let mut reasons = Vec::new();
         for turn in 0..count {
             let index = (first + turn) % count;
             let endpoint = &self.endpoints[index];
-            let limit = self.limit(endpoint);
-            let part = deadline.remaining() / (count - turn) as u32;
-            let deadline = Deadline::after(limit.min(part));
+            let limit = self.connect_timeout_of(endpoint);
+            let share = deadline.remaining() / (count - turn) as u32;
+            let deadline = Deadline::after(limit.min(share));
             let tls = endpoint.tls.then(|| tls::Connector::new(&self.tls)).transpose();
             let tls = tls?;
             let heartbeat = endpoint.heartbeat.unwrap_or(self.heartbeat);
             let failed = match connection::dial(endpoint, deadline) {
                 Ok(tcp) => {
-                    nobody_listens = false;
+                    no_tcp_connection = false;
                     match Connection::log_in(tcp, tls, endpoint, heartbeat, deadline) {
                         Ok(connection) => return Ok((index, connection)),
                         Err(Error::Unreachable { reason, .. }) => reason,
@@ -137,7 +137,7 @@ impl Brokers {
             };
             reasons.push(if count > 1 { format!("{endpoint}: {failed}") } else { failed });
         }
-        Err(NoConnection { error: self.unreachable(reasons.join("; ")), nobody_listens })
+        Err(NoConnection { error: self.unreachable(reasons.join("; ")), no_tcp_connection })
     }
 }
 
@@ -160,11 +160,11 @@ pub(crate) fn program() -> String {
 struct NoConnection {
     error: Error,
     /// No broker accepted a TCP connection, so an early retry puts no load on any broker.
-    nobody_listens: bool,
+    no_tcp_connection: bool,
 }
 
 impl From<Error> for NoConnection {
     fn from(error: Error) -> NoConnection {
-        NoConnection { error, nobody_listens: false }
+        NoConnection { error, no_tcp_connection: false }
     }
 }

@@ -88,10 +88,11 @@ pub struct ClientOptions {
     /// The `content_type` of the requests: `application/octet-stream` unless set.
     pub content_type: String,
     /// The interval at which the server sends a sign of life while it works on a request: none
-    /// unless set, and then at least 100 ms and at most a day. The call ends with
-    /// [`Error::ServerSilent`] if the queue has no consumers, or if a sign came, none follows for
-    /// three intervals, and no request waits in the queue. A server that does not support signs of
-    /// life, such as one of tutorial six, sends none. The call then goes on until its deadline.
+    /// unless set, and then at least 100 ms and at most a day. If no sign comes for three
+    /// intervals, the client asks the broker about the queue. The call ends with
+    /// [`Error::ServerSilent`] if the queue has no consumers, or if a sign had come before and no
+    /// request waits in the queue. A server that does not support signs of life, such as one of
+    /// tutorial six, sends none. The call then goes on until its deadline.
     ///
     /// An idempotent request is sent again instead, if no sign of it comes for three intervals, but
     /// at least 3 s, and no request waits in the queue. Each further attempt gets twice as long.
@@ -171,8 +172,8 @@ impl RpcClient {
 
     /// Sends a request and returns without waiting for its reply, so that several calls can be in
     /// flight. Blocks only while there is no connection or no in-flight slot, or while the broker
-    /// does not read, and for at most [`ClientOptions::timeout`]. The deadline of the call counts
-    /// from here, too.
+    /// does not read, and for at most [`ClientOptions::timeout`]. This timeout also is the time
+    /// limit of the whole call, from here to the reply.
     ///
     /// # Errors
     /// As [`RpcClient::call`]. The request may have been executed only if the broker stopped

@@ -51,18 +51,18 @@
 //!
 //! | error | what it means | may have been executed | what to do |
 //! |---|---|---|---|
-//! | [`Config`](Error::Config) | a URL or an option is invalid | no | change the named part |
-//! | [`Unreachable`](Error::Unreachable) | no broker usable by the deadline | no | try again later |
-//! | [`Refused`](Error::Refused) | login, virtual host or permission refused | no | grant it |
-//! | [`QueueRefused`](Error::QueueRefused) | the broker refused the queue | no | change its name or options |
-//! | [`Unroutable`](Error::Unroutable) | the queue does not exist | no | start a server |
-//! | [`Blocked`](Error::Blocked) | a memory or disk alarm until the deadline | if it was sent | free the resource |
-//! | [`TimedOut`](Error::TimedOut) | no reply, or no in-flight slot, by the deadline | if it was sent | retry if that is safe |
-//! | [`ServerSilent`](Error::ServerSilent) | no signs of life come | yes | retry if that is safe |
-//! | [`ConnectionLost`](Error::ConnectionLost) | connection lost after sending | yes | retry if that is safe |
-//! | [`Remote`](Error::Remote) | the server answered with a [`Failure`] | unless overloaded | read its status |
-//! | [`BadReply`](Error::BadReply) | the reply cannot be decoded | yes | check the server |
-//! | [`Closed`](Error::Closed) | this program closed the client | yes | – |
+//! | [`Error::Config`] | a URL or an option is invalid | no | change the named part |
+//! | [`Error::Unreachable`] | no broker was usable until the deadline | no | try again later |
+//! | [`Error::Refused`] | login, virtual host or permission refused | no | grant it |
+//! | [`Error::QueueRefused`] | the broker refused the queue | no | change its name or options |
+//! | [`Error::Unroutable`] | the queue does not exist | no | start a server |
+//! | [`Error::Blocked`] | a memory or disk alarm until the deadline | if sent | free the resource |
+//! | [`Error::TimedOut`] | no reply, or no in-flight slot, in time | if sent | retry if safe |
+//! | [`Error::ServerSilent`] | no sign of life came in time | yes | retry if safe |
+//! | [`Error::ConnectionLost`] | connection lost after sending | yes | retry if safe |
+//! | [`Error::Remote`] | the server returned a [`Failure`] | unless overloaded | read its status |
+//! | [`Error::BadReply`] | the reply cannot be decoded | yes | check the server |
+//! | [`Error::Closed`] | this program closed the client | yes | – |
 //!
 //! [`Error::may_have_executed`] returns what the third column says.
 //!

@@ -69,8 +69,9 @@ pub struct ServerOptions {
     /// executes one request at a time.
     pub workers: usize,
     /// The number of unacknowledged requests that the broker sends to each worker: 1 unless set, so
-    /// the next request goes to the next free worker. If requests are quick, more is faster
-    /// ([Consumer prefetch](https://www.rabbitmq.com/docs/consumer-prefetch)). 0 is no limit.
+    /// that the next request goes to the next free worker. If requests are quick, a higher number
+    /// is faster ([Consumer prefetch](https://www.rabbitmq.com/docs/consumer-prefetch)). 0 is no
+    /// limit.
     pub prefetch: u16,
     /// The kind of queue to declare if the queue does not exist: classic unless set. An existing
     /// queue is used as it is.
@@ -150,7 +151,7 @@ impl RpcServer {
                 queue::ensure(&connection, &overflow, &ServerOptions::default(), until)?;
             }
             queue::ensure(&connection, &ensured, &declared_as, until)?;
-            Ok(ServerSession { connection, look_at: Mutex::new(Instant::now()) })
+            Ok(ServerSession { connection, next_check: Mutex::new(Instant::now()) })
         });
         let shared = Shared {
             brokers,
@@ -161,7 +162,7 @@ impl RpcServer {
             counters: Counters::default(),
             direct: DirectReplies::default(),
             reply_limit: ReplyLimit::default(),
-            stalled_at: AtomicU64::new(u64::MAX),
+            handled_at_stall: AtomicU64::new(u64::MAX),
             keep_alive: KeepAlive::default(),
             observer: Observer::default(),
             stop: Stop::new(),
@@ -181,7 +182,7 @@ impl RpcServer {
     /// connection. Every 4 s, an idle worker asks the broker whether the queue exists and whether
     /// requests wait in it.
     ///
-    /// A handler gets a request at least once. It gets the request twice if its process or its
+    /// A handler gets a request at least once. It gets a request twice if the server process or its
     /// connection is lost before the broker has the acknowledgement
     /// ([Reliability](https://www.rabbitmq.com/docs/reliability)). If the handler panics, the
     /// requester gets `INTERNAL`, and the worker continues.
@@ -221,7 +222,7 @@ impl RpcServer {
     /// server was stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
         let Shared { sessions, brokers, direct, .. } = &*self.shared;
-        let session = sessions.session(Deadline::after(brokers.first_limit()))?;
+        let session = sessions.session(Deadline::after(brokers.first_connect_timeout()))?;
         let done = work(&Worker::begin(&self.shared, &session)?);
         direct.close();
         done
@@ -292,7 +293,7 @@ pub(crate) struct Shared {
     reply_limit: ReplyLimit,
     /// The number of requests handled at the time of the last stall: requests waited in the queue,
     /// and the broker gave the workers none.
-    stalled_at: AtomicU64,
+    handled_at_stall: AtomicU64,
     keep_alive: KeepAlive,
     observer: Observer,
     stop: Stop,
@@ -302,7 +303,7 @@ pub(crate) struct Shared {
 pub(crate) struct ServerSession {
     connection: Connection,
     /// When an idle worker checks for a stall next.
-    look_at: Mutex<Instant>,
+    next_check: Mutex<Instant>,
 }
 
 impl Session for ServerSession {

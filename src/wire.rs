@@ -149,8 +149,8 @@ mod tests {
         let publish = 8 + u32::from_be_bytes(frames[3..7].try_into().unwrap()) as usize;
         let bytes = [DELIVER, &frames[publish..]].concat();
         let mut decoder = Decoder::default();
-        decoder.room()[..bytes.len()].copy_from_slice(&bytes);
-        decoder.arrived(bytes.len());
+        decoder.unfilled()[..bytes.len()].copy_from_slice(&bytes);
+        decoder.filled(bytes.len());
         match decoder.next() {
             Ok(Some(Incoming::Event { channel: 3, event: Event::Delivery(delivery) })) => {
                 delivery.message

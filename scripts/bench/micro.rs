@@ -109,8 +109,8 @@ fn delivery(published: &[u8]) -> Vec<u8> {
 
 fn read(decoder: &mut frames::Decoder, bytes: &[u8]) -> frames::Delivery {
     for part in bytes.chunks(64 << 10) {
-        decoder.room()[..part.len()].copy_from_slice(part);
-        decoder.arrived(part.len());
+        decoder.unfilled()[..part.len()].copy_from_slice(part);
+        decoder.filled(part.len());
         if let Ok(Some(frames::Incoming::Event {
             event: frames::Event::Delivery(delivery), ..
         })) = decoder.next()

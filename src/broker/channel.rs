@@ -1,11 +1,10 @@
-//! Channels: they carry messages in both directions, and the requests to the broker with their
-//! answers.
+//! Channels. They carry messages in both directions, methods to the broker, and its answers.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use super::connection::CLOSING;
+use super::connection::CLOSE_TIMEOUT;
 use super::data_plane::DataPlane;
 use super::transport::WriteError;
 use super::turn::Waiter;
@@ -52,7 +51,7 @@ pub(crate) enum Limit {
     Until(Instant),
     /// This time for each answer, extended until 5 s after an alarm. During an alarm, the broker
     /// does not read from a connection that has published messages, so it does not answer either.
-    UnlessBlocked(Duration),
+    ExtendedByAlarm(Duration),
 }
 
 impl From<Instant> for Limit {
@@ -73,7 +72,7 @@ pub(crate) enum CallError {
 }
 
 impl DataPlane {
-    /// Opens a channel. Blocks until the broker answers, until the limit at most.
+    /// Opens a channel. Blocks until the broker answers, but not beyond the limit.
     pub(crate) fn open_channel(
         self: &Arc<DataPlane>,
         limit: impl Into<Limit>,
@@ -182,8 +181,8 @@ impl Channels {
 }
 
 impl Channel {
-    /// Sends a method to the broker and returns the answer. Blocks until the broker answers, until
-    /// the limit at most. Only one thread at a time may call it.
+    /// Sends a method to the broker and returns the answer. Blocks until the broker answers, but
+    /// not beyond the limit. Only one thread at a time may call it.
     pub(crate) fn call(
         &self,
         method: Method<'_>,
@@ -191,9 +190,9 @@ impl Channel {
     ) -> Result<Answer, CallError> {
         const AFTER_ALARM: Duration = Duration::from_secs(5);
         let Channel { data_plane, slot, .. } = self;
-        let (until, is_strict) = match limit.into() {
+        let (until, is_fixed) = match limit.into() {
             Limit::Until(until) => (until, true),
-            Limit::UnlessBlocked(time) => (Deadline::after(time).at, false),
+            Limit::ExtendedByAlarm(time) => (Deadline::after(time).at, false),
         };
         *lock(&slot.answer) = None;
         let is_open = || slot.is_open.load(Ordering::Relaxed);
@@ -201,7 +200,7 @@ impl Channel {
             let is_answered = || lock(&slot.answer).is_some() || slot.closed.get().is_some();
             data_plane.wait(&slot.waiter, until, is_answered);
             let is_blocked = || data_plane.blocked().is_some() && data_plane.ended().is_none();
-            while !is_strict && !is_answered() && is_blocked() {
+            while !is_fixed && !is_answered() && is_blocked() {
                 let never = Deadline::after(Duration::MAX).at;
                 data_plane.wait(&slot.waiter, never, || is_answered() || !is_blocked());
                 data_plane.wait(&slot.waiter, Instant::now() + AFTER_ALARM, is_answered);
@@ -236,15 +235,15 @@ impl Channel {
         }
     }
 
-    /// Writes the frames of one message. Blocks while the broker does not read, until `until` at
-    /// most.
+    /// Writes the frames of one message. Blocks while the broker does not read, but not beyond
+    /// `until`.
     pub(crate) fn write(&self, frames: Frames<'_>, until: Instant) -> Result<(), WriteError> {
         let written = self.data_plane.write(frames, until, &self.slot.is_open);
         let now = Instant::now();
         if written == Err(WriteError::Disconnected) && until > now {
             // The reader finds out why the connection ended. Wait for that reason before giving
             // another.
-            let soon = until.min(now + CLOSING);
+            let soon = until.min(now + CLOSE_TIMEOUT);
             self.data_plane.wait(&Arc::default(), soon, || false);
             self.data_plane.cut("the connection ended while something was written");
         }

@@ -10,7 +10,7 @@ use std::{io, process, thread};
 use amiquip::{Auth, ConnectionOptions, ConnectionTuning};
 use crossbeam_channel::bounded;
 
-use super::data_plane::{DataPlane, WITHOUT_A_WORD};
+use super::data_plane::{CLOSED_WITHOUT_REASON, DataPlane};
 use super::transport::Transport;
 use super::turn::Waiter;
 use super::{Endpoint, program, tls};
@@ -27,7 +27,7 @@ pub(crate) struct Connection {
 }
 
 /// The time limit for an orderly close. After it, the connection is cut.
-pub(crate) const CLOSING: Duration = Duration::from_secs(1);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Connection {
     /// Performs the handshakes of TLS, if requested, and of AMQP on a TCP connection.
@@ -60,15 +60,17 @@ impl Connection {
             let tuning = ConnectionTuning::default();
             let _ = report.send(amiquip::Connection::insecure_open_stream(stream, options, tuning));
             shared.wake(&waiting);
-            shared.keep_in_reserve();
+            shared.run_reserve();
         };
         let began = Instant::now();
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
         data_plane.wait(&waiter, deadline.at, || !opened.is_empty());
         if opened.is_empty() && data_plane.ended().is_none() {
-            data_plane.cut(TOO_LATE);
+            data_plane.cut(LOGIN_TIMED_OUT);
         }
-        let opened = opened.recv_timeout(CLOSING).map_err(|_| endpoint.unreachable(TOO_LATE))?;
+        let opened = opened
+            .recv_timeout(CLOSE_TIMEOUT)
+            .map_err(|_| endpoint.unreachable(LOGIN_TIMED_OUT))?;
         let amiquip = opened.map_err(|error| {
             let why = explain_handshake(error, endpoint, data_plane.ended(), began.elapsed());
             data_plane.cut("the login failed");
@@ -79,10 +81,11 @@ impl Connection {
         Ok(Connection { data_plane, amiquip: Mutex::new(Some(amiquip)) })
     }
 
-    /// Closes the connection: orderly if the broker answers within [`CLOSING`], else by cutting it.
+    /// Closes the connection: orderly if the broker answers within [`CLOSE_TIMEOUT`], else by
+    /// cutting it.
     pub(crate) fn close(&self) {
         if let Some(amiquip) = lock(&self.amiquip).take() {
-            self.data_plane.close(Instant::now() + CLOSING);
+            self.data_plane.close(Instant::now() + CLOSE_TIMEOUT);
             // This waits only for amiquip's I/O thread, which ends because its stream has ended.
             drop(amiquip);
         }
@@ -104,7 +107,8 @@ impl Deref for Connection {
 }
 
 /// The reason if the broker does not finish the login in time.
-const TOO_LATE: &str = "it did not finish the login in time (a refused login takes RabbitMQ 3 s)";
+const LOGIN_TIMED_OUT: &str =
+    "it did not finish the login in time (a refused login takes RabbitMQ 3 s)";
 
 /// Opens a TCP connection to the first address of the endpoint that accepts one. It tries all
 /// addresses, because a broker may listen on `127.0.0.1` only while `localhost` resolves to `::1`
@@ -115,11 +119,11 @@ pub(super) fn dial(endpoint: &Endpoint, deadline: Deadline) -> io::Result<TcpStr
         (endpoint.host.as_str(), endpoint.port).to_socket_addrs()?.collect();
     let mut error = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     for (index, address) in addresses.iter().enumerate() {
-        let part = deadline.remaining() / (addresses.len() - index) as u32;
-        match TcpStream::connect_timeout(address, part.max(Duration::from_millis(1))) {
+        let share = deadline.remaining() / (addresses.len() - index) as u32;
+        match TcpStream::connect_timeout(address, share.max(Duration::from_millis(1))) {
             Ok(tcp) => {
-                // A call sends two small messages. With Nagle's algorithm, each of them may wait 40
-                // ms for a delayed acknowledgement.
+                // A call sends two small messages. With Nagle's algorithm, each may wait 40 ms for
+                // a delayed acknowledgement.
                 tcp.set_nodelay(true)?;
                 return Ok(tcp);
             }
@@ -140,7 +144,7 @@ impl Endpoint {
             .virtual_host(&self.vhost)
             .channel_max(self.channel_max)
             .frame_max(RABBITMQ_FRAME_MAX as u32)
-            .information(Some(who_we_are()))
+            .information(Some(client_information()))
     }
 
     /// Converts the reason that the broker gave for closing a channel ([Access
@@ -168,14 +172,14 @@ fn explain_handshake(
     ended: Option<&str>,
     took: Duration,
 ) -> Error {
-    const REFUSAL_TAKES: Duration = Duration::from_millis(2500);
+    const MIN_REFUSAL_DELAY: Duration = Duration::from_millis(2500);
     let Endpoint { user, vhost, .. } = endpoint;
     match error {
-        _ if ended == Some(TOO_LATE) => endpoint.unreachable(TOO_LATE),
-        amiquip::Error::InvalidCredentials if ended != Some(WITHOUT_A_WORD) => {
+        _ if ended == Some(LOGIN_TIMED_OUT) => endpoint.unreachable(LOGIN_TIMED_OUT),
+        amiquip::Error::InvalidCredentials if ended != Some(CLOSED_WITHOUT_REASON) => {
             endpoint.unreachable(ended.unwrap_or("it hung up during the login"))
         }
-        amiquip::Error::InvalidCredentials if took < REFUSAL_TAKES => {
+        amiquip::Error::InvalidCredentials if took < MIN_REFUSAL_DELAY => {
             endpoint.unreachable("it hung up during the login")
         }
         amiquip::Error::InvalidCredentials => Error::Refused(match endpoint.external {
@@ -205,7 +209,7 @@ fn explain_handshake(
 }
 
 /// The connection's client property `information`, which operators see.
-fn who_we_are() -> String {
+fn client_information() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{} (rabbitmq-rpc {version}) on {}, process {}", program(), host.trim(), process::id())

@@ -39,9 +39,9 @@ impl ControlFrames {
     }
 
     pub(super) fn push(&self, frame: &[u8]) -> Result<(), String> {
-        const MOST: usize = 4 << 20;
+        const MAX_BUFFERED: usize = 4 << 20;
         let mut incoming = lock(&self.incoming);
-        if incoming.bytes.len() > MOST {
+        if incoming.bytes.len() > MAX_BUFFERED {
             return Err("the broker floods the connection with control frames".into());
         }
         incoming.bytes.extend(frame);

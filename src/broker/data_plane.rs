@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use super::Endpoint;
-use super::bell::Bell;
 use super::channel::Channels;
 use super::control::{ControlFrames, ControlStream};
+use super::self_pipe::SelfPipe;
 use super::transport::{Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
 use crate::frames::{
@@ -27,11 +27,11 @@ pub(crate) struct DataPlane {
     transport: Transport,
     turn: ReadTurn,
     /// One for the waiter that reads, one for the reserve.
-    bells: [Bell; 2],
+    pipes: [SelfPipe; 2],
     /// Used by the reader only, except for [`DataPlane::recycle`].
     decoder: Mutex<Decoder>,
     /// When amiquip was last notified that bytes had arrived.
-    told_alive: Mutex<Option<Instant>>,
+    amiquip_notified: Mutex<Option<Instant>>,
     pub(super) control: ControlFrames,
     pub(super) channels: Mutex<Channels>,
     ended: OnceLock<Ended>,
@@ -51,7 +51,7 @@ struct Ended {
 }
 
 /// The reason if the peer ends the connection without an AMQP close.
-pub(super) const WITHOUT_A_WORD: &str = "the connection ended without a word";
+pub(super) const CLOSED_WITHOUT_REASON: &str = "the connection ended without a word";
 
 impl DataPlane {
     /// Also returns the stream for amiquip.
@@ -65,12 +65,12 @@ impl DataPlane {
             endpoint,
             transport,
             turn: ReadTurn::default(),
-            bells: [Bell::new()?, Bell::new()?],
+            pipes: [SelfPipe::new()?, SelfPipe::new()?],
             decoder: Mutex::default(),
             control,
             channels: Mutex::default(),
             ended: OnceLock::new(),
-            told_alive: Mutex::default(),
+            amiquip_notified: Mutex::default(),
             is_open: AtomicBool::new(false),
             blocked: Mutex::default(),
             heartbeat,
@@ -79,12 +79,12 @@ impl DataPlane {
     }
 
     /// The loop of the reserve thread. It ends when the connection has ended.
-    pub(super) fn keep_in_reserve(&self) {
-        self.turn.keep_in_reserve(self);
+    pub(super) fn run_reserve(&self) {
+        self.turn.run_reserve(self);
     }
 
     /// Writes the frames of one message on a channel that `is_open`. Blocks while the broker does
-    /// not read, until `until` at most.
+    /// not read, but not beyond `until`.
     pub(super) fn write(
         &self,
         frames: Frames<'_>,
@@ -92,21 +92,21 @@ impl DataPlane {
         is_open: &AtomicBool,
     ) -> Result<(), WriteError> {
         let written = self.transport.write(frames, until, is_open);
-        self.have_due_written();
+        self.schedule_flush();
         written
     }
 
     /// Writes frames, at once or as soon as the socket is writable. Skips them and returns false if
-    /// `may_go`, called under the write lock, is false. Does not block.
-    pub(super) fn write_control(&self, frames: &[u8], may_go: impl FnOnce() -> bool) -> bool {
-        let goes = self.transport.write_control(frames, may_go);
-        self.have_due_written();
-        goes
+    /// `is_allowed`, called under the write lock, is false. Does not block.
+    pub(super) fn write_control(&self, frames: &[u8], is_allowed: impl FnOnce() -> bool) -> bool {
+        let allowed = self.transport.write_control(frames, is_allowed);
+        self.schedule_flush();
+        allowed
     }
 
-    fn have_due_written(&self) {
-        if self.transport.is_due() {
-            self.turn.ring(self);
+    fn schedule_flush(&self) {
+        if self.transport.has_backlog() {
+            self.turn.interrupt_poll(self);
         }
     }
 
@@ -183,8 +183,8 @@ impl DataPlane {
     /// Ends the connection after amiquip's I/O thread has ended: because the login failed, because
     /// the broker was silent for two heartbeats, or because the connection has ended.
     pub(super) fn amiquip_ended(&self) {
-        let told_alive = *lock(&self.told_alive);
-        let is_silent = told_alive.is_some_and(|told| told.elapsed() >= self.heartbeat);
+        let amiquip_notified = *lock(&self.amiquip_notified);
+        let is_silent = amiquip_notified.is_some_and(|told| told.elapsed() >= self.heartbeat);
         self.cut(match is_silent && !self.heartbeat.is_zero() {
             true => "the broker was silent for two heartbeats",
             false => "the connection was closed",
@@ -203,17 +203,17 @@ impl DataPlane {
     /// connection has ended.
     fn read_some(&self) -> Result<(), String> {
         let mut decoder = lock(&self.decoder);
-        let length = match self.transport.read(decoder.room()) {
-            Ok(0) => return Err(WITHOUT_A_WORD.into()),
+        let length = match self.transport.read(decoder.unfilled()) {
+            Ok(0) => return Err(CLOSED_WITHOUT_REASON.into()),
             Ok(length) => length,
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => return Ok(()),
-                io::ErrorKind::ConnectionReset => return Err(WITHOUT_A_WORD.into()),
+                io::ErrorKind::ConnectionReset => return Err(CLOSED_WITHOUT_REASON.into()),
                 _ => return Err(error.to_string()),
             },
         };
-        decoder.arrived(length);
-        self.tell_amiquip_that_the_broker_is_alive()?;
+        decoder.filled(length);
+        self.notify_amiquip_of_data()?;
         while let Some(incoming) = decoder.next()? {
             match incoming {
                 Incoming::Event { channel, event } => self.dispatch(channel, event)?,
@@ -258,13 +258,13 @@ impl DataPlane {
 
     /// Passes a heartbeat to amiquip when bytes have arrived. amiquip sees only channel 0, and ends
     /// a connection if it receives nothing for two heartbeat intervals.
-    fn tell_amiquip_that_the_broker_is_alive(&self) -> Result<(), String> {
+    fn notify_amiquip_of_data(&self) -> Result<(), String> {
         const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
-        const OFTEN_ENOUGH: Duration = Duration::from_secs(1);
+        const INTERVAL: Duration = Duration::from_secs(1);
         let now = Instant::now();
-        let mut told = lock(&self.told_alive);
+        let mut told = lock(&self.amiquip_notified);
         match *told {
-            Some(told) if now.duration_since(told) < OFTEN_ENOUGH => return Ok(()),
+            Some(told) if now.duration_since(told) < INTERVAL => return Ok(()),
             // amiquip's first frame must be the broker's first frame, so no heartbeat goes before
             // it.
             None => {}
@@ -277,12 +277,12 @@ impl DataPlane {
 
 impl Socket for DataPlane {
     fn poll(&self, reader: Reader, until: Option<Instant>) -> bool {
-        let wants_room = if self.transport.is_due() { PollFlags::OUT } else { PollFlags::empty() };
-        let bell = &self.bells[reader as usize];
-        match self.transport.poll(Some(bell), PollFlags::IN | wants_room, until) {
+        let output = if self.transport.has_backlog() { PollFlags::OUT } else { PollFlags::empty() };
+        let pipe = &self.pipes[reader as usize];
+        match self.transport.poll(Some(pipe), PollFlags::IN | output, until) {
             Ok(found) => {
                 if found.contains(PollFlags::OUT) {
-                    self.transport.write_due();
+                    self.transport.flush_backlog();
                 }
                 found.contains(PollFlags::IN)
             }
@@ -299,7 +299,7 @@ impl Socket for DataPlane {
         }
     }
 
-    fn ring(&self, reader: Reader) {
-        self.bells[reader as usize].ring();
+    fn interrupt_poll(&self, reader: Reader) {
+        self.pipes[reader as usize].signal();
     }
 }

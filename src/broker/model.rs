@@ -101,7 +101,7 @@ struct Model {
 struct Wire {
     /// The caller of each message that no thread has read yet.
     incoming: VecDeque<usize>,
-    is_rung: [bool; 2],
+    is_interrupted: [bool; 2],
     has_ended: bool,
     has_reader: bool,
 }
@@ -119,7 +119,7 @@ impl Socket for Model {
             if wire.has_ended || !wire.incoming.is_empty() {
                 return true;
             }
-            if std::mem::take(&mut wire.is_rung[reader as usize]) {
+            if std::mem::take(&mut wire.is_interrupted[reader as usize]) {
                 return false;
             }
             if until == Some(Moment::Soon) {
@@ -151,8 +151,8 @@ impl Socket for Model {
         }
     }
 
-    fn ring(&self, reader: Reader) {
-        self.wire.lock().unwrap().is_rung[reader as usize] = true;
+    fn interrupt_poll(&self, reader: Reader) {
+        self.wire.lock().unwrap().is_interrupted[reader as usize] = true;
         self.changed.notify_all();
     }
 }
@@ -186,7 +186,7 @@ impl Model {
 
     fn reserve(self: &Arc<Model>) -> thread::JoinHandle<()> {
         let model = Arc::clone(self);
-        thread::spawn(move || model.turn.keep_in_reserve(&*model))
+        thread::spawn(move || model.turn.run_reserve(&*model))
     }
 
     /// A broker that answers each request at a random time. It ends when all senders are dropped.
@@ -301,7 +301,7 @@ fn end_of_the_connection_releases_everybody() {
         });
         model.deliver(1);
         // As if bytes of amiquip's did not fit into the socket.
-        model.turn.ring(&*model);
+        model.turn.interrupt_poll(&*model);
         model.hang_up();
         let answered = threads.map(|thread| thread.join().unwrap());
         assert_eq!(answered, [false, true, false]);

@@ -32,13 +32,13 @@ struct State<S> {
     phase: Phase<S>,
     /// Index of the broker to try first: the last one that worked.
     broker: usize,
-    was_up: bool,
+    had_session: bool,
     /// The number of failed attempts. A waiting caller compares it to detect that an attempt failed
     /// while it waited.
     failures: u64,
     last_failure: Option<Error>,
     /// The number of consecutive failed attempts, and the earliest time of the next attempt.
-    in_a_row: u32,
+    consecutive_failures: u32,
     next_try: Instant,
 }
 
@@ -62,10 +62,10 @@ impl<S: Session> Reconnector<S> {
         let state = State {
             phase: Phase::Down,
             broker: 0,
-            was_up: false,
+            had_session: false,
             failures: 0,
             last_failure: None,
-            in_a_row: 0,
+            consecutive_failures: 0,
             next_try: Instant::now(),
         };
         Arc::new(Reconnector {
@@ -78,9 +78,9 @@ impl<S: Session> Reconnector<S> {
 
     /// Makes the first session. Retries until [`Brokers::wait`] is over, and tries at least once.
     pub(crate) fn first_session(self: &Arc<Self>, timeout: Duration) -> Result<Arc<S>> {
-        let deadline = Deadline::after(self.brokers.first_limit().min(timeout));
+        let deadline = Deadline::after(self.brokers.first_connect_timeout().min(timeout));
         match self.brokers.wait.is_zero() {
-            true => self.session_unless(deadline, |_| true),
+            true => self.session_until_final(deadline, |_| true),
             false => self.session(deadline),
         }
     }
@@ -88,10 +88,10 @@ impl<S: Session> Reconnector<S> {
     /// Returns the current session, or else a new one. Retries a failed attempt, with a longer
     /// delay each time, unless a retry cannot help.
     pub(crate) fn session(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<S>> {
-        self.session_unless(deadline, |failure| !matches!(failure, Error::Unreachable { .. }))
+        self.session_until_final(deadline, |failure| !matches!(failure, Error::Unreachable { .. }))
     }
 
-    fn session_unless(
+    fn session_until_final(
         self: &Arc<Self>,
         deadline: Deadline,
         is_final: impl Fn(&Error) -> bool,
@@ -116,7 +116,7 @@ impl<S: Session> Reconnector<S> {
                     match state.last_failure.as_ref().filter(|failure| is_final(failure)) {
                         Some(failure) if failed => return Err(failure.clone()),
                         _ if state.next_try <= now => {
-                            self.begin_to_connect(&mut state, deadline);
+                            self.start_connecting(&mut state, deadline);
                             continue;
                         }
                         _ => deadline.at.min(state.next_try),
@@ -124,7 +124,7 @@ impl<S: Session> Reconnector<S> {
                 }
             };
             if deadline.at <= now {
-                return Err(self.not_in_time(&state, deadline));
+                return Err(self.timed_out(&state, deadline));
             }
             let waited = self.changed.wait_timeout(state, until - now);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -135,14 +135,15 @@ impl<S: Session> Reconnector<S> {
     /// resolver does. The thread continues for later callers after the caller has given up. If
     /// callers with short deadlines ended it, and the handshakes took longer, no attempt would ever
     /// succeed.
-    fn begin_to_connect(self: &Arc<Self>, state: &mut State<S>, deadline: Deadline) {
-        let deadline = Deadline::after(deadline.remaining().max(self.brokers.first_limit()));
+    fn start_connecting(self: &Arc<Self>, state: &mut State<S>, deadline: Deadline) {
+        let deadline =
+            Deadline::after(deadline.remaining().max(self.brokers.first_connect_timeout()));
         state.phase = Phase::Connecting;
-        let (this, first, again) = (Arc::clone(self), state.broker, state.was_up);
+        let (this, first, is_reconnect) = (Arc::clone(self), state.broker, state.had_session);
         let connect = move || {
             let (broker, opened) = match this.brokers.connect(first, deadline) {
                 Err(failed) => (first, Err(failed)),
-                Ok((index, connection)) => match (this.open)(connection, again) {
+                Ok((index, connection)) => match (this.open)(connection, is_reconnect) {
                     Ok(session) => (index, Ok(session)),
                     // A broker that accepts the login but not what follows is tried again last.
                     Err(error) => (index + 1, Err(error.into())),
@@ -163,7 +164,7 @@ impl<S: Session> Reconnector<S> {
             // Dropping the session closes it.
             _ if matches!(state.phase, Phase::Closed(_)) => {}
             Ok(session) => {
-                state.was_up = true;
+                state.had_session = true;
                 state.phase = Phase::Up { session: Arc::new(session), since: Instant::now() };
             }
             Err(failed) => state.failed(failed),
@@ -172,9 +173,9 @@ impl<S: Session> Reconnector<S> {
         self.changed.notify_all();
     }
 
-    fn not_in_time(&self, state: &State<S>, deadline: Deadline) -> Error {
+    fn timed_out(&self, state: &State<S>, deadline: Deadline) -> Error {
         let reason = match &state.last_failure {
-            Some(Error::Unreachable { reason, .. }) if state.in_a_row > 0 => reason,
+            Some(Error::Unreachable { reason, .. }) if state.consecutive_failures > 0 => reason,
             _ => "no answer yet",
         };
         self.brokers.unreachable(format!("{reason} (tried for {:?})", deadline.timeout))
@@ -182,7 +183,7 @@ impl<S: Session> Reconnector<S> {
 
     /// Abandons `session` if it is the current one. The next call then connects again, starting
     /// with the next broker. A `failure` delays that attempt.
-    pub(crate) fn leave(&self, session: &Arc<S>, failure: Option<Error>) {
+    pub(crate) fn abandon(&self, session: &Arc<S>, failure: Option<Error>) {
         let mut state = lock(&self.state);
         if matches!(&state.phase, Phase::Up { session: present, .. } if Arc::ptr_eq(present, session))
         {
@@ -191,7 +192,7 @@ impl<S: Session> Reconnector<S> {
                 Some(error) => state.failed(error.into()),
                 None => {
                     state.phase = Phase::Down;
-                    state.in_a_row = 0;
+                    state.consecutive_failures = 0;
                 }
             }
         }
@@ -224,20 +225,20 @@ impl<S> State<S> {
     /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
     /// connect, so that a broker that ends all its connections is not reconnected to at once.
     fn lost(&mut self, reason: &Error, lasted: Duration) {
-        const SOON: Duration = Duration::from_secs(1);
+        const MIN_LIFETIME: Duration = Duration::from_secs(1);
         self.phase = Phase::Down;
-        if lasted < SOON {
+        if lasted < MIN_LIFETIME {
             let wait = self.delay_next_try(false);
             return log::warn!("{reason}; trying again in {wait:.1?}");
         }
         log::warn!("{reason}; trying again at once");
-        self.in_a_row = 0;
+        self.consecutive_failures = 0;
         self.next_try = Instant::now();
     }
 
-    fn failed(&mut self, NoConnection { error, nobody_listens }: NoConnection) {
+    fn failed(&mut self, NoConnection { error, no_tcp_connection }: NoConnection) {
         self.phase = Phase::Down;
-        let wait = self.delay_next_try(nobody_listens);
+        let wait = self.delay_next_try(no_tcp_connection);
         match &error {
             Error::Unreachable { .. } => log::warn!("{error}; trying again in {wait:.1?}"),
             _ => log::warn!("{error}"),
@@ -246,11 +247,11 @@ impl<S> State<S> {
         self.last_failure = Some(error);
     }
 
-    fn delay_next_try(&mut self, nobody_listens: bool) -> Duration {
+    fn delay_next_try(&mut self, no_tcp_connection: bool) -> Duration {
         const FIRST: Duration = Duration::from_millis(50);
-        let most = Duration::from_millis(if nobody_listens { 500 } else { 3000 });
-        self.in_a_row += 1;
-        let wait = backoff(self.in_a_row, FIRST, most);
+        let most = Duration::from_millis(if no_tcp_connection { 500 } else { 3000 });
+        self.consecutive_failures += 1;
+        let wait = backoff(self.consecutive_failures, FIRST, most);
         self.next_try = Instant::now() + wait;
         wait
     }

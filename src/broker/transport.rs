@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::bell::Bell;
+use super::self_pipe::SelfPipe;
 use crate::frames::{Frames, RABBITMQ_FRAME_MAX};
 use crate::lock::lock;
 
@@ -27,8 +27,8 @@ pub(crate) struct Transport {
     write: Mutex<WriteState>,
     /// Notified when another message may be written.
     free: Condvar,
-    /// Whether [`WriteState::due`] contains bytes that no writer is about to write.
-    is_due: AtomicBool,
+    /// Whether [`WriteState::backlog`] contains bytes that no writer is about to write.
+    has_backlog: AtomicBool,
     frame_max: AtomicUsize,
 }
 
@@ -40,7 +40,7 @@ impl<S: Read + Write + Send> Stream for S {}
 struct WriteState {
     /// Bytes to write before the next message: the rest of a message whose writer timed out, and
     /// frames of amiquip and of the reader, which never wait.
-    due: Vec<u8>,
+    backlog: Vec<u8>,
     /// A writer waits until the socket is writable, perhaps in the middle of its message.
     has_writer: bool,
     is_cut: bool,
@@ -67,13 +67,13 @@ impl Transport {
             tls: tls.map(Mutex::new),
             write: Mutex::default(),
             free: Condvar::new(),
-            is_due: AtomicBool::new(false),
+            has_backlog: AtomicBool::new(false),
             frame_max: AtomicUsize::new(RABBITMQ_FRAME_MAX),
         })
     }
 
     /// Writes the frames of one message on a channel that `is_open`, without frames of others
-    /// between them. Blocks while the broker does not read, until `until` at most.
+    /// between them. Blocks while the broker does not read, but not beyond `until`.
     pub(super) fn write(
         &self,
         mut frames: Frames<'_>,
@@ -121,22 +121,22 @@ impl Transport {
                     // written. The next write must then begin with the same bytes (SSL_write(3)).
                     begun |= is_flushed && self.tls.is_some();
                     state.has_writer = true;
-                    // The reader need not write the due bytes: this writer does, once the socket is
+                    // The reader need not write the backlog: this writer does, once the socket is
                     // writable.
-                    self.is_due.store(false, Ordering::Release);
+                    self.has_backlog.store(false, Ordering::Release);
                     drop(state);
-                    let has_room = self.poll(None, PollFlags::OUT, Some(until));
+                    let polled = self.poll(None, PollFlags::OUT, Some(until));
                     state = lock(&self.write);
                     state.has_writer = false;
-                    self.is_due.store(!state.due.is_empty(), Ordering::Release);
+                    self.has_backlog.store(!state.backlog.is_empty(), Ordering::Release);
                     self.free.notify_all();
-                    match has_room {
+                    match polled {
                         Ok(found) if found.contains(PollFlags::OUT) => {}
                         Ok(_) if until > Instant::now() => {}
                         Ok(_) => {
                             if begun {
-                                state.due.splice(0..0, frames.rest(written));
-                                self.is_due.store(true, Ordering::Release);
+                                state.backlog.splice(0..0, frames.rest(written));
+                                self.has_backlog.store(true, Ordering::Release);
                             }
                             return Err(WriteError::TimedOut { begun });
                         }
@@ -155,42 +155,42 @@ impl Transport {
     }
 
     /// Writes whole frames, at once or as soon as the socket is writable. Skips them and returns
-    /// false if `may_go`, called under the write lock, is false. Never blocks.
-    pub(super) fn write_control(&self, frames: &[u8], may_go: impl FnOnce() -> bool) -> bool {
+    /// false if `is_allowed`, called under the write lock, is false. Never blocks.
+    pub(super) fn write_control(&self, frames: &[u8], is_allowed: impl FnOnce() -> bool) -> bool {
         let mut state = lock(&self.write);
-        let goes = may_go();
-        if goes {
-            state.due.extend_from_slice(frames);
+        let allowed = is_allowed();
+        if allowed {
+            state.backlog.extend_from_slice(frames);
             if !state.has_writer {
                 // The reading thread notices an error.
                 let _ = self.flush(&mut state);
             }
         }
-        goes
+        allowed
     }
 
-    /// Writes the due bytes, unless a writer is about to. The reading thread calls it when the
-    /// socket is writable.
-    pub(super) fn write_due(&self) {
+    /// Writes the backlog, unless a writer is about to. The reading thread calls it when the socket
+    /// is writable.
+    pub(super) fn flush_backlog(&self) {
         let mut state = lock(&self.write);
         if !state.has_writer {
             let _ = self.flush(&mut state);
         }
     }
 
-    /// Whether there are due bytes that the reading thread has to write.
-    pub(super) fn is_due(&self) -> bool {
-        self.is_due.load(Ordering::Acquire)
+    /// Whether there is a backlog that the reading thread has to write.
+    pub(super) fn has_backlog(&self) -> bool {
+        self.has_backlog.load(Ordering::Acquire)
     }
 
     fn flush(&self, state: &mut WriteState) -> io::Result<()> {
         let (mut written, mut flushed) = (0, Ok(()));
-        while flushed.is_ok() && written < state.due.len() {
-            flushed = self.write_some(&state.due[written..]).map(|length| written += length);
+        while flushed.is_ok() && written < state.backlog.len() {
+            flushed = self.write_some(&state.backlog[written..]).map(|length| written += length);
         }
-        state.due.drain(..written);
+        state.backlog.drain(..written);
         let is_blocked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
-        self.is_due.store(flushed.as_ref().is_err_and(is_blocked), Ordering::Release);
+        self.has_backlog.store(flushed.as_ref().is_err_and(is_blocked), Ordering::Release);
         flushed
     }
 
@@ -209,12 +209,12 @@ impl Transport {
         read
     }
 
-    /// Blocks until the socket is ready for one of `events` or has ended, until the bell was rung,
-    /// or until `until`. Does not block while TLS may hold decrypted bytes, which `poll` cannot
-    /// see: until a read returns an error. Returns the events that are ready.
+    /// Blocks until the socket is ready for one of `events` or has ended, until the pipe is
+    /// signalled, or until `until`. Does not block while TLS may hold decrypted bytes, which `poll`
+    /// cannot see: until a read returns an error. Returns the events that are ready.
     pub(super) fn poll(
         &self,
-        bell: Option<&Bell>,
+        pipe: Option<&SelfPipe>,
         events: PollFlags,
         until: Option<Instant>,
     ) -> io::Result<PollFlags> {
@@ -223,16 +223,16 @@ impl Transport {
         }
         let timeout = until.map(timespec_until);
         let socket = PollFd::from_borrowed_fd(self.tcp.as_fd(), events);
-        let rings = bell.map(|bell| PollFd::from_borrowed_fd(bell.as_fd(), PollFlags::IN));
-        let mut fds = [socket.clone(), rings.unwrap_or(socket)];
-        let count = 1 + usize::from(bell.is_some());
+        let pipe_fd = pipe.map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN));
+        let mut fds = [socket.clone(), pipe_fd.unwrap_or(socket)];
+        let count = 1 + usize::from(pipe.is_some());
         match poll(&mut fds[..count], timeout.as_ref()) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(PollFlags::empty()),
             Err(error) => return Err(error.into()),
         }
-        if let Some(bell) = bell.filter(|_| !fds[1].revents().is_empty()) {
-            bell.hear();
+        if let Some(pipe) = pipe.filter(|_| !fds[1].revents().is_empty()) {
+            pipe.clear();
         }
         let found = fds[0].revents();
         let has_ended = found.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);

@@ -12,7 +12,7 @@
 //! that it does not disturb a busy caller. If one thread keeps the turn for a whole tick, the
 //! reserve sleeps until that thread gives up the turn. An idle process therefore has no ticks.
 //!
-//! [`super::model`] tests this file with a model checker.
+//! `broker/model.rs` tests this file with a model checker.
 
 use std::time::Duration;
 
@@ -29,14 +29,14 @@ pub(super) struct ReadTurn {
 
 /// The socket that the threads read in turns.
 pub(super) trait Socket {
-    /// Blocks until there is something to read, until [`Socket::ring`] is called for this reader,
-    /// or until the time is up. True if there is something to read.
+    /// Blocks until there is something to read, until [`Socket::interrupt_poll`] is called for this
+    /// reader, or until the time is up. True if there is something to read.
     fn poll(&self, reader: Reader, until: Option<Moment>) -> bool;
     /// Reads some of the available bytes, without blocking, and passes the messages to their
     /// receivers.
     fn read(&self);
     /// Makes the reader's current or next `poll` return.
-    fn ring(&self, reader: Reader);
+    fn interrupt_poll(&self, reader: Reader);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ struct State {
     turn: Turn,
     standby: Vec<Arc<Waiter>>,
     /// The number of times that a waiter took the turn.
-    taken: u64,
+    turns_taken: u64,
     reserve_sleeps: bool,
     ended: bool,
 }
@@ -103,10 +103,10 @@ impl ReadTurn {
             }
             let reserve_polls = state.turn == Polled;
             state.turn = Taken(Reader::Waiter);
-            state.taken += 1;
+            state.turns_taken += 1;
             drop(state);
             if reserve_polls {
-                socket.ring(Reader::Reserve);
+                socket.interrupt_poll(Reader::Reserve);
             }
             if socket.poll(Reader::Waiter, Some(until)) {
                 socket.read();
@@ -115,11 +115,11 @@ impl ReadTurn {
             state = self.lock();
             state.turn = Free;
         }
-        self.leave(state);
+        self.pass_turn_on(state);
     }
 
     /// If the turn is free, wakes a thread that can take it.
-    fn leave(&self, state: MutexGuard<'_, State>) {
+    fn pass_turn_on(&self, state: MutexGuard<'_, State>) {
         if state.turn != Free {
             return;
         }
@@ -134,19 +134,19 @@ impl ReadTurn {
     }
 
     /// The loop of the reserve thread. It ends when the connection has ended.
-    pub(super) fn keep_in_reserve(&self, socket: &impl Socket) {
-        // The value of `taken` at the last check; `None` if there was no check since the last read.
-        let mut taken = None;
+    pub(super) fn run_reserve(&self, socket: &impl Socket) {
+        // `turns_taken` at the last check; `None` if there was no check since the last read.
+        let mut last_turns_taken = None;
         let mut state = self.lock();
         while !state.ended {
-            let is_stale = taken == Some(state.taken);
+            let is_stale = last_turns_taken == Some(state.turns_taken);
             if state.turn != Free || !is_stale {
                 state.reserve_sleeps = state.turn != Free && is_stale;
-                taken = Some(state.taken);
+                last_turns_taken = Some(state.turns_taken);
                 let tick = (!state.reserve_sleeps).then(|| after(TICK));
                 state = wait_until(&self.reserve, state, tick);
                 if std::mem::take(&mut state.reserve_sleeps) {
-                    taken = None;
+                    last_turns_taken = None;
                 }
                 continue;
             }
@@ -164,10 +164,10 @@ impl ReadTurn {
                 state = self.lock();
             }
             state.turn = Free;
-            taken = Some(state.taken);
+            last_turns_taken = Some(state.turns_taken);
             if let Some(next) = state.standby.last() {
                 next.notified.notify_one();
-                taken = None;
+                last_turns_taken = None;
             }
         }
     }
@@ -185,7 +185,7 @@ impl ReadTurn {
     /// Wakes a waiter so that it checks whether it is ready, even if it is the reading thread.
     pub(super) fn wake(&self, socket: &impl Socket, waiter: &Arc<Waiter>) {
         if !self.notify(waiter) && self.lock().turn == Taken(Reader::Waiter) {
-            socket.ring(Reader::Waiter);
+            socket.interrupt_poll(Reader::Waiter);
         }
     }
 
@@ -195,17 +195,17 @@ impl ReadTurn {
         state.standby.iter().for_each(|waiter| waiter.notified.notify_one());
         if state.turn == Taken(Reader::Waiter) {
             drop(state);
-            socket.ring(Reader::Waiter);
+            socket.interrupt_poll(Reader::Waiter);
         }
     }
 
     /// Makes the polling thread check whether there is something to write.
-    pub(super) fn ring(&self, socket: &impl Socket) {
+    pub(super) fn interrupt_poll(&self, socket: &impl Socket) {
         let turn = self.lock().turn;
         match turn {
             Free => {}
-            Polled => socket.ring(Reader::Reserve),
-            Taken(reader) => socket.ring(reader),
+            Polled => socket.interrupt_poll(Reader::Reserve),
+            Taken(reader) => socket.interrupt_poll(reader),
         }
     }
 
@@ -214,7 +214,7 @@ impl ReadTurn {
         self.lock().ended = true;
         self.wake_all(socket);
         self.reserve.notify_one();
-        socket.ring(Reader::Reserve);
+        socket.interrupt_poll(Reader::Reserve);
     }
 
     /// A panic cannot poison this lock: no code panics while it holds it.

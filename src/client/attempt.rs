@@ -19,8 +19,8 @@ pub(super) struct InFlight {
     id: Uuid,
     /// How long to wait for a sign of life, and when to check next, if the caller wants signs of
     /// life.
-    patience: Duration,
-    look_at: Option<Instant>,
+    sign_timeout: Duration,
+    next_check: Option<Instant>,
 }
 
 /// The result of a wait.
@@ -32,7 +32,7 @@ pub(super) enum Waited {
 }
 
 /// The interval at which a call checks for replies to its earlier attempts.
-pub(super) const EARLIER_REPLIES: Duration = Duration::from_millis(500);
+pub(super) const EARLIER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 impl InFlight {
     pub(super) fn new(
@@ -42,16 +42,16 @@ impl InFlight {
         slot: Arc<CallSlot>,
         earlier: usize,
     ) -> InFlight {
-        const LEAST_BEFORE_RESENDING: Duration = Duration::from_secs(3);
-        let mut patience = call.keep_alive.unwrap_or_default() * 3;
+        const MIN_RESEND_DELAY: Duration = Duration::from_secs(3);
+        let mut sign_timeout = call.keep_alive.unwrap_or_default() * 3;
         if call.is_idempotent {
             // Each attempt waits twice as long as the one before, so that few requests are sent
             // twice if requests wait long in the queue.
             let factor = 1 << earlier.min(8);
-            patience = patience.max(LEAST_BEFORE_RESENDING).saturating_mul(factor);
+            sign_timeout = sign_timeout.max(MIN_RESEND_DELAY).saturating_mul(factor);
         }
-        let look_at = call.keep_alive.map(|_| Instant::now() + patience);
-        InFlight { session: Arc::clone(session), slot, id, patience, look_at }
+        let next_check = call.keep_alive.map(|_| Instant::now() + sign_timeout);
+        InFlight { session: Arc::clone(session), slot, id, sign_timeout, next_check }
     }
 
     /// Waits for the outcome, and reads the socket while no other thread does. A reply to one of
@@ -63,19 +63,20 @@ impl InFlight {
         until: Instant,
     ) -> Waited {
         loop {
-            let next_reply = (!earlier.is_empty()).then(|| Instant::now() + EARLIER_REPLIES);
-            let step = [self.look_at, next_reply].into_iter().flatten().fold(until, Instant::min);
-            let was_left = || call.is_idempotent && self.session.is_retired();
+            let next_reply = (!earlier.is_empty()).then(|| Instant::now() + EARLIER_CHECK_INTERVAL);
+            let step =
+                [self.next_check, next_reply].into_iter().flatten().fold(until, Instant::min);
+            let must_resend = || call.is_idempotent && self.session.is_retired();
             let has_ended = || self.session.dispatcher.ended.get().is_some();
-            let is_ready = || self.slot.has_outcome() || was_left() || has_ended();
+            let is_ready = || self.slot.has_outcome() || must_resend() || has_ended();
             self.session.connection.wait(&self.slot.waiter, step, is_ready);
             if let Some(outcome) = self.take_outcome(earlier) {
                 return Waited::Ended(outcome);
             }
-            if was_left() {
+            if must_resend() {
                 return Waited::MayBeLost("no replies came through its connection");
             }
-            match self.look_for_signs(call, earlier) {
+            match self.check_signs_of_life(call, earlier) {
                 Some(waited) => return waited,
                 None if until <= Instant::now() => return Waited::TimedOut,
                 None => {}
@@ -98,25 +99,25 @@ impl InFlight {
     /// the request may have been returned to the queue, and wait there. An idempotent request may
     /// be lost if no sign of it comes and no request waits in the queue, or if the broker does not
     /// answer.
-    fn look_for_signs(&mut self, call: &Call, earlier: &[InFlight]) -> Option<Waited> {
+    fn check_signs_of_life(&mut self, call: &Call, earlier: &[InFlight]) -> Option<Waited> {
         let last_sign = || earlier.iter().filter_map(|attempt| attempt.slot.last_sign()).max();
         let last_sign = || self.slot.last_sign().max(last_sign());
-        let (now, patience) = (Instant::now(), self.patience);
-        if now < self.look_at? {
+        let (now, sign_timeout) = (Instant::now(), self.sign_timeout);
+        if now < self.next_check? {
             return None;
         }
         let seen = last_sign();
-        if let Some(sign) = seen.filter(|sign| *sign + patience > now) {
-            self.look_at = Some(sign + patience);
+        if let Some(sign) = seen.filter(|sign| *sign + sign_timeout > now) {
+            self.next_check = Some(sign + sign_timeout);
             return None;
         }
         // During an alarm, neither signs of life nor the broker's answer can arrive.
         if self.session.connection.blocked().is_some() {
-            self.look_at = Some(now + patience);
+            self.next_check = Some(now + sign_timeout);
             return None;
         }
         let found = self.session.inspect(&call.queue);
-        let is_several = self.session.dispatcher.config.brokers.are_several();
+        let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
         let (unserved, is_over) = match found {
             Ok(QueueStatus { consumers: 0, .. }) => (true, true),
             Ok(QueueStatus { messages, .. }) => {
@@ -126,15 +127,15 @@ impl InFlight {
             Err(_) => (false, call.is_idempotent),
         };
         if !is_over || last_sign() != seen {
-            self.look_at = Some(now + call.keep_alive?);
+            self.next_check = Some(now + call.keep_alive?);
             return None;
         }
         self.session.suspect();
         // A broker that is cut off from the rest of its cluster knows of no consumers.
-        if call.is_idempotent && (!unserved || is_several && earlier.is_empty()) {
+        if call.is_idempotent && (!unserved || has_several_brokers && earlier.is_empty()) {
             return Some(Waited::MayBeLost("its server gave no sign of life"));
         }
-        let after = seen.map_or(patience, |sign| sign.elapsed());
+        let after = seen.map_or(sign_timeout, |sign| sign.elapsed());
         let queue = call.queue.to_string();
         Some(Waited::Ended(Err(Error::ServerSilent { queue, after, unserved })))
     }

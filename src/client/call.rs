@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
-use super::attempt::{EARLIER_REPLIES, InFlight, Waited, take_reply};
+use super::attempt::{EARLIER_CHECK_INTERVAL, InFlight, Waited, take_reply};
 use super::sessions::Sessions;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -73,7 +73,7 @@ enum CallState {
 
 /// If the queue of a call that is sent again does not exist, the call waits this long for a server
 /// to declare it.
-const QUEUE_GONE: Duration = Duration::from_millis(200);
+const QUEUE_GONE_DELAY: Duration = Duration::from_millis(200);
 
 const ALREADY_DONE: &str =
     "this call is over: its reply or its error has been returned already; make another call";
@@ -142,7 +142,7 @@ impl PendingReply {
             return Err(Error::Config(ALREADY_DONE.into()));
         }
         let outcome = self.poll_until(until.min(self.deadline.at));
-        let outcome = outcome.map_err(|error| self.in_hindsight(error));
+        let outcome = outcome.map_err(|error| self.include_earlier_attempts(error));
         if let Some(ended) = outcome.as_ref().map(Option::as_ref).transpose() {
             self.ended(ended);
             if let CallState::InFlight(in_flight) = mem::replace(&mut self.state, CallState::Done) {
@@ -155,7 +155,7 @@ impl PendingReply {
 
     /// If the call was sent before, an earlier attempt may have been executed. An error that rules
     /// this out for the last attempt is replaced by one that does not.
-    fn in_hindsight(&self, error: Error) -> Error {
+    fn include_earlier_attempts(&self, error: Error) -> Error {
         match &self.lost {
             Some(lost) if !error.may_have_executed() => {
                 Error::ConnectionLost { reason: format!("{lost}; then {error}") }
@@ -176,7 +176,7 @@ impl PendingReply {
                 }
                 let step = match self.earlier.is_empty() {
                     true => until,
-                    false => until.min(Instant::now() + EARLIER_REPLIES),
+                    false => until.min(Instant::now() + EARLIER_CHECK_INTERVAL),
                 };
                 match self.send_until(Deadline { at: step, ..self.deadline }) {
                     Ok(()) => continue,
@@ -190,24 +190,24 @@ impl PendingReply {
                     Err(error) => return Err(error),
                 }
             };
-            let is_again = self.call.is_idempotent && !self.deadline.has_passed();
+            let may_resend = self.call.is_idempotent && !self.deadline.has_passed();
             match in_flight.wait(&self.call, &mut self.earlier, until) {
                 Waited::Ended(Err(Error::ConnectionLost { reason }))
-                    if is_again && !in_flight.session.dispatcher.has_rejected() =>
+                    if may_resend && !in_flight.session.dispatcher.has_rejected() =>
                 {
                     self.send_again(reason);
                 }
                 // The queue existed when the request was sent before, so a server will declare it
                 // again.
                 Waited::Ended(Err(Error::Unroutable { .. }))
-                    if is_again
+                    if may_resend
                         && self.lost.is_some()
-                        && self.deadline.remaining() > QUEUE_GONE =>
+                        && self.deadline.remaining() > QUEUE_GONE_DELAY =>
                 {
                     self.state = CallState::Unsent;
-                    self.send_at = self.deadline.at.min(Instant::now() + QUEUE_GONE);
+                    self.send_at = self.deadline.at.min(Instant::now() + QUEUE_GONE_DELAY);
                 }
-                Waited::MayBeLost(reason) if is_again => {
+                Waited::MayBeLost(reason) if may_resend => {
                     if let CallState::InFlight(attempt) = self.send_again(reason.into()) {
                         self.earlier.push(attempt);
                     }

@@ -68,7 +68,7 @@ impl PendingCalls {
         PendingCalls { table: Mutex::default(), limit }
     }
 
-    /// Registers an attempt of a call before its request is sent. An attempt that `is_again` is
+    /// Registers an attempt of a call before its request is sent. An attempt that `is_resend` is
     /// always accepted. `Err` is the next time at which a call in flight expires, if the limit is
     /// reached.
     pub(super) fn register(
@@ -76,10 +76,10 @@ impl PendingCalls {
         id: Uuid,
         slot: &Arc<CallSlot>,
         deadline: Instant,
-        is_again: bool,
+        is_resend: bool,
     ) -> Result<(), Instant> {
         let mut table = lock(&self.table);
-        if table.calls.len() >= self.limit && !is_again {
+        if table.calls.len() >= self.limit && !is_resend {
             let earliest = table.remove_expired();
             if table.calls.len() >= self.limit {
                 return Err(earliest);
@@ -92,21 +92,21 @@ impl PendingCalls {
     }
 
     /// Notifies this waiter when an in-flight slot may be free.
-    pub(super) fn await_room(&self, waiter: &Arc<Waiter>) {
+    pub(super) fn await_capacity(&self, waiter: &Arc<Waiter>) {
         lock(&self.table).waiting.push(Arc::clone(waiter));
     }
 
-    /// Ends the wait of [`PendingCalls::await_room`]. If a slot is free, wakes the next waiter,
+    /// Ends the wait of [`PendingCalls::await_capacity`]. If a slot is free, wakes the next waiter,
     /// because this one may have consumed its notification.
-    pub(super) fn stop_awaiting_room(&self, waiter: &Arc<Waiter>, data_plane: &DataPlane) {
+    pub(super) fn stop_awaiting_capacity(&self, waiter: &Arc<Waiter>, data_plane: &DataPlane) {
         let mut table = lock(&self.table);
         table.waiting.retain(|other| !Arc::ptr_eq(other, waiter));
-        let next = self.next_for_room(&table);
+        let next = self.next_for_capacity(&table);
         drop(table);
         next.iter().for_each(|next| data_plane.wake(next));
     }
 
-    pub(super) fn has_room(&self) -> bool {
+    pub(super) fn has_capacity(&self) -> bool {
         lock(&self.table).calls.len() < self.limit
     }
 
@@ -115,7 +115,7 @@ impl PendingCalls {
         let mut table = lock(&self.table);
         (table.unanswered, table.suspect) = (None, false);
         let Some(Registered { slot, .. }) = table.calls.remove(&id) else { return false };
-        let next = self.next_for_room(&table);
+        let next = self.next_for_capacity(&table);
         drop(table);
         lock(&slot.progress).outcome = Some(outcome);
         reader_of.notify(&slot.waiter);
@@ -135,7 +135,7 @@ impl PendingCalls {
     /// Removes a call that no thread waits for any more.
     pub(super) fn forget(&self, id: Uuid, data_plane: &DataPlane) {
         let mut table = lock(&self.table);
-        let next = table.calls.remove(&id).and_then(|_| self.next_for_room(&table));
+        let next = table.calls.remove(&id).and_then(|_| self.next_for_capacity(&table));
         drop(table);
         next.iter().for_each(|next| data_plane.wake(next));
     }
@@ -159,7 +159,7 @@ impl PendingCalls {
         table.calls.len()
     }
 
-    fn next_for_room(&self, table: &Table) -> Option<Arc<Waiter>> {
+    fn next_for_capacity(&self, table: &Table) -> Option<Arc<Waiter>> {
         table.waiting.first().filter(|_| table.calls.len() < self.limit).cloned()
     }
 }

@@ -33,17 +33,18 @@ pub(super) struct Session {
 }
 
 /// A call that gets no reply makes the session suspect if nothing has come back for this long.
-const SILENCE: Duration = Duration::from_secs(3);
+const SUSPECT_AFTER: Duration = Duration::from_secs(3);
 
 impl Session {
     /// Declares a reply queue and consumes from it. Blocks for at most the time that connecting may
-    /// take. `again` means that there was a session before.
+    /// take, and for up to 3 s more after a reconnection to a cluster. `is_reconnect` means that
+    /// there was a session before.
     pub(super) fn open(
         config: &Arc<Config>,
         connection: Connection,
-        again: bool,
+        is_reconnect: bool,
     ) -> Result<Session> {
-        if again && config.brokers.are_several() {
+        if is_reconnect && config.brokers.are_several() {
             await_consumers(&connection, &config.queue);
         }
         let until = Deadline::after(config.brokers.connect_timeout).at;
@@ -80,7 +81,7 @@ impl Session {
     /// Publishes a request. `None` if the session ended before the whole request was written: it
     /// was not executed, and another session may send it.
     ///
-    /// Blocks until `limit` at most, while the broker is blocked or no in-flight slot is free. The
+    /// Blocks while the broker is blocked or no in-flight slot is free, but not beyond `limit`. The
     /// request carries the `deadline` of its caller.
     pub(super) fn publish(
         self: &Arc<Session>,
@@ -115,7 +116,7 @@ impl Session {
             Err(WriteError::TimedOut { begun: true }) if limit.at < deadline.at => {
                 Ok(Some(in_flight))
             }
-            Err(WriteError::TimedOut { begun }) => Err(self.not_taken(limit, begun)),
+            Err(WriteError::TimedOut { begun }) => Err(self.write_timed_out(limit, begun)),
             Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
         }
     }
@@ -127,20 +128,20 @@ impl Session {
         slot: &Arc<CallSlot>,
         limit: Deadline,
         deadline: Deadline,
-        is_again: bool,
+        is_resend: bool,
     ) -> Result<bool> {
         let pending = &self.dispatcher.pending;
         let is_over = || self.takes_no_more_calls();
         while !is_over() {
-            let registered = pending.register(id, slot, deadline.at, is_again);
+            let registered = pending.register(id, slot, deadline.at, is_resend);
             let Err(next_end) = registered else { return Ok(true) };
             if limit.has_passed() {
-                return Err(self.no_room(limit));
+                return Err(self.limit_reached(limit));
             }
-            pending.await_room(&slot.waiter);
-            let has_room = || pending.has_room() || is_over();
-            self.connection.wait(&slot.waiter, next_end.min(limit.at), has_room);
-            pending.stop_awaiting_room(&slot.waiter, &self.connection);
+            pending.await_capacity(&slot.waiter);
+            let has_capacity = || pending.has_capacity() || is_over();
+            self.connection.wait(&slot.waiter, next_end.min(limit.at), has_capacity);
+            pending.stop_awaiting_capacity(&slot.waiter, &self.connection);
         }
         Ok(false)
     }
@@ -150,8 +151,8 @@ impl Session {
             return Ok(());
         }
         let is_over = || self.takes_no_more_calls();
-        let may_go_on = || self.connection.blocked().is_none() || is_over();
-        self.connection.wait(waiter, deadline.at, may_go_on);
+        let is_unblocked = || self.connection.blocked().is_none() || is_over();
+        self.connection.wait(waiter, deadline.at, is_unblocked);
         match self.connection.blocked() {
             Some(reason) if !is_over() => {
                 Err(Error::Blocked { reason, after: deadline.timeout, sent: false })
@@ -196,7 +197,7 @@ impl Session {
 
     /// Notes that a call got no reply.
     pub(super) fn suspect(&self) {
-        self.dispatcher.pending.suspect_after(SILENCE);
+        self.dispatcher.pending.suspect_after(SUSPECT_AFTER);
     }
 }
 

@@ -22,9 +22,9 @@ impl Sessions {
     /// Makes the first session. Blocks as [`RpcClient::connect`](super::RpcClient::connect) does.
     pub(super) fn open_first(config: Arc<Config>) -> Result<Sessions> {
         let shared = Arc::clone(&config);
-        let reconnector = Reconnector::new(&config.brokers, move |connection, again| {
-            let session = Session::open(&shared, connection, again)?;
-            shared.counters.reconnects.fetch_add(again.into(), Ordering::Relaxed);
+        let reconnector = Reconnector::new(&config.brokers, move |connection, is_reconnect| {
+            let session = Session::open(&shared, connection, is_reconnect)?;
+            shared.counters.reconnects.fetch_add(is_reconnect.into(), Ordering::Relaxed);
             Ok(session)
         });
         reconnector.first_session(config.options.timeout)?;
@@ -55,7 +55,7 @@ impl Sessions {
             before.iter().for_each(|before| before.connection.cut("no replies came through it"));
             *retired = Arc::downgrade(session);
             session.retire();
-            self.reconnector.leave(session, None);
+            self.reconnector.abandon(session, None);
         }
         may_retire
     }

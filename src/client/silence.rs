@@ -43,16 +43,16 @@ impl Session {
     /// The broker's answer about a queue. Callers that ask within a second share the answer, or the
     /// error that no answer came. Blocks for at most 200 ms.
     pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
-        const PATIENCE: Duration = Duration::from_millis(200);
-        const LATELY: Duration = Duration::from_secs(1);
+        const TIMEOUT: Duration = Duration::from_millis(200);
+        const MAX_AGE: Duration = Duration::from_secs(1);
         let mut inspected = lock(&self.inspected);
         if let Some((name, at, found)) = &*inspected
-            && at.elapsed() < LATELY
+            && at.elapsed() < MAX_AGE
             && (name == queue || matches!(found, Err(Error::TimedOut { .. })))
         {
             return found.clone();
         }
-        let found = self.ask_about(queue, Deadline::after(PATIENCE));
+        let found = self.ask_about(queue, Deadline::after(TIMEOUT));
         *inspected = Some((queue.to_string(), Instant::now(), found.clone()));
         found
     }
@@ -77,7 +77,7 @@ impl Session {
 
     /// The error for a request that the broker did not read, or not completely, before the
     /// deadline.
-    pub(super) fn not_taken(&self, deadline: Deadline, begun: bool) -> Error {
+    pub(super) fn write_timed_out(&self, deadline: Deadline, begun: bool) -> Error {
         let (after, sent) = (deadline.timeout, begun);
         match self.connection.blocked() {
             Some(reason) => Error::Blocked { reason, after, sent },
@@ -88,7 +88,7 @@ impl Session {
         }
     }
 
-    pub(super) fn no_room(&self, deadline: Deadline) -> Error {
+    pub(super) fn limit_reached(&self, deadline: Deadline) -> Error {
         let limit = self.dispatcher.config.options.max_in_flight;
         Error::TimedOut {
             what: format!(

@@ -57,13 +57,13 @@ pub(crate) const RABBITMQ_FRAME_MAX: usize = 131_072;
 
 impl Decoder {
     /// The buffer for the next read: at least 64 kB.
-    pub(crate) fn room(&mut self) -> &mut [u8] {
-        const ROOM: usize = 64 << 10;
-        if self.buffer.len() - self.end < ROOM {
+    pub(crate) fn unfilled(&mut self) -> &mut [u8] {
+        const MIN_READ: usize = 64 << 10;
+        if self.buffer.len() - self.end < MIN_READ {
             self.buffer.copy_within(self.begin..self.end, 0);
             (self.begin, self.end) = (0, self.end - self.begin);
-            if self.buffer.len() - self.end < ROOM {
-                self.buffer.resize(2 * self.end + ROOM, 0);
+            if self.buffer.len() - self.end < MIN_READ {
+                self.buffer.resize(2 * self.end + MIN_READ, 0);
             }
         }
         &mut self.buffer[self.end..]
@@ -72,15 +72,15 @@ impl Decoder {
     /// Reuses the memory of a body that is no longer needed. If an allocator has returned a large
     /// block to the system, getting it back takes longer than filling it.
     pub(crate) fn recycle(&mut self, mut body: Vec<u8>) {
-        const WORTH_IT: RangeInclusive<usize> = 64 << 10..=32 << 20;
-        if WORTH_IT.contains(&body.capacity()) {
+        const REUSABLE: RangeInclusive<usize> = 64 << 10..=32 << 20;
+        if REUSABLE.contains(&body.capacity()) {
             body.clear();
             self.spare = body;
         }
     }
 
-    /// Adds the first `length` bytes of [`Decoder::room`] to the bytes to decode.
-    pub(crate) fn arrived(&mut self, length: usize) {
+    /// Adds the first `length` bytes of [`Decoder::unfilled`] to the bytes to decode.
+    pub(crate) fn filled(&mut self, length: usize) {
         self.end += length;
     }
 
@@ -101,7 +101,8 @@ impl Decoder {
                 (METHOD, _) => {
                     // The broker may abandon a message before its last frame.
                     self.unfinished.retain(|unfinished| unfinished.channel != channel);
-                    let mut event = Event::decode(payload).ok_or_else(|| out_of_place(payload))?;
+                    let mut event =
+                        Event::decode(payload).ok_or_else(|| unexpected_method(payload))?;
                     match event.message() {
                         None => Some(event),
                         Some(_) => {
@@ -112,7 +113,7 @@ impl Decoder {
                 }
                 (HEADER | BODY, 1..) => {
                     let spare = &mut self.spare;
-                    continue_content(&mut self.unfinished, spare, kind, channel, payload)?
+                    append_content(&mut self.unfinished, spare, kind, channel, payload)?
                 }
                 _ => {
                     let text =
@@ -134,7 +135,7 @@ impl Decoder {
         let frame = &mut self.buffer[begin..end];
         let (kind, payload) = (frame[0], &frame[PREFIX..end - begin - 1]);
         let notice = if kind == HEARTBEAT { Some(Notice::Other) } else { Notice::decode(payload) };
-        let notice = notice.ok_or_else(|| out_of_place(payload))?;
+        let notice = notice.ok_or_else(|| unexpected_method(payload))?;
         Ok(Incoming::Control { frame: without_broker_properties(frame), notice })
     }
 
@@ -170,14 +171,14 @@ fn check_protocol(first: u8) -> Result<(), String> {
     }
 }
 
-fn out_of_place(method: &[u8]) -> String {
+fn unexpected_method(method: &[u8]) -> String {
     let id = &method[..method.len().min(4)];
     format!("the broker sent a method that is cut short or out of place ({id:?})")
 }
 
 /// Adds a content header or a part of a body to its message. Returns the event when the message is
 /// complete. Ignores frames that belong to no message, because the broker may have abandoned it.
-fn continue_content(
+fn append_content(
     unfinished: &mut Vec<Unfinished>,
     spare: &mut Vec<u8>,
     kind: u8,
@@ -221,9 +222,9 @@ fn continue_content(
             // nothing.
             let body = &mut message.body;
             if body.capacity() - body.len() < payload.len() {
-                let most = 8 * (body.len() + payload.len());
+                let limit = 8 * (body.len() + payload.len());
                 let missing = *announced as usize - body.len();
-                body.reserve_exact(missing.min(most));
+                body.reserve_exact(missing.min(limit));
             }
             message.body.extend_from_slice(payload);
         }

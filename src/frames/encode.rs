@@ -74,10 +74,10 @@ impl Method<'_> {
                 out.push(NOT_GLOBAL);
             }),
             Method::Consume { queue, no_ack } => method(channel, BASIC_CONSUME, |out| {
-                const TAG_BY_BROKER: &str = "";
+                const BROKER_CHOOSES_TAG: &str = "";
                 out.extend_from_slice(&RESERVED);
                 append_short(out, queue);
-                append_short(out, TAG_BY_BROKER);
+                append_short(out, BROKER_CHOOSES_TAG);
                 out.push(if no_ack { NO_ACK } else { 0 });
                 append_long(out, |_| {});
             }),
@@ -86,7 +86,7 @@ impl Method<'_> {
 }
 
 /// The frames of one message, and any frames after it. They are encoded in parts while they are
-/// written, so that a large body is never copied as a whole.
+/// written, so that a large body is not copied all at once.
 pub(crate) struct Frames<'a> {
     /// The encoded part to write now.
     part: Vec<u8>,
@@ -95,7 +95,7 @@ pub(crate) struct Frames<'a> {
     /// The rest of the body, which is not encoded yet.
     body: &'a [u8],
     /// Whole frames to write after the body.
-    last: Vec<u8>,
+    trailer: Vec<u8>,
 }
 
 /// How to publish a message to a queue through the default exchange.
@@ -118,8 +118,8 @@ pub(crate) fn publish<'a>(
     let Route { channel, queue, mandatory, frame_max } = route;
     const RESERVED_AND_DEFAULT_EXCHANGE: [u8; 3] = [0; 3];
     const CLASS_AND_WEIGHT: [u8; 4] = [0, 60, 0, 0];
-    const ENOUGH_FOR_OTHERS: usize = 512;
-    let size = ENOUGH_FOR_OTHERS + properties.headers.len() + body.len().min(Frames::PART);
+    const OTHER_FIELDS_SIZE: usize = 512;
+    let size = OTHER_FIELDS_SIZE + properties.headers.len() + body.len().min(Frames::PART);
     let mut part = Vec::with_capacity(size);
     frame(&mut part, METHOD, channel, |out| {
         out.extend_from_slice(&BASIC_PUBLISH);
@@ -132,7 +132,7 @@ pub(crate) fn publish<'a>(
         out.extend_from_slice(&(body.len() as u64).to_be_bytes());
         properties.append(out);
     });
-    let mut frames = Frames { part, channel, frame_max, body, last: Vec::new() };
+    let mut frames = Frames { part, channel, frame_max, body, trailer: Vec::new() };
     frames.append_body();
     frames
 }
@@ -151,7 +151,7 @@ impl Frames<'_> {
         self.part.clear();
         self.append_body();
         if self.body.is_empty() {
-            self.part.append(&mut self.last);
+            self.part.append(&mut self.trailer);
         }
         !self.part.is_empty()
     }
@@ -167,8 +167,8 @@ impl Frames<'_> {
     }
 
     /// Adds frames after the message.
-    pub(crate) fn then(mut self, frames: &[u8]) -> Self {
-        let out = if self.body.is_empty() { &mut self.part } else { &mut self.last };
+    pub(crate) fn followed_by(mut self, frames: &[u8]) -> Self {
+        let out = if self.body.is_empty() { &mut self.part } else { &mut self.trailer };
         out.extend_from_slice(frames);
         self
     }
@@ -187,7 +187,7 @@ impl Frames<'_> {
 /// Frames without a body.
 impl From<Vec<u8>> for Frames<'_> {
     fn from(part: Vec<u8>) -> Self {
-        Frames { part, channel: 0, frame_max: usize::MAX, body: &[], last: Vec::new() }
+        Frames { part, channel: 0, frame_max: usize::MAX, body: &[], trailer: Vec::new() }
     }
 }
 

@@ -69,7 +69,7 @@ impl DirectReplies {
             return Err(channel.data_plane.endpoint.unreachable("it does not read a direct reply"));
         }
         // The broker's answer to the next method shows whether it accepted the reply.
-        match channel.call(Method::Prefetch(0), Limit::UnlessBlocked(limit)) {
+        match channel.call(Method::Prefetch(0), Limit::ExtendedByAlarm(limit)) {
             Ok(_) => {
                 lock(&self.idle).push(direct);
                 Ok(ReplyOutcome::Sent)

@@ -29,7 +29,7 @@ struct InboxState {
 
 impl Inbox {
     /// Handles an event on the channel. Called by the reader, which notifies the worker.
-    pub(crate) fn take_in(&self, shared: &Shared, data_plane: &DataPlane, event: Event) {
+    pub(crate) fn on_event(&self, shared: &Shared, data_plane: &DataPlane, event: Event) {
         let endpoint = &data_plane.endpoint;
         match event {
             Event::Delivery(delivery) => {

@@ -43,7 +43,7 @@ struct Active {
     is_abandoned: Arc<AtomicBool>,
 }
 
-/// Signs of life are sent until this is dropped, and none after that.
+/// Dropping this ends the signs of life of one request. None is sent after that.
 pub(crate) struct SignsOfLife<'a> {
     shared: &'a Shared,
     id: u64,
@@ -80,8 +80,8 @@ impl KeepAlive {
         });
         if !state.has_thread {
             let shared = Arc::clone(shared);
-            let give = move || shared.keep_alive.give_signs();
-            match thread::Builder::new().name("rpc-keep-alive".into()).spawn(give) {
+            let send = move || shared.keep_alive.send_signs();
+            match thread::Builder::new().name("rpc-keep-alive".into()).spawn(send) {
                 Ok(_) => state.has_thread = true,
                 Err(error) => log::error!("there is no thread to give signs of life in: {error}"),
             }
@@ -91,7 +91,7 @@ impl KeepAlive {
         Some(SignsOfLife { shared, id })
     }
 
-    fn give_signs(&self) {
+    fn send_signs(&self) {
         let mut state = lock(&self.state);
         while let Some(next) = state.active.iter().map(|active| active.next_sign).min() {
             let now = Instant::now();

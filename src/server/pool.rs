@@ -38,11 +38,11 @@ where
     let job = Arc::new(job);
     let (report, reports) = unbounded();
     // No worker starts until all threads exist, so a failure to start one leaves no worker running.
-    let (all_there, may_begin) = bounded::<()>(0);
+    let (all_spawned, start) = bounded::<()>(0);
     for _ in 0..workers {
-        let (job, report, may_begin) = (Arc::clone(&job), report.clone(), may_begin.clone());
+        let (job, report, start) = (Arc::clone(&job), report.clone(), start.clone());
         let work = move || {
-            let _ = may_begin.recv();
+            let _ = start.recv();
             let worked = catch_unwind(AssertUnwindSafe(|| job.work())).unwrap_or_else(|_| {
                 Err(Error::Config("a hook of this program's panicked: mend it".into()))
             });
@@ -55,7 +55,7 @@ where
             return Err(Error::Config(text));
         }
     }
-    drop(all_there);
+    drop(all_spawned);
     let first = select! {
         recv(shared.stop.signal()) -> _ => None,
         recv(reports) -> report => report.ok(),
@@ -73,7 +73,7 @@ where
     /// help.
     fn work(&self) -> Result<()> {
         /// A worker whose channel ends earlier than this counts as failed.
-        const STEADY: Duration = Duration::from_secs(1);
+        const MIN_LIFETIME: Duration = Duration::from_secs(1);
         let shared = &self.shared;
         let never = Deadline::after(Duration::MAX);
         while !shared.stop.is_stopped() {
@@ -81,9 +81,9 @@ where
                 Err(Error::Closed) => break,
                 session => session?,
             };
-            let leave = |error: Error| {
+            let abandon = |error: Error| {
                 let reason = error.to_string();
-                shared.sessions.leave(&session, Some(error));
+                shared.sessions.abandon(&session, Some(error));
                 session.connection.cut(&reason);
             };
             let began = Instant::now();
@@ -94,7 +94,7 @@ where
                     worker.serve(&self.handler)
                 }
                 Err(error @ Error::Unreachable { .. }) => {
-                    leave(error);
+                    abandon(error);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -103,8 +103,8 @@ where
                 StopReason::Stopped => break,
                 StopReason::Connection(_) => {}
                 StopReason::Channel(error @ Error::Unreachable { .. }) => {
-                    match began.elapsed() < STEADY {
-                        true => leave(error),
+                    match began.elapsed() < MIN_LIFETIME {
+                        true => abandon(error),
                         false => log::warn!("{error}; going on with another channel"),
                     }
                 }
@@ -119,17 +119,17 @@ where
 fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<()>>) -> Result<()> {
     /// How long to wait for workers that execute no request. Such a worker waits for a silent
     /// broker.
-    const IDLE: Duration = Duration::from_millis(500);
+    const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
     let (workers, limit) = (shared.options.workers, shared.options.drain_timeout);
     let deadline = Deadline::after(limit);
     let in_progress = || shared.counters.read().in_progress;
     log::info!("stopping; requests in progress: {}", in_progress());
-    let mut left = usize::from(first.is_some());
+    let mut ended = usize::from(first.is_some());
     let mut failure = first.and_then(Result::err);
-    while left < workers {
-        match reports.recv_timeout(IDLE.min(deadline.remaining())) {
+    while ended < workers {
+        match reports.recv_timeout(IDLE_TIMEOUT.min(deadline.remaining())) {
             Ok(report) => {
-                left += 1;
+                ended += 1;
                 failure = failure.or(report.err());
             }
             Err(RecvTimeoutError::Timeout) if in_progress() > 0 && !deadline.has_passed() => {}
@@ -137,7 +137,7 @@ fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<(
         }
     }
     let in_progress = in_progress();
-    if left < workers
+    if ended < workers
         && let Some(session) = shared.sessions.present()
     {
         session.connection.cut("the server stops with requests in progress");
@@ -146,7 +146,7 @@ fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<(
     log::info!("stopped: {:?}", shared.counters.read());
     match failure {
         Some(error) => Err(error),
-        None if left < workers && in_progress > 0 => Err(Error::TimedOut {
+        None if ended < workers && in_progress > 0 => Err(Error::TimedOut {
             what: format!(
                 "requests still in progress: {in_progress}; the broker gives them to another server"
             ),

@@ -8,8 +8,8 @@ use crate::broker::{CallError, DataPlane, Endpoint, Limit};
 use crate::error::{Error, Result};
 use crate::frames::{Close, Method, append_integer, append_text};
 
-/// Makes sure that the queue exists. Blocks until the limit at most. Looks it up first, because an
-/// existing queue is used with the arguments that it was declared with.
+/// Makes sure that the queue exists. Does not block beyond the limit. Looks the queue up first,
+/// because an existing queue is used with the arguments that it was declared with.
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,

@@ -10,7 +10,7 @@ use crate::frames::Method;
 use crate::lock::lock;
 
 /// The interval at which an idle worker checks for a stall.
-const LOOK_EVERY: Duration = Duration::from_secs(4);
+const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// How long requests must wait for idle workers to count as stalled. A request that has just
 /// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
@@ -21,16 +21,16 @@ impl Worker<'_> {
     /// RabbitMQ notifies a consumer when its queue is deleted. But in a cluster that had lost a
     /// node some time before, RabbitMQ 3.10 did not notify some servers, which then waited forever
     /// at a queue that did not exist any more. A broker may also lose its deliveries to a worker.
-    pub(super) fn look_for_requests(&self) {
+    pub(super) fn check_for_stall(&self) {
         let Worker { session, inbox, .. } = self;
-        let Shared { counters, stop, queue, stalled_at, .. } = &**self.shared;
+        let Shared { counters, stop, queue, handled_at_stall, .. } = &**self.shared;
         let now = Instant::now();
-        let mut look_at = lock(&session.look_at);
-        if now < *look_at {
+        let mut next_check = lock(&session.next_check);
+        if now < *next_check {
             return;
         }
-        *look_at = now + LOOK_EVERY;
-        drop(look_at);
+        *next_check = now + CHECK_INTERVAL;
+        drop(next_check);
         // During an alarm, a broker may not read from the connection, so it does not answer either.
         if session.connection.blocked().is_some() {
             return;
@@ -49,7 +49,7 @@ impl Worker<'_> {
         if is_idle()
             && self.waiting() > 0
             && is_idle()
-            && stalled_at.swap(taken, Ordering::Relaxed) != taken
+            && handled_at_stall.swap(taken, Ordering::Relaxed) != taken
         {
             let text = format!("requests wait in {queue:?} and the broker gives the workers none");
             session.connection.cut(&text);
@@ -59,7 +59,7 @@ impl Worker<'_> {
     /// The number of requests that wait in the queue; 0 if the broker does not answer.
     fn waiting(&self) -> u32 {
         let queue = &self.shared.queue;
-        match self.channel.queue(Method::FindQueue(queue), Instant::now() + LOOK_EVERY / 4) {
+        match self.channel.queue(Method::FindQueue(queue), Instant::now() + CHECK_INTERVAL / 4) {
             Ok(found) => found.messages,
             // The other workers have lost their consumers too, and are not notified. So the
             // connection is cut.

@@ -60,12 +60,12 @@ impl<'a> Worker<'a> {
         let connection = &session.connection;
         // During an alarm, the broker does not read a connection on which another worker has
         // replied.
-        let limit = Limit::UnlessBlocked(shared.brokers.connect_timeout);
+        let limit = Limit::ExtendedByAlarm(shared.brokers.connect_timeout);
         let consume = || {
             let inbox: Arc<Inbox> = Arc::default();
             let (receiver, held) = (Arc::clone(&inbox), Arc::clone(shared));
-            let take_in = move |plane: &DataPlane, event| receiver.take_in(&held, plane, event);
-            let channel = connection.open_channel(limit, take_in)?;
+            let on_event = move |plane: &DataPlane, event| receiver.on_event(&held, plane, event);
+            let channel = connection.open_channel(limit, on_event)?;
             channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
             channel.call(Method::Consume { queue: &shared.queue, no_ack: false }, limit)?;
             let channel = Arc::new(channel);
@@ -135,8 +135,8 @@ impl<'a> Worker<'a> {
         let stop = &self.shared.stop;
         let is_ready = || inbox.is_ready() || stop.is_stopped();
         loop {
-            let look_at = *lock(&session.look_at);
-            session.connection.wait(inbox.waiter(), deadline.at.min(look_at), is_ready);
+            let next_check = *lock(&session.next_check);
+            session.connection.wait(inbox.waiter(), deadline.at.min(next_check), is_ready);
             if stop.is_stopped() {
                 return Err(StopReason::Stopped);
             }
@@ -144,7 +144,7 @@ impl<'a> Worker<'a> {
                 return Err(self.connection_ended());
             }
             match inbox.take().map_err(StopReason::Channel)? {
-                None if !deadline.has_passed() => self.look_for_requests(),
+                None if !deadline.has_passed() => self.check_for_stall(),
                 next => return Ok(next),
             }
         }
@@ -228,7 +228,7 @@ impl<'a> Worker<'a> {
             let route = self.channel.route(address.reply_to, true);
             wire::encode_reply(route, id, app_id, outcome)
         };
-        self.write(frames.then(&frames::ack(number, delivery_tag)))?;
+        self.write(frames.followed_by(&frames::ack(number, delivery_tag)))?;
         Ok(ReplyOutcome::Sent)
     }
 

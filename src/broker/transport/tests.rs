@@ -44,7 +44,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
         }
     }
     assert!(was_begun, "a message of a megabyte does not just fit");
-    assert!(transport.is_due(), "the reader has to write the rest");
+    assert!(transport.has_backlog(), "the reader has to write the rest");
     transport.write_control(b"amiquip", || true);
 
     let reading = thread::spawn(move || {
@@ -55,7 +55,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
         assert_eq!(last, b"amiquiplast");
     });
     transport.write(b"last".to_vec().into(), late(), &OPEN).unwrap();
-    assert!(!transport.is_due());
+    assert!(!transport.has_backlog());
     reading.join().unwrap();
 }
 
@@ -126,14 +126,14 @@ fn end_right_behind_the_last_bytes_is_read_at_once() {
 #[test]
 fn bell_ends_a_poll_once() {
     let (transport, _peer) = transport();
-    let bell = Bell::new().unwrap();
-    bell.ring();
-    bell.ring();
+    let pipe = SelfPipe::new().unwrap();
+    pipe.signal();
+    pipe.signal();
     let began = Instant::now();
-    transport.poll(Some(&bell), PollFlags::IN, Some(late())).unwrap();
+    transport.poll(Some(&pipe), PollFlags::IN, Some(late())).unwrap();
     assert!(began.elapsed() < Duration::from_secs(5));
     let until = soon();
-    transport.poll(Some(&bell), PollFlags::IN, Some(until)).unwrap();
+    transport.poll(Some(&pipe), PollFlags::IN, Some(until)).unwrap();
     assert!(Instant::now() >= until);
 }
 
@@ -148,7 +148,7 @@ fn large_message_arrives_whole_although_its_writer_gave_up() {
         let properties = crate::frames::Properties::default();
         let route = Route { channel: 1, queue: "q", mandatory: true, frame_max: FRAME_MAX };
         let frames = crate::frames::publish(route, &properties, &body);
-        frames.then(b"behind")
+        frames.followed_by(b"behind")
     };
     let expected = message().rest(0);
     let error = transport.write(message(), soon(), &OPEN).unwrap_err();

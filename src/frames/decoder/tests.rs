@@ -1,4 +1,4 @@
-//! Tests the decoder with random frames.
+//! Tests the decoder, mostly with random frames.
 //!
 //! `PROPTEST_CASES=1000000 cargo test --release frames::` runs each property a million times.
 
@@ -253,8 +253,8 @@ fn decode_all(stream: &[u8], cuts: &[usize]) -> Result<Decoded, String> {
 }
 
 fn feed(decoder: &mut Decoder, bytes: &[u8]) {
-    decoder.room()[..bytes.len()].copy_from_slice(bytes);
-    decoder.arrived(bytes.len());
+    decoder.unfilled()[..bytes.len()].copy_from_slice(bytes);
+    decoder.filled(bytes.len());
 }
 
 fn heartbeat() -> Vec<u8> {
