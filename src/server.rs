@@ -13,7 +13,6 @@ mod stopper;
 mod worker;
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ use self::keep_alive::KeepAlive;
 use self::limit::ReplyLimit;
 use self::overload::Refuser;
 use self::pool::OnReady;
+use self::stall_detector::LastStall;
 use self::stopper::Stop;
 pub use self::stopper::Stopper;
 pub use self::worker::{Served, Worker};
@@ -162,7 +162,7 @@ impl RpcServer {
             counters: Counters::default(),
             direct: DirectReplies::default(),
             reply_limit: ReplyLimit::default(),
-            handled_at_stall: AtomicU64::new(u64::MAX),
+            last_stall: Mutex::default(),
             keep_alive: KeepAlive::default(),
             observer: Observer::default(),
             stop: Stop::new(),
@@ -291,9 +291,7 @@ pub(crate) struct Shared {
     counters: Counters,
     direct: DirectReplies,
     reply_limit: ReplyLimit,
-    /// The number of requests handled at the time of the last stall: requests waited in the queue,
-    /// and the broker gave the workers none.
-    handled_at_stall: AtomicU64,
+    last_stall: Mutex<LastStall>,
     keep_alive: KeepAlive,
     observer: Observer,
     stop: Stop,

@@ -29,8 +29,16 @@ struct Slot {
     is_open: AtomicBool,
     /// The reason that the broker gave, if it closed the channel.
     closed: OnceLock<Close>,
-    answer: Mutex<Option<Answer>>,
+    answers: Mutex<Answers>,
     waiter: Arc<Waiter>,
+}
+
+/// The broker's answers to methods, which come in the order of the methods.
+#[derive(Default)]
+struct Answers {
+    latest: Option<Answer>,
+    /// The number of methods without an answer.
+    outstanding: u32,
 }
 
 /// The reader calls it for every event on a channel except answers. It must not block.
@@ -82,7 +90,7 @@ impl DataPlane {
             handler: Box::new(handler),
             is_open: AtomicBool::new(true),
             closed: OnceLock::new(),
-            answer: Mutex::default(),
+            answers: Mutex::default(),
             waiter: Arc::default(),
         });
         let number = lock(&self.channels).add(&slot)?;
@@ -112,7 +120,11 @@ impl DataPlane {
         match event {
             Event::Answer(Answer::ChannelClosed) => lock(&self.channels).remove(number),
             Event::Answer(answer) => {
-                *lock(&slot.answer) = Some(answer);
+                let mut answers = lock(&slot.answers);
+                answers.outstanding = answers.outstanding.saturating_sub(1);
+                // An earlier answer is to a method whose time limit has passed.
+                answers.latest = (answers.outstanding == 0).then_some(answer);
+                drop(answers);
                 self.notify(&slot.waiter);
             }
             Event::Closed(close) => {
@@ -194,10 +206,14 @@ impl Channel {
             Limit::Until(until) => (until, true),
             Limit::ExtendedByAlarm(time) => (Deadline::after(time).at, false),
         };
-        *lock(&slot.answer) = None;
+        let mut answers = lock(&slot.answers);
+        answers.latest = None;
+        answers.outstanding += 1;
+        drop(answers);
         let is_open = || slot.is_open.load(Ordering::Relaxed);
         if data_plane.write_control(&method.encode(self.number), is_open) {
-            let is_answered = || lock(&slot.answer).is_some() || slot.closed.get().is_some();
+            let has_answer = || lock(&slot.answers).latest.is_some();
+            let is_answered = || has_answer() || slot.closed.get().is_some();
             data_plane.wait(&slot.waiter, until, is_answered);
             let is_blocked = || data_plane.blocked().is_some() && data_plane.ended().is_none();
             while !is_fixed && !is_answered() && is_blocked() {
@@ -206,7 +222,7 @@ impl Channel {
                 data_plane.wait(&slot.waiter, Instant::now() + AFTER_ALARM, is_answered);
             }
         }
-        if let Some(answer) = lock(&slot.answer).take() {
+        if let Some(answer) = lock(&slot.answers).latest.take() {
             return Ok(answer);
         }
         Err(match (slot.closed.get().or(data_plane.closed_by_broker()), data_plane.ended()) {

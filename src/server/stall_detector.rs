@@ -1,6 +1,5 @@
 //! Detects that an idle worker no longer gets the requests that wait in the queue.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Shared;
@@ -15,6 +14,37 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 
+/// The last stall of a server.
+#[derive(Default)]
+pub(crate) struct LastStall {
+    /// The number of requests that had been handled at that time.
+    handled: u64,
+    /// How often the connection has been cut since a worker last handled a request.
+    cuts: u32,
+    next_cut: Option<Instant>,
+}
+
+impl LastStall {
+    /// Whether to cut the connection for a stall.
+    ///
+    /// The broker may have a reason that another connection does not change, such as a queue with a
+    /// single active consumer. So the interval between two cuts doubles until a worker handles a
+    /// request.
+    fn is_due(&mut self, handled: u64) -> bool {
+        const MAX_DOUBLINGS: u32 = 8;
+        let now = Instant::now();
+        if self.handled != handled {
+            *self = LastStall { handled, ..LastStall::default() };
+        }
+        let is_due = self.next_cut.is_none_or(|next| next <= now);
+        if is_due {
+            self.next_cut = Some(now + CHECK_INTERVAL * (2 << self.cuts.min(MAX_DOUBLINGS)));
+            self.cuts += 1;
+        }
+        is_due
+    }
+}
+
 impl Worker<'_> {
     /// Checks for a stall, if it is time to, and cuts the connection if there is one.
     ///
@@ -23,7 +53,7 @@ impl Worker<'_> {
     /// at a queue that did not exist any more. A broker may also lose its deliveries to a worker.
     pub(super) fn check_for_stall(&self) {
         let Worker { session, inbox, .. } = self;
-        let Shared { counters, stop, queue, handled_at_stall, .. } = &**self.shared;
+        let Shared { counters, stop, queue, last_stall, .. } = &**self.shared;
         let now = Instant::now();
         let mut next_check = lock(&session.next_check);
         if now < *next_check {
@@ -43,14 +73,7 @@ impl Worker<'_> {
         }
         let is_ready = || inbox.is_ready() || stop.is_stopped();
         session.connection.wait(inbox.waiter(), now + CONFIRM_AFTER, is_ready);
-        // The broker may have a reason that another connection does not change, such as a queue
-        // with a single active consumer. So the connection is cut at most once until a worker
-        // handles a request.
-        if is_idle()
-            && self.waiting() > 0
-            && is_idle()
-            && handled_at_stall.swap(taken, Ordering::Relaxed) != taken
-        {
+        if is_idle() && self.waiting() > 0 && is_idle() && lock(last_stall).is_due(taken) {
             let text = format!("requests wait in {queue:?} and the broker gives the workers none");
             session.connection.cut(&text);
         }
@@ -70,5 +93,27 @@ impl Worker<'_> {
             }
             Err(_) => 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stall_cuts_again_after_longer_and_longer_intervals() {
+        let mut last = LastStall::default();
+        assert!(last.is_due(7));
+        assert!(!last.is_due(7), "the interval has not passed");
+        let interval = |last: &LastStall| last.next_cut.unwrap() - Instant::now();
+        let first = interval(&last);
+        last.next_cut = Some(Instant::now());
+        assert!(last.is_due(7));
+        assert!(interval(&last) > 3 * first / 2, "{:?} after {first:?}", interval(&last));
+        assert!(last.is_due(8), "a worker has handled a request");
+        assert!(interval(&last) <= first + CHECK_INTERVAL);
+        last.cuts = u32::MAX - 1;
+        last.next_cut = None;
+        assert!(last.is_due(8));
     }
 }
