@@ -33,9 +33,9 @@ const PROMISES: [(&str, &[&str]); 5] = [
         "five numbers, in the order asked",
         &["0", "1", "13", "12200160415121876738", "332825110087067562321196029789634457848"],
     ),
-    ("the server refuses it: exit code 65", &["exit code 65"]),
+    ("too large for 128 bits, refused: exit code 65", &["exit code 65"]),
     // The test checks the server's exit code at the end.
-    ("the server answers what it has begun with, and leaves", &[]),
+    ("it answers the requests in progress, and exits", &[]),
 ];
 
 #[test]
