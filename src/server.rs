@@ -8,33 +8,29 @@ mod limit;
 mod overload;
 mod pool;
 mod queue;
+mod shared;
 mod stall_detector;
 mod stopper;
 mod worker;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use self::counters::Counters;
 pub use self::counters::ServerCounters;
-use self::direct::DirectReplies;
-use self::keep_alive::KeepAlive;
-use self::limit::ReplyLimit;
 use self::overload::Refuser;
 use self::pool::OnReady;
-use self::stall_detector::LastStall;
-use self::stopper::Stop;
+use self::shared::Shared;
 pub use self::stopper::Stopper;
 pub use self::worker::{Served, Worker};
-use crate::broker::{Brokers, Connection, Reconnector, Session, program};
+use crate::broker::Brokers;
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
 use crate::lock::lock;
-use crate::observation::{Observation, Observer};
+use crate::observation::Observation;
 use crate::wire::{self, Reply, Request};
 
-/// A server of one request queue. Requests and replies are bytes.
+/// A server of one request queue. Requests and replies are bytes. Dropping it closes its connections.
 ///
 /// ```no_run
 /// use rabbitmq_rpc::{Brokers, Request, RpcServer, ServerOptions};
@@ -141,32 +137,7 @@ impl RpcServer {
 
     /// Makes a server that connects when it serves.
     fn unconnected(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
-        let (queue, ensured, declared_as) = (queue.to_string(), queue.to_string(), options.clone());
-        let connect_timeout = brokers.connect_timeout;
-        let sessions = Reconnector::new(&brokers, move |connection: Connection, _| {
-            let until = Deadline::after(connect_timeout).at;
-            if declared_as.max_waiting.is_some() {
-                // The overflow queue must exist before the first request exceeds the limit.
-                let overflow = overload::overflow_queue(&ensured);
-                queue::ensure(&connection, &overflow, &ServerOptions::default(), until)?;
-            }
-            queue::ensure(&connection, &ensured, &declared_as, until)?;
-            Ok(ServerSession { connection, next_check: Mutex::new(Instant::now()) })
-        });
-        let shared = Shared {
-            brokers,
-            queue,
-            options,
-            sessions,
-            app_id: program(),
-            counters: Counters::default(),
-            direct: DirectReplies::default(),
-            reply_limit: ReplyLimit::default(),
-            last_stall: Mutex::default(),
-            keep_alive: KeepAlive::default(),
-            observer: Observer::default(),
-            stop: Stop::new(),
-        };
+        let shared = Shared::new(brokers, queue, options);
         Ok(RpcServer { shared: Arc::new(shared), on_ready: Mutex::default() })
     }
 
@@ -278,52 +249,5 @@ impl ServerOptions {
             return Err(Error::Config(text.into()));
         }
         Ok(())
-    }
-}
-
-/// The state that a server's threads share.
-pub(crate) struct Shared {
-    brokers: Brokers,
-    queue: String,
-    options: ServerOptions,
-    sessions: Arc<Reconnector<ServerSession>>,
-    app_id: String,
-    counters: Counters,
-    direct: DirectReplies,
-    reply_limit: ReplyLimit,
-    last_stall: Mutex<LastStall>,
-    keep_alive: KeepAlive,
-    observer: Observer,
-    stop: Stop,
-}
-
-/// A connection to a broker that has the request queue.
-pub(crate) struct ServerSession {
-    connection: Connection,
-    /// When an idle worker checks for a stall next.
-    next_check: Mutex<Instant>,
-}
-
-impl Session for ServerSession {
-    fn ended(&self) -> Option<Error> {
-        self.connection.ended().map(|reason| self.connection.endpoint.unreachable(reason))
-    }
-}
-
-impl Shared {
-    /// Closes the connections. Blocks for at most a second for each.
-    fn close(&self) {
-        if let Some(session) = self.sessions.present() {
-            session.connection.close();
-        }
-        self.direct.close();
-    }
-
-    /// Tells the workers to stop, and makes no new connection. Does not block.
-    fn stop(&self) {
-        self.stop.stop();
-        if let Some(session) = self.sessions.close() {
-            session.connection.wake_all();
-        }
     }
 }

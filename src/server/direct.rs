@@ -9,7 +9,7 @@
 
 use std::sync::Mutex;
 
-use super::Shared;
+use super::shared::Shared;
 use crate::broker::{Brokers, CallError, Channel, Connection, Limit, WriteError};
 use crate::deadline::Deadline;
 use crate::error::Result;

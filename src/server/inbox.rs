@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::Shared;
 use super::counters::add;
+use super::shared::Shared;
 use crate::broker::{DataPlane, Waiter};
 use crate::error::Error;
 use crate::frames::Event;

@@ -10,8 +10,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::Shared;
 use super::direct::is_direct;
+use super::shared::Shared;
 use crate::broker::Channel;
 use crate::frames::Message;
 use crate::lock::lock;

@@ -8,7 +8,8 @@
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{RpcServer, ServerOptions, Shared, Stopper};
+use super::shared::Shared;
+use super::{RpcServer, ServerOptions, Stopper};
 use crate::error::{Error, Failure, Result, Status};
 use crate::wire::Request;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
-use super::Shared;
+use super::shared::Shared;
 use super::worker::{StopReason, Worker};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};

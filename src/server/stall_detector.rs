@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Shared;
+use super::shared::Shared;
 use super::worker::Worker;
 use crate::broker::CallError;
 use crate::frames::Method;

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
-use super::{ServerCounters, Shared};
+use super::ServerCounters;
+use super::shared::Shared;
 use crate::lock::lock;
 
 /// Stops a server and reads its counters, from any thread, while another thread is in
