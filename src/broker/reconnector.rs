@@ -200,33 +200,40 @@ impl<S: Session> Reconnector<S> {
 
     /// The current session, or the last one if this is closed.
     pub(crate) fn present(&self) -> Option<Arc<S>> {
-        match &lock(&self.state).phase {
+        lock(&self.state).session()
+    }
+
+    /// Makes every later call of [`Reconnector::session`] fail. Returns the current session.
+    pub(crate) fn close(&self) -> Option<Arc<S>> {
+        let mut state = lock(&self.state);
+        let session = state.session();
+        state.phase = Phase::Closed(session.clone());
+        drop(state);
+        self.changed.notify_all();
+        session
+    }
+}
+
+impl<S> State<S> {
+    /// The current session, or the last one if the reconnector is closed.
+    fn session(&self) -> Option<Arc<S>> {
+        match &self.phase {
             Phase::Up { session, .. } => Some(Arc::clone(session)),
             Phase::Closed(session) => session.clone(),
             Phase::Down | Phase::Connecting => None,
         }
     }
 
-    /// Makes every later call of [`Reconnector::session`] fail. Returns the current session.
-    pub(crate) fn close(&self) -> Option<Arc<S>> {
-        let mut state = lock(&self.state);
-        if let Phase::Up { session, .. } = &state.phase {
-            state.phase = Phase::Closed(Some(Arc::clone(session)));
-        } else if !matches!(state.phase, Phase::Closed(_)) {
-            state.phase = Phase::Closed(None);
-        }
-        drop(state);
-        self.changed.notify_all();
-        self.present()
-    }
-}
-
-impl<S> State<S> {
     /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
     /// connect, so that a broker that ends all its connections is not reconnected to at once.
     fn lost(&mut self, reason: &Error, lasted: Duration) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         self.phase = Phase::Down;
+        // The error's own text is for a call that was in flight.
+        let reason = match reason {
+            Error::ConnectionLost { reason } => format!("the connection was lost: {reason}"),
+            error => error.to_string(),
+        };
         if lasted < MIN_LIFETIME {
             let wait = self.delay_next_try(false);
             return log::warn!("{reason}; trying again in {wait:.1?}");

@@ -44,7 +44,9 @@ where
         let work = move || {
             let _ = start.recv();
             let worked = catch_unwind(AssertUnwindSafe(|| job.work())).unwrap_or_else(|_| {
-                Err(Error::Config("a hook of this program's panicked: mend it".into()))
+                let text = "a hook given to on_ready or on_request panicked; standard error has \
+                            its message";
+                Err(Error::Config(text.into()))
             });
             // Sending fails only if the supervisor has returned. The report is then not needed.
             let _ = report.send(worked);

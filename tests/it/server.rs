@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{Error, Failure, Request, ServerOptions, Status};
+use rabbitmq_rpc::{Brokers, Error, Failure, Request, RpcServer, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_fibonacci};
@@ -221,4 +221,21 @@ fn more_workers_than_memory_allows_are_refused() {
     assert_eq!(server.wait(PATIENCE).code(), Some(64), "{}", server.stderr());
     assert!(server.stderr().contains("ask for fewer workers"), "{}", server.stderr());
     assert_eq!(server.stdout(), "");
+}
+
+/// The panic of a handler is answered; a hook runs after the answer.
+#[test]
+fn panic_of_a_hook_ends_the_server_with_an_error() {
+    let queue = queue_name("hook");
+    let brokers = Brokers::parse(&url()).unwrap();
+    let server = RpcServer::connect(brokers, &queue, ServerOptions::default()).unwrap();
+    server.on_request(|_| panic!("this hook panics on purpose"));
+    let client = connect(&url(), &queue);
+    let (ended, has_ended) = crossbeam_channel::bounded(1);
+    thread::scope(|scope| {
+        scope.spawn(|| ended.send(server.serve(|_: &Request| Ok("answered"))).unwrap());
+        assert_eq!(client.call("7").unwrap(), b"answered");
+        let error = has_ended.recv_timeout(PATIENCE).unwrap().unwrap_err();
+        assert!(matches!(&error, Error::Config(text) if text.contains("on_request")), "{error:?}");
+    });
 }
