@@ -46,14 +46,17 @@ impl LastStall {
 }
 
 impl Worker<'_> {
-    /// Checks for a stall, if it is time to, and cuts the connection if there is one.
+    /// Checks for a stall, if it is time to. If there is one, cuts the connection, and the server
+    /// connects to the next broker.
     ///
     /// RabbitMQ notifies a consumer when its queue is deleted. But in a cluster that had lost a
     /// node some time before, RabbitMQ 3.10 did not notify some servers, which then waited forever
     /// at a queue that did not exist any more. A broker may also lose its deliveries to a worker.
+    /// A quorum queue delivers through its member on the consumer's node. If that member does not
+    /// run, that node's consumers get nothing, while those of another node do.
     pub(super) fn check_for_stall(&self) {
         let Worker { session, inbox, .. } = self;
-        let Shared { counters, stop, queue, last_stall, .. } = &**self.shared;
+        let Shared { counters, stop, queue, last_stall, sessions, .. } = &**self.shared;
         let now = Instant::now();
         let mut next_check = lock(&session.next_check);
         if now < *next_check {
@@ -75,6 +78,8 @@ impl Worker<'_> {
         session.connection.wait(inbox.waiter(), now + CONFIRM_AFTER, is_ready);
         if is_idle() && self.waiting() > 0 && is_idle() && lock(last_stall).is_due(taken) {
             let text = format!("requests wait in {queue:?} and the broker gives the workers none");
+            log::warn!("{text} on {}; connecting anew", session.connection.endpoint);
+            sessions.abandon(session, None);
             session.connection.cut(&text);
         }
     }

@@ -27,7 +27,7 @@ pub struct Worker<'a> {
     /// Makes the type `!Sync`: one thread at a time may use it.
     not_sync: PhantomData<Cell<()>>,
     pub(super) shared: &'a Arc<Shared>,
-    pub(super) session: &'a ServerSession,
+    pub(super) session: &'a Arc<ServerSession>,
     pub(super) channel: Arc<Channel>,
     pub(super) inbox: Arc<Inbox>,
 }
@@ -57,7 +57,10 @@ impl<'a> Worker<'a> {
     /// Starts to consume from the queue. Declares the queue if it does not exist. Blocks until the
     /// broker has answered: for each answer, for at most the time that connecting may take, except
     /// during an alarm.
-    pub(crate) fn begin(shared: &'a Arc<Shared>, session: &'a ServerSession) -> Result<Worker<'a>> {
+    pub(crate) fn begin(
+        shared: &'a Arc<Shared>,
+        session: &'a Arc<ServerSession>,
+    ) -> Result<Worker<'a>> {
         let connection = &session.connection;
         // During an alarm, the broker does not read a connection on which another worker has
         // replied.

@@ -24,6 +24,7 @@ fn cluster_serves_calls_while_its_nodes_fail_in_turn() {
     let broker = Broker::cluster(3);
     let urls: Vec<String> = (0..3).map(|node| broker.url_of(node)).collect();
     every_call_is_answered(&broker, &urls);
+    server_leaves_a_node_that_delivers_nothing(&broker, &urls);
     classic_queue_is_served_again_once_its_node_is_back(&broker, &urls);
 }
 
@@ -110,6 +111,33 @@ impl Answers {
         let look = || (self.count.load(Ordering::Relaxed), self.wrong.lock().unwrap().clone());
         await_value(look, |(count, _)| *count >= enough);
     }
+}
+
+/// A quorum queue delivers through its member on the consumer's node. RabbitMQ 3.10 was seen without
+/// that member after the queue had been deleted and declared again. The first request then counts as
+/// delivered and is lost. The second one waits.
+fn server_leaves_a_node_that_delivers_nothing(broker: &Broker, urls: &[String]) {
+    let queue = queue_name("without-member");
+    // The queue's leader is on the node on which the queue was declared.
+    stop(&mut rpc_server_at(&urls[0], &queue, &["--queue-type", "quorum"]));
+    let mut server = rpc_server_at(&format!("{},{}", urls[2], urls[1]), &queue, &[]);
+    let client = connect_fibonacci(&urls[0], &queue);
+    assert_eq!(client.call(7), Ok(13));
+    let stop_member = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+         {{Name, _}} = amqqueue:get_pid(Q), ok = ra:stop_server(quorum_queues, {{Name, node()}})."
+    );
+    broker.ctl_on(2, &["eval", &stop_member]);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for n in [8, 9] {
+            let client = &client;
+            scope.spawn(move || assert_eq!(client.call(n), Ok(fibonacci::fib(n))));
+        }
+    });
+    println!("member of the queue stopped: no answer for {:?}", began.elapsed());
+    server.wait_for_line("connecting anew", PATIENCE);
+    stop(&mut server);
 }
 
 /// A classic queue is on one node. While that node is down, servers and calls fail.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::RECOVERY_TIMEOUT;
 use super::ledger::Ledger;
 use super::processes::Processes;
 use super::schedule::Fault;
+use super::{RECOVERY_TIMEOUT, Service};
 use crate::broker::Broker;
 use crate::patience::poll;
 use crate::proxy::{Mode, Proxy};
@@ -108,12 +108,26 @@ impl System {
         }
     }
 
-    /// Replaces the processes that have ended, and waits until every client gets answers from every
-    /// service.
-    pub fn wait_until_ready(&mut self, ledger: &Ledger) {
+    /// Replaces the processes that have ended, and waits until every client gets that many answers
+    /// from every service. Panics with the state of the queues if that takes too long.
+    pub fn wait_until_ready(&mut self, ledger: &Ledger, answers: u64) {
         self.processes.replace_ended();
-        ledger.wait_for_answers(&self.processes.clients(), 5, RECOVERY_TIMEOUT);
+        let answered =
+            ledger.wait_for_answers(&self.processes.clients(), answers, RECOVERY_TIMEOUT);
+        answered.unwrap_or_else(|missing| panic!("{missing}\n{}", describe_queues(&self.broker)));
     }
+}
+
+/// Both request queues with their consumers, and the state of each member of the queues.
+fn describe_queues(broker: &Broker) -> String {
+    let columns = ["list_queues", "name", "leader", "members", "online", "messages", "consumers"];
+    let mut text = broker.ctl(&columns) + &broker.ctl(&["list_consumers"]);
+    for service in [Service::Fibonacci, Service::Named] {
+        let queue = service.queue();
+        let status = format!("catch rabbit_quorum_queue:status(<<\"/\">>, <<\"{queue}\">>).");
+        text += &broker.ctl(&["eval", &status]);
+    }
+    text
 }
 
 fn affected(proxies: &[Proxy], nodes: [bool; 3]) -> impl Iterator<Item = &Proxy> {

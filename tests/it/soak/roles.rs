@@ -96,8 +96,9 @@ fn call_until(stop: &AtomicBool, service: Service, ask: impl Fn(u64, &str) -> Ou
         let outcome = ask(number * 7 % (fibonacci::MAX_N + 1), &id);
         let took = began.elapsed().as_micros();
         print_event(&format!("ended {id} {took} {}", describe(&outcome)));
-        // Without a pause these callers would use all processor time.
-        let pause = if outcome.is_ok() { 10 } else { 200 };
+        // Without a pause these callers would use all processor time, and the gaps between answers
+        // would show that instead of how fast they recover.
+        let pause = if outcome.is_ok() { 30 } else { 200 };
         thread::sleep(Duration::from_millis(pause));
     }
 }
