@@ -31,7 +31,7 @@ impl Session {
                 0 => "start a server",
                 _ => "allow more time, or start more servers",
             };
-            what += &format!(" ({consumers} consumers, {messages} messages waiting); {advice}");
+            what += &format!(" (consumers: {consumers}, waiting requests: {messages}); {advice}");
         }
         // If the queue has no consumers, another session would get no replies either.
         if found.map_or(true, |status| status.consumers > 0) {

@@ -67,7 +67,7 @@ fn timeout_error_reports_consumers_and_waiting_messages() {
     assert_eq!(
         error.to_string(),
         format!(
-            "timed out after 1s: no reply from queue {queue:?} (0 consumers, 17 messages waiting); \
+            "timed out after 1s: no reply from queue {queue:?} (consumers: 0, waiting requests: 17); \
              start a server"
         )
     );
