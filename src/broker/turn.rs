@@ -48,7 +48,18 @@ pub(super) enum Reader {
 /// Identifies a waiting thread. Several threads may share it if only one of them waits at a time.
 #[derive(Default)]
 pub(crate) struct Waiter {
-    notified: Condvar,
+    /// Set while the waiter is removed from [`State::standby`].
+    signal: Mutex<Option<Signal>>,
+    signalled: Condvar,
+}
+
+/// Why a waiter that stands by is woken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Signal {
+    /// It may be ready.
+    Check,
+    /// The turn is free. The waiter takes it or passes it on.
+    TakeTurn,
 }
 
 #[derive(Default)]
@@ -94,8 +105,14 @@ impl ReadTurn {
                     break;
                 }
                 state.standby.push(Arc::clone(waiter));
-                state = wait_until(&waiter.notified, state, Some(until));
+                drop(state);
+                // The thread that woke this one may still need the lock.
+                if waiter.stand_by(until) == Some(Signal::Check) && is_ready() {
+                    return;
+                }
+                state = self.lock();
                 state.standby.retain(|other| !Arc::ptr_eq(other, waiter));
+                lock(&waiter.signal).take();
                 continue;
             }
             if has_read && has_passed(until) {
@@ -119,16 +136,13 @@ impl ReadTurn {
     }
 
     /// If the turn is free, wakes a thread that can take it.
-    fn pass_turn_on(&self, state: MutexGuard<'_, State>) {
+    fn pass_turn_on(&self, mut state: MutexGuard<'_, State>) {
         if state.turn != Free {
             return;
         }
-        let (next, reserve_sleeps) = (state.standby.last().cloned(), state.reserve_sleeps);
-        // The woken thread needs the lock.
-        drop(state);
-        match next {
-            Some(next) => next.notified.notify_one(),
-            None if reserve_sleeps => self.reserve.notify_one(),
+        match state.standby.pop() {
+            Some(next) => next.wake(state, Signal::TakeTurn),
+            None if state.reserve_sleeps => self.reserve.notify_one(),
             None => {}
         }
     }
@@ -165,9 +179,10 @@ impl ReadTurn {
             }
             state.turn = Free;
             last_turns_taken = Some(state.turns_taken);
-            if let Some(next) = state.standby.last() {
-                next.notified.notify_one();
+            if !state.standby.is_empty() {
                 last_turns_taken = None;
+                self.pass_turn_on(state);
+                state = self.lock();
             }
         }
     }
@@ -178,8 +193,7 @@ impl ReadTurn {
         let mut state = self.lock();
         let index = state.standby.iter().position(|other| Arc::ptr_eq(other, waiter));
         let found = index.map(|index| state.standby.swap_remove(index));
-        drop(state);
-        found.map(|waiter| waiter.notified.notify_one()).is_some()
+        found.map(|waiter| waiter.wake(state, Signal::Check)).is_some()
     }
 
     /// Wakes a waiter so that it checks whether it is ready, even if it is the reading thread.
@@ -191,10 +205,13 @@ impl ReadTurn {
 
     /// Wakes every waiter so that it checks whether it is ready.
     pub(super) fn wake_all(&self, socket: &impl Socket) {
-        let state = self.lock();
-        state.standby.iter().for_each(|waiter| waiter.notified.notify_one());
-        if state.turn == Taken(Reader::Waiter) {
-            drop(state);
+        let mut state = self.lock();
+        let standby = std::mem::take(&mut state.standby);
+        standby.iter().for_each(|waiter| *lock(&waiter.signal) = Some(Signal::Check));
+        let waiter_reads = state.turn == Taken(Reader::Waiter);
+        drop(state);
+        standby.iter().for_each(|waiter| waiter.signalled.notify_one());
+        if waiter_reads {
             socket.interrupt_poll(Reader::Waiter);
         }
     }
@@ -217,8 +234,31 @@ impl ReadTurn {
         socket.interrupt_poll(Reader::Reserve);
     }
 
-    /// A panic cannot poison this lock: no code panics while it holds it.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
+}
+
+impl Waiter {
+    /// Blocks until it is woken, or until `until`.
+    fn stand_by(&self, until: Moment) -> Option<Signal> {
+        let mut signal = lock(&self.signal);
+        while signal.is_none() && !has_passed(until) {
+            signal = wait_until(&self.signalled, signal, Some(until));
+        }
+        signal.take()
+    }
+
+    /// Wakes a waiter that was just removed from the list. The signal is set under the lock of the
+    /// list, so a waiter that is on the list has none.
+    fn wake(&self, state: MutexGuard<'_, State>, signal: Signal) {
+        *lock(&self.signal) = Some(signal);
+        drop(state);
+        self.signalled.notify_one();
+    }
+}
+
+/// A panic cannot poison these locks: no code panics while it holds one.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
