@@ -214,13 +214,15 @@ impl DataPlane {
         };
         decoder.filled(length);
         self.notify_amiquip_of_data()?;
-        while let Some(incoming) = decoder.next()? {
-            match incoming {
-                Incoming::Event { channel, event } => self.dispatch(channel, event)?,
-                Incoming::Control { frame, notice } => self.control_frame(frame, notice)?,
+        self.transport.write_together(|| {
+            while let Some(incoming) = decoder.next()? {
+                match incoming {
+                    Incoming::Event { channel, event } => self.dispatch(channel, event)?,
+                    Incoming::Control { frame, notice } => self.control_frame(frame, notice)?,
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn control_frame(&self, frame: &[u8], notice: Notice) -> Result<(), String> {

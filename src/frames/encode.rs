@@ -146,6 +146,12 @@ impl Frames<'_> {
         &self.part
     }
 
+    /// Whether there is no other part, and copying this one is cheaper than a system call.
+    pub(crate) fn is_small(&self) -> bool {
+        const SMALL: usize = 4096;
+        self.body.is_empty() && self.trailer.is_empty() && self.part.len() <= SMALL
+    }
+
     /// Encodes the next part. False if there is none.
     pub(crate) fn advance(&mut self) -> bool {
         self.part.clear();

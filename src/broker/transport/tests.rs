@@ -81,6 +81,29 @@ fn messages_of_many_writers_do_not_mix() {
 }
 
 #[test]
+fn messages_written_while_others_are_woken_go_out_together() {
+    let (transport, mut peer) = transport();
+    let write = |message: &[u8]| transport.write(message.to_vec().into(), late(), &OPEN).unwrap();
+    peer.set_nonblocking(true).unwrap();
+    let mut received = vec![0; 100_000];
+    transport.write_together(|| {
+        write(b"first");
+        write(b"second");
+        let early = peer.read(&mut received).expect_err("both wait");
+        assert_eq!(early.kind(), io::ErrorKind::WouldBlock);
+    });
+    assert_eq!(peer.read(&mut received).unwrap(), 11);
+    assert_eq!(&received[..11], b"firstsecond");
+    transport.write_together(|| {
+        write(b"before");
+        write(&[7; 10_000]);
+        peer.set_nonblocking(false).unwrap();
+        peer.read_exact(&mut received[..10_006]).expect("a large message does not wait");
+        assert_eq!(&received[..7], b"before\x07");
+    });
+}
+
+#[test]
 fn cut_wakes_writers_that_wait() {
     let (transport, _peer) = transport();
     transport.write_control(&vec![7; 64 << 20], || true);
