@@ -1,6 +1,8 @@
 //! Looks up or declares the request queue.
 
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use super::overload::overflow_queue;
 use super::{QueueType, ServerOptions};
@@ -8,17 +10,30 @@ use crate::broker::{CallError, DataPlane, Endpoint, Limit};
 use crate::error::{Error, Result};
 use crate::frames::{Close, Method, append_integer, append_text};
 
+/// How long to wait before a quorum queue that was deleted is declared again. The deletion ends on
+/// one node after the other. If the queue is declared again before that, it can lose its member on
+/// such a node. RabbitMQ 3.10 then delivered nothing through that node
+/// ([rabbitmq-server 17457](https://github.com/rabbitmq/rabbitmq-server/issues/17457) is a similar
+/// case).
+const REDECLARE_DELAY: Duration = Duration::from_secs(1);
+
 /// Makes sure that the queue exists. Does not block beyond the limit. Looks the queue up first,
-/// because an existing queue is used with the arguments that it was declared with.
+/// because an existing queue is used with the arguments that it was declared with. `existed` means
+/// that this server has found or declared the queue before, so it was deleted if it does not exist.
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,
     options: &ServerOptions,
     limit: impl Into<Limit>,
+    existed: bool,
 ) -> Result<()> {
     let limit = limit.into();
     let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
         Err(CallError::Closed(close)) if close.code == 404 && !is_its_node_down(&close.text) => {
+            if existed && options.queue_type == QueueType::Quorum {
+                thread::sleep(REDECLARE_DELAY);
+                return ensure(data_plane, queue, options, limit, false);
+            }
             let arguments = arguments(queue, options);
             let declare = Method::DeclareQueue { queue, arguments: &arguments };
             data_plane.ask(declare, limit).inspect(|_| log::info!("declared the queue {queue:?}"))

@@ -49,14 +49,14 @@ impl Shared {
     pub(super) fn new(brokers: Brokers, queue: &str, options: ServerOptions) -> Shared {
         let (queue, ensured, declared_as) = (queue.to_string(), queue.to_string(), options.clone());
         let connect_timeout = brokers.connect_timeout;
-        let sessions = Reconnector::new(&brokers, move |connection: Connection, _| {
+        let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
             let until = Deadline::after(connect_timeout).at;
             if declared_as.max_waiting.is_some() {
                 // The overflow queue must exist before the first request exceeds the limit.
                 let overflow = overload::overflow_queue(&ensured);
-                queue::ensure(&connection, &overflow, &ServerOptions::default(), until)?;
+                queue::ensure(&connection, &overflow, &ServerOptions::default(), until, false)?;
             }
-            queue::ensure(&connection, &ensured, &declared_as, until)?;
+            queue::ensure(&connection, &ensured, &declared_as, until, is_reconnect)?;
             Ok(ServerSession { connection, next_check: Mutex::new(Instant::now()) })
         });
         Shared {

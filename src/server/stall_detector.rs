@@ -10,6 +10,9 @@ use crate::lock::lock;
 
 /// The interval at which an idle worker checks for a stall.
 const CHECK_INTERVAL: Duration = Duration::from_secs(4);
+/// When a worker checks for the first time after it began to consume. RabbitMQ 4 was seen to accept
+/// a consumer on a queue that it was about to delete, and not to notify that consumer.
+pub(super) const FIRST_CHECK_DELAY: Duration = Duration::from_secs(1);
 /// How long requests must wait for idle workers to count as stalled. A request that has just
 /// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);

@@ -13,6 +13,7 @@ use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::queue;
 use super::shared::{ServerSession, Shared};
+use super::stall_detector::FIRST_CHECK_DELAY;
 use crate::broker::{CallError, Channel, DataPlane, Limit};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
@@ -77,7 +78,7 @@ impl<'a> Worker<'a> {
         };
         let worker = match consume() {
             Err(CallError::Closed(close)) if close.code == 404 => {
-                queue::ensure(connection, &shared.queue, &shared.options, limit)?;
+                queue::ensure(connection, &shared.queue, &shared.options, limit, true)?;
                 consume()
             }
             consuming => consuming,
@@ -85,6 +86,7 @@ impl<'a> Worker<'a> {
         let worker =
             worker.map_err(|error| connection.explain(error, "read from the request queue"))?;
         log::info!("taking requests from {:?} on {}", shared.queue, connection.endpoint);
+        *lock(&session.next_check) = Instant::now() + FIRST_CHECK_DELAY;
         Ok(worker)
     }
 

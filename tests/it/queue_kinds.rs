@@ -1,11 +1,14 @@
 //! Request queues that exist, that the server declares, and that it cannot use.
 
+use std::thread;
+
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
 use crate::broker::{Broker, queue_name};
-use crate::patience::PATIENCE;
+use crate::embedded::connect_fibonacci;
+use crate::patience::{PATIENCE, SECOND};
 use crate::process::Process;
-use crate::programs::{RPC_SERVER, rpc_client, rpc_server};
+use crate::programs::{RPC_SERVER, rpc_client, rpc_server, stop};
 use crate::queue;
 
 fn text(value: &str) -> AmqpValue {
@@ -69,6 +72,21 @@ fn missing_queue_is_declared_as_requested() {
     ] {
         assert!(row(&quorum).contains(part), "no {part} in {}", row(&quorum));
     }
+}
+
+/// The server waits before it declares a deleted quorum queue again, so an operator who takes half a
+/// second can do so first.
+#[test]
+fn operator_replaces_quorum_queue_of_running_server() {
+    let (url, queue) = (Broker::shared().url(), queue_name("replaced"));
+    let mut server = rpc_server(&queue, &["--queue-type", "quorum"]);
+    queue::delete(&url, &queue);
+    server.wait_for_line("the request queue was deleted", PATIENCE);
+    thread::sleep(SECOND / 2);
+    let limited = [("x-queue-type", text("quorum")), ("x-max-length", AmqpValue::LongInt(9))];
+    queue::declare(&url, &queue, true, arguments(limited));
+    assert_eq!(connect_fibonacci(&url, &queue).call(7), Ok(13));
+    stop(&mut server);
 }
 
 #[test]

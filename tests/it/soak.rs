@@ -73,10 +73,10 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     // A process allocates some memory on first use and on the first loss of a connection, and
     // never frees it. The warm-up takes that out of the measurement.
     for _ in 0..2 {
-        system.wait_until_ready(ledger, 50);
+        ledger.wait_for_answers(&system.processes.clients(), 50, RECOVERY_TIMEOUT);
         system.broker.ctl(&["close_all_connections", "warm-up of the soak"]);
     }
-    system.wait_until_ready(ledger, 50);
+    ledger.wait_for_answers(&system.processes.clients(), 50, RECOVERY_TIMEOUT);
     let long_lived = system.processes.long_lived();
     let before: Vec<Usage> = long_lived.iter().map(|(_, process)| Usage::of(*process)).collect();
 
@@ -93,7 +93,7 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         ledger.announce(&format!("{at:6.1} s  {number}: {shown}"));
         ledger.take_longest_gap();
         system.inject(&faults);
-        system.wait_until_ready(ledger, 5);
+        system.wait_until_ready(ledger);
         let kind = joined(faults.iter().map(|fault| fault.kind().to_owned()).collect());
         history.faults.push((kind, ledger.take_longest_gap()));
     }

@@ -1,5 +1,6 @@
 //! How each fault is injected and ended.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -24,13 +25,14 @@ impl System {
     pub const NODES: usize = 3;
 
     pub fn start(ledger: &Arc<Ledger>) -> System {
-        // A connection is lost after two intervals of silence, which is four seconds.
-        const HEARTBEAT: &str = "?heartbeat=2";
+        // A connection is lost after two intervals of silence, which is four seconds, and no broker
+        // is waited for longer than two seconds.
+        const PARAMETERS: &str = "?heartbeat=2&connection_timeout=2000";
         let broker = Broker::cluster(System::NODES);
         let nodes = 0..System::NODES;
         let proxies: Vec<Proxy> = nodes.clone().map(|node| Proxy::to(broker.port(node))).collect();
-        let direct = nodes.map(|node| broker.url_of(node) + HEARTBEAT).collect();
-        let proxied = proxies.iter().map(|proxy| proxy.url() + HEARTBEAT).collect();
+        let direct = nodes.map(|node| broker.url_of(node) + PARAMETERS).collect();
+        let proxied = proxies.iter().map(|proxy| proxy.url() + PARAMETERS).collect();
         let processes = Processes::start(Arc::clone(ledger), direct, proxied);
         System { broker, processes, proxies }
     }
@@ -108,26 +110,35 @@ impl System {
         }
     }
 
-    /// Replaces the processes that have ended, and waits until every client gets that many answers
-    /// from every service. Panics with the state of the queues if that takes too long.
-    pub fn wait_until_ready(&mut self, ledger: &Ledger, answers: u64) {
+    /// Replaces the processes that have ended, and waits until every client gets answers from every
+    /// service.
+    pub fn wait_until_ready(&mut self, ledger: &Ledger) {
         self.processes.replace_ended();
-        let answered =
-            ledger.wait_for_answers(&self.processes.clients(), answers, RECOVERY_TIMEOUT);
-        answered.unwrap_or_else(|missing| panic!("{missing}\n{}", describe_queues(&self.broker)));
+        ledger.wait_for_answers(&self.processes.clients(), 5, RECOVERY_TIMEOUT);
+    }
+
+    /// The queues with their consumers, and the state of each member of the request queues.
+    fn describe_queues(&self, node: usize) -> String {
+        let ctl = |args: &[&str]| self.broker.ctl_on(node, args);
+        let columns = ["name", "leader", "members", "online", "messages", "consumers"];
+        let mut text = ctl(&[&["list_queues"], &columns[..]].concat()) + &ctl(&["list_consumers"]);
+        for queue in [Service::Fibonacci, Service::Named].map(Service::queue) {
+            let status = format!("catch rabbit_quorum_queue:status(<<\"/\">>, <<\"{queue}\">>).");
+            text += &ctl(&["eval", &status]);
+        }
+        text
     }
 }
 
-/// Both request queues with their consumers, and the state of each member of the queues.
-fn describe_queues(broker: &Broker) -> String {
-    let columns = ["list_queues", "name", "leader", "members", "online", "messages", "consumers"];
-    let mut text = broker.ctl(&columns) + &broker.ctl(&["list_consumers"]);
-    for service in [Service::Fibonacci, Service::Named] {
-        let queue = service.queue();
-        let status = format!("catch rabbit_quorum_queue:status(<<\"/\">>, <<\"{queue}\">>).");
-        text += &broker.ctl(&["eval", &status]);
+/// If the soak fails, prints what a running node knows about the queues.
+impl Drop for System {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let describe =
+                |node| catch_unwind(AssertUnwindSafe(|| self.describe_queues(node))).ok();
+            println!("{}", (0..System::NODES).find_map(describe).unwrap_or_default());
+        }
     }
-    text
 }
 
 fn affected(proxies: &[Proxy], nodes: [bool; 3]) -> impl Iterator<Item = &Proxy> {

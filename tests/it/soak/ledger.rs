@@ -166,14 +166,9 @@ impl Ledger {
         self.state().record_violation(heading, what);
     }
 
-    /// Waits until each of these clients has `more` further answers from every service. Fails
-    /// after `timeout`, and then says which answers are missing.
-    pub fn wait_for_answers(
-        &self,
-        clients: &[u32],
-        more: u64,
-        timeout: Duration,
-    ) -> Result<(), String> {
+    /// Waits until each of these clients has `more` further answers from every service. Panics
+    /// after `timeout`.
+    pub fn wait_for_answers(&self, clients: &[u32], more: u64, timeout: Duration) {
         let pairs: Vec<_> = clients
             .iter()
             .flat_map(|client| Service::CALLED.map(|service| (*client, service)))
@@ -188,12 +183,12 @@ impl Ledger {
         let waited =
             self.answered.wait_timeout_while(state, timeout, |state| missing(state).is_some());
         let (mut state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-        match missing(&mut state) {
-            Some((client, service)) if waited.timed_out() => Err(format!(
-                "client {client} got fewer than {more} further answers from {service:?} in {timeout:?}"
-            )),
-            _ => Ok(()),
-        }
+        let missing = missing(&mut state);
+        drop(state);
+        assert!(
+            !waited.timed_out(),
+            "client and service {missing:?} got fewer than {more} further answers in {timeout:?}"
+        );
     }
 
     /// The longest time without an answer, of any client process from any service, since the last
