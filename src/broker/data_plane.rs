@@ -50,6 +50,8 @@ struct Ended {
     close: Option<Close>,
 }
 
+/// The reason if the broker is silent for too long.
+pub(super) const SILENT: &str = "the broker was silent for two heartbeats";
 /// The reason if the peer ends the connection without an AMQP close.
 pub(super) const CLOSED_WITHOUT_REASON: &str = "the connection ended without a word";
 
@@ -186,7 +188,7 @@ impl DataPlane {
         let amiquip_notified = *lock(&self.amiquip_notified);
         let is_silent = amiquip_notified.is_some_and(|told| told.elapsed() >= self.heartbeat);
         self.cut(match is_silent && !self.heartbeat.is_zero() {
-            true => "the broker was silent for two heartbeats",
+            true => SILENT,
             false => "the connection was closed",
         });
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::data_plane::SILENT;
 use super::{Brokers, Connection, NoConnection};
 use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Result};
@@ -30,7 +31,7 @@ pub(crate) trait Session: Send + Sync + 'static {
 
 struct State<S> {
     phase: Phase<S>,
-    /// Index of the broker to try first.
+    /// Index of the broker to try first: the last one that worked, unless it was silent.
     broker: usize,
     had_session: bool,
     /// The number of failed attempts. A waiting caller compares it to detect that an attempt failed
@@ -229,8 +230,10 @@ impl<S> State<S> {
     fn lost(&mut self, reason: &Error, lasted: Duration) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         self.phase = Phase::Down;
-        // This broker may be down or frozen. Connecting to a frozen one takes the whole time limit.
-        self.broker += 1;
+        if reason.to_string().contains(SILENT) {
+            // Connecting to a frozen broker takes the whole time limit.
+            self.broker += 1;
+        }
         // The error's own text is for a call that was in flight.
         let reason = match reason {
             Error::ConnectionLost { reason } => format!("the connection was lost: {reason}"),

@@ -1,6 +1,10 @@
 //! A network that delivers nothing: calls keep their deadlines, missing heartbeats end the session,
 //! and client and server go to the next broker.
 
+use std::env;
+use std::io::stdin;
+use std::process::Command;
+use std::thread;
 use std::time::Instant;
 
 use rabbitmq_rpc::Error;
@@ -11,6 +15,7 @@ use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop};
 use crate::proxy::{Mode, Proxy};
+use crate::queue;
 
 /// The URL through that proxy. With a heartbeat of one second, silence is noticed after two to
 /// three seconds; a failed attempt to connect takes one second.
@@ -61,13 +66,60 @@ fn the_next_broker_takes_over() {
     assert!(matches!(lost, Error::ConnectionLost { .. }), "{lost:?}");
     assert!(lost.to_string().contains("silent for two heartbeats"), "{lost}");
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
-    assert_eq!((client.counters().reconnects, second.tries()), (1, 1));
+    let tries = || [client.counters().reconnects as usize, first.tries(), second.tries()];
+    assert_eq!(tries(), [1, 1, 1], "the silent broker is not tried again");
 
-    // The broker that worked last is tried first, so the stalled one is not tried again.
-    let tries = first.tries();
+    // The broker that worked last is tried first.
     second.cut();
     assert_eq!(await_value(|| client.call("7"), Result::is_ok), Ok(b"13".to_vec()));
-    assert_eq!((client.counters().reconnects, first.tries()), (2, tries));
+    assert_eq!(tries(), [2, 1, 2]);
+}
+
+/// The environment variables of [`client_that_sends_a_large_request`].
+const URL: &str = "RABBITMQ_RPC_LARGE_REQUEST_URL";
+const QUEUE: &str = "RABBITMQ_RPC_LARGE_REQUEST_QUEUE";
+
+/// Sends one request through a network that does not take all of it. Does nothing unless
+/// [`connection_ends_when_poll_fails_inside_a_message`] runs it.
+#[test]
+fn client_that_sends_a_large_request() {
+    let Ok(url) = env::var(URL) else { return };
+    env_logger::init();
+    let client = connect(&url, &env::var(QUEUE).unwrap());
+    println!("connected");
+    stdin().read_line(&mut String::new()).unwrap();
+    let sent = client.send_timeout(vec![7; 64 << 20], 5 * SECOND).map(drop);
+    println!("ended: {sent:?}");
+}
+
+/// `poll` fails if a process may have fewer open files than it polls. No frame may follow the part
+/// of the message that was written.
+#[test]
+fn connection_ends_when_poll_fails_inside_a_message() {
+    let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("poll"));
+    queue::declare_durable(&Broker::shared().url(), &queue);
+    let mut command = Command::new(env::current_exe().unwrap());
+    let role = ["--exact", "network::client_that_sends_a_large_request", "--nocapture"];
+    // The broker does not notice the silence before the client does.
+    let url = proxy.url() + "?heartbeat=0";
+    let mut client = Process::with_stdin(command.args(role).env(URL, url).env(QUEUE, &queue));
+    client.wait_for_line("connected", PATIENCE);
+    // The broker then has nothing more to send, so the reading thread stays in `poll`, and the
+    // writer's call of `poll` fails first.
+    thread::sleep(SECOND / 2);
+    proxy.set(Mode::Stall);
+    client.write_stdin("send\n");
+    await_value(|| proxy.held_back(), |held_back| *held_back > 0);
+    let limit = format!("--pid={}", client.pid());
+    let limited = Command::new("prlimit").args([&limit, "--nofile=0"]).status().unwrap();
+    assert!(limited.success());
+    // The next write fills the socket again.
+    proxy.set(Mode::Forward);
+    let line = client.wait_for_line("ended", PATIENCE);
+    assert!(line.contains("Too many open files"), "it connects anew: {line}");
+    assert!(client.stderr().contains("waiting for room to write"), "{}", client.stderr());
+    let look = Broker::shared().ctl(&["list_queues", "name", "messages"]);
+    assert!(look.contains(&format!("{queue}\t0")), "the request is incomplete: {look}");
 }
 
 #[test]
