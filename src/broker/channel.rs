@@ -1,5 +1,8 @@
 //! Channels. They carry messages in both directions, methods to the broker, and its answers.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};

@@ -9,7 +9,8 @@ use rabbitmq_rpc::{Brokers, Error, PendingReply, QueueType, RpcServer, ServerOpt
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
-use crate::patience::PATIENCE;
+use crate::patience::{PATIENCE, await_value};
+use crate::programs::rpc_client;
 use crate::queue;
 
 const LIMIT: u32 = 2;
@@ -76,6 +77,31 @@ fn classic_queue_refuses_the_newest_requests() {
 #[test]
 fn quorum_queue_refuses_the_requests_that_have_waited_longest() {
     assert_eq!(refused_of(QueueType::Quorum), [false, true, true, true, false, false]);
+}
+
+#[test]
+fn rpc_client_exits_with_75_when_service_is_overloaded() {
+    let (url, queue) = (Broker::shared().url(), queue_name("overload"));
+    let (release, released) = unbounded::<()>();
+    let options = ServerOptions { max_waiting: Some(1), ..Default::default() };
+    let _server = Serving::start(&url, &queue, options, move |_| {
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(b"13".to_vec())
+    });
+    let client = connect(&url, &queue);
+    let first = client.send("7").unwrap();
+    queue::wait_until_taken(&url, &queue);
+    let second = client.send("7").unwrap();
+    let waiting = || client.queue().unwrap().messages;
+    await_value(waiting, |waiting| *waiting == 1);
+    let output = rpc_client(&queue, &["7"]);
+    assert_eq!(output.status.code(), Some(75), "{output:?}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("RESOURCE_EXHAUSTED"), "{stderr}");
+    drop(release);
+    for call in [first, second] {
+        assert_eq!(call.wait(), Ok(b"13".to_vec()));
+    }
 }
 
 #[test]

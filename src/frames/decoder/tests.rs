@@ -186,6 +186,29 @@ fn announced_memory_is_not_taken() {
 }
 
 #[test]
+fn memory_of_a_large_body_is_used_for_the_next() {
+    let mut decoder = Decoder::default();
+    let mut receive = |size, recycled: Option<Vec<u8>>| {
+        recycled.into_iter().for_each(|body| decoder.recycle(body));
+        for bytes in delivery(&Properties::default(), &vec![7; size]).chunks(4096) {
+            feed(&mut decoder, bytes);
+            if let Some(Incoming::Event { mut event, .. }) = decoder.next().unwrap() {
+                return std::mem::take(&mut event.message().unwrap().body);
+            }
+        }
+        panic!("the message is complete");
+    };
+    let first = receive(100_000, None);
+    let memory = first.as_ptr();
+    let second = receive(90_000, Some(first));
+    assert_eq!((second.as_ptr(), second.len()), (memory, 90_000));
+    let small = receive(1_000, Some(second));
+    assert_ne!(small.as_ptr(), memory, "a small body does not keep a large memory");
+    let third = receive(100_000, None);
+    assert_eq!(third.as_ptr(), memory);
+}
+
+#[test]
 fn methods_are_read_on_their_channels_only() {
     let text = |code: u16, text: &str| {
         [&code.to_be_bytes()[..], &[text.len() as u8], text.as_bytes(), &[0; 4]].concat()
