@@ -74,6 +74,7 @@ int main(int argc, char **argv) {
                                           {"lean", no_argument, NULL, 'l'},
                                           {"on-cue", no_argument, NULL, 'c'},
                                           {"json", no_argument, NULL, 'j'},
+                                          TLS_OPTIONS,
                                           {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
     switch (option) {
@@ -87,7 +88,7 @@ int main(int argc, char **argv) {
       case 'l': load.lean = 1; break;
       case 'c': on_cue = 1; break;
       case 'j': json = 1; break;
-      default: return 64;
+      default: if (!take_tls_option(option)) return 64;
     }
   }
   if (requests < 0) requests = seconds > 0 ? LONG_MAX : 10000;

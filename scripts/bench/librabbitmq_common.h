@@ -1,13 +1,15 @@
 /* Shared by the C programs: Fibonacci numbers, errors, and connecting with
- * TCP_NODELAY set. */
+ * TCP_NODELAY set, with TLS if the URL asks for it. */
 #ifndef LIBRABBITMQ_COMMON_H
 #define LIBRABBITMQ_COMMON_H
 
 #if __has_include(<rabbitmq-c/amqp.h>) /* where 0.12 moved its headers */
 #include <rabbitmq-c/amqp.h>
+#include <rabbitmq-c/ssl_socket.h>
 #include <rabbitmq-c/tcp_socket.h>
 #else
 #include <amqp.h>
+#include <amqp_ssl_socket.h>
 #include <amqp_tcp_socket.h>
 #endif
 
@@ -39,13 +41,42 @@ static inline void check_reply(amqp_rpc_reply_t reply, const char *what) {
   die(what, "the connection ended");
 }
 
+/* The files for TLS, of the options `--tls-ca`, `--tls-cert` and `--tls-key`. */
+static struct {
+  const char *ca, *cert, *key;
+} tls;
+
+#define TLS_OPTIONS \
+  {"tls-ca", required_argument, NULL, 'A'}, {"tls-cert", required_argument, NULL, 'C'}, \
+      {"tls-key", required_argument, NULL, 'K'}
+
+static inline int take_tls_option(int option) {
+  switch (option) {
+    case 'A': tls.ca = optarg; return 1;
+    case 'C': tls.cert = optarg; return 1;
+    case 'K': tls.key = optarg; return 1;
+    default: return 0;
+  }
+}
+
+static inline amqp_socket_t *new_socket(amqp_connection_state_t connection, int with_tls) {
+  if (!with_tls) return amqp_tcp_socket_new(connection);
+  amqp_socket_t *socket = amqp_ssl_socket_new(connection);
+  check(amqp_ssl_socket_set_cacert(socket, tls.ca), "Could not use --tls-ca");
+  check(amqp_ssl_socket_set_key(socket, tls.cert, tls.key), "Could not use --tls-cert");
+  amqp_ssl_socket_set_verify_peer(socket, 1);
+  /* The certificate is for an address, which this library does not compare. */
+  amqp_ssl_socket_set_verify_hostname(socket, 0);
+  return socket;
+}
+
 static inline amqp_connection_state_t open_connection(const char *url) {
   struct amqp_connection_info broker;
   /* A copy, because amqp_parse_url changes it and `broker` points into it. */
   check(amqp_parse_url(strdup(url), &broker), "Could not parse the URL");
 
   amqp_connection_state_t connection = amqp_new_connection();
-  amqp_socket_t *socket = amqp_tcp_socket_new(connection);
+  amqp_socket_t *socket = new_socket(connection, broker.ssl);
   check(amqp_socket_open(socket, broker.host, broker.port), "Could not connect");
 
   int on = 1;

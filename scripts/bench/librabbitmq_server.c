@@ -16,6 +16,7 @@ int main(int argc, char **argv) {
                                           {"prefetch", required_argument, NULL, 'p'},
                                           {"echo", no_argument, NULL, 'e'},
                                           {"lean", no_argument, NULL, 'l'},
+                                          TLS_OPTIONS,
                                           {NULL, 0, NULL, 0}};
   for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
     switch (option) {
@@ -24,7 +25,7 @@ int main(int argc, char **argv) {
       case 'p': prefetch = atoi(optarg); break;
       case 'e': echo = 1; break;
       case 'l': lean = 1; break;
-      default: return 64;
+      default: if (!take_tls_option(option)) return 64;
     }
   }
 

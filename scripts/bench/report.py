@@ -105,8 +105,10 @@ def markdown(results):
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     lines += starts_table(results["start"], results["options"]["starts"]) if results["start"] else []
-    if results["tls"]:
-        lines += [f"One call at a time goes through TLS at {ratio_text(results['tls'])} of the rate.", ""]
+    ours, c = results["tls"]
+    if ours:
+        beside = f"; the C pair at {ratio_text(c)}" if c else ""
+        lines += [f"One call at a time goes through TLS at {ratio_text(ours)} of the rate{beside}.", ""]
     lines += [f"{footnote(results, PANELS)} The ratios compare round by round: median (least to greatest). The "
               "client's CPU includes its start.", ""]
     return "\n".join(lines)

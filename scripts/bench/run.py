@@ -58,6 +58,7 @@ def peers(target):
         Peer("ours-threads", "rabbitmq-rpc, 64 threads", *threads, ("many",)),
         Peer("ours-workers", "rabbitmq-rpc, 4 workers on one connection", *workers, ("servers",)),
         Peer("c", "librabbitmq (C)", *c, ("one", "many"), start=c[1] + ["--requests", "1"]),
+        Peer("c-tls", "librabbitmq (C), TLS", *c, ("one",), tls=True),
         Peer("c-lean", "librabbitmq (C), tutorial's properties alone", *lean, ("one", "many")),
         Peer("c-processes", "librabbitmq (C), 4 processes", *c, ("servers",), servers=4),
         Peer("nodelay", "amiquip + TCP_NODELAY", *nodelay, ("one", "many")),
@@ -95,7 +96,7 @@ def main():
         "foreign_cpu_share": statistics.median(run["foreign_cpu_share"] for run in calls),
         "summary": report.summarize(calls, labels),
         "start": report.summarize_starts([run for run in runs if run["panel"] == "start"], labels),
-        "tls": report.compared(calls, "one", "ours-tls", "ours"),
+        "tls": [report.compared(calls, "one", f"{side}-tls", side) for side in ("ours", "c")],
         "runs": runs,
     }
     bench = options.target / "bench"
