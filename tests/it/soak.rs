@@ -70,15 +70,10 @@ fn every_call_ends_in_time_during_faults() {
 fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut History) {
     let mut system = System::start(ledger);
     let wake_up_delay = WakeUpDelay::measure();
-    // A process allocates some memory on first use and on the first loss of a connection, and
-    // never frees it. The warm-up takes that out of the measurement.
-    for _ in 0..2 {
-        ledger.wait_for_answers(&system.processes.clients(), 50, RECOVERY_TIMEOUT);
-        system.broker.ctl(&["close_all_connections", "warm-up of the soak"]);
-    }
     ledger.wait_for_answers(&system.processes.clients(), 50, RECOVERY_TIMEOUT);
     let long_lived = system.processes.long_lived();
-    let before: Vec<Usage> = long_lived.iter().map(|(_, process)| Usage::of(*process)).collect();
+    let usage = || long_lived.iter().map(|(_, process)| Usage::of(*process)).collect::<Vec<_>>();
+    let mut before = None;
 
     let urls = system.processes.urls(0, true);
     let short_lived_clients = ShortLivedClients::start(Arc::clone(ledger), urls);
@@ -86,6 +81,9 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     for (number, faults) in Schedule::new(seed).enumerate() {
         if number >= Schedule::SINGLES && began.elapsed() >= duration {
             break;
+        }
+        if began.elapsed() >= duration / 2 {
+            before.get_or_insert_with(usage);
         }
         let at = began.elapsed().as_secs_f64();
         let joined = |texts: Vec<String>| texts.join(" and ");
@@ -98,6 +96,7 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         history.faults.push((kind, ledger.take_longest_gap()));
     }
 
+    let before = before.unwrap_or_else(usage);
     for ((name, process), before) in long_lived.into_iter().zip(before) {
         let growth = measure_growth(name, process, before);
         if growth.is_too_much() {
@@ -113,7 +112,7 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     history.is_complete = true;
 }
 
-/// What a process that runs from start to end uses after the warm-up and at the end.
+/// What a process that runs from start to end uses after half of the time and at the end.
 #[derive(Debug)]
 struct Growth {
     name: String,
@@ -123,8 +122,8 @@ struct Growth {
 
 impl Growth {
     /// Each reconnect starts and ends threads, which leaves the allocator with arenas of different
-    /// sizes. Their total is stable after some reconnects; a leak of calls, replies or connections
-    /// goes on.
+    /// sizes. Their total is stable after some hundred reconnects; a leak of calls, replies or
+    /// connections goes on. So growth counts from the middle of the soak.
     fn is_too_much(&self) -> bool {
         const MEMORY_LIMIT: i64 = 3 * 1024;
         let Growth { before, after, .. } = self;

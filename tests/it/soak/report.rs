@@ -47,7 +47,7 @@ impl Display for Report {
         writeln!(
             f,
             "\n{:<42}{:>10}{:>9}{:>13}",
-            "growth since the warm-up", "memory", "threads", "descriptors"
+            "growth in the second half", "memory", "threads", "descriptors"
         )?;
         for Growth { name, before, after } in &history.growth {
             let memory = format!("{:+} kB", after.memory - before.memory);
