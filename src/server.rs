@@ -152,7 +152,7 @@ impl RpcServer {
     /// connection. It has [`ServerOptions::workers`] threads of its own, and three for the
     /// connection. One second after it starts, and then every 4 s, an idle worker asks the broker
     /// whether the queue exists and whether requests wait in it. A classic queue that was deleted is
-    /// declared again at once, a quorum queue after one second.
+    /// declared again at once, a quorum queue after half a second.
     ///
     /// A handler gets a request at least once. It gets a request twice if the server process or its
     /// connection is lost before the broker has the acknowledgement

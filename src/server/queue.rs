@@ -15,7 +15,7 @@ use crate::frames::{Close, Method, append_integer, append_text};
 /// such a node. RabbitMQ 3.10 then delivered nothing through that node
 /// ([rabbitmq-server 17457](https://github.com/rabbitmq/rabbitmq-server/issues/17457) is a similar
 /// case).
-const REDECLARE_DELAY: Duration = Duration::from_secs(1);
+const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 
 /// Makes sure that the queue exists. Does not block beyond the limit. Looks the queue up first,
 /// because an existing queue is used with the arguments that it was declared with. `existed` means

@@ -74,15 +74,15 @@ fn missing_queue_is_declared_as_requested() {
     }
 }
 
-/// The server waits before it declares a deleted quorum queue again, so an operator who takes half a
-/// second can do so first.
+/// The server waits before it declares a deleted quorum queue again, so an operator who takes a
+/// quarter of a second can do so first.
 #[test]
 fn operator_replaces_quorum_queue_of_running_server() {
     let (url, queue) = (Broker::shared().url(), queue_name("replaced"));
     let mut server = rpc_server(&queue, &["--queue-type", "quorum"]);
     queue::delete(&url, &queue);
     server.wait_for_line("the request queue was deleted", PATIENCE);
-    thread::sleep(SECOND / 2);
+    thread::sleep(SECOND / 4);
     let limited = [("x-queue-type", text("quorum")), ("x-max-length", AmqpValue::LongInt(9))];
     queue::declare(&url, &queue, true, arguments(limited));
     assert_eq!(connect_fibonacci(&url, &queue).call(7), Ok(13));
