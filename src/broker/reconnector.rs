@@ -4,8 +4,8 @@
 //! callers that need a session. Each caller waits until its own deadline.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{mem, thread};
 
 use super::data_plane::SILENT;
 use super::{Brokers, Connection, NoConnection};
@@ -24,9 +24,15 @@ pub(crate) struct Reconnector<S> {
 /// Sets up a connection. The flag is true if there was a session before.
 type Open<S> = Box<dyn Fn(Connection, bool) -> Result<S> + Send + Sync>;
 
+/// How long callers wait for a session that takes the place of another.
+const REPLACING_TIMEOUT: Duration = Duration::from_millis(500);
+
 pub(crate) trait Session: Send + Sync + 'static {
     /// The reason why the session is no longer usable; `None` while it is.
     fn ended(&self) -> Option<Error>;
+
+    /// Called when another session has taken its place ([`Reconnector::replace`]).
+    fn retire(&self) {}
 }
 
 struct State<S> {
@@ -50,6 +56,8 @@ enum Phase<S> {
     Up {
         session: Arc<S>,
         since: Instant,
+        /// When a thread began to connect for a session that takes the place of this one.
+        replacing: Option<Instant>,
     },
     /// With the last session, for the callers that have to finish on it.
     Closed(Option<Arc<S>>),
@@ -102,8 +110,11 @@ impl<S: Session> Reconnector<S> {
         loop {
             let now = Instant::now();
             let until = match &state.phase {
-                Phase::Up { session, since } => match session.ended() {
-                    None => return Ok(Arc::clone(session)),
+                Phase::Up { session, since, replacing } => match session.ended() {
+                    None => match replacing.map(|began| began + REPLACING_TIMEOUT) {
+                        Some(end) if now < end && now < deadline.at => end.min(deadline.at),
+                        _ => return Ok(Arc::clone(session)),
+                    },
                     Some(reason) => {
                         let lasted = since.elapsed();
                         state.lost(&reason, lasted);
@@ -117,6 +128,7 @@ impl<S: Session> Reconnector<S> {
                     match state.last_failure.as_ref().filter(|failure| is_final(failure)) {
                         Some(failure) if failed => return Err(failure.clone()),
                         _ if state.next_try <= now => {
+                            state.phase = Phase::Connecting;
                             self.start_connecting(&mut state, deadline);
                             continue;
                         }
@@ -139,7 +151,6 @@ impl<S: Session> Reconnector<S> {
     fn start_connecting(self: &Arc<Self>, state: &mut State<S>, deadline: Deadline) {
         let deadline =
             Deadline::after(deadline.remaining().max(self.brokers.first_connect_timeout()));
-        state.phase = Phase::Connecting;
         let (this, first, is_reconnect) = (Arc::clone(self), state.broker, state.had_session);
         let connect = move || {
             let (broker, opened) = match this.brokers.connect(first, deadline) {
@@ -159,6 +170,7 @@ impl<S: Session> Reconnector<S> {
     }
 
     fn connected(&self, broker: usize, opened: Result<S, NoConnection>) {
+        let mut replaced = None;
         let mut state = lock(&self.state);
         state.broker = broker;
         match opened {
@@ -166,12 +178,17 @@ impl<S: Session> Reconnector<S> {
             _ if matches!(state.phase, Phase::Closed(_)) => {}
             Ok(session) => {
                 state.had_session = true;
-                state.phase = Phase::Up { session: Arc::new(session), since: Instant::now() };
+                let (session, since) = (Arc::new(session), Instant::now());
+                let up = Phase::Up { session, since, replacing: None };
+                if let Phase::Up { session, .. } = mem::replace(&mut state.phase, up) {
+                    replaced = Some(session);
+                }
             }
             Err(failed) => state.failed(failed),
         }
         drop(state);
         self.changed.notify_all();
+        replaced.iter().for_each(|session| session.retire());
     }
 
     fn timed_out(&self, state: &State<S>, deadline: Deadline) -> Error {
@@ -189,13 +206,27 @@ impl<S: Session> Reconnector<S> {
         if matches!(&state.phase, Phase::Up { session: present, .. } if Arc::ptr_eq(present, session))
         {
             state.broker += 1;
+            state.phase = Phase::Down;
             match failure {
                 Some(error) => state.failed(error.into()),
-                None => {
-                    state.phase = Phase::Down;
-                    state.consecutive_failures = 0;
-                }
+                None => state.consecutive_failures = 0,
             }
+        }
+    }
+
+    /// Connects to the next broker, unless a thread already does. Its session takes the place of
+    /// `session`. Until then, callers wait for [`REPLACING_TIMEOUT`] at most, and then go on with
+    /// `session`: while a node of a cluster is frozen, the other nodes may declare no queue.
+    pub(crate) fn replace(self: &Arc<Self>, session: &Arc<S>) {
+        let mut state = lock(&self.state);
+        let may_try = state.next_try <= Instant::now();
+        if let Phase::Up { session: present, replacing: replacing @ None, .. } = &mut state.phase
+            && Arc::ptr_eq(present, session)
+            && may_try
+        {
+            *replacing = Some(Instant::now());
+            state.broker += 1;
+            self.start_connecting(&mut state, Deadline::after(Duration::ZERO));
         }
     }
 
@@ -229,7 +260,10 @@ impl<S> State<S> {
     /// connect, so that a broker that ends all its connections is not reconnected to at once.
     fn lost(&mut self, reason: &Error, lasted: Duration) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
-        self.phase = Phase::Down;
+        self.phase = match self.phase {
+            Phase::Up { replacing: Some(_), .. } => Phase::Connecting,
+            _ => Phase::Down,
+        };
         if reason.to_string().contains(SILENT) {
             // Connecting to a frozen broker takes the whole time limit.
             self.broker += 1;
@@ -249,7 +283,10 @@ impl<S> State<S> {
     }
 
     fn failed(&mut self, NoConnection { error, no_tcp_connection }: NoConnection) {
-        self.phase = Phase::Down;
+        match &mut self.phase {
+            Phase::Up { replacing, .. } => *replacing = None,
+            phase => *phase = Phase::Down,
+        }
         let wait = self.delay_next_try(no_tcp_connection);
         match &error {
             Error::Unreachable { .. } => log::warn!("{error}; trying again in {wait:.1?}"),

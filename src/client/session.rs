@@ -169,15 +169,6 @@ impl Session {
         self.dispatcher.is_retired.load(Ordering::Relaxed)
     }
 
-    /// Accepts no more calls. Idempotent calls in flight are sent again in another session, but may
-    /// still get their replies here. The connection ends with the last call.
-    pub(super) fn retire(&self) {
-        let endpoint = &self.connection.endpoint;
-        log::info!("no replies through {endpoint}: the next calls connect anew");
-        self.dispatcher.is_retired.store(true, Ordering::Relaxed);
-        self.connection.wake_all();
-    }
-
     /// Ends the calls in flight and closes the connection: orderly if the broker answers within a
     /// second. Blocks for at most two seconds.
     pub(super) fn close(&self) {
@@ -207,6 +198,15 @@ impl broker::Session for Session {
             let reason = self.connection.ended()?.to_string();
             Some(Error::ConnectionLost { reason })
         })
+    }
+
+    /// Accepts no more calls. Idempotent calls in flight are sent again in another session, but may
+    /// still get their replies here. The connection ends with the last call.
+    fn retire(&self) {
+        let endpoint = &self.connection.endpoint;
+        log::info!("no replies through {endpoint}: the next calls go through another connection");
+        self.dispatcher.is_retired.store(true, Ordering::Relaxed);
+        self.connection.wake_all();
     }
 }
 

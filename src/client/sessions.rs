@@ -14,7 +14,8 @@ use crate::lock::lock;
 pub(super) struct Sessions {
     pub(super) config: Arc<Config>,
     reconnector: Arc<Reconnector<Session>>,
-    /// The previous session. It accepts no more calls, but may have calls in flight.
+    /// The previous session, which accepts no more calls but may have calls in flight; or the
+    /// present one while it is replaced.
     retired: Mutex<Weak<Session>>,
 }
 
@@ -33,35 +34,29 @@ impl Sessions {
 
     /// A session that accepts calls. Blocks until the deadline at most.
     pub(super) fn session(&self, deadline: Deadline) -> Result<Arc<Session>> {
-        loop {
-            let session = self.reconnector.session(deadline)?;
-            if !self.retire_if_suspect(&session) {
-                return Ok(session);
-            }
+        let session = self.reconnector.session(deadline)?;
+        if !session.is_suspect() {
+            return Ok(session);
         }
+        self.replace(&session);
+        self.reconnector.session(deadline)
     }
 
-    /// Retires a session if it is suspect: its broker returns no replies, but the next one may. At
-    /// most one retired session may have calls in flight, because each keeps a connection.
-    fn retire_if_suspect(&self, session: &Arc<Session>) -> bool {
-        if !session.is_suspect() {
-            return false;
-        }
+    /// Replaces a suspect session: its broker returns no replies, but the next one may. At most one
+    /// retired session may have calls in flight, because each keeps a connection.
+    fn replace(&self, session: &Arc<Session>) {
         let mut retired = lock(&self.retired);
-        let before = retired.upgrade();
-        let may_retire = before.as_ref().is_none_or(|before| before.in_flight() == 0);
-        if may_retire {
+        let before = retired.upgrade().filter(|before| !Arc::ptr_eq(before, session));
+        if before.as_ref().is_none_or(|before| before.in_flight() == 0) {
             // Only calls whose deadlines have passed are left there.
             before.iter().for_each(|before| before.connection.cut("no replies came through it"));
             *retired = Arc::downgrade(session);
-            session.retire();
-            self.reconnector.abandon(session, None);
+            self.reconnector.replace(session);
         }
-        may_retire
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        let retired = lock(&self.retired).upgrade();
+        let retired = lock(&self.retired).upgrade().filter(|session| session.is_retired());
         [self.reconnector.present(), retired]
             .iter()
             .flatten()

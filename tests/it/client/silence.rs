@@ -10,6 +10,7 @@ use crate::broker::{Broker, queue_name};
 use crate::embedded::connect;
 use crate::manual_server::ManualServer;
 use crate::patience::{SECOND, await_value};
+use crate::proxy::{Mode, Proxy};
 use crate::queue;
 
 /// The broker's process for the client's channel is suspended. In a cluster that happens when a
@@ -61,6 +62,27 @@ fn client_leaves_connection_whose_channel_is_stuck() {
     broker.ctl(&["eval", "[sys:resume(Channel) || Channel <- rabbit_channel:list()]."]);
     let connections = || broker.ctl(&["list_connections", "pid", "--no-table-headers", "-q"]);
     await_value(connections, |connections| connections.lines().count() == 2);
+}
+
+/// While a node of a cluster is frozen, other nodes may not declare a reply queue. Here, connecting
+/// to the second broker takes longer than the test.
+#[test]
+fn calls_go_on_while_another_connection_cannot_be_made() {
+    let (broker, queue) = (Broker::shared(), queue_name("not-replaced"));
+    let other = Proxy::to(broker.port(0));
+    other.set(Mode::Stall);
+    let urls = format!("{},{}?connection_timeout=60000", broker.url(), other.url());
+    let server = ManualServer::start(&broker.url(), &queue);
+    let client = connect(&urls, &queue);
+    let error = client.call_timeout("7", 4 * SECOND).unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+    server.next();
+    for _ in 0..2 {
+        let call = client.send_timeout("8", 5 * SECOND).unwrap();
+        server.reply(&server.next(), b"21");
+        assert_eq!(call.wait().unwrap(), b"21");
+    }
+    assert_eq!((client.counters().reconnects, other.tries()), (0, 1));
 }
 
 #[test]
