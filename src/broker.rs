@@ -96,7 +96,7 @@ impl Brokers {
     /// Tries each broker once.
     pub(crate) fn connect_once(&self) -> Result<Connection> {
         let connected = self.connect(0, Deadline::after(Duration::MAX));
-        connected.map(|(_, connection)| connection).map_err(|failed| failed.error)
+        connected.map(|(_, connection)| connection).map_err(|(error, _)| error)
     }
 
     fn unreachable(&self, reason: String) -> Error {
@@ -106,14 +106,15 @@ impl Brokers {
     /// Tries each broker once, starting with the one at index `first`, until one accepts the
     /// connection. Each broker gets an equal share of the time that is left until the deadline. If
     /// a broker refuses the credentials, the next one is not tried. Also returns the index of the
-    /// broker.
+    /// broker; or, with an error, whether a broker has accepted a TCP connection. If none has, an
+    /// early retry puts no load on any broker.
     fn connect(
         &self,
         first: usize,
         deadline: Deadline,
-    ) -> Result<(usize, Connection), NoConnection> {
+    ) -> Result<(usize, Connection), (Error, bool)> {
         let count = self.endpoints.len();
-        let mut no_tcp_connection = true;
+        let mut has_tcp_connection = false;
         let mut reasons = Vec::new();
         for turn in 0..count {
             let index = (first + turn) % count;
@@ -122,22 +123,23 @@ impl Brokers {
             let share = deadline.remaining() / (count - turn) as u32;
             let deadline = Deadline::after(limit.min(share));
             let tls = endpoint.tls.then(|| tls::Connector::new(&self.tls)).transpose();
-            let tls = tls?;
+            let tls = tls.map_err(|error| (error, true))?;
             let heartbeat = endpoint.heartbeat.unwrap_or(self.heartbeat);
-            let failed = match connection::dial(endpoint, deadline) {
-                Ok(tcp) => {
-                    no_tcp_connection = false;
-                    match Connection::log_in(tcp, tls, endpoint, heartbeat, deadline) {
-                        Ok(connection) => return Ok((index, connection)),
-                        Err(Error::Unreachable { reason, .. }) => reason,
-                        Err(error) => return Err(error.into()),
-                    }
+            let dialled = connection::dial(endpoint, deadline);
+            has_tcp_connection |= dialled.is_ok();
+            let connected = dialled
+                .map_err(|error| endpoint.unreachable(error))
+                .and_then(|tcp| Connection::log_in(tcp, tls, endpoint, heartbeat, deadline));
+            match connected {
+                Ok(connection) => return Ok((index, connection)),
+                Err(Error::Unreachable { reason, .. }) if count > 1 => {
+                    reasons.push(format!("{endpoint}: {reason}"));
                 }
-                Err(error) => error.to_string(),
-            };
-            reasons.push(if count > 1 { format!("{endpoint}: {failed}") } else { failed });
+                Err(Error::Unreachable { reason, .. }) => reasons.push(reason),
+                Err(error) => return Err((error, true)),
+            }
         }
-        Err(NoConnection { error: self.unreachable(reasons.join("; ")), no_tcp_connection })
+        Err((self.unreachable(reasons.join("; ")), has_tcp_connection))
     }
 }
 
@@ -154,17 +156,4 @@ impl fmt::Display for Brokers {
 pub(crate) fn program() -> String {
     let path = std::env::current_exe().unwrap_or_default();
     path.file_name().unwrap_or_default().to_string_lossy().chars().take(60).collect()
-}
-
-/// The reason why connecting failed.
-struct NoConnection {
-    error: Error,
-    /// No broker accepted a TCP connection, so an early retry puts no load on any broker.
-    no_tcp_connection: bool,
-}
-
-impl From<Error> for NoConnection {
-    fn from(error: Error) -> NoConnection {
-        NoConnection { error, no_tcp_connection: false }
-    }
 }

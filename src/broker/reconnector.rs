@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{mem, thread};
 
 use super::data_plane::SILENT;
-use super::{Brokers, Connection, NoConnection};
+use super::{Brokers, Connection};
 use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -158,18 +158,18 @@ impl<S: Session> Reconnector<S> {
                 Ok((index, connection)) => match (this.open)(connection, is_reconnect) {
                     Ok(session) => (index, Ok(session)),
                     // A broker that accepts the login but not what follows is tried again last.
-                    Err(error) => (index + 1, Err(error.into())),
+                    Err(error) => (index + 1, Err((error, true))),
                 },
             };
             this.connected(broker, opened);
         };
         if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
             let reason = format!("there is no thread to connect in: {error}");
-            state.failed(self.brokers.unreachable(reason).into());
+            state.failed(self.brokers.unreachable(reason), true);
         }
     }
 
-    fn connected(&self, broker: usize, opened: Result<S, NoConnection>) {
+    fn connected(&self, broker: usize, opened: Result<S, (Error, bool)>) {
         let mut replaced = None;
         let mut state = lock(&self.state);
         state.broker = broker;
@@ -184,7 +184,7 @@ impl<S: Session> Reconnector<S> {
                     replaced = Some(session);
                 }
             }
-            Err(failed) => state.failed(failed),
+            Err((error, has_tcp_connection)) => state.failed(error, has_tcp_connection),
         }
         drop(state);
         self.changed.notify_all();
@@ -208,7 +208,7 @@ impl<S: Session> Reconnector<S> {
             state.broker += 1;
             state.phase = Phase::Down;
             match failure {
-                Some(error) => state.failed(error.into()),
+                Some(error) => state.failed(error, true),
                 None => state.consecutive_failures = 0,
             }
         }
@@ -274,7 +274,7 @@ impl<S> State<S> {
             error => error.to_string(),
         };
         if lasted < MIN_LIFETIME {
-            let wait = self.delay_next_try(false);
+            let wait = self.delay_next_try(true);
             return log::warn!("{reason}; trying again in {wait:.1?}");
         }
         log::warn!("{reason}; trying again at once");
@@ -282,12 +282,12 @@ impl<S> State<S> {
         self.next_try = Instant::now();
     }
 
-    fn failed(&mut self, NoConnection { error, no_tcp_connection }: NoConnection) {
+    fn failed(&mut self, error: Error, has_tcp_connection: bool) {
         match &mut self.phase {
             Phase::Up { replacing, .. } => *replacing = None,
             phase => *phase = Phase::Down,
         }
-        let wait = self.delay_next_try(no_tcp_connection);
+        let wait = self.delay_next_try(has_tcp_connection);
         match &error {
             Error::Unreachable { .. } => log::warn!("{error}; trying again in {wait:.1?}"),
             _ => log::warn!("{error}"),
@@ -296,9 +296,9 @@ impl<S> State<S> {
         self.last_failure = Some(error);
     }
 
-    fn delay_next_try(&mut self, no_tcp_connection: bool) -> Duration {
+    fn delay_next_try(&mut self, has_tcp_connection: bool) -> Duration {
         const FIRST: Duration = Duration::from_millis(50);
-        let most = Duration::from_millis(if no_tcp_connection { 500 } else { 3000 });
+        let most = Duration::from_millis(if has_tcp_connection { 3000 } else { 500 });
         self.consecutive_failures += 1;
         let wait = backoff(self.consecutive_failures, FIRST, most);
         self.next_try = Instant::now() + wait;
