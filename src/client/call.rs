@@ -55,20 +55,16 @@ pub struct PendingReply {
     call: Call,
     began: Instant,
     deadline: Deadline,
-    state: CallState,
+    /// `None` while the request is to be sent, for the first time or again.
+    in_flight: Option<InFlight>,
+    /// Whether the reply or the error has been returned.
+    is_over: bool,
     /// Earlier attempts, which may still get a reply.
     earlier: Vec<InFlight>,
     /// The reason for sending it again; `None` if it was sent only once.
     lost: Option<String>,
     /// When to send it again, if its queue did not exist.
     send_at: Instant,
-}
-
-enum CallState {
-    /// To be sent, for the first time or again.
-    Unsent,
-    InFlight(InFlight),
-    Done,
 }
 
 /// If the queue of a call that is sent again does not exist, the call waits this long for a server
@@ -90,7 +86,8 @@ impl PendingReply {
             call,
             began: Instant::now(),
             deadline: Deadline::after(timeout),
-            state: CallState::Unsent,
+            in_flight: None,
+            is_over: false,
             earlier: Vec::new(),
             lost: None,
             send_at: Instant::now(),
@@ -138,14 +135,15 @@ impl PendingReply {
     }
 
     fn wait_until(&mut self, until: Instant) -> Result<Option<Reply>> {
-        if let CallState::Done = self.state {
+        if self.is_over {
             return Err(Error::Config(ALREADY_DONE.into()));
         }
         let outcome = self.poll_until(until.min(self.deadline.at));
         let outcome = outcome.map_err(|error| self.include_earlier_attempts(error));
         if let Some(ended) = outcome.as_ref().map(Option::as_ref).transpose() {
             self.ended(ended);
-            if let CallState::InFlight(in_flight) = mem::replace(&mut self.state, CallState::Done) {
+            self.is_over = true;
+            if let Some(in_flight) = self.in_flight.take() {
                 in_flight.session.connection.recycle(mem::take(&mut self.call.body));
             }
             self.earlier.clear();
@@ -166,7 +164,7 @@ impl PendingReply {
 
     fn poll_until(&mut self, until: Instant) -> Result<Option<Reply>> {
         loop {
-            let CallState::InFlight(in_flight) = &mut self.state else {
+            let Some(in_flight) = &mut self.in_flight else {
                 if let Some(outcome) = take_reply(&mut self.earlier) {
                     return outcome.map(Some);
                 }
@@ -195,7 +193,8 @@ impl PendingReply {
                 Waited::Ended(Err(Error::ConnectionLost { reason }))
                     if may_resend && !in_flight.session.dispatcher.has_rejected() =>
                 {
-                    self.send_again(reason);
+                    self.note_lost(reason);
+                    self.in_flight = None;
                 }
                 // The queue existed when the request was sent before, so a server will declare it
                 // again.
@@ -204,13 +203,12 @@ impl PendingReply {
                         && self.lost.is_some()
                         && self.deadline.remaining() > QUEUE_GONE_DELAY =>
                 {
-                    self.state = CallState::Unsent;
+                    self.in_flight = None;
                     self.send_at = self.deadline.at.min(Instant::now() + QUEUE_GONE_DELAY);
                 }
                 Waited::MayBeLost(reason) if may_resend => {
-                    if let CallState::InFlight(attempt) = self.send_again(reason.into()) {
-                        self.earlier.push(attempt);
-                    }
+                    self.note_lost(reason.into());
+                    self.earlier.extend(self.in_flight.take());
                 }
                 Waited::Ended(outcome) => return outcome.map(Some),
                 _ if until < self.deadline.at => return Ok(None),
@@ -225,26 +223,21 @@ impl PendingReply {
         }
     }
 
-    /// Returns the previous state of the call.
-    fn send_again(&mut self, reason: String) -> CallState {
+    fn note_lost(&mut self, reason: String) {
         log::info!("sending request {} again: {reason}", self.call.message_id);
         self.lost = Some(reason);
-        mem::replace(&mut self.state, CallState::Unsent)
     }
 
     /// Sends the request until `limit`, through several sessions if necessary. The request always
     /// carries the deadline of the whole call.
     fn send_until(&mut self, limit: Deadline) -> Result<()> {
-        while let CallState::Unsent = self.state {
+        while self.in_flight.is_none() {
             if self.deadline.has_passed() {
                 let what = "the time was up before the request could be sent".into();
                 return Err(Error::TimedOut { what, after: self.deadline.timeout, sent: false });
             }
             let session = self.sessions.session(limit)?;
-            let sent = session.publish(&self.call, &self.earlier, limit, self.deadline)?;
-            if let Some(in_flight) = sent {
-                self.state = CallState::InFlight(in_flight);
-            }
+            self.in_flight = session.publish(&self.call, &self.earlier, limit, self.deadline)?;
         }
         Ok(())
     }
