@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::QueueStatus;
 use super::call::{Call, Outcome};
 use super::pending::CallSlot;
@@ -15,8 +13,7 @@ use crate::error::Error;
 /// A request in flight. Dropping it abandons the attempt.
 pub(super) struct InFlight {
     pub(super) session: Arc<Session>,
-    slot: Arc<CallSlot>,
-    id: Uuid,
+    pub(super) slot: Arc<CallSlot>,
     /// How long to wait for a sign of life, and when to check next, if the caller wants signs of
     /// life.
     sign_timeout: Duration,
@@ -38,7 +35,6 @@ impl InFlight {
     pub(super) fn new(
         session: &Arc<Session>,
         call: &Call,
-        id: Uuid,
         slot: Arc<CallSlot>,
         earlier: usize,
     ) -> InFlight {
@@ -51,7 +47,7 @@ impl InFlight {
             sign_timeout = sign_timeout.max(MIN_RESEND_DELAY).saturating_mul(factor);
         }
         let next_check = call.keep_alive.map(|_| Instant::now() + sign_timeout);
-        InFlight { session: Arc::clone(session), slot, id, sign_timeout, next_check }
+        InFlight { session: Arc::clone(session), slot, sign_timeout, next_check }
     }
 
     /// Waits for the outcome, and reads the socket while no other thread does. A reply to one of
@@ -157,6 +153,6 @@ pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Outcome> {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.session.dispatcher.pending.forget(self.id, &self.session.connection);
+        self.session.dispatcher.pending.forget(self.slot.id, &self.session.connection);
     }
 }

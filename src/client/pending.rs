@@ -19,7 +19,7 @@ pub(super) struct PendingCalls {
 
 #[derive(Default)]
 struct Table {
-    calls: HashMap<Uuid, Registered>,
+    calls: HashMap<Uuid, Arc<CallSlot>>,
     /// No call in the table has an earlier deadline than this.
     earliest: Option<Instant>,
     /// The callers that wait for an in-flight slot.
@@ -30,14 +30,12 @@ struct Table {
     suspect: bool,
 }
 
-struct Registered {
-    slot: Arc<CallSlot>,
-    deadline: Instant,
-}
-
 /// The state that a caller shares with the reader of the socket, for one attempt of a call.
-#[derive(Default)]
 pub(super) struct CallSlot {
+    /// The correlation id of the request.
+    pub(super) id: Uuid,
+    /// The deadline of the whole call.
+    deadline: Instant,
     pub(super) waiter: Arc<Waiter>,
     progress: Mutex<Progress>,
 }
@@ -50,6 +48,11 @@ struct Progress {
 }
 
 impl CallSlot {
+    pub(super) fn new(deadline: Instant) -> Arc<CallSlot> {
+        let (waiter, progress) = (Arc::default(), Mutex::default());
+        Arc::new(CallSlot { id: Uuid::new_v4(), deadline, waiter, progress })
+    }
+
     pub(super) fn has_outcome(&self) -> bool {
         lock(&self.progress).outcome.is_some()
     }
@@ -71,13 +74,7 @@ impl PendingCalls {
     /// Registers an attempt of a call before its request is sent. An attempt that `is_resend` is
     /// always accepted. `Err` is the next time at which a call in flight expires, if the limit is
     /// reached.
-    pub(super) fn register(
-        &self,
-        id: Uuid,
-        slot: &Arc<CallSlot>,
-        deadline: Instant,
-        is_resend: bool,
-    ) -> Result<(), Instant> {
+    pub(super) fn register(&self, slot: &Arc<CallSlot>, is_resend: bool) -> Result<(), Instant> {
         let mut table = lock(&self.table);
         if table.calls.len() >= self.limit && !is_resend {
             let earliest = table.remove_expired();
@@ -85,8 +82,9 @@ impl PendingCalls {
                 return Err(earliest);
             }
         }
-        table.calls.insert(id, Registered { slot: Arc::clone(slot), deadline });
-        table.earliest = Some(table.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+        table.calls.insert(slot.id, Arc::clone(slot));
+        let earliest = table.earliest.unwrap_or(slot.deadline).min(slot.deadline);
+        table.earliest = Some(earliest);
         table.unanswered.get_or_insert_with(Instant::now);
         Ok(())
     }
@@ -114,7 +112,7 @@ impl PendingCalls {
     pub(super) fn settle(&self, id: Uuid, outcome: Outcome, reader_of: &DataPlane) -> bool {
         let mut table = lock(&self.table);
         (table.unanswered, table.suspect) = (None, false);
-        let Some(Registered { slot, .. }) = table.calls.remove(&id) else { return false };
+        let Some(slot) = table.calls.remove(&id) else { return false };
         let next = self.next_for_capacity(&table);
         drop(table);
         lock(&slot.progress).outcome = Some(outcome);
@@ -127,7 +125,7 @@ impl PendingCalls {
     pub(super) fn note_sign_of_life(&self, id: Uuid) {
         let mut table = lock(&self.table);
         (table.unanswered, table.suspect) = (None, false);
-        if let Some(Registered { slot, .. }) = table.calls.get(&id) {
+        if let Some(slot) = table.calls.get(&id) {
             lock(&slot.progress).last_sign = Some(Instant::now());
         }
     }
@@ -169,8 +167,8 @@ impl Table {
     fn remove_expired(&mut self) -> Instant {
         let now = Instant::now();
         if self.earliest.is_some_and(|earliest| earliest <= now) {
-            self.calls.retain(|_, registered| registered.deadline > now);
-            self.earliest = self.calls.values().map(|registered| registered.deadline).min();
+            self.calls.retain(|_, slot| slot.deadline > now);
+            self.earliest = self.calls.values().map(|slot| slot.deadline).min();
         }
         self.earliest.unwrap_or(now)
     }

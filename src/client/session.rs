@@ -8,8 +8,6 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use uuid::Uuid;
-
 use super::attempt::InFlight;
 use super::call::Call;
 use super::dispatcher::{Dispatcher, PROBE};
@@ -91,16 +89,16 @@ impl Session {
         deadline: Deadline,
     ) -> Result<Option<InFlight>> {
         call.headers.check_size(self.connection.frame_max())?;
-        let (slot, id) = (Arc::<CallSlot>::default(), Uuid::new_v4());
+        let slot = CallSlot::new(deadline.at);
         self.wait_while_blocked(&slot.waiter, limit)?;
-        if !self.register(id, &slot, limit, deadline, !earlier.is_empty())? {
+        if !self.register(&slot, limit, !earlier.is_empty())? {
             return Ok(None);
         }
-        let in_flight = InFlight::new(self, call, id, slot, earlier.len());
+        let in_flight = InFlight::new(self, call, slot, earlier.len());
         let Config { options, app_id, .. } = &*self.dispatcher.config;
         let head = RequestHead {
             reply_to: &self.reply_queue,
-            correlation_id: id,
+            correlation_id: in_flight.slot.id,
             message_id: &call.message_id,
             content_type: call.content_type.as_ref().unwrap_or(&options.content_type),
             app_id,
@@ -122,18 +120,11 @@ impl Session {
     }
 
     /// Waits for an in-flight slot. False if the session accepts no more calls.
-    fn register(
-        &self,
-        id: Uuid,
-        slot: &Arc<CallSlot>,
-        limit: Deadline,
-        deadline: Deadline,
-        is_resend: bool,
-    ) -> Result<bool> {
+    fn register(&self, slot: &Arc<CallSlot>, limit: Deadline, is_resend: bool) -> Result<bool> {
         let pending = &self.dispatcher.pending;
         let is_over = || self.takes_no_more_calls();
         while !is_over() {
-            let registered = pending.register(id, slot, deadline.at, is_resend);
+            let registered = pending.register(slot, is_resend);
             let Err(next_end) = registered else { return Ok(true) };
             if limit.has_passed() {
                 return Err(self.limit_reached(limit));
