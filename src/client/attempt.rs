@@ -126,7 +126,7 @@ impl InFlight {
             self.next_check = Some(now + call.keep_alive?);
             return None;
         }
-        self.session.suspect();
+        self.session.dispatcher.pending.suspect();
         // A broker that is cut off from the rest of its cluster knows of no consumers.
         if call.is_idempotent && (!unserved || has_several_brokers && earlier.is_empty()) {
             return Some(Waited::MayBeLost("its server gave no sign of life"));

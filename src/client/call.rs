@@ -191,7 +191,8 @@ impl PendingReply {
             let may_resend = self.call.is_idempotent && !self.deadline.has_passed();
             match in_flight.wait(&self.call, &mut self.earlier, until) {
                 Waited::Ended(Err(Error::ConnectionLost { reason }))
-                    if may_resend && !in_flight.session.dispatcher.has_rejected() =>
+                    if may_resend
+                        && !in_flight.session.dispatcher.has_rejected.load(Ordering::Relaxed) =>
                 {
                     self.note_lost(reason);
                     self.in_flight = None;

@@ -24,7 +24,9 @@ pub(super) struct Dispatcher {
     pub(super) pending: PendingCalls,
     /// The reason why the session has ended, unless its connection ended first.
     pub(super) ended: OnceLock<Error>,
-    publisher_rejected: AtomicBool,
+    /// Whether the broker closed the channel because of one of the requests. None of them may be
+    /// sent again, because that request would end every later session, too.
+    pub(super) has_rejected: AtomicBool,
     /// Whether the session accepts no more calls, but still serves those in flight.
     pub(super) is_retired: AtomicBool,
     /// Whether the broker is known to accept messages from this client: [`PROBE`] has come back.
@@ -37,16 +39,10 @@ impl Dispatcher {
             config: Arc::clone(config),
             pending: PendingCalls::new(config.options.max_in_flight),
             ended: OnceLock::new(),
-            publisher_rejected: AtomicBool::new(false),
+            has_rejected: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
             publish_verified: AtomicBool::new(false),
         }
-    }
-
-    /// Whether the broker closed the channel because of one of the requests. None of them may be
-    /// sent again, because that request would end every later session, too.
-    pub(super) fn has_rejected(&self) -> bool {
-        self.publisher_rejected.load(Ordering::Relaxed)
     }
 
     /// Handles an event on the channel that publishes requests. Unroutable requests return on it.
@@ -62,7 +58,7 @@ impl Dispatcher {
                 // one, it accepted none of those after it.
                 let is_refused =
                     close.code == 403 && !self.publish_verified.load(Ordering::Relaxed);
-                self.publisher_rejected.store(!is_refused, Ordering::Relaxed);
+                self.has_rejected.store(!is_refused, Ordering::Relaxed);
                 if is_refused {
                     let doing = "write to the default exchange";
                     let _ = self.ended.set(data_plane.endpoint.explain_close(&close, doing));

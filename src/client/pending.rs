@@ -138,11 +138,12 @@ impl PendingCalls {
         next.iter().for_each(|next| data_plane.wake(next));
     }
 
-    /// Notes that a call timed out. If calls have been registered for `least` without any answer,
-    /// this makes the session suspect until an answer comes.
-    pub(super) fn suspect_after(&self, least: Duration) {
+    /// Notes that a call timed out. If calls have been registered for 3 s without any answer, this
+    /// makes the session suspect until an answer comes.
+    pub(super) fn suspect(&self) {
+        const LEAST: Duration = Duration::from_secs(3);
         let mut table = lock(&self.table);
-        table.suspect |= table.unanswered.is_some_and(|since| since.elapsed() >= least);
+        table.suspect |= table.unanswered.is_some_and(|since| since.elapsed() >= LEAST);
     }
 
     /// Whether requests may be lost in this session.

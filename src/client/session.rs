@@ -30,9 +30,6 @@ pub(super) struct Session {
     pub(super) inspected: Mutex<Option<(String, Instant, Result<QueueStatus>)>>,
 }
 
-/// A call that gets no reply makes the session suspect if nothing has come back for this long.
-const SUSPECT_AFTER: Duration = Duration::from_secs(3);
-
 impl Session {
     /// Declares a reply queue and consumes from it. Blocks for at most the time that connecting may
     /// take, and for up to 3 s more after a reconnection to a cluster. `is_reconnect` means that
@@ -166,20 +163,6 @@ impl Session {
         let _ = self.dispatcher.ended.set(Error::Closed);
         self.connection.wake_all();
         self.connection.close();
-    }
-
-    /// Whether requests may be lost: calls have timed out, and nothing has come back since.
-    pub(super) fn is_suspect(&self) -> bool {
-        self.dispatcher.pending.are_suspect()
-    }
-
-    pub(super) fn in_flight(&self) -> usize {
-        self.dispatcher.pending.len()
-    }
-
-    /// Notes that a call got no reply.
-    pub(super) fn suspect(&self) {
-        self.dispatcher.pending.suspect_after(SUSPECT_AFTER);
     }
 }
 

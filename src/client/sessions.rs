@@ -35,7 +35,7 @@ impl Sessions {
     /// A session that accepts calls. Blocks until the deadline at most.
     pub(super) fn session(&self, deadline: Deadline) -> Result<Arc<Session>> {
         let session = self.reconnector.session(deadline)?;
-        if !session.is_suspect() {
+        if !session.dispatcher.pending.are_suspect() {
             return Ok(session);
         }
         self.replace(&session);
@@ -47,7 +47,7 @@ impl Sessions {
     fn replace(&self, session: &Arc<Session>) {
         let mut retired = lock(&self.retired);
         let before = retired.upgrade().filter(|before| !Arc::ptr_eq(before, session));
-        if before.as_ref().is_none_or(|before| before.in_flight() == 0) {
+        if before.as_ref().is_none_or(|before| before.dispatcher.pending.len() == 0) {
             // Only calls whose deadlines have passed are left there.
             before.iter().for_each(|before| before.connection.cut("no replies came through it"));
             *retired = Arc::downgrade(session);
@@ -60,7 +60,7 @@ impl Sessions {
         [self.reconnector.present(), retired]
             .iter()
             .flatten()
-            .map(|session| session.in_flight())
+            .map(|session| session.dispatcher.pending.len())
             .sum()
     }
 

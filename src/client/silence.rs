@@ -35,7 +35,7 @@ impl Session {
         }
         // If the queue has no consumers, another session would get no replies either.
         if found.map_or(true, |status| status.consumers > 0) {
-            self.suspect();
+            self.dispatcher.pending.suspect();
         }
         Error::TimedOut { what, after, sent: true }
     }
