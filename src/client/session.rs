@@ -45,22 +45,18 @@ impl Session {
         let until = Deadline::after(config.brokers.connect_timeout).at;
         let dispatcher = Arc::new(Dispatcher::new(config));
         let (publisher, consumer) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher));
-        let failed = |doing| move |error| (error, doing);
-        let opened = (|| {
-            let publishing = connection
-                .open_channel(until, move |plane, event| publisher.on_publishing(plane, event))
-                .map_err(failed("open a channel"))?;
-            let consuming = connection
-                .open_channel(until, move |plane, event| consumer.on_consuming(plane, event))
-                .map_err(failed("open a channel"))?;
-            let queue = consuming.queue(Method::DeclareReplyQueue, until);
-            let queue = queue.map_err(failed("declare a reply queue"))?.name;
-            let consume = Method::Consume { queue: &queue, no_ack: true };
-            consuming.call(consume, until).map_err(failed("read from its reply queue"))?;
-            Ok((publishing, consuming, queue))
-        })();
-        let (publishing, _consuming, reply_queue) =
-            opened.map_err(|(error, doing)| connection.explain(error, doing))?;
+        let data_plane = &*connection;
+        let failed = |doing| move |error| data_plane.explain(error, doing);
+        let publishing = connection
+            .open_channel(until, move |plane, event| publisher.on_publishing(plane, event))
+            .map_err(failed("open a channel"))?;
+        let consuming = connection
+            .open_channel(until, move |plane, event| consumer.on_consuming(plane, event))
+            .map_err(failed("open a channel"))?;
+        let declared = consuming.queue(Method::DeclareReplyQueue, until);
+        let reply_queue = declared.map_err(failed("declare a reply queue"))?.name;
+        let consume = Method::Consume { queue: &reply_queue, no_ack: true };
+        consuming.call(consume, until).map_err(failed("read from its reply queue"))?;
         wire::check_length("reply queue's name", &reply_queue)?;
 
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
@@ -69,7 +65,7 @@ impl Session {
         // If writing fails, the first call reports why.
         let _ = publishing.write(probe, until);
         log::info!("ready to call {:?} through {}", config.queue, connection.endpoint);
-        let inspected = Mutex::default();
+        let (inspected, _consuming) = (Mutex::default(), consuming);
         Ok(Session { connection, dispatcher, publishing, _consuming, reply_queue, inspected })
     }
 
