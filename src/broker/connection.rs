@@ -16,7 +16,7 @@ use super::turn::Waiter;
 use super::{Endpoint, program, tls};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::frames::{Close, RABBITMQ_FRAME_MAX};
+use crate::frames::{Close, Method, RABBITMQ_FRAME_MAX};
 use crate::lock::lock;
 
 /// An open connection. Dropping it closes it.
@@ -39,12 +39,10 @@ impl Connection {
         deadline: Deadline,
     ) -> Result<Connection> {
         let failed = |error: io::Error| endpoint.unreachable(error);
-        let session = match tls {
-            None => None,
-            Some(tls) => {
-                Some(tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, deadline)?)
-            }
+        let handshake = |tls: tls::Connector| {
+            tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, deadline)
         };
+        let session = tls.map(handshake).transpose()?;
         let transport = Transport::new(tcp, session).map_err(failed)?;
         let interval = Duration::from_secs(heartbeat.into());
         let (data_plane, stream) =
@@ -60,7 +58,7 @@ impl Connection {
             let tuning = ConnectionTuning::default();
             let _ = report.send(amiquip::Connection::insecure_open_stream(stream, options, tuning));
             shared.wake(&waiting);
-            shared.run_reserve();
+            shared.turn.run_reserve(&*shared);
         };
         let began = Instant::now();
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
@@ -85,7 +83,11 @@ impl Connection {
     /// cutting it.
     pub(crate) fn close(&self) {
         if let Some(amiquip) = lock(&self.amiquip).take() {
-            self.data_plane.close(Instant::now() + CLOSE_TIMEOUT);
+            if self.ended().is_none() {
+                self.write_control(&Method::CloseConnection.encode(0), || true);
+                self.wait(&Arc::default(), Instant::now() + CLOSE_TIMEOUT, || false);
+            }
+            self.cut("the connection was closed");
             // This waits only for amiquip's I/O thread, which ends because its stream has ended.
             drop(amiquip);
         }

@@ -17,15 +17,13 @@ use super::control::{ControlFrames, ControlStream};
 use super::self_pipe::SelfPipe;
 use super::transport::{Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
-use crate::frames::{
-    CONNECTION_CLOSE_OK, Close, Decoder, Frames, Incoming, Method, Notice, bare_method,
-};
+use crate::frames::{CONNECTION_CLOSE_OK, Close, Decoder, Frames, Incoming, Notice, bare_method};
 use crate::lock::lock;
 
 pub(crate) struct DataPlane {
     pub(crate) endpoint: Endpoint,
     transport: Transport,
-    turn: ReadTurn,
+    pub(super) turn: ReadTurn,
     /// One for the waiter that reads, one for the reserve.
     pipes: [SelfPipe; 2],
     /// Used by the reader only, except for [`DataPlane::recycle`].
@@ -78,11 +76,6 @@ impl DataPlane {
             heartbeat,
         });
         Ok((Arc::clone(&data_plane), ControlStream { data_plane, registration }))
-    }
-
-    /// The loop of the reserve thread. It ends when the connection has ended.
-    pub(super) fn run_reserve(&self) {
-        self.turn.run_reserve(self);
     }
 
     /// Writes the frames of one message on a channel that `is_open`. Blocks while the broker does
@@ -160,15 +153,6 @@ impl DataPlane {
         if let Ok(mut decoder) = self.decoder.try_lock() {
             decoder.recycle(body);
         }
-    }
-
-    /// Closes the connection: orderly if the broker answers before `until`, else by cutting it.
-    pub(super) fn close(&self, until: Instant) {
-        if self.ended().is_none() {
-            self.write_control(&Method::CloseConnection.encode(0), || true);
-            self.wait(&Arc::default(), until, || false);
-        }
-        self.cut("the connection was closed");
     }
 
     /// Ends the connection at once. The reason counts only if the connection had not ended before.
