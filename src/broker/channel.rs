@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -47,11 +48,10 @@ struct Answers {
 /// The reader calls it for every event on a channel except answers. It must not block.
 pub(crate) type Handler = Box<dyn Fn(&DataPlane, Event) + Send + Sync>;
 
-/// The channels on which the broker may still send something. The index is the channel number minus
-/// one.
+/// The channels on which the broker may still send something, by their numbers.
 #[derive(Default)]
 pub(super) struct Channels {
-    slots: Vec<Option<Arc<Slot>>>,
+    slots: BTreeMap<u16, Arc<Slot>>,
     /// The greatest number of channels; 0 is no limit.
     limit: u16,
 }
@@ -115,13 +115,15 @@ impl DataPlane {
 
     /// Passes an event to its channel. Called by the reader.
     pub(super) fn dispatch(&self, number: u16, event: Event) -> Result<(), String> {
-        let Some(slot) = lock(&self.channels).get(number) else {
+        let Some(slot) = lock(&self.channels).slots.get(&number).cloned() else {
             return Err(format!(
                 "the broker sent something on channel {number}, which is not open"
             ));
         };
         match event {
-            Event::Answer(Answer::ChannelClosed) => lock(&self.channels).remove(number),
+            Event::Answer(Answer::ChannelClosed) => {
+                lock(&self.channels).slots.remove(&number);
+            }
             Event::Answer(answer) => {
                 let mut answers = lock(&slot.answers);
                 answers.outstanding = answers.outstanding.saturating_sub(1);
@@ -140,7 +142,7 @@ impl DataPlane {
                     true
                 });
                 if was_open {
-                    lock(&self.channels).remove(number);
+                    lock(&self.channels).slots.remove(&number);
                     (slot.handler)(self, Event::Closed(close));
                     self.notify(&slot.waiter);
                 }
@@ -172,26 +174,13 @@ impl Channels {
         self.limit = limits.iter().copied().filter(|limit| *limit > 0).min().unwrap_or(0);
     }
 
+    /// Adds a channel with the lowest number that is free.
     fn add(&mut self, slot: &Arc<Slot>) -> Result<u16, CallError> {
-        let index = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
         let limit = if self.limit == 0 { u16::MAX } else { self.limit };
-        if index >= limit.into() {
-            return Err(CallError::NoChannel(limit));
-        }
-        self.slots.resize(self.slots.len().max(index + 1), None);
-        self.slots[index] = Some(Arc::clone(slot));
-        Ok(index as u16 + 1)
-    }
-
-    fn get(&self, number: u16) -> Option<Arc<Slot>> {
-        self.slots.get(usize::from(number) - 1).cloned().flatten()
-    }
-
-    fn remove(&mut self, number: u16) {
-        // The list is empty after the connection was cut.
-        if let Some(slot) = self.slots.get_mut(usize::from(number) - 1) {
-            *slot = None;
-        }
+        let is_free = |number: &u16| !self.slots.contains_key(number);
+        let number = (1..=limit).find(is_free).ok_or(CallError::NoChannel(limit))?;
+        self.slots.insert(number, Arc::clone(slot));
+        Ok(number)
     }
 }
 
