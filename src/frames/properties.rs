@@ -57,12 +57,8 @@ impl<'a> Properties<'a> {
         };
         self.content_type = text(&mut fields, CONTENT_TYPE)?;
         text(&mut fields, CONTENT_ENCODING)?;
-        if has(HEADERS) {
-            self.headers = fields.long()?;
-        }
-        if has(DELIVERY_MODE) {
-            self.delivery_mode = Some(fields.u8()?);
-        }
+        self.headers = if has(HEADERS) { fields.long()? } else { &[] };
+        self.delivery_mode = if has(DELIVERY_MODE) { Some(fields.u8()?) } else { None };
         if has(PRIORITY) {
             fields.u8()?;
         }
@@ -70,9 +66,7 @@ impl<'a> Properties<'a> {
         self.reply_to = text(&mut fields, REPLY_TO)?;
         self.expiration = text(&mut fields, EXPIRATION)?;
         self.message_id = text(&mut fields, MESSAGE_ID)?;
-        if has(TIMESTAMP) {
-            self.timestamp = Some(fields.u64()?);
-        }
+        self.timestamp = if has(TIMESTAMP) { Some(fields.u64()?) } else { None };
         self.type_ = text(&mut fields, TYPE)?;
         self.user_id = text(&mut fields, USER_ID)?;
         self.app_id = text(&mut fields, APP_ID)?;
