@@ -88,23 +88,18 @@ impl<S: Session> Reconnector<S> {
     /// Makes the first session. Retries until [`Brokers::wait`] is over, and tries at least once.
     pub(crate) fn first_session(self: &Arc<Self>, timeout: Duration) -> Result<Arc<S>> {
         let deadline = Deadline::after(self.brokers.first_connect_timeout().min(timeout));
-        match self.brokers.wait.is_zero() {
-            true => self.session_until_final(deadline, |_| true),
-            false => self.session(deadline),
-        }
+        self.session_or_failure(deadline, self.brokers.wait.is_zero())
     }
 
     /// Returns the current session, or else a new one. Retries a failed attempt, with a longer
     /// delay each time, unless a retry cannot help.
     pub(crate) fn session(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<S>> {
-        self.session_until_final(deadline, |failure| !matches!(failure, Error::Unreachable { .. }))
+        self.session_or_failure(deadline, false)
     }
 
-    fn session_until_final(
-        self: &Arc<Self>,
-        deadline: Deadline,
-        is_final: impl Fn(&Error) -> bool,
-    ) -> Result<Arc<S>> {
+    /// Returns a failure after the first attempt if `once`, or if a retry cannot help.
+    fn session_or_failure(self: &Arc<Self>, deadline: Deadline, once: bool) -> Result<Arc<S>> {
+        let is_final = |failure: &Error| once || !matches!(failure, Error::Unreachable { .. });
         let mut state = lock(&self.state);
         let failures_before = state.failures;
         loop {
