@@ -65,12 +65,6 @@ pub(crate) enum Limit {
     ExtendedByAlarm(Duration),
 }
 
-impl From<Instant> for Limit {
-    fn from(until: Instant) -> Limit {
-        Limit::Until(until)
-    }
-}
-
 /// The reason why a method got no answer.
 #[derive(Debug)]
 pub(crate) enum CallError {
@@ -86,7 +80,7 @@ impl DataPlane {
     /// Opens a channel. Blocks until the broker answers, but not beyond the limit.
     pub(crate) fn open_channel(
         self: &Arc<DataPlane>,
-        limit: impl Into<Limit>,
+        limit: Limit,
         handler: impl Fn(&DataPlane, Event) + Send + Sync + 'static,
     ) -> Result<Channel, CallError> {
         let slot = Arc::new(Slot {
@@ -107,9 +101,8 @@ impl DataPlane {
     pub(crate) fn ask(
         self: &Arc<DataPlane>,
         method: Method<'_>,
-        limit: impl Into<Limit>,
+        limit: Limit,
     ) -> Result<DeclaredQueue, CallError> {
-        let limit = limit.into();
         self.open_channel(limit, |_, _| {})?.queue(method, limit)
     }
 
@@ -187,14 +180,10 @@ impl Channels {
 impl Channel {
     /// Sends a method to the broker and returns the answer. Blocks until the broker answers, but
     /// not beyond the limit. Only one thread at a time may call it.
-    pub(crate) fn call(
-        &self,
-        method: Method<'_>,
-        limit: impl Into<Limit>,
-    ) -> Result<Answer, CallError> {
+    pub(crate) fn call(&self, method: Method<'_>, limit: Limit) -> Result<Answer, CallError> {
         const AFTER_ALARM: Duration = Duration::from_secs(5);
         let Channel { data_plane, slot, .. } = self;
-        let (until, is_fixed) = match limit.into() {
+        let (until, is_fixed) = match limit {
             Limit::Until(until) => (until, true),
             Limit::ExtendedByAlarm(time) => (Deadline::after(time).at, false),
         };
@@ -235,7 +224,7 @@ impl Channel {
     pub(crate) fn queue(
         &self,
         method: Method<'_>,
-        limit: impl Into<Limit>,
+        limit: Limit,
     ) -> Result<DeclaredQueue, CallError> {
         match self.call(method, limit)? {
             Answer::Queue(queue) => Ok(queue),

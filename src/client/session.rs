@@ -13,7 +13,7 @@ use super::call::Call;
 use super::dispatcher::{Dispatcher, PROBE};
 use super::pending::CallSlot;
 use super::{Config, QueueStatus};
-use crate::broker::{self, Channel, Connection, Waiter, WriteError};
+use crate::broker::{self, Channel, Connection, Limit, Waiter, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::Method;
@@ -43,20 +43,21 @@ impl Session {
             await_consumers(&connection, &config.queue);
         }
         let until = Deadline::after(config.brokers.connect_timeout).at;
+        let limit = Limit::Until(until);
         let dispatcher = Arc::new(Dispatcher::new(config));
         let (publisher, consumer) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher));
         let data_plane = &*connection;
         let failed = |doing| move |error| data_plane.explain(error, doing);
         let publishing = connection
-            .open_channel(until, move |plane, event| publisher.on_publishing(plane, event))
+            .open_channel(limit, move |plane, event| publisher.on_publishing(plane, event))
             .map_err(failed("open a channel"))?;
         let consuming = connection
-            .open_channel(until, move |plane, event| consumer.on_consuming(plane, event))
+            .open_channel(limit, move |plane, event| consumer.on_consuming(plane, event))
             .map_err(failed("open a channel"))?;
-        let declared = consuming.queue(Method::DeclareReplyQueue, until);
+        let declared = consuming.queue(Method::DeclareReplyQueue, limit);
         let reply_queue = declared.map_err(failed("declare a reply queue"))?.name;
         let consume = Method::Consume { queue: &reply_queue, no_ack: true };
-        consuming.call(consume, until).map_err(failed("read from its reply queue"))?;
+        consuming.call(consume, limit).map_err(failed("read from its reply queue"))?;
         wire::check_length("reply queue's name", &reply_queue)?;
 
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
@@ -202,8 +203,9 @@ fn await_consumers(connection: &Connection, queue: &str) {
     const LONGEST: Duration = Duration::from_secs(3);
     const STEP: Duration = Duration::from_millis(50);
     let until = Instant::now() + LONGEST;
-    let Ok(channel) = connection.open_channel(until, |_, _| {}) else { return };
-    while let Ok(found) = channel.queue(Method::FindQueue(queue), until)
+    let limit = Limit::Until(until);
+    let Ok(channel) = connection.open_channel(limit, |_, _| {}) else { return };
+    while let Ok(found) = channel.queue(Method::FindQueue(queue), limit)
         && found.consumers == 0
         && Instant::now() < until
     {

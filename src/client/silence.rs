@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::QueueStatus;
 use super::session::Session;
-use crate::broker::{CallError, Session as _};
+use crate::broker::{CallError, Limit, Session as _};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::Method;
@@ -59,7 +59,7 @@ impl Session {
 
     /// Asks the broker about a queue. Blocks until the deadline at most.
     pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
-        let asked = self.connection.ask(Method::FindQueue(queue), deadline.at);
+        let asked = self.connection.ask(Method::FindQueue(queue), Limit::Until(deadline.at));
         asked
             .map(|found| QueueStatus { consumers: found.consumers, messages: found.messages })
             .map_err(|error| match error {

@@ -91,8 +91,8 @@ impl DirectReplies {
 
 fn connect(brokers: &Brokers) -> Result<Direct> {
     let connection = brokers.connect_once()?;
-    let until = Deadline::after(brokers.connect_timeout).at;
-    match connection.open_channel(until, |_, _| {}) {
+    let limit = Limit::Until(Deadline::after(brokers.connect_timeout).at);
+    match connection.open_channel(limit, |_, _| {}) {
         Ok(channel) => Ok(Direct { _connection: connection, channel }),
         Err(error) => Err(connection.explain(error, "open a channel")),
     }

@@ -24,10 +24,9 @@ pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,
     options: &ServerOptions,
-    limit: impl Into<Limit>,
+    limit: Limit,
     existed: bool,
 ) -> Result<()> {
-    let limit = limit.into();
     let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
         Err(CallError::Closed(close)) if close.code == 404 && !is_its_node_down(&close.text) => {
             if existed && options.queue_type == QueueType::Quorum {

@@ -10,7 +10,7 @@ use super::limit::ReplyLimit;
 use super::stall_detector::LastStall;
 use super::stopper::Stop;
 use super::{ServerOptions, overload, queue};
-use crate::broker::{Brokers, Connection, Reconnector, Session, program};
+use crate::broker::{Brokers, Connection, Limit, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::observation::Observer;
@@ -50,13 +50,13 @@ impl Shared {
         let (queue, ensured, declared_as) = (queue.to_string(), queue.to_string(), options.clone());
         let connect_timeout = brokers.connect_timeout;
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
-            let until = Deadline::after(connect_timeout).at;
+            let limit = Limit::Until(Deadline::after(connect_timeout).at);
             if declared_as.max_waiting.is_some() {
                 // The overflow queue must exist before the first request exceeds the limit.
                 let overflow = overload::overflow_queue(&ensured);
-                queue::ensure(&connection, &overflow, &ServerOptions::default(), until, false)?;
+                queue::ensure(&connection, &overflow, &ServerOptions::default(), limit, false)?;
             }
-            queue::ensure(&connection, &ensured, &declared_as, until, is_reconnect)?;
+            queue::ensure(&connection, &ensured, &declared_as, limit, is_reconnect)?;
             Ok(ServerSession { connection, next_check: Mutex::new(Instant::now()) })
         });
         Shared {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::shared::Shared;
 use super::worker::Worker;
-use crate::broker::CallError;
+use crate::broker::{CallError, Limit};
 use crate::frames::Method;
 use crate::lock::lock;
 
@@ -90,7 +90,8 @@ impl Worker<'_> {
     /// The number of requests that wait in the queue; 0 if the broker does not answer.
     fn waiting(&self) -> u32 {
         let queue = &self.shared.queue;
-        match self.channel.queue(Method::FindQueue(queue), Instant::now() + CHECK_INTERVAL / 4) {
+        let limit = Limit::Until(Instant::now() + CHECK_INTERVAL / 4);
+        match self.channel.queue(Method::FindQueue(queue), limit) {
             Ok(found) => found.messages,
             // The other workers have lost their consumers too, and are not notified. So the
             // connection is cut.
