@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
 use super::shared::Shared;
-use super::worker::{StopReason, Worker};
+use super::worker::Worker;
+use crate::broker::Session;
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
 use crate::lock::lock;
@@ -89,28 +90,24 @@ where
                 session.connection.cut(&reason);
             };
             let began = Instant::now();
-            let reason = match Worker::begin(shared, &session) {
-                Ok(worker) => {
-                    let on_ready = lock(&self.on_ready).take();
-                    on_ready.into_iter().for_each(|on_ready| on_ready());
-                    worker.serve(&self.handler)
-                }
+            let worker = match Worker::begin(shared, &session) {
+                Ok(worker) => worker,
                 Err(error @ Error::Unreachable { .. }) => {
                     abandon(error);
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            match reason {
-                StopReason::Stopped => break,
-                StopReason::Connection(_) => {}
-                StopReason::Channel(error @ Error::Unreachable { .. }) => {
-                    match began.elapsed() < MIN_LIFETIME {
-                        true => abandon(error),
-                        false => log::warn!("{error}; going on with another channel"),
-                    }
-                }
-                StopReason::Channel(error) => return Err(error),
+            let on_ready = lock(&self.on_ready).take();
+            on_ready.into_iter().for_each(|on_ready| on_ready());
+            match worker.serve(&self.handler) {
+                Ok(()) => break,
+                Err(Error::Unreachable { .. }) if session.ended().is_some() => {}
+                Err(error @ Error::Unreachable { .. }) => match began.elapsed() < MIN_LIFETIME {
+                    true => abandon(error),
+                    false => log::warn!("{error}; going on with another channel"),
+                },
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -14,9 +14,9 @@ use super::keep_alive::KeepAlive;
 use super::queue;
 use super::shared::{ServerSession, Shared};
 use super::stall_detector::FIRST_CHECK_DELAY;
-use crate::broker::{CallError, Channel, DataPlane, Limit};
+use crate::broker::{CallError, Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
-use crate::error::{Error, Failure, Result, Status};
+use crate::error::{Failure, Result, Status};
 use crate::frames::{self, Frames, Method, Route};
 use crate::lock::lock;
 use crate::observation::Observation;
@@ -42,16 +42,6 @@ pub enum Served {
     Nothing,
     /// The server was told to stop. It takes no further requests.
     Stopped,
-}
-
-/// The reason why a worker stops.
-#[derive(Debug)]
-pub(crate) enum StopReason {
-    /// The server was told to stop.
-    Stopped,
-    /// The broker closed the channel. The connection may still be usable.
-    Channel(Error),
-    Connection(Error),
 }
 
 impl<'a> Worker<'a> {
@@ -99,44 +89,35 @@ impl<'a> Worker<'a> {
     /// worker is lost before the acknowledgement, another worker gets the request.
     ///
     /// # Errors
-    /// [`Error::Unreachable`] if the connection is lost.
+    /// [`Error::Unreachable`](crate::Error::Unreachable) if the connection is lost.
     pub fn serve_one<H, R>(&self, handler: H, timeout: Duration) -> Result<Served>
     where
         H: FnOnce(&Request) -> Result<R, Failure>,
         R: Into<Reply>,
     {
-        let served = self.next(Deadline::after(timeout)).and_then(|next| match next {
+        match self.next(Deadline::after(timeout))? {
             Some((tag, request)) => self.answer(tag, request, handler).map(|()| Served::Request),
+            None if self.shared.stop.is_stopped() => Ok(Served::Stopped),
             None => Ok(Served::Nothing),
-        });
-        match served {
-            Ok(served) => Ok(served),
-            Err(StopReason::Stopped) => Ok(Served::Stopped),
-            Err(StopReason::Channel(error) | StopReason::Connection(error)) => Err(error),
         }
     }
 
-    /// Serves until there is a reason to stop, and returns it.
-    pub(crate) fn serve<H, R>(&self, handler: &H) -> StopReason
+    /// Serves until the server is told to stop, or until the channel or the connection has ended.
+    pub(crate) fn serve<H, R>(&self, handler: &H) -> Result<()>
     where
         H: Fn(&Request) -> Result<R, Failure>,
         R: Into<Reply>,
     {
         let never = Deadline::after(Duration::MAX);
-        loop {
-            let served = match self.next(never) {
-                Ok(Some((tag, request))) => self.answer(tag, request, handler),
-                Ok(None) => continue,
-                Err(reason) => return reason,
-            };
-            if let Err(reason) = served {
-                return reason;
-            }
+        while let Some((tag, request)) = self.next(never)? {
+            self.answer(tag, request, handler)?;
         }
+        Ok(())
     }
 
-    /// Waits for the next request. Returns it with its delivery tag.
-    fn next(&self, deadline: Deadline) -> Result<Option<(u64, Request)>, StopReason> {
+    /// Waits for the next request. Returns it with its delivery tag; `None` if the deadline has
+    /// passed or the server is told to stop.
+    fn next(&self, deadline: Deadline) -> Result<Option<(u64, Request)>> {
         let Worker { session, inbox, .. } = self;
         let stop = &self.shared.stop;
         let is_ready = || inbox.is_ready() || stop.is_stopped();
@@ -144,19 +125,19 @@ impl<'a> Worker<'a> {
             let next_check = *lock(&session.next_check);
             session.connection.wait(inbox.waiter(), deadline.at.min(next_check), is_ready);
             if stop.is_stopped() {
-                return Err(StopReason::Stopped);
+                return Ok(None);
             }
-            if session.connection.ended().is_some() {
-                return Err(self.connection_ended());
+            if let Some(reason) = session.ended() {
+                return Err(reason);
             }
-            match inbox.take().map_err(StopReason::Channel)? {
+            match inbox.take()? {
                 None if !deadline.has_passed() => self.check_for_stall(),
                 next => return Ok(next),
             }
         }
     }
 
-    fn answer<H, R>(&self, tag: u64, request: Request, handler: H) -> Result<(), StopReason>
+    fn answer<H, R>(&self, tag: u64, request: Request, handler: H) -> Result<()>
     where
         H: FnOnce(&Request) -> Result<R, Failure>,
         R: Into<Reply>,
@@ -166,7 +147,7 @@ impl<'a> Worker<'a> {
         answered
     }
 
-    fn run_and_reply<H, R>(&self, tag: u64, request: &Request, handler: H) -> Result<(), StopReason>
+    fn run_and_reply<H, R>(&self, tag: u64, request: &Request, handler: H) -> Result<()>
     where
         H: FnOnce(&Request) -> Result<R, Failure>,
         R: Into<Reply>,
@@ -214,13 +195,13 @@ impl<'a> Worker<'a> {
         address: &ReplyAddress<'_>,
         outcome: &Result<Reply, Failure>,
         delivery_tag: u64,
-    ) -> Result<ReplyOutcome, StopReason> {
+    ) -> Result<ReplyOutcome> {
         let Shared { app_id, direct, reply_limit, .. } = &**self.shared;
         let (number, id) = (self.channel.number, address.correlation_id);
         let frames = if direct::is_direct(address.reply_to) {
             let send = |outcome| {
                 let encode = |route: Route<'_>| wire::encode_reply(route, id, app_id, outcome);
-                direct.send(self.shared, address.reply_to, encode).map_err(StopReason::Channel)
+                direct.send(self.shared, address.reply_to, encode)
             };
             let sent = match send(outcome)? {
                 ReplyOutcome::TooLarge => send(&reply_limit.apply(outcome.clone()))?,
@@ -239,7 +220,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Removes a request that cannot be answered from the queue.
-    fn reject(&self, tag: u64, request: &Request, why: &str) -> Result<(), StopReason> {
+    fn reject(&self, tag: u64, request: &Request, why: &str) -> Result<()> {
         add(&self.shared.counters.rejected);
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
         self.write(frames::reject(self.channel.number, tag).into())
@@ -247,18 +228,13 @@ impl<'a> Worker<'a> {
 
     /// Blocks while the broker does not read. If the broker is silent for two heartbeats, the
     /// connection is lost.
-    fn write(&self, frames: Frames<'_>) -> Result<(), StopReason> {
+    fn write(&self, frames: Frames<'_>) -> Result<()> {
         let never = Deadline::after(Duration::MAX);
-        self.channel.write(frames, never.at).map_err(|_| match self.inbox.take() {
-            Err(reason) => StopReason::Channel(reason),
-            Ok(_) => self.connection_ended(),
+        self.channel.write(frames, never.at).map_err(|_| {
+            let reason = self.inbox.take().err().or_else(|| self.session.ended());
+            let endpoint = &self.session.connection.endpoint;
+            reason.unwrap_or_else(|| endpoint.unreachable("the connection is gone"))
         })
-    }
-
-    fn connection_ended(&self) -> StopReason {
-        let connection = &self.session.connection;
-        let reason = connection.ended().unwrap_or("the connection is gone");
-        StopReason::Connection(connection.endpoint.unreachable(reason))
     }
 }
 
