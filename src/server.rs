@@ -213,7 +213,7 @@ impl RpcServer {
 
     /// The counters of this server.
     pub fn counters(&self) -> ServerCounters {
-        self.shared.counters.read()
+        *lock(&self.shared.counters)
     }
 }
 

@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::counters::add;
 use super::shared::Shared;
 use crate::broker::{DataPlane, Waiter};
 use crate::error::Error;
@@ -48,7 +47,7 @@ impl Inbox {
                 shared.keep_alive.sign_returned(&queue, &message);
             }
             Event::Return { reason, .. } => {
-                add(&shared.counters.returned);
+                lock(&shared.counters).returned += 1;
                 log::info!("a reply came back: its requester is gone ({reason})");
             }
             Event::Closed(close) => {

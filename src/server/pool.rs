@@ -121,7 +121,7 @@ fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<(
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
     let (workers, limit) = (shared.options.workers, shared.options.drain_timeout);
     let deadline = Deadline::after(limit);
-    let in_progress = || shared.counters.read().in_progress;
+    let in_progress = || lock(&shared.counters).in_progress;
     log::info!("stopping; requests in progress: {}", in_progress());
     let mut ended = usize::from(first.is_some());
     let mut failure = first.and_then(Result::err);
@@ -142,7 +142,7 @@ fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<(
         session.connection.cut("the server stops with requests in progress");
     }
     shared.close();
-    log::info!("stopped: {:?}", shared.counters.read());
+    log::info!("stopped: {:?}", *lock(&shared.counters));
     match failure {
         Some(error) => Err(error),
         None if ended < workers && in_progress > 0 => Err(Error::TimedOut {

@@ -3,13 +3,12 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::counters::Counters;
 use super::direct::DirectReplies;
 use super::keep_alive::KeepAlive;
 use super::limit::ReplyLimit;
 use super::stall_detector::LastStall;
 use super::stopper::Stop;
-use super::{ServerOptions, overload, queue};
+use super::{ServerCounters, ServerOptions, overload, queue};
 use crate::broker::{Brokers, Connection, Limit, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -22,7 +21,7 @@ pub(crate) struct Shared {
     pub(super) options: ServerOptions,
     pub(super) sessions: Arc<Reconnector<ServerSession>>,
     pub(super) app_id: String,
-    pub(super) counters: Counters,
+    pub(super) counters: Mutex<ServerCounters>,
     pub(super) direct: DirectReplies,
     pub(super) reply_limit: ReplyLimit,
     pub(super) last_stall: Mutex<LastStall>,
@@ -65,7 +64,7 @@ impl Shared {
             options,
             sessions,
             app_id: program(),
-            counters: Counters::default(),
+            counters: Mutex::default(),
             direct: DirectReplies::default(),
             reply_limit: ReplyLimit::default(),
             last_stall: Mutex::default(),

@@ -71,9 +71,11 @@ impl Worker<'_> {
         if session.connection.blocked().is_some() {
             return;
         }
-        let taken = counters.taken();
-        let is_idle =
-            || counters.taken() == taken && counters.read().in_progress == 0 && !inbox.is_ready();
+        let taken = lock(counters).taken();
+        let is_idle = || {
+            let now = *lock(counters);
+            now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
+        };
         if self.waiting() == 0 || !is_idle() {
             return;
         }

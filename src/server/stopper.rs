@@ -42,7 +42,7 @@ impl Stopper {
 
     /// The same as [`RpcServer::counters`](super::RpcServer::counters).
     pub fn counters(&self) -> ServerCounters {
-        self.0.counters.read()
+        *lock(&self.0.counters)
     }
 }
 

@@ -7,7 +7,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::counters::add;
 use super::direct::{self, ReplyOutcome};
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
@@ -161,29 +160,30 @@ impl<'a> Worker<'a> {
         };
         let name = RequestName(&address, request.trace_id());
         if request.redelivered() {
-            add(&counters.redelivered);
+            lock(counters).redelivered += 1;
             log::info!("{name} is redelivered: another worker may have begun with it before");
         }
-        let in_progress = counters.begin();
+        lock(counters).in_progress += 1;
         let signs = KeepAlive::begin(self.shared, request, &address, &self.channel);
         let frame_max = self.session.connection.frame_max();
         let outcome = reply_limit.apply(sendable(run(handler, request), frame_max));
         drop(signs);
-        if let ReplyOutcome::Undeliverable = self.reply(&address, &outcome, tag)? {
+        let replied = self.reply(&address, &outcome, tag);
+        lock(counters).in_progress -= 1;
+        if let ReplyOutcome::Undeliverable = replied? {
             return self.reject(tag, request, "the broker fails on its reply_to");
         }
-        drop(in_progress);
         // Sending the reply may have revealed the size limit.
         let outcome = reply_limit.apply(outcome);
-        let (status, count) = match &outcome {
-            Ok(_) => ("OK", &counters.served),
-            Err(failure) => (failure.status.name(), &counters.failed),
+        match outcome {
+            Ok(_) => lock(counters).served += 1,
+            Err(_) => lock(counters).failed += 1,
+        }
+        let (status, bytes_out) = match &outcome {
+            Ok(reply) => ("OK", reply.body().len()),
+            Err(failure) => (failure.status.name(), failure.message.len()),
         };
-        add(count);
-        let time = began.elapsed();
-        let bytes_in = request.body().len();
-        let bytes_out =
-            outcome.map_or_else(|failure| failure.message.len(), |reply| reply.body().len());
+        let (time, bytes_in) = (began.elapsed(), request.body().len());
         log::debug!("{name}: {status}, {bytes_in} bytes in, {bytes_out} out, {time:?}");
         observer.observe(|| Observation { queue, status, time, bytes_in, bytes_out });
         Ok(())
@@ -221,7 +221,7 @@ impl<'a> Worker<'a> {
 
     /// Removes a request that cannot be answered from the queue.
     fn reject(&self, tag: u64, request: &Request, why: &str) -> Result<()> {
-        add(&self.shared.counters.rejected);
+        lock(&self.shared.counters).rejected += 1;
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
         self.write(frames::reject(self.channel.number, tag).into())
     }
