@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use self::counters::ServerCounters;
 use self::overload::Refuser;
-use self::pool::OnReady;
+use self::pool::{Handler, OnReady};
 use self::shared::Shared;
 pub use self::stopper::Stopper;
 pub use self::worker::{Served, Worker};
@@ -171,6 +171,7 @@ impl RpcServer {
     {
         let _refuser = Refuser::start(&self.shared)?;
         let on_ready = lock(&self.on_ready).take();
+        let handler: Handler = Box::new(move |request| handler(request).map(R::into));
         pool::serve(&self.shared, on_ready, handler)
     }
 

@@ -18,20 +18,21 @@ use crate::lock::lock;
 use crate::wire::{Reply, Request};
 
 /// The state that the workers' threads share.
-struct Job<H> {
+struct Job {
     shared: Arc<Shared>,
-    handler: H,
+    handler: Handler,
     on_ready: Mutex<Option<OnReady>>,
 }
 
+pub(crate) type Handler = Box<dyn Fn(&Request) -> Result<Reply, Failure> + Send + Sync>;
 pub(crate) type OnReady = Box<dyn FnOnce() + Send>;
 
 /// Serves until the server is stopped, or until a worker gets an error that no retry can help.
-pub(crate) fn serve<H, R>(shared: &Arc<Shared>, on_ready: Option<OnReady>, handler: H) -> Result<()>
-where
-    H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
-    R: Into<Reply>,
-{
+pub(crate) fn serve(
+    shared: &Arc<Shared>,
+    on_ready: Option<OnReady>,
+    handler: Handler,
+) -> Result<()> {
     let options = &shared.options;
     let (queue, workers, prefetch) = (&shared.queue, options.workers, options.prefetch);
     log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
@@ -67,11 +68,7 @@ where
     drain(shared, first, &reports)
 }
 
-impl<H, R> Job<H>
-where
-    H: Fn(&Request) -> Result<R, Failure>,
-    R: Into<Reply>,
-{
+impl Job {
     /// Works on one connection after another, until the server is stopped. `Err` if no retry can
     /// help.
     fn work(&self) -> Result<()> {

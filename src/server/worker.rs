@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::direct::{self, ReplyOutcome};
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
+use super::pool::Handler;
 use super::queue;
 use super::shared::{ServerSession, Shared};
 use super::stall_detector::FIRST_CHECK_DELAY;
@@ -94,6 +95,7 @@ impl<'a> Worker<'a> {
         H: FnOnce(&Request) -> Result<R, Failure>,
         R: Into<Reply>,
     {
+        let handler = |request: &Request| handler(request).map(R::into);
         match self.next(Deadline::after(timeout))? {
             Some((tag, request)) => self.answer(tag, request, handler).map(|()| Served::Request),
             None if self.shared.stop.is_stopped() => Ok(Served::Stopped),
@@ -102,11 +104,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Serves until the server is told to stop, or until the channel or the connection has ended.
-    pub(crate) fn serve<H, R>(&self, handler: &H) -> Result<()>
-    where
-        H: Fn(&Request) -> Result<R, Failure>,
-        R: Into<Reply>,
-    {
+    pub(super) fn serve(&self, handler: &Handler) -> Result<()> {
         let never = Deadline::after(Duration::MAX);
         while let Some((tag, request)) = self.next(never)? {
             self.answer(tag, request, handler)?;
@@ -136,21 +134,23 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn answer<H, R>(&self, tag: u64, request: Request, handler: H) -> Result<()>
-    where
-        H: FnOnce(&Request) -> Result<R, Failure>,
-        R: Into<Reply>,
-    {
+    fn answer(
+        &self,
+        tag: u64,
+        request: Request,
+        handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
+    ) -> Result<()> {
         let answered = self.run_and_reply(tag, &request, handler);
         self.session.connection.recycle(request.into_body());
         answered
     }
 
-    fn run_and_reply<H, R>(&self, tag: u64, request: &Request, handler: H) -> Result<()>
-    where
-        H: FnOnce(&Request) -> Result<R, Failure>,
-        R: Into<Reply>,
-    {
+    fn run_and_reply(
+        &self,
+        tag: u64,
+        request: &Request,
+        handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
+    ) -> Result<()> {
         let Shared { counters, queue, reply_limit, observer, .. } = &**self.shared;
         let began = Instant::now();
         let properties = request.properties();
@@ -166,7 +166,8 @@ impl<'a> Worker<'a> {
         lock(counters).in_progress += 1;
         let signs = KeepAlive::begin(self.shared, request, &address, &self.channel);
         let frame_max = self.session.connection.frame_max();
-        let outcome = reply_limit.apply(sendable(run(handler, request), frame_max));
+        let outcome = run(handler, request).and_then(|reply| sendable(reply, frame_max));
+        let outcome = reply_limit.apply(outcome);
         drop(signs);
         let replied = self.reply(&address, &outcome, tag);
         lock(counters).in_progress -= 1;
@@ -245,13 +246,11 @@ impl fmt::Debug for Worker<'_> {
 }
 
 /// Runs the handler. If it panics, the requester gets `INTERNAL`, without the text of the panic.
-fn run<H, R>(handler: H, request: &Request) -> Result<Reply, Failure>
-where
-    H: FnOnce(&Request) -> Result<R, Failure>,
-    R: Into<Reply>,
-{
-    let outcome = catch_unwind(AssertUnwindSafe(|| handler(request).map(R::into)));
-    outcome.unwrap_or_else(|panic| {
+fn run(
+    handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
+    request: &Request,
+) -> Result<Reply, Failure> {
+    catch_unwind(AssertUnwindSafe(|| handler(request))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
         log::error!("the handler panicked: {text}");
@@ -260,15 +259,11 @@ where
 }
 
 /// Replaces a reply that AMQP cannot carry by the failure `INTERNAL`.
-fn sendable(outcome: Result<Reply, Failure>, frame_max: usize) -> Result<Reply, Failure> {
-    let reply = outcome?;
-    match reply.check(frame_max) {
-        Ok(()) => Ok(reply),
-        Err(error) => {
-            log::error!("a reply cannot be sent: {error}");
-            Err(Failure::new(Status::Internal, format!("the reply cannot be sent: {error}")))
-        }
-    }
+fn sendable(reply: Reply, frame_max: usize) -> Result<Reply, Failure> {
+    reply.check(frame_max).map(|()| reply).map_err(|error| {
+        log::error!("a reply cannot be sent: {error}");
+        Failure::new(Status::Internal, format!("the reply cannot be sent: {error}"))
+    })
 }
 
 /// Formats a request for the log: its correlation id, and its trace id if it has one.
