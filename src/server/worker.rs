@@ -95,9 +95,12 @@ impl<'a> Worker<'a> {
         H: FnOnce(&Request) -> Result<R, Failure>,
         R: Into<Reply>,
     {
-        let handler = |request: &Request| handler(request).map(R::into);
         match self.next(Deadline::after(timeout))? {
-            Some((tag, request)) => self.answer(tag, request, handler).map(|()| Served::Request),
+            Some((tag, request)) => {
+                let answered = self.answer(tag, &request, |it| handler(it).map(R::into));
+                self.session.connection.recycle(request.into_body());
+                answered.map(|()| Served::Request)
+            }
             None if self.shared.stop.is_stopped() => Ok(Served::Stopped),
             None => Ok(Served::Nothing),
         }
@@ -105,10 +108,7 @@ impl<'a> Worker<'a> {
 
     /// Serves until the server is told to stop, or until the channel or the connection has ended.
     pub(super) fn serve(&self, handler: &Handler) -> Result<()> {
-        let never = Deadline::after(Duration::MAX);
-        while let Some((tag, request)) = self.next(never)? {
-            self.answer(tag, request, handler)?;
-        }
+        while self.serve_one(handler, Duration::MAX)? != Served::Stopped {}
         Ok(())
     }
 
@@ -135,17 +135,6 @@ impl<'a> Worker<'a> {
     }
 
     fn answer(
-        &self,
-        tag: u64,
-        request: Request,
-        handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
-    ) -> Result<()> {
-        let answered = self.run_and_reply(tag, &request, handler);
-        self.session.connection.recycle(request.into_body());
-        answered
-    }
-
-    fn run_and_reply(
         &self,
         tag: u64,
         request: &Request,
