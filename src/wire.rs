@@ -244,7 +244,7 @@ mod tests {
             let (expiration, headers) = (Some(expiration), &*headers);
             let message = reply(&Properties { expiration, headers, ..Default::default() }, b"7");
             let delivery = Delivery { tag: 1, redelivered: false, message };
-            let request = Request::from_delivery(delivery, std::time::Instant::now());
+            let request = Request::from_delivery(delivery);
             request.remaining().map(|remaining| remaining.as_secs_f64().round())
         };
         let second = Duration::from_secs(1);

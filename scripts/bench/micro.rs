@@ -78,7 +78,7 @@ fn decode(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("request", size), |bencher| {
             bencher.iter(|| {
                 let delivery = read(&mut decoder, black_box(&request));
-                let request = wire::Request::from_delivery(delivery, std::time::Instant::now());
+                let request = wire::Request::from_delivery(delivery);
                 wire::reply_address(&request.properties(), "rpc_queue").expect("it has one");
                 request
             });

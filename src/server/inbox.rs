@@ -2,17 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use super::shared::Shared;
 use crate::broker::{DataPlane, Waiter};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::frames::Event;
 use crate::lock::lock;
 use crate::wire::{self, Request};
 
-/// The requests that arrived on a worker's channel, with their delivery tags, and the reason why
-/// the channel has ended.
+/// The requests that arrived on a worker's channel, and the reason why the channel has ended.
 #[derive(Default)]
 pub(crate) struct Inbox {
     waiter: Arc<Waiter>,
@@ -21,7 +19,7 @@ pub(crate) struct Inbox {
 
 #[derive(Default)]
 struct InboxState {
-    requests: VecDeque<(u64, Request)>,
+    requests: VecDeque<Request>,
     /// The reason why no more requests come.
     ended: Option<Error>,
 }
@@ -33,10 +31,9 @@ impl Inbox {
         match event {
             Event::Delivery(delivery) => {
                 let prefetch = usize::from(shared.options.prefetch);
-                let tag = delivery.tag;
-                let request = Request::from_delivery(delivery, Instant::now());
+                let request = Request::from_delivery(delivery);
                 let mut state = lock(&self.state);
-                state.requests.push_back((tag, request));
+                state.requests.push_back(request);
                 let count = state.requests.len();
                 drop(state);
                 if prefetch > 0 && count > prefetch {
@@ -76,8 +73,8 @@ impl Inbox {
         state.ended.is_some() || !state.requests.is_empty()
     }
 
-    /// The next request, with its delivery tag. `Err` is the reason why no more come.
-    pub(crate) fn take(&self) -> Result<Option<(u64, Request)>, Error> {
+    /// The next request. `Err` is the reason why no more come.
+    pub(crate) fn take(&self) -> Result<Option<Request>> {
         let mut state = lock(&self.state);
         match &state.ended {
             Some(reason) => Err(reason.clone()),

@@ -76,7 +76,7 @@ impl KeepAlive {
             reply_to: queue.to_string(),
             correlation_id: correlation_id.to_string(),
             sign: wire::encode_sign_of_life(route, correlation_id, &shared.app_id),
-            is_abandoned: Arc::clone(request.abandonment()),
+            is_abandoned: Arc::clone(&request.is_abandoned),
         });
         if !state.has_thread {
             let shared = Arc::clone(shared);

@@ -96,9 +96,9 @@ impl<'a> Worker<'a> {
         R: Into<Reply>,
     {
         match self.next(Deadline::after(timeout))? {
-            Some((tag, request)) => {
-                let answered = self.answer(tag, &request, |it| handler(it).map(R::into));
-                self.session.connection.recycle(request.into_body());
+            Some(request) => {
+                let answered = self.answer(&request, |request| handler(request).map(R::into));
+                self.session.connection.recycle(request.delivery.message.body);
                 answered.map(|()| Served::Request)
             }
             None if self.shared.stop.is_stopped() => Ok(Served::Stopped),
@@ -112,9 +112,8 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Waits for the next request. Returns it with its delivery tag; `None` if the deadline has
-    /// passed or the server is told to stop.
-    fn next(&self, deadline: Deadline) -> Result<Option<(u64, Request)>> {
+    /// Waits for the next request. `None` if the deadline has passed or the server is told to stop.
+    fn next(&self, deadline: Deadline) -> Result<Option<Request>> {
         let Worker { session, inbox, .. } = self;
         let stop = &self.shared.stop;
         let is_ready = || inbox.is_ready() || stop.is_stopped();
@@ -136,7 +135,6 @@ impl<'a> Worker<'a> {
 
     fn answer(
         &self,
-        tag: u64,
         request: &Request,
         handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
     ) -> Result<()> {
@@ -145,7 +143,7 @@ impl<'a> Worker<'a> {
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
             Ok(address) => address,
-            Err(why) => return self.reject(tag, request, why),
+            Err(why) => return self.reject(request, why),
         };
         let name = RequestName(&address, request.trace_id());
         if request.redelivered() {
@@ -158,10 +156,10 @@ impl<'a> Worker<'a> {
         let outcome = run(handler, request).and_then(|reply| sendable(reply, frame_max));
         let outcome = reply_limit.apply(outcome);
         drop(signs);
-        let replied = self.reply(&address, &outcome, tag);
+        let replied = self.reply(request, &address, &outcome);
         lock(counters).in_progress -= 1;
         if let ReplyOutcome::Undeliverable = replied? {
-            return self.reject(tag, request, "the broker fails on its reply_to");
+            return self.reject(request, "the broker fails on its reply_to");
         }
         // Sending the reply may have revealed the size limit.
         let outcome = reply_limit.apply(outcome);
@@ -182,9 +180,9 @@ impl<'a> Worker<'a> {
     /// Writes the reply and the acknowledgement together, in that order.
     fn reply(
         &self,
+        request: &Request,
         address: &ReplyAddress<'_>,
         outcome: &Result<Reply, Failure>,
-        delivery_tag: u64,
     ) -> Result<ReplyOutcome> {
         let Shared { app_id, direct, reply_limit, .. } = &**self.shared;
         let (number, id) = (self.channel.number, address.correlation_id);
@@ -205,15 +203,15 @@ impl<'a> Worker<'a> {
             let route = self.channel.route(address.reply_to, true);
             wire::encode_reply(route, id, app_id, outcome)
         };
-        self.write(frames.followed_by(&frames::ack(number, delivery_tag)))?;
+        self.write(frames.followed_by(&frames::ack(number, request.delivery.tag)))?;
         Ok(ReplyOutcome::Sent)
     }
 
     /// Removes a request that cannot be answered from the queue.
-    fn reject(&self, tag: u64, request: &Request, why: &str) -> Result<()> {
+    fn reject(&self, request: &Request, why: &str) -> Result<()> {
         lock(&self.shared.counters).rejected += 1;
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
-        self.write(frames::reject(self.channel.number, tag).into())
+        self.write(frames::reject(self.channel.number, request.delivery.tag).into())
     }
 
     /// Blocks while the broker does not read. If the broker is silent for two heartbeats, the

@@ -25,33 +25,30 @@ use crate::frames::{Delivery, Message, Properties, find_header};
 /// assert_eq!(shout(&Request::new("hello")), Ok("HELLO".into()));
 /// ```
 pub struct Request {
-    message: Message,
-    redelivered: bool,
+    pub(crate) delivery: Delivery,
     /// When the requester stops waiting, if it named a deadline.
     deadline: Option<Instant>,
-    is_abandoned: Arc<AtomicBool>,
+    /// Whether the requester is known to be gone.
+    pub(crate) is_abandoned: Arc<AtomicBool>,
 }
 
 impl Request {
     /// A request that came from no broker and has a body only, for testing a handler.
     pub fn new(body: impl Into<Vec<u8>>) -> Request {
         let message = Message::bare(body.into());
-        Request::from_delivery(Delivery { tag: 0, redelivered: false, message }, Instant::now())
+        Request::from_delivery(Delivery { tag: 0, redelivered: false, message })
     }
 
-    pub(crate) fn from_delivery(delivery: Delivery, received: Instant) -> Request {
-        let Delivery { message, redelivered, .. } = delivery;
-        let deadline = patience(&message.properties()).and_then(|left| received.checked_add(left));
-        Request { message, redelivered, deadline, is_abandoned: Arc::default() }
+    /// A request that has just arrived.
+    pub(crate) fn from_delivery(delivery: Delivery) -> Request {
+        let left = patience(&delivery.message.properties());
+        let deadline = left.and_then(|left| Instant::now().checked_add(left));
+        Request { delivery, deadline, is_abandoned: Arc::default() }
     }
 
     /// The body, in whatever format client and server have agreed on.
     pub fn body(&self) -> &[u8] {
-        &self.message.body
-    }
-
-    pub(crate) fn into_body(self) -> Vec<u8> {
-        self.message.body
+        &self.delivery.message.body
     }
 
     /// The text of the header with this name; `None` if there is none, or if it is not text.
@@ -93,7 +90,7 @@ impl Request {
     /// ([Reliability](https://www.rabbitmq.com/docs/reliability)). A request that the requester
     /// sent again does not count as redelivered, but has the same [`Request::message_id`].
     pub fn redelivered(&self) -> bool {
-        self.redelivered
+        self.delivery.redelivered
     }
 
     /// How much longer the requester is going to wait: zero if it has stopped, `None` if it named
@@ -113,18 +110,13 @@ impl Request {
     }
 
     pub(crate) fn properties(&self) -> Properties<'_> {
-        self.message.properties()
+        self.delivery.message.properties()
     }
 
     /// The interval at which the requester wants signs of life.
     pub(crate) fn keep_alive(&self) -> Option<Duration> {
         let interval = self.header(KEEP_ALIVE)?.parse().ok()?;
         Some(Duration::from_millis(interval).max(SHORTEST_KEEP_ALIVE))
-    }
-
-    /// The flag that tells that the requester is gone.
-    pub(crate) fn abandonment(&self) -> &Arc<AtomicBool> {
-        &self.is_abandoned
     }
 
     /// The id of the trace that the request belongs to.
@@ -152,7 +144,7 @@ impl fmt::Debug for Request {
         f.debug_struct("Request")
             .field("correlation_id", &self.correlation_id())
             .field("message_id", &self.message_id())
-            .field("redelivered", &self.redelivered)
+            .field("redelivered", &self.redelivered())
             .field("bytes", &self.body().len())
             .finish_non_exhaustive()
     }
