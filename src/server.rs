@@ -18,8 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use self::counters::ServerCounters;
-use self::overload::Refuser;
-use self::pool::{Handler, OnReady};
+use self::pool::OnReady;
 use self::shared::Shared;
 pub use self::stopper::Stopper;
 pub use self::worker::{Served, Worker};
@@ -130,15 +129,15 @@ impl RpcServer {
     pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         options.check()?;
         wire::check_queue(queue)?;
-        let server = RpcServer::unconnected(brokers, queue, options)?;
+        let server = RpcServer::unconnected(brokers, queue, options);
         server.shared.sessions.first_session(Duration::MAX)?;
         Ok(server)
     }
 
     /// Makes a server that connects when it serves.
-    fn unconnected(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
+    fn unconnected(brokers: Brokers, queue: &str, options: ServerOptions) -> RpcServer {
         let shared = Shared::new(brokers, queue, options);
-        Ok(RpcServer { shared: Arc::new(shared), on_ready: Mutex::default() })
+        RpcServer { shared: Arc::new(shared), on_ready: Mutex::default() }
     }
 
     /// Calls `notice` once, when [`RpcServer::serve`] starts to take requests for the first time.
@@ -169,10 +168,8 @@ impl RpcServer {
         H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
         R: Into<Reply>,
     {
-        let _refuser = Refuser::start(&self.shared)?;
-        let on_ready = lock(&self.on_ready).take();
-        let handler: Handler = Box::new(move |request| handler(request).map(R::into));
-        pool::serve(&self.shared, on_ready, handler)
+        let handler = move |request: &Request| handler(request).map(R::into);
+        overload::serve_and_refuse(self, Box::new(handler))
     }
 
     /// Runs `work` on this thread with a single worker, for a loop of your own around
