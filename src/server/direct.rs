@@ -12,9 +12,10 @@ use std::sync::Mutex;
 use super::shared::Shared;
 use crate::broker::{Brokers, CallError, Channel, Connection, Limit, WriteError};
 use crate::deadline::Deadline;
-use crate::error::Result;
-use crate::frames::{Frames, Method, Route};
+use crate::error::{Failure, Result};
+use crate::frames::Method;
 use crate::lock::lock;
+use crate::wire::{self, Reply, ReplyAddress};
 
 /// The connections that no worker uses at present. There are at most as many as workers have
 /// replied at once.
@@ -46,15 +47,14 @@ impl DirectReplies {
     /// Publishes a reply and waits until the broker has handled it. Makes a connection first if
     /// none is idle. Writing and waiting for the answer each block for at most the time that
     /// connecting to one broker may take; waiting for the answer blocks for longer during an alarm.
-    pub(crate) fn send<'a>(
+    pub(crate) fn send(
         &self,
         shared: &Shared,
-        reply_to: &str,
-        encode: impl FnOnce(Route<'_>) -> Frames<'a>,
+        address: &ReplyAddress<'_>,
+        outcome: &Result<Reply, Failure>,
     ) -> Result<ReplyOutcome> {
-        let is_alive = |direct: &Direct| direct.channel.data_plane.ended().is_none();
         let mut idle = lock(&self.idle);
-        idle.retain(is_alive);
+        idle.retain(|direct| direct.channel.data_plane.ended().is_none());
         let direct = idle.pop();
         drop(idle);
         let direct = direct.map_or_else(|| connect(&shared.brokers), Ok)?;
@@ -62,10 +62,10 @@ impl DirectReplies {
         let limit = shared.brokers.connect_timeout;
         // Not mandatory: the address is not a queue, so the broker would return the reply even
         // after it has delivered it.
-        let route = channel.route(reply_to, false);
-        if let Err(WriteError::TimedOut { .. }) =
-            channel.write(encode(route), Deadline::after(limit).at)
-        {
+        let route = channel.route(address.reply_to, false);
+        let frames = wire::encode_reply(route, address.correlation_id, &shared.app_id, outcome);
+        let written = channel.write(frames, Deadline::after(limit).at);
+        if let Err(WriteError::TimedOut { .. }) = written {
             return Err(channel.data_plane.endpoint.unreachable("it does not read a direct reply"));
         }
         // The broker's answer to the next method shows whether it accepted the reply.

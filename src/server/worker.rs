@@ -17,7 +17,7 @@ use super::stall_detector::FIRST_CHECK_DELAY;
 use crate::broker::{CallError, Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
 use crate::error::{Failure, Result, Status};
-use crate::frames::{self, Frames, Method, Route};
+use crate::frames::{self, Frames, Method};
 use crate::lock::lock;
 use crate::observation::Observation;
 use crate::wire::{self, Reply, ReplyAddress, Request};
@@ -185,25 +185,21 @@ impl<'a> Worker<'a> {
         outcome: &Result<Reply, Failure>,
     ) -> Result<ReplyOutcome> {
         let Shared { app_id, direct, reply_limit, .. } = &**self.shared;
-        let (number, id) = (self.channel.number, address.correlation_id);
         let frames = if direct::is_direct(address.reply_to) {
-            let send = |outcome| {
-                let encode = |route: Route<'_>| wire::encode_reply(route, id, app_id, outcome);
-                direct.send(self.shared, address.reply_to, encode)
-            };
-            let sent = match send(outcome)? {
-                ReplyOutcome::TooLarge => send(&reply_limit.apply(outcome.clone()))?,
-                sent => sent,
-            };
+            let mut sent = direct.send(self.shared, address, outcome)?;
+            if let ReplyOutcome::TooLarge = sent {
+                let failure = reply_limit.apply(outcome.clone());
+                sent = direct.send(self.shared, address, &failure)?;
+            }
             if let ReplyOutcome::Undeliverable = sent {
                 return Ok(sent);
             }
             Frames::from(Vec::new())
         } else {
             let route = self.channel.route(address.reply_to, true);
-            wire::encode_reply(route, id, app_id, outcome)
+            wire::encode_reply(route, address.correlation_id, app_id, outcome)
         };
-        self.write(frames.followed_by(&frames::ack(number, request.delivery.tag)))?;
+        self.write(frames.followed_by(&frames::ack(self.channel.number, request.delivery.tag)))?;
         Ok(ReplyOutcome::Sent)
     }
 
