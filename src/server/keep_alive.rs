@@ -26,13 +26,11 @@ pub(crate) struct KeepAlive {
 #[derive(Default)]
 struct State {
     active: Vec<Active>,
-    next_id: u64,
     has_thread: bool,
 }
 
 /// A request that a handler works on.
 struct Active {
-    id: u64,
     next_sign: Instant,
     interval: Duration,
     channel: Arc<Channel>,
@@ -40,13 +38,14 @@ struct Active {
     correlation_id: String,
     /// The encoded sign of life.
     sign: Vec<u8>,
+    /// Belongs to this request alone, and so identifies it.
     is_abandoned: Arc<AtomicBool>,
 }
 
 /// Dropping this ends the signs of life of one request. None is sent after that.
 pub(crate) struct SignsOfLife<'a> {
-    shared: &'a Shared,
-    id: u64,
+    keep_alive: &'a KeepAlive,
+    request: &'a Request,
 }
 
 impl KeepAlive {
@@ -54,22 +53,19 @@ impl KeepAlive {
     /// reply address allows it.
     pub(crate) fn begin<'a>(
         shared: &'a Arc<Shared>,
-        request: &Request,
+        request: &'a Request,
         address: &ReplyAddress<'_>,
         channel: &Arc<Channel>,
     ) -> Option<SignsOfLife<'a>> {
         let (interval, correlation_id) = (request.keep_alive()?, address.correlation_id?);
         let queue = address.reply_to;
-        let route = channel.route(queue, true);
         if is_direct(queue) {
             return None;
         }
+        let route = channel.route(queue, true);
         let keep_alive = &shared.keep_alive;
         let mut state = lock(&keep_alive.state);
-        state.next_id += 1;
-        let id = state.next_id;
         state.active.push(Active {
-            id,
             next_sign: Instant::now(),
             interval,
             channel: Arc::clone(channel),
@@ -88,7 +84,7 @@ impl KeepAlive {
         }
         drop(state);
         keep_alive.changed.notify_one();
-        Some(SignsOfLife { shared, id })
+        Some(SignsOfLife { keep_alive, request })
     }
 
     fn send_signs(&self) {
@@ -124,8 +120,10 @@ impl KeepAlive {
 
 impl Drop for SignsOfLife<'_> {
     fn drop(&mut self) {
-        let keep_alive = &self.shared.keep_alive;
-        lock(&keep_alive.state).active.retain(|active| active.id != self.id);
-        keep_alive.changed.notify_one();
+        let ended = &self.request.is_abandoned;
+        let mut state = lock(&self.keep_alive.state);
+        state.active.retain(|active| !Arc::ptr_eq(&active.is_abandoned, ended));
+        drop(state);
+        self.keep_alive.changed.notify_one();
     }
 }
