@@ -11,13 +11,8 @@ use crate::error::{Failure, Result, Status};
 use crate::frames::Close;
 use crate::wire::Reply;
 
-pub(crate) struct ReplyLimit(AtomicUsize);
-
-impl Default for ReplyLimit {
-    fn default() -> ReplyLimit {
-        ReplyLimit(AtomicUsize::new(usize::MAX))
-    }
-}
+/// The limit in bytes; `usize::MAX` while none is known.
+pub(crate) struct ReplyLimit(pub(super) AtomicUsize);
 
 impl ReplyLimit {
     /// Reads the limit from the reason why the broker closed a channel. True if the reason contains
@@ -32,15 +27,13 @@ impl ReplyLimit {
 
     pub(crate) fn apply(&self, outcome: Result<Reply, Failure>) -> Result<Reply, Failure> {
         let limit = self.0.load(Ordering::Relaxed);
-        match outcome {
-            Ok(reply) if reply.body().len() > limit => Err(Failure::new(
-                Status::Internal,
-                format!(
-                    "the reply of {} bytes is larger than the broker takes: {limit}",
-                    reply.body().len()
-                ),
-            )),
-            outcome => outcome,
+        let reply = outcome?;
+        let length = reply.body().len();
+        if length > limit {
+            let text =
+                format!("the reply of {length} bytes is larger than the broker takes: {limit}");
+            return Err(Failure::new(Status::Internal, text));
         }
+        Ok(reply)
     }
 }

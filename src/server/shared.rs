@@ -66,7 +66,7 @@ impl Shared {
             app_id: program(),
             counters: Mutex::default(),
             direct: DirectReplies::default(),
-            reply_limit: ReplyLimit::default(),
+            reply_limit: ReplyLimit(usize::MAX.into()),
             last_stall: Mutex::default(),
             keep_alive: KeepAlive::default(),
             observer: Observer::default(),
