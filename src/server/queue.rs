@@ -17,6 +17,11 @@ use crate::frames::{Close, Method, append_integer, append_text};
 /// case).
 const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 
+/// What the broker says if the home node of the queue is down. A durable classic queue is on one
+/// node of a cluster. While that node is down, the broker answers 404, as if the queue did not
+/// exist. The queue must not be declared then; it comes back with its node.
+const NODE_DOWN: &str = "is down or inaccessible";
+
 /// Makes sure that the queue exists. Does not block beyond the limit. Looks the queue up first,
 /// because an existing queue is used with the arguments that it was declared with. `existed` means
 /// that this server has found or declared the queue before, so it was deleted if it does not exist.
@@ -28,7 +33,7 @@ pub(crate) fn ensure(
     existed: bool,
 ) -> Result<()> {
     let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
-        Err(CallError::Closed(close)) if close.code == 404 && !is_its_node_down(&close.text) => {
+        Err(CallError::Closed(close)) if close.code == 404 && !close.text.contains(NODE_DOWN) => {
             if existed && options.queue_type == QueueType::Quorum {
                 thread::sleep(REDECLARE_DELAY);
                 return ensure(data_plane, queue, options, limit, false);
@@ -79,31 +84,24 @@ fn arguments(queue: &str, options: &ServerOptions) -> Vec<u8> {
 /// change.
 fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
     let Close { code, text } = close;
-    let refused = |reason| Error::QueueRefused { queue: queue.to_string(), reason };
-    match code {
+    let reason = match code {
         403 if text.contains("reserved prefix") => {
-            refused(format!("names that begin with \"amq.\" are the broker's own ({text})"))
+            "names that begin with \"amq.\" are the broker's own"
         }
-        405 => refused(format!(
+        405 => {
             "another connection has it for itself alone; choose another name, or end that \
-             connection ({text})"
-        )),
-        406 => refused(format!(
-            "it cannot be declared with these arguments; give the queue type, delivery limit, \
-             limit of waiting requests and dead-letter exchange that it has, or delete it ({text})"
-        )),
-        541 if text.contains("deprecated") || text.contains("transient") => {
-            refused(format!("this broker no longer has queues of that kind ({text})"))
+             connection"
         }
-        _ => endpoint.explain_close(close, "declare the request queue"),
-    }
-}
-
-/// Whether the home node of the queue is down. A durable classic queue is on one node of a cluster.
-/// While that node is down, the broker answers 404, as if the queue did not exist. The queue must
-/// not be declared then; it comes back with its node.
-fn is_its_node_down(message: &str) -> bool {
-    message.contains("is down or inaccessible")
+        406 => {
+            "it cannot be declared with these arguments; give the queue type, delivery limit, \
+             limit of waiting requests and dead-letter exchange that it has, or delete it"
+        }
+        541 if text.contains("deprecated") || text.contains("transient") => {
+            "this broker no longer has queues of that kind"
+        }
+        _ => return endpoint.explain_close(close, "declare the request queue"),
+    };
+    Error::QueueRefused { queue: queue.to_string(), reason: format!("{reason} ({text})") }
 }
 
 #[cfg(test)]
