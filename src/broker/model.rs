@@ -328,3 +328,95 @@ fn wake_reaches_a_caller_that_reads() {
         reserve.join().unwrap();
     });
 }
+
+/// The connection is cut by a thread that is not the reader.
+#[test]
+fn cut_releases_everybody() {
+    for has_reserve in [false, true] {
+        check(move || {
+            let model = Model::new(2);
+            let reserve = has_reserve.then(|| model.reserve());
+            let threads = [0, 1].map(|caller| {
+                let model = Arc::clone(&model);
+                thread::spawn(move || model.wait(caller, 1, Moment::Never))
+            });
+            model.turn.end(&*model);
+            assert_eq!(threads.map(|thread| thread.join().unwrap()), [false, false]);
+            reserve.into_iter().for_each(|reserve| reserve.join().unwrap());
+        });
+    }
+}
+
+/// A condition may become true for a caller that is not woken: of those that wait for an in-flight
+/// slot, only the first is. If it leaves at the end of a step, it does not stay on the list.
+#[test]
+fn caller_that_is_ready_without_a_signal_leaves_the_list() {
+    for has_reserve in [false, true] {
+        check(move || {
+            let model = Model::new(3);
+            let reserve = has_reserve.then(|| model.reserve());
+            let [first, last] = [0, 2].map(|caller| {
+                let model = Arc::clone(&model);
+                thread::spawn(move || model.wait(caller, 1, Moment::Never))
+            });
+            let other = Arc::clone(&model);
+            let stepping = thread::spawn(move || {
+                let is_ready = || other.received(0) >= 1;
+                while !is_ready() {
+                    other.turn.wait(&*other, &other.mailboxes[1].waiter, Moment::Soon, is_ready);
+                }
+            });
+            model.turn.wake_all(&*model);
+            model.deliver(0);
+            assert!(first.join().unwrap());
+            stepping.join().unwrap();
+            model.deliver(2);
+            assert!(last.join().unwrap());
+            model.hang_up();
+            reserve.into_iter().for_each(|reserve| reserve.join().unwrap());
+        });
+    }
+}
+
+/// A caller leaves at its deadline although another keeps the turn for longer.
+#[test]
+fn caller_leaves_at_its_deadline_while_another_reads() {
+    for has_reserve in [false, true] {
+        check(move || {
+            let model = Model::new(2);
+            let reserve = has_reserve.then(|| model.reserve());
+            let [reading, leaving] =
+                [(0, Moment::Never), (1, Moment::Soon)].map(|(caller, until)| {
+                    let model = Arc::clone(&model);
+                    thread::spawn(move || model.wait(caller, 1, until))
+                });
+            assert!(!leaving.join().unwrap());
+            model.deliver(0);
+            assert!(reading.join().unwrap());
+            model.hang_up();
+            reserve.into_iter().for_each(|reserve| reserve.join().unwrap());
+        });
+    }
+}
+
+/// A caller is woken, alone or with all others, while another that is not ready keeps the turn.
+#[test]
+fn wake_reaches_a_caller_that_stands_by() {
+    for wakes_all in [false, true] {
+        check(move || {
+            let model = Model::new(2);
+            let [other, woken] = [0, 1].map(|caller| {
+                let model = Arc::clone(&model);
+                thread::spawn(move || model.wait(caller, 1, Moment::Never))
+            });
+            *model.mailboxes[1].received.lock().unwrap() += 1;
+            match wakes_all {
+                true => model.turn.wake_all(&*model),
+                false => model.turn.wake(&*model, &model.mailboxes[1].waiter),
+            }
+            assert!(woken.join().unwrap());
+            model.deliver(0);
+            assert!(other.join().unwrap());
+        });
+    }
+}

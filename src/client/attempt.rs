@@ -83,8 +83,10 @@ impl InFlight {
     /// The outcome of the call, if it has come: a reply to any attempt, or else the outcome of this
     /// attempt.
     pub(super) fn take_outcome(&self, earlier: &mut Vec<InFlight>) -> Option<Outcome> {
+        // In this order: a reply that came before the end counts.
+        let ended = self.session.ended();
         let reply = take_reply(earlier).or_else(|| self.slot.take_outcome());
-        reply.or_else(|| self.session.ended().map(Err))
+        reply.or(ended.map(Err))
     }
 
     /// Checks for signs of life, if it is time to. Returns a result if none has come for too long.
@@ -140,13 +142,16 @@ impl InFlight {
 /// The server's answer to one of these attempts. Attempts that failed otherwise are dropped.
 pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Outcome> {
     let mut reply = None;
-    attempts.retain(|attempt| match attempt.slot.take_outcome() {
-        Some(outcome @ (Ok(_) | Err(Error::Remote { .. }))) => {
-            reply = Some(outcome);
-            false
+    attempts.retain(|attempt| {
+        let is_alive = attempt.session.ended().is_none();
+        match attempt.slot.take_outcome() {
+            Some(outcome @ (Ok(_) | Err(Error::Remote { .. }))) => {
+                reply = Some(outcome);
+                false
+            }
+            Some(_) => false,
+            None => is_alive,
         }
-        Some(_) => false,
-        None => attempt.session.ended().is_none(),
     });
     reply
 }

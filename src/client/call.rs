@@ -232,13 +232,16 @@ impl PendingReply {
     /// Sends the request until `limit`, through several sessions if necessary. The request always
     /// carries the deadline of the whole call.
     fn send_until(&mut self, limit: Deadline) -> Result<()> {
+        let mut until = self.deadline;
         while self.in_flight.is_none() {
-            if self.deadline.has_passed() {
+            if until.has_passed() {
                 let what = "the time was up before the request could be sent".into();
                 return Err(Error::TimedOut { what, after: self.deadline.timeout, sent: false });
             }
             let session = self.sessions.session(limit)?;
             self.in_flight = session.publish(&self.call, &self.earlier, limit, self.deadline)?;
+            // Even if the time is up already, one session is tried.
+            until = limit;
         }
         Ok(())
     }

@@ -49,9 +49,12 @@ impl Inbox {
             }
             Event::Closed(close) => {
                 shared.reply_limit.learn(&close);
+                // The broker delivers these requests to other workers.
+                lock(&self.state).requests.clear();
                 // Publishing replies requires the permission to write to the default exchange.
                 self.end(endpoint.explain_close(&close, "answer requests"));
             }
+            // No other worker gets the requests that have arrived, so this one answers them.
             Event::Cancelled => self.end(endpoint.unreachable("the request queue was deleted")),
             Event::Answer(_) => {}
         }
@@ -76,9 +79,9 @@ impl Inbox {
     /// The next request. `Err` is the reason why no more come.
     pub(crate) fn take(&self) -> Result<Option<Request>> {
         let mut state = lock(&self.state);
-        match &state.ended {
-            Some(reason) => Err(reason.clone()),
-            None => Ok(state.requests.pop_front()),
+        match (state.requests.pop_front(), &state.ended) {
+            (None, Some(reason)) => Err(reason.clone()),
+            (next, _) => Ok(next),
         }
     }
 }

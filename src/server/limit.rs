@@ -16,11 +16,14 @@ pub(crate) struct ReplyLimit(pub(super) AtomicUsize);
 
 impl ReplyLimit {
     /// Reads the limit from the reason why the broker closed a channel. True if the reason contains
-    /// a limit that was not known before.
+    /// a limit.
     pub(crate) fn learn(&self, close: &Close) -> bool {
         let limit = close.text.split_once("larger than configured max size ");
         match limit.map(|(_, limit)| limit.trim().parse()) {
-            Some(Ok(limit)) if close.code == 406 => self.0.swap(limit, Ordering::Relaxed) != limit,
+            Some(Ok(limit)) if close.code == 406 => {
+                self.0.store(limit, Ordering::Relaxed);
+                true
+            }
             _ => false,
         }
     }

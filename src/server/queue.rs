@@ -22,7 +22,8 @@ const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 /// exist. The queue must not be declared then; it comes back with its node.
 const NODE_DOWN: &str = "is down or inaccessible";
 
-/// Makes sure that the queue exists. Does not block beyond the limit. Looks the queue up first,
+/// Makes sure that the queue exists. Does not block beyond the limit, to which
+/// [`REDECLARE_DELAY`] does not count. Looks the queue up first,
 /// because an existing queue is used with the arguments that it was declared with. `existed` means
 /// that this server has found or declared the queue before, so it was deleted if it does not exist.
 pub(crate) fn ensure(
@@ -36,6 +37,10 @@ pub(crate) fn ensure(
         Err(CallError::Closed(close)) if close.code == 404 && !close.text.contains(NODE_DOWN) => {
             if existed && options.queue_type == QueueType::Quorum {
                 thread::sleep(REDECLARE_DELAY);
+                let limit = match limit {
+                    Limit::Until(until) => Limit::Until(until + REDECLARE_DELAY),
+                    extended => extended,
+                };
                 return ensure(data_plane, queue, options, limit, false);
             }
             let arguments = arguments(queue, options);

@@ -76,7 +76,8 @@ impl Worker<'_> {
             let now = *lock(counters);
             now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
         };
-        if self.waiting() == 0 || !is_idle() {
+        // `waiting` cuts the connection if the queue is gone, so no worker may be busy then.
+        if !is_idle() || self.waiting() == 0 || !is_idle() {
             return;
         }
         let is_ready = || inbox.is_ready() || stop.is_stopped();

@@ -54,6 +54,54 @@ fn server_redeclares_deleted_queue() {
     stop(&mut server);
 }
 
+/// The pause before a quorum queue is declared again is longer than connecting may take.
+#[test]
+fn server_redeclares_deleted_quorum_queue_despite_short_connect_timeout() {
+    let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
+    let mut server = rpc_server(&queue, &["--queue-type", "quorum", "--connect-timeout", "0.4"]);
+    queue::delete(&url, &queue);
+    server.wait_for_line("the request queue was deleted", PATIENCE);
+    server.wait_for_line("declared the queue", PATIENCE);
+    server.wait_for_line("taking requests", PATIENCE);
+    assert_eq!(connect_fibonacci(&url, &queue).call(7), Ok(13));
+    stop(&mut server);
+}
+
+/// The requests that a worker has got from a queue are answered although the queue is deleted.
+#[test]
+fn worker_answers_what_it_got_from_a_deleted_queue() {
+    let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
+    let (release, released) = bounded::<()>(0);
+    let options = ServerOptions { prefetch: 3, ..Default::default() };
+    let _server = Serving::start(&url, &queue, options, move |body| {
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(body.to_vec())
+    });
+    let client = connect(&url, &queue);
+    let calls = ["1", "2", "3"].map(|body| client.send(body).unwrap());
+    queue::wait_until_taken(&url, &queue);
+    queue::delete(&url, &queue);
+    drop(release);
+    assert_eq!(calls.map(|call| call.wait().unwrap()), [b"1", b"2", b"3"]);
+}
+
+/// An idle worker that finds the queue gone does not cut the connection of a busy one.
+#[test]
+fn busy_worker_answers_although_its_queue_was_deleted_without_notice() {
+    let (url, queue) = (Broker::shared().url(), queue_name("forgotten-busy"));
+    let options = ServerOptions { workers: 2, ..Default::default() };
+    // An idle worker looks at the queue every four seconds.
+    let _server = Serving::start(&url, &queue, options, |body| {
+        thread::sleep(6 * SECOND);
+        Ok(body.to_vec())
+    });
+    let client = connect(&url, &queue);
+    let call = client.send("7").unwrap();
+    queue::wait_until_taken(&url, &queue);
+    forget(&queue);
+    assert_eq!(call.wait(), Ok(b"7".to_vec()));
+}
+
 /// Removes the broker's record of a queue without a notice to its consumers. A cluster did so after
 /// it had lost a node.
 fn forget(queue: &str) {
