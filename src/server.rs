@@ -206,7 +206,7 @@ impl RpcServer {
 
     /// Returns a handle that stops the server and reads its counters, from any thread.
     pub fn stopper(&self) -> Stopper {
-        Stopper::new(&self.shared)
+        Stopper(Arc::clone(&self.shared))
     }
 
     /// The counters of this server.

@@ -13,7 +13,8 @@ use crate::wire::{self, Request};
 /// The requests that arrived on a worker's channel, and the reason why the channel has ended.
 #[derive(Default)]
 pub(crate) struct Inbox {
-    waiter: Arc<Waiter>,
+    /// Notified after every event.
+    pub(super) waiter: Arc<Waiter>,
     state: Mutex<InboxState>,
 }
 
@@ -59,11 +60,6 @@ impl Inbox {
             Event::Answer(_) => {}
         }
         data_plane.notify(&self.waiter);
-    }
-
-    /// Notified after every event.
-    pub(crate) fn waiter(&self) -> &Arc<Waiter> {
-        &self.waiter
     }
 
     fn end(&self, reason: Error) {

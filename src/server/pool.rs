@@ -61,7 +61,7 @@ pub(crate) fn serve(
     }
     drop(all_spawned);
     let first = select! {
-        recv(shared.stop.signal()) -> _ => None,
+        recv(shared.stop.signal) -> _ => None,
         recv(reports) -> report => report.ok(),
     };
     shared.stop();

@@ -26,13 +26,9 @@ use crate::lock::lock;
 /// # Ok::<(), Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Stopper(Arc<Shared>);
+pub struct Stopper(pub(super) Arc<Shared>);
 
 impl Stopper {
-    pub(super) fn new(shared: &Arc<Shared>) -> Stopper {
-        Stopper(Arc::clone(shared))
-    }
-
     /// Tells the server to stop. The server takes no further requests, answers those in progress,
     /// and returns the others to the queue. Then [`RpcServer::serve`](super::RpcServer::serve)
     /// returns. The server stays stopped: later calls of `serve` return at once. Does not block.
@@ -57,7 +53,7 @@ pub(super) struct Stop {
     /// The first call of `stop` drops the sender. This disconnects the receiver, which wakes every
     /// thread that waits on it.
     running: Mutex<Option<Sender<()>>>,
-    signal: Receiver<()>,
+    pub(super) signal: Receiver<()>,
     is_stopped: AtomicBool,
 }
 
@@ -74,10 +70,5 @@ impl Stop {
 
     pub(super) fn is_stopped(&self) -> bool {
         self.is_stopped.load(Ordering::SeqCst)
-    }
-
-    /// A receiver that is disconnected once the server is told to stop.
-    pub(super) fn signal(&self) -> &Receiver<()> {
-        &self.signal
     }
 }

@@ -119,7 +119,7 @@ impl<'a> Worker<'a> {
         let is_ready = || inbox.is_ready() || stop.is_stopped();
         loop {
             let next_check = *lock(&session.next_check);
-            session.connection.wait(inbox.waiter(), deadline.at.min(next_check), is_ready);
+            session.connection.wait(&inbox.waiter, deadline.at.min(next_check), is_ready);
             if stop.is_stopped() {
                 return Ok(None);
             }
