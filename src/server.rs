@@ -235,18 +235,16 @@ impl fmt::Debug for RpcServer {
 
 impl ServerOptions {
     fn check(&self) -> Result<()> {
-        if self.workers == 0 {
-            return Err(Error::Config("a server needs at least one worker".into()));
-        }
-        if self.delivery_limit.is_some() && self.queue_type != QueueType::Quorum {
-            let text = "a delivery limit needs a quorum queue: a classic one counts no deliveries";
-            return Err(Error::Config(text.into()));
-        }
-        if self.max_waiting.is_some() && self.dead_letter_exchange.is_some() {
-            let text = "a server that limits how many requests may wait answers the dead letters \
-                        itself: set no dead-letter exchange, or no limit";
-            return Err(Error::Config(text.into()));
-        }
-        Ok(())
+        let mistake = if self.workers == 0 {
+            "a server needs at least one worker"
+        } else if self.delivery_limit.is_some() && self.queue_type != QueueType::Quorum {
+            "a delivery limit needs a quorum queue: a classic one counts no deliveries"
+        } else if self.max_waiting.is_some() && self.dead_letter_exchange.is_some() {
+            "a server that limits how many requests may wait answers the dead letters itself: set \
+             no dead-letter exchange, or no limit"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Config(mistake.into()))
     }
 }
