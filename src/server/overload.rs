@@ -11,7 +11,6 @@ use std::time::Duration;
 use super::pool::{self, Handler};
 use super::{RpcServer, ServerOptions};
 use crate::error::{Error, Failure, Result, Status};
-use crate::lock::lock;
 use crate::wire::Request;
 
 /// The name of the queue to which the broker dead-letters the requests that exceed the limit.
@@ -20,11 +19,10 @@ pub(crate) fn overflow_queue(queue: &str) -> String {
 }
 
 /// Serves until the server is stopped. If the server has a limit, answers the requests in the
-/// overflow queue meanwhile. A thread connects for them by itself.
+/// overflow queue meanwhile, in a thread that makes the connection too.
 pub(crate) fn serve_and_refuse(server: &RpcServer, handler: Handler) -> Result<()> {
     let shared = &server.shared;
-    let serve = || pool::serve(shared, lock(&server.on_ready).take(), handler);
-    let Some(limit) = shared.options.max_waiting else { return serve() };
+    let Some(limit) = shared.options.max_waiting else { return pool::serve(server, handler) };
     let drain_timeout = Duration::from_secs(1);
     let options = ServerOptions { prefetch: 64, drain_timeout, ..ServerOptions::default() };
     let queue = overflow_queue(&shared.queue);
@@ -39,7 +37,7 @@ pub(crate) fn serve_and_refuse(server: &RpcServer, handler: Handler) -> Result<(
     let thread = spawned.map_err(|error| {
         Error::Config(format!("no thread to refuse requests in: {error}; set no max_waiting"))
     })?;
-    let served = serve();
+    let served = pool::serve(server, handler);
     stopper.stop();
     let refused = thread.join();
     debug_assert!(refused.is_ok(), "refusing requests does not panic");

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
+use super::RpcServer;
 use super::shared::Shared;
 use super::worker::Worker;
 use crate::broker::Session;
@@ -28,16 +29,13 @@ pub(crate) type Handler = Box<dyn Fn(&Request) -> Result<Reply, Failure> + Send 
 pub(crate) type OnReady = Box<dyn FnOnce() + Send>;
 
 /// Serves until the server is stopped, or until a worker gets an error that no retry can help.
-pub(crate) fn serve(
-    shared: &Arc<Shared>,
-    on_ready: Option<OnReady>,
-    handler: Handler,
-) -> Result<()> {
+pub(crate) fn serve(server: &RpcServer, handler: Handler) -> Result<()> {
+    let shared = &server.shared;
     let options = &shared.options;
     let (queue, workers, prefetch) = (&shared.queue, options.workers, options.prefetch);
     log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
-    let job = Job { shared: Arc::clone(shared), handler, on_ready: Mutex::new(on_ready) };
-    let job = Arc::new(job);
+    let on_ready = Mutex::new(lock(&server.on_ready).take());
+    let job = Arc::new(Job { shared: Arc::clone(shared), handler, on_ready });
     let (report, reports) = unbounded();
     // No worker starts until all threads exist, so a failure to start one leaves no worker running.
     let (all_spawned, start) = bounded::<()>(0);
