@@ -137,7 +137,8 @@ fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<(
         session.connection.cut("the server stops with requests in progress");
     }
     shared.close();
-    log::info!("stopped: {:?}", *lock(&shared.counters));
+    let counters = *lock(&shared.counters);
+    log::info!("stopped: {counters:?}");
     match failure {
         Some(error) => Err(error),
         None if ended < workers && in_progress > 0 => Err(Error::TimedOut {
