@@ -127,6 +127,9 @@ fn server_redeclares_queue_deleted_without_notice() {
 fn server_consumes_again_from_redeclared_queue() {
     let queue = queue_name("redeclared");
     let mut server = rpc_server(&queue, &[]);
+    // The server looks at its queue after one second, and next after four more. It must not look
+    // while there is no queue.
+    thread::sleep(3 * SECOND / 2);
     forget(&queue);
     // RabbitMQ 4 refuses a few times to declare it while parts of the first queue exist.
     let is_declared = || {
