@@ -217,8 +217,15 @@ fn more_workers_than_memory_allows_are_refused() {
     // Each thread needs 2 MiB of address space for its stack.
     let limited = ["-c", "ulimit -v 400000; exec \"$0\" \"$@\"", RPC_SERVER];
     let args = ["--url", &url, "--queue", &queue, "--workers", "500"];
-    let mut server = Process::spawn("sh", &[&limited[..], &args].concat());
-    assert_eq!(server.wait(PATIENCE).code(), Some(64), "{}", server.stderr());
+    let start = || {
+        let mut server = Process::spawn("sh", &[&limited[..], &args].concat());
+        (server.wait(PATIENCE).code(), server)
+    };
+    // If a thread has a stack and no room for what Rust's runtime allocates next, the runtime aborts
+    // the process.
+    let started = (0..5).map(|_| start()).find(|(code, _)| code.is_some());
+    let (code, mut server) = started.expect("most starts end in an orderly way");
+    assert_eq!(code, Some(64), "{}", server.stderr());
     assert!(server.stderr().contains("ask for fewer workers"), "{}", server.stderr());
     assert_eq!(server.stdout(), "");
 }
