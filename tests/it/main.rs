@@ -48,6 +48,7 @@ mod call_options; // the options of a single call
 mod certificates; // certificates made by the openssl command
 mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod cluster; // three nodes that fail in turn
+mod deleted_queue; // a server whose queue is deleted, with and without a notice
 mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`
 mod failing; // an attempt that fails for client and server, with the password in no text
@@ -77,7 +78,7 @@ mod refusals; // logins, virtual hosts and permissions that a broker refuses
 mod requests; // what a handler sees of a request, and what it can reply
 mod scratch; // directories for the files of one run
 mod server; // workers, handlers, stopping
-mod server_faults; // a server that loses its broker, connection or queue
+mod server_faults; // a server that loses its broker or its connection
 mod server_killed; // servers that end while they work on a request
 mod settings; // environment variables that make a test longer
 mod soak; // minutes of faults under load, in an order given by a seed

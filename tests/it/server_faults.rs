@@ -1,4 +1,4 @@
-//! A server that loses its broker, connection or queue.
+//! A server that loses its broker or its connection, or waits for either.
 
 use std::net::TcpListener;
 use std::sync::Barrier;
@@ -6,15 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use amiquip::QueueDeclareOptions;
 use crossbeam_channel::bounded;
-use rabbitmq_rpc::{Brokers, Error, Request, RpcServer, ServerOptions, fibonacci};
+use rabbitmq_rpc::{Brokers, Error, Request, RpcServer, ServerOptions};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
-use crate::patience::{PATIENCE, SECOND, await_value};
+use crate::patience::{PATIENCE, SECOND};
 use crate::process::Process;
-use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop, wait_for_served};
+use crate::programs::{RPC_SERVER, rpc_server_at, stop, wait_for_served};
 use crate::proxy::free_port;
 use crate::queue;
 use crate::raw::Raw;
@@ -36,113 +35,6 @@ fn server_exits_when_broker_does_not_answer_at_start() {
         let address = url.strip_prefix("amqp://").unwrap();
         assert!(server.stderr().contains(address), "{}", server.stderr());
     }
-}
-
-#[test]
-fn server_redeclares_deleted_queue() {
-    let url = Broker::shared().url();
-    let queue = queue_name("deleted");
-    let mut server = rpc_server(&queue, &["--workers", "3"]);
-    let client = connect_fibonacci(&url, &queue);
-    for _ in 0..2 {
-        assert_eq!(client.call(7), Ok(13));
-        queue::delete(&url, &queue);
-        server.wait_for_line("the request queue was deleted", PATIENCE);
-        server.wait_for_line("taking requests", PATIENCE);
-    }
-    assert_eq!(await_value(|| client.call(7), Result::is_ok), Ok(13));
-    stop(&mut server);
-}
-
-/// The pause before a quorum queue is declared again is longer than connecting may take.
-#[test]
-fn server_redeclares_deleted_quorum_queue_despite_short_connect_timeout() {
-    let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
-    let mut server = rpc_server(&queue, &["--queue-type", "quorum", "--connect-timeout", "0.4"]);
-    queue::delete(&url, &queue);
-    server.wait_for_line("the request queue was deleted", PATIENCE);
-    server.wait_for_line("declared the queue", PATIENCE);
-    server.wait_for_line("taking requests", PATIENCE);
-    assert_eq!(connect_fibonacci(&url, &queue).call(7), Ok(13));
-    stop(&mut server);
-}
-
-/// The requests that a worker has got from a queue are answered although the queue is deleted.
-#[test]
-fn worker_answers_what_it_got_from_a_deleted_queue() {
-    let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
-    let (release, released) = bounded::<()>(0);
-    let options = ServerOptions { prefetch: 3, ..Default::default() };
-    let _server = Serving::start(&url, &queue, options, move |body| {
-        let _ = released.recv_timeout(PATIENCE);
-        Ok(body.to_vec())
-    });
-    let client = connect(&url, &queue);
-    let calls = ["1", "2", "3"].map(|body| client.send(body).unwrap());
-    queue::wait_until_taken(&url, &queue);
-    queue::delete(&url, &queue);
-    drop(release);
-    assert_eq!(calls.map(|call| call.wait().unwrap()), [b"1", b"2", b"3"]);
-}
-
-/// An idle worker that finds the queue gone does not cut the connection of a busy one.
-#[test]
-fn busy_worker_answers_although_its_queue_was_deleted_without_notice() {
-    let (url, queue) = (Broker::shared().url(), queue_name("forgotten-busy"));
-    let options = ServerOptions { workers: 2, ..Default::default() };
-    // An idle worker looks at the queue every four seconds.
-    let _server = Serving::start(&url, &queue, options, |body| {
-        thread::sleep(6 * SECOND);
-        Ok(body.to_vec())
-    });
-    let client = connect(&url, &queue);
-    let call = client.send("7").unwrap();
-    queue::wait_until_taken(&url, &queue);
-    forget(&queue);
-    assert_eq!(call.wait(), Ok(b"7".to_vec()));
-}
-
-/// Removes the broker's record of a queue without a notice to its consumers. A cluster did so after
-/// it had lost a node.
-fn forget(queue: &str) {
-    let name = format!("{{resource, <<\"/\">>, queue, <<\"{queue}\">>}}");
-    let forget = |table| format!("ok = mnesia:dirty_delete({table}, {name})");
-    let both = format!("{}, {}.", forget("rabbit_durable_queue"), forget("rabbit_queue"));
-    Broker::shared().ctl(&["eval", &both]);
-}
-
-#[test]
-fn server_redeclares_queue_deleted_without_notice() {
-    let queue = queue_name("forgotten");
-    let mut server = rpc_server(&queue, &[]);
-    forget(&queue);
-    server.wait_for_line("was deleted without a word", PATIENCE);
-    server.wait_for_line("taking requests", PATIENCE);
-    let client = connect_fibonacci(&Broker::shared().url(), &queue);
-    assert_eq!(client.call(7), Ok(13));
-    stop(&mut server);
-}
-
-#[test]
-fn server_consumes_again_from_redeclared_queue() {
-    let queue = queue_name("redeclared");
-    let mut server = rpc_server(&queue, &[]);
-    // The server looks at its queue after one second, and next after four more. It must not look
-    // while there is no queue.
-    thread::sleep(3 * SECOND / 2);
-    forget(&queue);
-    // RabbitMQ 4 refuses a few times to declare it while parts of the first queue exist.
-    let is_declared = || {
-        let mut other = queue::connect(&Broker::shared().url());
-        let channel = other.open_channel(None).unwrap();
-        let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        channel.queue_declare(queue.as_str(), options).is_ok()
-    };
-    await_value(is_declared, |is_declared| *is_declared);
-    let client = connect_fibonacci(&Broker::shared().url(), &queue);
-    assert_eq!(client.call(7), Ok(13));
-    assert!(server.stderr().contains("gives the workers none"), "{}", server.stderr());
-    stop(&mut server);
 }
 
 #[test]
@@ -289,19 +181,6 @@ fn worker_replying_to_frozen_broker_stops_after_two_heartbeats() {
         assert!(error.to_string().contains("silent for two heartbeats"), "{error}");
     });
     drop(call);
-}
-
-/// As [`server_redeclares_queue_deleted_without_notice`], for a caller's own loop.
-#[test]
-fn with_worker_ends_when_queue_is_deleted_without_notice() {
-    let (url, queue) = (Broker::shared().url(), queue_name("forgotten-own-loop"));
-    let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, Default::default());
-    let served = server.unwrap().with_worker(|worker| {
-        forget(&queue);
-        worker.serve_one(fibonacci::answer, PATIENCE)
-    });
-    let error = served.unwrap_err();
-    assert!(error.to_string().contains("was deleted without a word"), "{error}");
 }
 
 /// RabbitMQ would close the whole connection over one channel more.
