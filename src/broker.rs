@@ -17,6 +17,8 @@ mod url;
 use std::fmt;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 pub(crate) use self::channel::{CallError, Channel, Limit};
 pub(crate) use self::connection::Connection;
 pub(crate) use self::data_plane::DataPlane;
@@ -95,32 +97,36 @@ impl Brokers {
 
     /// Tries each broker once.
     pub(crate) fn connect_once(&self) -> Result<Connection> {
-        let connected = self.connect(0, Deadline::after(Duration::MAX));
-        connected.map(|(_, connection)| connection).map_err(|(error, _)| error)
+        let connected = self.connect(&mut self.order(0), Deadline::after(Duration::MAX));
+        connected.map_err(|(error, _)| error)
+    }
+
+    /// The order that begins with the broker at index `first`.
+    fn order(&self, first: usize) -> TryOrder {
+        TryOrder::new(first, self.endpoints.len())
     }
 
     fn unreachable(&self, reason: String) -> Error {
         Error::Unreachable { brokers: self.to_string(), reason }
     }
 
-    /// Tries each broker once, starting with the one at index `first`, until one accepts the
-    /// connection. Each broker gets an equal share of the time that is left until the deadline. If
-    /// a broker refuses the credentials, the next one is not tried. Also returns the index of the
-    /// broker; or, with an error, whether a broker has accepted a TCP connection. If none has, an
+    /// Tries each broker once, in this order, until one accepts the connection, and moves those
+    /// that did not to the end of the order. Each broker gets an equal share of the time that is
+    /// left until the deadline. If a broker refuses the credentials, the next one is not tried.
+    /// With an error, also returns whether a broker has accepted a TCP connection. If none has, an
     /// early retry puts no load on any broker.
     fn connect(
         &self,
-        first: usize,
+        order: &mut TryOrder,
         deadline: Deadline,
-    ) -> Result<(usize, Connection), (Error, bool)> {
+    ) -> Result<Connection, (Error, bool)> {
         let count = self.endpoints.len();
         let mut has_tcp_connection = false;
         let mut reasons = Vec::new();
-        for turn in 0..count {
-            let index = (first + turn) % count;
-            let endpoint = &self.endpoints[index];
+        for (position, index) in order.0.iter().enumerate() {
+            let endpoint = &self.endpoints[*index];
             let limit = self.connect_timeout_of(endpoint);
-            let share = deadline.remaining() / (count - turn) as u32;
+            let share = deadline.remaining() / (count - position) as u32;
             let deadline = Deadline::after(limit.min(share));
             let tls = endpoint.tls.then(|| tls::Connector::new(&self.tls)).transpose();
             let tls = tls.map_err(|error| (error, true))?;
@@ -131,7 +137,10 @@ impl Brokers {
                 .map_err(|error| endpoint.unreachable(error))
                 .and_then(|tcp| Connection::log_in(tcp, tls, endpoint, heartbeat, deadline));
             match connected {
-                Ok(connection) => return Ok((index, connection)),
+                Ok(connection) => {
+                    order.skip(position);
+                    return Ok(connection);
+                }
                 Err(Error::Unreachable { reason, .. }) if count > 1 => {
                     reasons.push(format!("{endpoint}: {reason}"));
                 }
@@ -140,6 +149,32 @@ impl Brokers {
             }
         }
         Err((self.unreachable(reasons.join("; ")), has_tcp_connection))
+    }
+}
+
+/// The order in which to try the brokers, as indices of the list.
+///
+/// After the first one it is random. If it were that of the list, all programs of a failed node would
+/// meet on the same other node, and its failure would hit all of them.
+#[derive(Debug, Clone)]
+struct TryOrder(Vec<usize>);
+
+impl TryOrder {
+    fn new(first: usize, count: usize) -> TryOrder {
+        let mut order = TryOrder((0..count).collect());
+        order.0.swap(0, first);
+        order.shuffle_others();
+        order
+    }
+
+    fn shuffle_others(&mut self) {
+        self.0[1..].sort_by_cached_key(|_| Uuid::new_v4());
+    }
+
+    /// Moves the first brokers, which do not work, to the end.
+    fn skip(&mut self, brokers: usize) {
+        let count = self.0.len();
+        self.0.rotate_left(brokers % count);
     }
 }
 
@@ -156,4 +191,28 @@ impl fmt::Display for Brokers {
 pub(crate) fn program() -> String {
     let path = std::env::current_exe().unwrap_or_default();
     path.file_name().unwrap_or_default().to_string_lossy().chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_is_random_after_the_first_broker() {
+        let orders: Vec<Vec<usize>> = (0..100).map(|_| TryOrder::new(1, 3).0).collect();
+        assert!(orders.iter().all(|order| order[0] == 1), "{orders:?}");
+        for order in [[1, 0, 2], [1, 2, 0]] {
+            assert!(orders.contains(&order.to_vec()), "{order:?} is missing");
+        }
+    }
+
+    #[test]
+    fn skipped_brokers_come_last() {
+        let mut order = TryOrder(vec![1, 0, 2]);
+        order.skip(2);
+        assert_eq!(order.0, [2, 1, 0]);
+        let mut single = TryOrder::new(0, 1);
+        single.skip(1);
+        assert_eq!(single.0, [0]);
+    }
 }

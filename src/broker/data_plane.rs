@@ -44,12 +44,17 @@ pub(crate) struct DataPlane {
 /// The reason why a connection has ended.
 struct Ended {
     reason: String,
-    /// The reason that the broker gave, if it closed the connection.
-    close: Option<Close>,
+    cause: Cause,
 }
 
-/// The reason if the broker is silent for too long.
-pub(super) const SILENT: &str = "the broker was silent for two heartbeats";
+enum Cause {
+    /// The broker closed the connection, for this reason.
+    ClosedByBroker(Close),
+    /// The broker was silent for two heartbeats.
+    Silence,
+    Other,
+}
+
 /// The reason if the peer ends the connection without an AMQP close.
 pub(super) const CLOSED_WITHOUT_REASON: &str = "the connection ended without a word";
 
@@ -134,7 +139,15 @@ impl DataPlane {
 
     /// The reason that the broker gave, if it closed the connection.
     pub(super) fn closed_by_broker(&self) -> Option<&Close> {
-        self.ended.get()?.close.as_ref()
+        match &self.ended.get()?.cause {
+            Cause::ClosedByBroker(close) => Some(close),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection has ended because the broker was silent.
+    pub(super) fn ended_in_silence(&self) -> bool {
+        self.ended.get().is_some_and(|ended| matches!(ended.cause, Cause::Silence))
     }
 
     /// The broker's reason for accepting no messages at present.
@@ -157,7 +170,7 @@ impl DataPlane {
 
     /// Ends the connection at once. The reason counts only if the connection had not ended before.
     pub(crate) fn cut(&self, reason: &str) {
-        self.end(reason.into(), None);
+        self.end(reason.into(), Cause::Other);
         self.transport.cut();
         self.control.end();
         // The handlers may own the object that owns this connection. Dropping them ends that cycle.
@@ -171,15 +184,15 @@ impl DataPlane {
     pub(super) fn amiquip_ended(&self) {
         let amiquip_notified = *lock(&self.amiquip_notified);
         let is_silent = amiquip_notified.is_some_and(|told| told.elapsed() >= self.heartbeat);
-        self.cut(match is_silent && !self.heartbeat.is_zero() {
-            true => SILENT,
-            false => "the connection was closed",
-        });
+        if is_silent && !self.heartbeat.is_zero() {
+            self.end("the broker was silent for two heartbeats".into(), Cause::Silence);
+        }
+        self.cut("the connection was closed");
     }
 
     /// Stores the reason and ends all waits. The socket stays open for the last frames.
-    fn end(&self, reason: String, close: Option<Close>) {
-        if self.ended.set(Ended { reason, close }).is_ok() {
+    fn end(&self, reason: String, cause: Cause) {
+        if self.ended.set(Ended { reason, cause }).is_ok() {
             log::debug!("the connection has ended: {}", self.ended().unwrap_or_default());
             self.turn.end(self);
         }
@@ -219,7 +232,8 @@ impl DataPlane {
                 self.transport.set_frame_max(frame_max);
             }
             Notice::Closed(close) => {
-                self.end(format!("the broker closed the connection: {close}"), Some(close));
+                let reason = format!("the broker closed the connection: {close}");
+                self.end(reason, Cause::ClosedByBroker(close));
                 // amiquip does not take part in closing. It gets the frame only during the login,
                 // to find out why the login failed.
                 if self.is_open.load(Ordering::Relaxed) {

@@ -7,8 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
-use super::data_plane::SILENT;
-use super::{Brokers, Connection};
+use super::{Brokers, Connection, TryOrder};
 use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -28,6 +27,8 @@ type Open<S> = Box<dyn Fn(Connection, bool) -> Result<S> + Send + Sync>;
 const REPLACING_TIMEOUT: Duration = Duration::from_millis(500);
 
 pub(crate) trait Session: Send + Sync + 'static {
+    fn connection(&self) -> &Connection;
+
     /// The reason why the session is no longer usable; `None` while it is.
     fn ended(&self) -> Option<Error>;
 
@@ -37,8 +38,8 @@ pub(crate) trait Session: Send + Sync + 'static {
 
 struct State<S> {
     phase: Phase<S>,
-    /// Index of the broker to try first: the last one that worked, unless it was silent.
-    broker: usize,
+    /// The broker that worked last comes first, unless it was silent or did not work well.
+    order: TryOrder,
     had_session: bool,
     /// The number of failed attempts. A waiting caller compares it to detect that an attempt failed
     /// while it waited.
@@ -70,7 +71,7 @@ impl<S: Session> Reconnector<S> {
     ) -> Arc<Reconnector<S>> {
         let state = State {
             phase: Phase::Down,
-            broker: 0,
+            order: brokers.order(0),
             had_session: false,
             failures: 0,
             last_failure: None,
@@ -111,8 +112,9 @@ impl<S: Session> Reconnector<S> {
                         _ => return Ok(Arc::clone(session)),
                     },
                     Some(reason) => {
+                        let is_silent = session.connection().ended_in_silence();
                         let lasted = since.elapsed();
-                        state.lost(&reason, lasted);
+                        state.lost(&reason, lasted, is_silent);
                         continue;
                     }
                 },
@@ -146,17 +148,18 @@ impl<S: Session> Reconnector<S> {
     fn start_connecting(self: &Arc<Self>, state: &mut State<S>, deadline: Deadline) {
         let deadline =
             Deadline::after(deadline.remaining().max(self.brokers.first_connect_timeout()));
-        let (this, first, is_reconnect) = (Arc::clone(self), state.broker, state.had_session);
+        let (this, is_reconnect) = (Arc::clone(self), state.had_session);
+        let mut order = state.order.clone();
         let connect = move || {
-            let (broker, opened) = match this.brokers.connect(first, deadline) {
-                Err(failed) => (first, Err(failed)),
-                Ok((index, connection)) => match (this.open)(connection, is_reconnect) {
-                    Ok(session) => (index, Ok(session)),
+            let connected = this.brokers.connect(&mut order, deadline);
+            let opened = connected.and_then(|connection| {
+                (this.open)(connection, is_reconnect).map_err(|error| {
                     // A broker that accepts the login but not what follows is tried again last.
-                    Err(error) => (index + 1, Err((error, true))),
-                },
-            };
-            this.connected(broker, opened);
+                    order.skip(1);
+                    (error, true)
+                })
+            });
+            this.connected(order, opened);
         };
         if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
             let reason = format!("there is no thread to connect in: {error}");
@@ -164,10 +167,10 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    fn connected(&self, broker: usize, opened: Result<S, (Error, bool)>) {
+    fn connected(&self, order: TryOrder, opened: Result<S, (Error, bool)>) {
         let mut replaced = None;
         let mut state = lock(&self.state);
-        state.broker = broker;
+        state.order = order;
         match opened {
             // Dropping the session closes it.
             _ if matches!(state.phase, Phase::Closed(_)) => {}
@@ -194,13 +197,13 @@ impl<S: Session> Reconnector<S> {
         self.brokers.unreachable(format!("{reason} (tried for {:?})", deadline.timeout))
     }
 
-    /// Abandons `session` if it is the current one. The next call then connects again, starting
-    /// with the next broker. A `failure` delays that attempt.
+    /// Abandons `session` if it is the current one. The next call then connects again, and tries
+    /// the same broker last. A `failure` delays that attempt.
     pub(crate) fn abandon(&self, session: &Arc<S>, failure: Option<Error>) {
         let mut state = lock(&self.state);
         if matches!(&state.phase, Phase::Up { session: present, .. } if Arc::ptr_eq(present, session))
         {
-            state.broker += 1;
+            state.order.skip(1);
             state.phase = Phase::Down;
             match failure {
                 Some(error) => state.failed(error, true),
@@ -209,9 +212,9 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    /// Connects to the next broker, unless a thread already does. Its session takes the place of
+    /// Connects to another broker, unless a thread already does. Its session takes the place of
     /// `session`. Until then, callers wait for [`REPLACING_TIMEOUT`] at most, and then go on with
-    /// `session`: while a node of a cluster is frozen, the other nodes may declare no queue.
+    /// `session`: while a node of a cluster is frozen, the other nodes may not answer.
     pub(crate) fn replace(self: &Arc<Self>, session: &Arc<S>) {
         let mut state = lock(&self.state);
         let may_try = state.next_try <= Instant::now();
@@ -220,7 +223,7 @@ impl<S: Session> Reconnector<S> {
             && may_try
         {
             *replacing = Some(Instant::now());
-            state.broker += 1;
+            state.order.skip(1);
             self.start_connecting(&mut state, Deadline::after(Duration::ZERO));
         }
     }
@@ -253,15 +256,20 @@ impl<S> State<S> {
 
     /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
     /// connect, so that a broker that ends all its connections is not reconnected to at once.
-    fn lost(&mut self, reason: &Error, lasted: Duration) {
+    fn lost(&mut self, reason: &Error, lasted: Duration, is_silent: bool) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
+        const STABLE_LIFETIME: Duration = Duration::from_secs(10);
         self.phase = match self.phase {
             Phase::Up { replacing: Some(_), .. } => Phase::Connecting,
             _ => Phase::Down,
         };
-        if reason.to_string().contains(SILENT) {
+        if lasted >= STABLE_LIFETIME {
+            // The order of the others shows which failed before, but that is out of date.
+            self.order.shuffle_others();
+        }
+        if is_silent {
             // Connecting to a frozen broker takes the whole time limit.
-            self.broker += 1;
+            self.order.skip(1);
         }
         // The error's own text is for a call that was in flight.
         let reason = match reason {

@@ -204,6 +204,10 @@ fn await_consumers(connection: &Connection, queue: &str) {
     const STEP: Duration = Duration::from_millis(50);
     let until = Instant::now() + LONGEST;
     let limit = Limit::Until(until);
+    fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     let Ok(channel) = connection.open_channel(limit, |_, _| {}) else { return };
     while let Ok(found) = channel.queue(Method::FindQueue(queue), limit)
         && found.consumers == 0

@@ -38,6 +38,10 @@ pub(crate) struct ServerSession {
 }
 
 impl Session for ServerSession {
+    fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     fn ended(&self) -> Option<Error> {
         self.connection.ended().map(|reason| self.connection.endpoint.unreachable(reason))
     }

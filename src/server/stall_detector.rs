@@ -50,7 +50,7 @@ impl LastStall {
 
 impl Worker<'_> {
     /// Checks for a stall, if it is time to. If there is one, cuts the connection, and the server
-    /// connects to the next broker.
+    /// connects to another broker.
     ///
     /// RabbitMQ notifies a consumer when its queue is deleted. But in a cluster that had lost a
     /// node some time before, RabbitMQ 3.10 did not notify some servers, which then waited forever
