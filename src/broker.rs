@@ -95,9 +95,10 @@ impl Brokers {
         self.endpoints.len() > 1
     }
 
-    /// Tries each broker once.
-    pub(crate) fn connect_once(&self) -> Result<Connection> {
-        let connected = self.connect(&mut self.order(0), Deadline::after(Duration::MAX));
+    /// Tries each broker once, starting with the one at `endpoint`.
+    pub(crate) fn connect_near(&self, endpoint: &Endpoint) -> Result<Connection> {
+        let first = self.endpoints.iter().position(|other| other == endpoint).unwrap_or(0);
+        let connected = self.connect(&mut self.order(first), Deadline::after(Duration::MAX));
         connected.map_err(|(error, _)| error)
     }
 

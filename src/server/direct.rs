@@ -8,9 +8,10 @@
 //! next connection as well.
 
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use super::shared::Shared;
-use crate::broker::{Brokers, CallError, Channel, Connection, Limit, WriteError};
+use crate::broker::{Brokers, CallError, Channel, Connection, Endpoint, Limit, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Failure, Result};
 use crate::frames::Method;
@@ -24,10 +25,13 @@ pub(crate) struct DirectReplies {
     idle: Mutex<Vec<Direct>>,
 }
 
-/// The connection is dropped first, which also closes the channel.
+/// Dropping the connection also closes the channel.
 struct Direct {
+    /// The broker of the workers that may use it, to which it connects if possible.
+    endpoint: Endpoint,
     _connection: Connection,
     channel: Channel,
+    last_used: Instant,
 }
 
 /// The result of sending a reply.
@@ -45,19 +49,22 @@ pub(crate) fn is_direct(reply_to: &str) -> bool {
 
 impl DirectReplies {
     /// Publishes a reply and waits until the broker has handled it. Makes a connection first if
-    /// none is idle. Writing and waiting for the answer each block for at most the time that
+    /// none is idle for workers of the broker at `endpoint`: those for others may lead to a frozen
+    /// broker. Writing and waiting for the answer each block for at most the time that
     /// connecting to one broker may take; waiting for the answer blocks for longer during an alarm.
     pub(crate) fn send(
         &self,
         shared: &Shared,
+        endpoint: &Endpoint,
         address: &ReplyAddress<'_>,
         outcome: &Result<Reply, Failure>,
     ) -> Result<ReplyOutcome> {
         let mut idle = lock(&self.idle);
         idle.retain(|direct| direct.channel.data_plane.ended().is_none());
-        let direct = idle.pop();
+        let found = idle.iter().position(|direct| direct.endpoint == *endpoint);
+        let direct = found.map(|index| idle.swap_remove(index));
         drop(idle);
-        let direct = direct.map_or_else(|| connect(&shared.brokers), Ok)?;
+        let mut direct = direct.map_or_else(|| connect(&shared.brokers, endpoint), Ok)?;
         let channel = &direct.channel;
         let limit = shared.brokers.connect_timeout;
         // Not mandatory: the address is not a queue, so the broker would return the reply even
@@ -71,6 +78,7 @@ impl DirectReplies {
         // The broker's answer to the next method shows whether it accepted the reply.
         match channel.call(Method::Prefetch(0), Limit::ExtendedByAlarm(limit)) {
             Ok(_) => {
+                direct.last_used = Instant::now();
                 lock(&self.idle).push(direct);
                 Ok(ReplyOutcome::Sent)
             }
@@ -82,18 +90,25 @@ impl DirectReplies {
         }
     }
 
-    /// Closes the connections. Blocks for at most a second for each.
-    pub(crate) fn close(&self) {
-        let idle = std::mem::take(&mut *lock(&self.idle));
-        drop(idle);
+    /// Closes the connections that nobody has used for this long. Blocks for at most a second for
+    /// each.
+    pub(crate) fn close_unused(&self, time: Duration) {
+        let is_unused = |direct: &mut Direct| direct.last_used.elapsed() >= time;
+        let unused: Vec<Direct> = lock(&self.idle).extract_if(.., is_unused).collect();
+        drop(unused);
     }
 }
 
-fn connect(brokers: &Brokers) -> Result<Direct> {
-    let connection = brokers.connect_once()?;
+fn connect(brokers: &Brokers, endpoint: &Endpoint) -> Result<Direct> {
+    let connection = brokers.connect_near(endpoint)?;
     let limit = Limit::Until(Deadline::after(brokers.connect_timeout).at);
     match connection.open_channel(limit, |_, _| {}) {
-        Ok(channel) => Ok(Direct { _connection: connection, channel }),
+        Ok(channel) => Ok(Direct {
+            endpoint: endpoint.clone(),
+            _connection: connection,
+            channel,
+            last_used: Instant::now(),
+        }),
         Err(error) => Err(connection.explain(error, "open a channel")),
     }
 }

@@ -186,10 +186,11 @@ impl<'a> Worker<'a> {
     ) -> Result<ReplyOutcome> {
         let Shared { app_id, direct, reply_limit, .. } = &**self.shared;
         let frames = if direct::is_direct(address.reply_to) {
-            let mut sent = direct.send(self.shared, address, outcome)?;
+            let endpoint = &self.session.connection.endpoint;
+            let mut sent = direct.send(self.shared, endpoint, address, outcome)?;
             if let ReplyOutcome::TooLarge = sent {
                 let failure = reply_limit.apply(outcome.clone());
-                sent = direct.send(self.shared, address, &failure)?;
+                sent = direct.send(self.shared, endpoint, address, &failure)?;
             }
             if let ReplyOutcome::Undeliverable = sent {
                 return Ok(sent);

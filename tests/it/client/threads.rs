@@ -9,6 +9,7 @@ use crate::embedded::{Serving, connect, connect_with};
 use crate::patience::await_value;
 use crate::process::Process;
 use crate::programs::{RPC_BENCH, rpc_server};
+use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 
 #[test]
 fn every_reply_goes_to_its_caller() {
@@ -84,6 +85,21 @@ fn threads(process: &Process) -> Vec<String> {
     names.retain(|name| !name.starts_with("rpc_"));
     names.sort();
     names
+}
+
+#[test]
+fn server_closes_unused_connection_for_direct_replies() {
+    let broker = Broker::shared();
+    let queue = queue_name("direct-threads");
+    let server = rpc_server(&queue, &[]);
+    let before = await_value(|| threads(&server), |names| names.contains(&"rpc-worker".into()));
+    let mut raw = Raw::connect(broker.port(0));
+    raw.consume(DIRECT_REPLY_TO.as_bytes());
+    let direct = Properties::default().correlation_id(b"id").reply_to(DIRECT_REPLY_TO.as_bytes());
+    assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"7"), Verdict::Confirmed);
+    assert_eq!(raw.reply().body, b"13");
+    assert_eq!(threads(&server).len(), before.len() + 3);
+    await_value(|| threads(&server), |names| *names == before);
 }
 
 /// The documentation of [`rabbitmq_rpc`] lists these threads.
