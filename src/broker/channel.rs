@@ -131,7 +131,7 @@ impl DataPlane {
                 // this frame.
                 let mut was_open = false;
                 self.write_control(&bare_method(number, CHANNEL_CLOSE_OK), || {
-                    was_open = slot.is_open.swap(false, Ordering::Relaxed);
+                    was_open = slot.is_open.swap(false, Ordering::Release);
                     true
                 });
                 if was_open {
@@ -161,6 +161,15 @@ impl DataPlane {
     }
 }
 
+impl Answer {
+    pub(crate) fn queue(self) -> Result<DeclaredQueue, CallError> {
+        match self {
+            Answer::Queue(queue) => Ok(queue),
+            _ => Err(CallError::Unanswered("the broker's answer is to something else".into())),
+        }
+    }
+}
+
 impl Channels {
     /// Sets the limit to the least of `limits`. A limit of 0 does not count.
     pub(super) fn limit(&mut self, limits: &[u16]) {
@@ -181,27 +190,36 @@ impl Channel {
     /// Sends a method to the broker and returns the answer. Blocks until the broker answers, but
     /// not beyond the limit. Only one thread at a time may call it.
     pub(crate) fn call(&self, method: Method<'_>, limit: Limit) -> Result<Answer, CallError> {
+        self.send(method);
+        self.answer(limit)
+    }
+
+    /// Sends a method to the broker. Does not block.
+    pub(crate) fn send(&self, method: Method<'_>) {
+        let mut answers = lock(&self.slot.answers);
+        answers.latest = None;
+        answers.outstanding += 1;
+        drop(answers);
+        let is_open = || self.slot.is_open.load(Ordering::Relaxed);
+        self.data_plane.write_control(&method.encode(self.number), is_open);
+    }
+
+    /// Waits for the answer to the last method that was sent.
+    pub(crate) fn answer(&self, limit: Limit) -> Result<Answer, CallError> {
         const AFTER_ALARM: Duration = Duration::from_secs(5);
         let Channel { data_plane, slot, .. } = self;
         let (until, is_fixed) = match limit {
             Limit::Until(until) => (until, true),
             Limit::ExtendedByAlarm(time) => (Deadline::after(time).at, false),
         };
-        let mut answers = lock(&slot.answers);
-        answers.latest = None;
-        answers.outstanding += 1;
-        drop(answers);
-        let is_open = || slot.is_open.load(Ordering::Relaxed);
-        if data_plane.write_control(&method.encode(self.number), is_open) {
-            let has_answer = || lock(&slot.answers).latest.is_some();
-            let is_answered = || has_answer() || slot.closed.get().is_some();
-            data_plane.wait(&slot.waiter, until, is_answered);
-            let is_blocked = || data_plane.blocked().is_some() && data_plane.ended().is_none();
-            while !is_fixed && !is_answered() && is_blocked() {
-                let never = Deadline::after(Duration::MAX).at;
-                data_plane.wait(&slot.waiter, never, || is_answered() || !is_blocked());
-                data_plane.wait(&slot.waiter, Instant::now() + AFTER_ALARM, is_answered);
-            }
+        let has_answer = || lock(&slot.answers).latest.is_some();
+        let is_answered = || has_answer() || !slot.is_open.load(Ordering::Acquire);
+        data_plane.wait(&slot.waiter, until, is_answered);
+        let is_blocked = || data_plane.blocked().is_some() && data_plane.ended().is_none();
+        while !is_fixed && !is_answered() && is_blocked() {
+            let never = Deadline::after(Duration::MAX).at;
+            data_plane.wait(&slot.waiter, never, || is_answered() || !is_blocked());
+            data_plane.wait(&slot.waiter, Instant::now() + AFTER_ALARM, is_answered);
         }
         if let Some(answer) = lock(&slot.answers).latest.take() {
             return Ok(answer);
@@ -220,16 +238,20 @@ impl Channel {
         Route { channel: self.number, queue, mandatory, frame_max }
     }
 
+    /// Closes the channel without waiting for the broker. A thread that waits for an answer gives
+    /// up when it is woken next ([`DataPlane::wake_all`]).
+    pub(crate) fn close(&self) {
+        let was_open = || self.slot.is_open.swap(false, Ordering::Release);
+        self.data_plane.write_control(&Method::CloseChannel.encode(self.number), was_open);
+    }
+
     /// The same as [`Channel::call`], for methods that find or declare a queue.
     pub(crate) fn queue(
         &self,
         method: Method<'_>,
         limit: Limit,
     ) -> Result<DeclaredQueue, CallError> {
-        match self.call(method, limit)? {
-            Answer::Queue(queue) => Ok(queue),
-            _ => Err(CallError::Unanswered("the broker's answer is to something else".into())),
-        }
+        self.call(method, limit).and_then(Answer::queue)
     }
 
     /// Writes the frames of one message. Blocks while the broker does not read, but not beyond
@@ -250,7 +272,6 @@ impl Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let was_open = || self.slot.is_open.swap(false, Ordering::Relaxed);
-        self.data_plane.write_control(&Method::CloseChannel.encode(self.number), was_open);
+        self.close();
     }
 }

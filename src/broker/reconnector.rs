@@ -32,6 +32,9 @@ pub(crate) trait Session: Send + Sync + 'static {
     /// The reason why the session is no longer usable; `None` while it is.
     fn ended(&self) -> Option<Error>;
 
+    /// Called once callers may use the session. Blocks only the thread that connected.
+    fn complete(&self) {}
+
     /// Called when another session has taken its place ([`Reconnector::replace`]).
     fn retire(&self) {}
 }
@@ -159,7 +162,9 @@ impl<S: Session> Reconnector<S> {
                     (error, true)
                 })
             });
-            this.connected(order, opened);
+            if let Some(session) = this.connected(order, opened) {
+                session.complete();
+            }
         };
         if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
             let reason = format!("there is no thread to connect in: {error}");
@@ -167,8 +172,9 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    fn connected(&self, order: TryOrder, opened: Result<S, (Error, bool)>) {
-        let mut replaced = None;
+    /// Returns the new session, if callers may use it.
+    fn connected(&self, order: TryOrder, opened: Result<S, (Error, bool)>) -> Option<Arc<S>> {
+        let (mut new, mut replaced) = (None, None);
         let mut state = lock(&self.state);
         state.order = order;
         match opened {
@@ -176,8 +182,8 @@ impl<S: Session> Reconnector<S> {
             _ if matches!(state.phase, Phase::Closed(_)) => {}
             Ok(session) => {
                 state.had_session = true;
-                let (session, since) = (Arc::new(session), Instant::now());
-                let up = Phase::Up { session, since, replacing: None };
+                let session = new.insert(Arc::new(session)).clone();
+                let up = Phase::Up { session, since: Instant::now(), replacing: None };
                 if let Phase::Up { session, .. } = mem::replace(&mut state.phase, up) {
                     replaced = Some(session);
                 }
@@ -187,6 +193,7 @@ impl<S: Session> Reconnector<S> {
         drop(state);
         self.changed.notify_all();
         replaced.iter().for_each(|session| session.retire());
+        new
     }
 
     fn timed_out(&self, state: &State<S>, deadline: Deadline) -> Error {

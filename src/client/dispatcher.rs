@@ -45,7 +45,8 @@ impl Dispatcher {
         }
     }
 
-    /// Handles an event on the channel that publishes requests. Unroutable requests return on it.
+    /// Handles an event on the channel that publishes requests. Unroutable requests return on it,
+    /// and direct replies arrive on it.
     pub(super) fn on_publishing(&self, data_plane: &DataPlane, event: Event) {
         match event {
             Event::Return { queue, message, .. } => {
@@ -53,6 +54,7 @@ impl Dispatcher {
                     self.pending.settle(id, Err(Error::Unroutable { queue }), data_plane);
                 }
             }
+            Event::Delivery(delivery) => self.route_reply(data_plane, delivery.message),
             Event::Closed(close) => {
                 // The broker handles the messages of a channel in order. If it refused the first
                 // one, it accepted none of those after it.

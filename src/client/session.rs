@@ -4,7 +4,7 @@
 //! the replies in turns.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ use super::call::Call;
 use super::dispatcher::{Dispatcher, PROBE};
 use super::pending::CallSlot;
 use super::{Config, QueueStatus};
-use crate::broker::{self, Channel, Connection, Limit, Waiter, WriteError};
+use crate::broker::{self, CallError, Channel, Connection, Limit, Waiter, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::frames::Method;
+use crate::frames::{Answer, DeclaredQueue, Method};
 use crate::wire::{self, Reply, RequestHead};
 
 pub(super) struct Session {
@@ -24,25 +24,38 @@ pub(super) struct Session {
     pub(super) connection: Connection,
     pub(super) dispatcher: Arc<Dispatcher>,
     publishing: Channel,
-    _consuming: Channel,
-    reply_queue: String,
+    consuming: Channel,
+    /// Unset until the broker has declared it. Until then, replies come by direct reply-to.
+    reply_queue: OnceLock<String>,
     /// The last queue that the broker was asked about, the time, and the result.
     pub(super) inspected: Mutex<Option<(String, Instant, Result<QueueStatus>)>>,
 }
+
+/// How long to wait for the consumers of the request queue after a reconnection.
+const CONSUMERS_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long to wait for the reply queue before direct reply-to takes its place.
+const DECLARE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long to wait for it after that: longer than the default `net_ticktime`.
+const LATE_DECLARE_TIMEOUT: Duration = Duration::from_secs(120);
+/// The pseudo-queue of [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to).
+const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 impl Session {
     /// Declares a reply queue and consumes from it. Blocks for at most the time that connecting may
     /// take, and for up to 3 s more after a reconnection to a cluster. `is_reconnect` means that
     /// there was a session before.
+    ///
+    /// While a node of a cluster is frozen, the other nodes declare no queue until they count it as
+    /// down (`net_ticktime`, a minute by default). Direct reply-to needs no queue, so it takes the
+    /// place of a reply queue that the broker does not declare within a second.
     pub(super) fn open(
         config: &Arc<Config>,
         connection: Connection,
         is_reconnect: bool,
     ) -> Result<Session> {
-        if is_reconnect && config.brokers.are_several() {
-            await_consumers(&connection, &config.queue);
-        }
-        let until = Deadline::after(config.brokers.connect_timeout).at;
+        let awaits_consumers = is_reconnect && config.brokers.are_several();
+        let extra = if awaits_consumers { CONSUMERS_TIMEOUT } else { Duration::ZERO };
+        let until = Deadline::after(config.brokers.connect_timeout.saturating_add(extra)).at;
         let limit = Limit::Until(until);
         let dispatcher = Arc::new(Dispatcher::new(config));
         let (publisher, consumer) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher));
@@ -54,20 +67,47 @@ impl Session {
         let consuming = connection
             .open_channel(limit, move |plane, event| consumer.on_consuming(plane, event))
             .map_err(failed("open a channel"))?;
-        let declared = consuming.queue(Method::DeclareReplyQueue, limit);
+        consuming.send(Method::DeclareReplyQueue);
+        let soon = Limit::Until(until.min(Instant::now() + DECLARE_TIMEOUT));
+        if awaits_consumers {
+            await_consumers(&connection, &config.queue);
+        }
+        let declared = consuming.answer(soon).and_then(Answer::queue);
+        let (reply_queue, inspected) = (OnceLock::new(), Mutex::default());
+        let session =
+            Session { connection, dispatcher, publishing, consuming, reply_queue, inspected };
+        match declared {
+            Err(CallError::Unanswered(_)) => {
+                let consume = Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true };
+                let consumed = session.publishing.call(consume, limit);
+                consumed.map_err(|error| session.connection.explain(error, "receive replies"))?;
+                log::info!("no reply queue yet: replies come by direct reply-to");
+            }
+            declared => session.use_reply_queue(declared, until)?,
+        }
+        log::info!("ready to call {:?} through {}", config.queue, session.connection.endpoint);
+        Ok(session)
+    }
+
+    /// Consumes from the reply queue, which the calls that follow use.
+    fn use_reply_queue(
+        &self,
+        declared: Result<DeclaredQueue, CallError>,
+        until: Instant,
+    ) -> Result<()> {
+        let failed = |doing| move |error| self.connection.explain(error, doing);
         let reply_queue = declared.map_err(failed("declare a reply queue"))?.name;
         let consume = Method::Consume { queue: &reply_queue, no_ack: true };
-        consuming.call(consume, limit).map_err(failed("read from its reply queue"))?;
+        let consumed = self.consuming.call(consume, Limit::Until(until));
+        consumed.map_err(failed("read from its reply queue"))?;
         wire::check_length("reply queue's name", &reply_queue)?;
-
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
-        let route = publishing.route(&reply_queue, false);
-        let probe = wire::encode_reply(route, Some(&id), &config.app_id, &empty);
+        let route = self.publishing.route(&reply_queue, false);
+        let probe = wire::encode_reply(route, Some(&id), &self.dispatcher.config.app_id, &empty);
         // If writing fails, the first call reports why.
-        let _ = publishing.write(probe, until);
-        log::info!("ready to call {:?} through {}", config.queue, connection.endpoint);
-        let (inspected, _consuming) = (Mutex::default(), consuming);
-        Ok(Session { connection, dispatcher, publishing, _consuming, reply_queue, inspected })
+        let _ = self.publishing.write(probe, until);
+        let _ = self.reply_queue.set(reply_queue);
+        Ok(())
     }
 
     /// Publishes a request. `None` if the session ended before the whole request was written: it
@@ -91,7 +131,7 @@ impl Session {
         let in_flight = InFlight::new(self, call, slot, earlier.len());
         let Config { options, app_id, .. } = &*self.dispatcher.config;
         let head = RequestHead {
-            reply_to: &self.reply_queue,
+            reply_to: self.reply_queue.get().map_or(DIRECT_REPLY_TO, String::as_str),
             correlation_id: in_flight.slot.id,
             message_id: &call.message_id,
             content_type: call.content_type.as_ref().unwrap_or(&options.content_type),
@@ -164,11 +204,26 @@ impl Session {
 }
 
 impl broker::Session for Session {
+    fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     fn ended(&self) -> Option<Error> {
         self.dispatcher.ended.get().cloned().or_else(|| {
             let reason = self.connection.ended()?.to_string();
             Some(Error::ConnectionLost { reason })
         })
+    }
+
+    /// Waits for the reply queue, unless the broker has declared it already.
+    fn complete(&self) {
+        if self.reply_queue.get().is_none() {
+            let until = Instant::now() + LATE_DECLARE_TIMEOUT;
+            let declared = self.consuming.answer(Limit::Until(until)).and_then(Answer::queue);
+            if let Err(error) = self.use_reply_queue(declared, until) {
+                log::debug!("replies still come by direct reply-to: {error}");
+            }
+        }
     }
 
     /// Accepts no more calls. Idempotent calls in flight are sent again in another session, but may
@@ -177,6 +232,9 @@ impl broker::Session for Session {
         let endpoint = &self.connection.endpoint;
         log::info!("no replies through {endpoint}: the next calls go through another connection");
         self.dispatcher.is_retired.store(true, Ordering::Relaxed);
+        if self.reply_queue.get().is_none() {
+            self.consuming.close();
+        }
         self.connection.wake_all();
     }
 }
@@ -191,7 +249,7 @@ impl Drop for Session {
     }
 }
 
-/// Waits until the request queue has consumers, but at most for 3 s.
+/// Waits until the request queue has consumers, but at most for [`CONSUMERS_TIMEOUT`].
 ///
 /// When a cluster loses a node, the quorum queues that were led there have no leader for a while,
 /// and report no consumers. The first message that a channel publishes to such a queue waits for a
@@ -200,14 +258,9 @@ impl Drop for Session {
 /// lost every request of that session. The broker reports no event when there is a leader, so this
 /// polls.
 fn await_consumers(connection: &Connection, queue: &str) {
-    const LONGEST: Duration = Duration::from_secs(3);
     const STEP: Duration = Duration::from_millis(50);
-    let until = Instant::now() + LONGEST;
+    let until = Instant::now() + CONSUMERS_TIMEOUT;
     let limit = Limit::Until(until);
-    fn connection(&self) -> &Connection {
-        &self.connection
-    }
-
     let Ok(channel) = connection.open_channel(limit, |_, _| {}) else { return };
     while let Ok(found) = channel.queue(Method::FindQueue(queue), limit)
         && found.consumers == 0

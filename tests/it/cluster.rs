@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use rabbitmq_rpc::{Error, FibonacciRpcClient, fibonacci};
 
 use crate::broker::{Broker, queue_name};
-use crate::embedded::connect_fibonacci;
+use crate::embedded::{connect, connect_fibonacci};
+use crate::manual_server::ManualServer;
 use crate::patience::{PATIENCE, SetOnDrop, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server_at, stop};
@@ -26,6 +27,7 @@ fn cluster_serves_calls_while_its_nodes_fail_in_turn() {
     every_call_is_answered(&broker, &urls);
     server_leaves_a_node_that_delivers_nothing(&broker, &urls);
     classic_queue_is_served_again_once_its_node_is_back(&broker, &urls);
+    client_connects_while_another_node_is_frozen(&broker, &urls);
 }
 
 fn start_server(urls: &str, queue: &str, kind: &str) -> Process {
@@ -162,4 +164,24 @@ fn classic_queue_is_served_again_once_its_node_is_back(broker: &Broker, urls: &[
     broker.start_node(2);
     assert_eq!(await_value(|| client.call(7), Result::is_ok), Ok(13));
     stop(&mut server);
+}
+
+/// While a node is frozen, the others declare no reply queue until they count it as down. Replies
+/// come by direct reply-to until then.
+fn client_connects_while_another_node_is_frozen(broker: &Broker, urls: &[String]) {
+    let queue = queue_name("frozen");
+    let server = ManualServer::start(&urls[0], &queue);
+    broker.freeze(1);
+    let client = connect(&urls[0], &queue);
+    let answered = || {
+        let call = client.send("7").unwrap();
+        let request = server.next();
+        server.reply(&request, b"13");
+        assert_eq!(call.wait().unwrap(), b"13");
+        request.properties.reply_to().clone().unwrap()
+    };
+    let reply_to = answered();
+    assert!(reply_to.starts_with("amq.rabbitmq.reply-to."), "{reply_to}");
+    await_value(answered, |reply_to| reply_to.starts_with("amq.gen-"));
+    assert_eq!(client.counters().reconnects, 0);
 }
