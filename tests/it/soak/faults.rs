@@ -83,7 +83,7 @@ impl System {
                 broker.thaw(node);
                 // If the other nodes declared it down, it may never rejoin them, and needs a
                 // restart.
-                if !rejoins(broker, node, Duration::from_secs(30)) {
+                if !rejoins(broker, node, Duration::from_secs(10)) {
                     broker.kill(node);
                     broker.start_node(node);
                     wait_until_rejoined(broker, node);
