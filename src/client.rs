@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use self::call::PendingReply;
+use self::call::RequestQueue;
 pub use self::call_builder::CallBuilder;
 use self::sessions::Sessions;
 use crate::broker::{Brokers, program};
@@ -38,7 +39,7 @@ use crate::wire;
 /// ```
 pub struct RpcClient {
     shared: Arc<Shared>,
-    queue: Arc<str>,
+    queue: Arc<RequestQueue>,
 }
 
 /// The state that the clients on one connection share. Dropping the last client closes the
@@ -82,7 +83,8 @@ pub struct ClientOptions {
     /// again until its deadline, under a new correlation id and the same `message_id`. The same
     /// happens if the request may be lost on a connection that works: if other calls have abandoned
     /// that connection because no replies came, or if no sign of life comes
-    /// ([`ClientOptions::keep_alive`]). A call is not sent again if the broker closed the channel
+    /// ([`ClientOptions::keep_alive`]). If the queue does not exist any more after a reply has come
+    /// through it, the call waits until a server declares it again. A call is not sent again if the broker closed the channel
     /// because of one of the requests, such as one that is larger than its `max_message_size`.
     pub idempotent: bool,
     /// The `content_type` of the requests: `application/octet-stream` unless set.
@@ -140,7 +142,7 @@ impl RpcClient {
             observer: Observer::default(),
         });
         let shared = Shared(Arc::new(Sessions::open_first(config)?));
-        Ok(RpcClient { shared: Arc::new(shared), queue: queue.into() })
+        Ok(RpcClient { shared: Arc::new(shared), queue: RequestQueue::new(queue) })
     }
 
     /// A client of the servers on another queue. It shares the connection, the reply queue, the
@@ -150,7 +152,7 @@ impl RpcClient {
     /// [`Error::Config`] if the name is not valid for a queue.
     pub fn for_queue(&self, queue: &str) -> Result<RpcClient> {
         wire::check_queue(queue)?;
-        Ok(RpcClient { shared: Arc::clone(&self.shared), queue: queue.into() })
+        Ok(RpcClient { shared: Arc::clone(&self.shared), queue: RequestQueue::new(queue) })
     }
 
     /// Sends a request and waits for its reply, for at most [`ClientOptions::timeout`].
@@ -215,7 +217,7 @@ impl RpcClient {
     /// ```
     pub fn queue(&self) -> Result<QueueStatus> {
         let deadline = Deadline::after(self.config().options.timeout);
-        self.sessions().session(deadline)?.ask_about(&self.queue, deadline)
+        self.sessions().session(deadline)?.ask_about(&self.queue.name, deadline)
     }
 
     /// Calls `hook` after each call of this client and of the clients made from it, on the thread
@@ -265,7 +267,7 @@ impl fmt::Debug for RpcClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RpcClient")
             .field("brokers", &self.config().brokers)
-            .field("queue", &self.queue)
+            .field("queue", &self.queue.name)
             .field("options", &self.config().options)
             .finish_non_exhaustive()
     }

@@ -74,8 +74,9 @@
 //! - A request that may be lost although its connection works: only if it is idempotent, and
 //!   either other calls have abandoned the connection because no replies came, or its server sends
 //!   no sign of life ([`ClientOptions::keep_alive`]).
-//! - An idempotent request whose queue does not exist any more when it is sent again: every 200 ms
-//!   until its deadline, because a server declares the queue again.
+//! - An idempotent request whose queue does not exist any more, although the client has had a reply
+//!   through it or the request is sent again: every 200 ms until its deadline, because a server
+//!   declares the queue again.
 //! - A call that timed out, was refused or failed: never.
 //! - A lost connection: a client reconnects with its next call, a server at once. After each failed
 //!   attempt they wait longer. The delay is random, so that programs do not all reconnect at the
@@ -95,8 +96,9 @@
 //! other thread waits, and two of amiquip's, for its I/O and its heartbeats. A client needs no
 //! other threads. [`RpcServer::serve`] starts one thread for each worker, and supervises the
 //! workers on the thread that calls it. While a requester wants signs of life, one more thread
-//! sends them. Connecting takes a thread for as long as it lasts. For direct replies, workers open
-//! connections of their own. To answer requests that exceed [`ServerOptions::max_waiting`], `serve`
+//! sends them. Connecting takes a thread for as long as it lasts, and until the client's reply queue
+//! is there. For direct replies, workers open connections of their own, and close them after 10 s
+//! without use. To answer requests that exceed [`ServerOptions::max_waiting`], `serve`
 //! starts a second server, with a connection, a supervising thread and one worker.
 //!
 //! No thread spins. Two threads sleep to poll: the one that reconnects to a cluster, for up to 3 s,

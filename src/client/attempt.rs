@@ -114,7 +114,7 @@ impl InFlight {
             self.next_check = Some(now + sign_timeout);
             return None;
         }
-        let found = self.session.inspect(&call.queue);
+        let found = self.session.inspect(&call.queue.name);
         let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
         let (unserved, is_over) = match found {
             Ok(QueueStatus { consumers: 0, .. }) => (true, true),
@@ -134,7 +134,7 @@ impl InFlight {
             return Some(Waited::MayBeLost("its server gave no sign of life"));
         }
         let after = seen.map_or(sign_timeout, |sign| sign.elapsed());
-        let queue = call.queue.to_string();
+        let queue = call.queue.name.clone();
         Some(Waited::Ended(Err(Error::ServerSilent { queue, after, unserved })))
     }
 }

@@ -1,7 +1,7 @@
 //! One call: sends it, waits for its reply, and sends it again if that is allowed.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
@@ -14,7 +14,7 @@ use crate::wire::{Headers, Reply};
 
 /// A request and the options of its call.
 pub(super) struct Call {
-    pub(super) queue: Arc<str>,
+    pub(super) queue: Arc<RequestQueue>,
     pub(super) body: Vec<u8>,
     /// A random UUID unless the caller gave one.
     pub(super) message_id: String,
@@ -23,6 +23,20 @@ pub(super) struct Call {
     pub(super) headers: Headers,
     pub(super) keep_alive: Option<Duration>,
     pub(super) is_idempotent: bool,
+}
+
+/// The queue that a client calls.
+pub(super) struct RequestQueue {
+    pub(super) name: String,
+    /// Whether a reply has come to a call of this client. If the queue is deleted later, a server
+    /// will declare it again.
+    is_served: AtomicBool,
+}
+
+impl RequestQueue {
+    pub(super) fn new(name: &str) -> Arc<RequestQueue> {
+        Arc::new(RequestQueue { name: name.to_string(), is_served: AtomicBool::new(false) })
+    }
 }
 
 /// The outcome of a call.
@@ -63,12 +77,12 @@ pub struct PendingReply {
     earlier: Vec<InFlight>,
     /// The reason for sending it again; `None` if it was sent only once.
     lost: Option<String>,
-    /// When to send it again, if its queue did not exist.
+    /// When to send it again, if its queue does not exist any more.
     send_at: Instant,
 }
 
-/// If the queue of a call that is sent again does not exist, the call waits this long for a server
-/// to declare it.
+/// How long an idempotent call waits for a server to declare its queue again before it asks once
+/// more.
 const QUEUE_GONE_DELAY: Duration = Duration::from_millis(200);
 
 const ALREADY_DONE: &str =
@@ -197,11 +211,11 @@ impl PendingReply {
                     self.note_lost(reason);
                     self.in_flight = None;
                 }
-                // The queue existed when the request was sent before, so a server will declare it
-                // again.
+                // The queue existed before, so a server will declare it again.
                 Waited::Ended(Err(Error::Unroutable { .. }))
                     if may_resend
-                        && self.lost.is_some()
+                        && (self.lost.is_some()
+                            || self.call.queue.is_served.load(Ordering::Relaxed))
                         && self.deadline.remaining() > QUEUE_GONE_DELAY =>
                 {
                     self.in_flight = None;
@@ -215,7 +229,7 @@ impl PendingReply {
                 _ if until < self.deadline.at => return Ok(None),
                 Waited::TimedOut | Waited::MayBeLost(_) => {
                     let session = &in_flight.session;
-                    let error = session.explain_silence(&self.call.queue, self.deadline);
+                    let error = session.explain_silence(&self.call.queue.name, self.deadline);
                     // The outcome may have arrived while the broker was asked.
                     let outcome = in_flight.take_outcome(&mut self.earlier);
                     return outcome.unwrap_or(Err(error)).map(Some);
@@ -248,11 +262,14 @@ impl PendingReply {
 
     fn ended(&self, outcome: Result<&Reply, &Error>) {
         let config = &self.sessions.config;
+        if outcome.is_ok() && !self.call.queue.is_served.load(Ordering::Relaxed) {
+            self.call.queue.is_served.store(true, Ordering::Relaxed);
+        }
         if let Err(Error::TimedOut { .. } | Error::Blocked { .. }) = outcome {
             config.counters.timed_out.fetch_add(1, Ordering::Relaxed);
         }
         config.observer.observe(|| Observation {
-            queue: &self.call.queue,
+            queue: &self.call.queue.name,
             status: outcome.map_or_else(Error::kind, |_| "OK"),
             time: self.began.elapsed(),
             bytes_in: outcome.map_or(0, |reply| reply.body().len()),
@@ -264,7 +281,7 @@ impl PendingReply {
 impl fmt::Debug for PendingReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingReply")
-            .field("queue", &self.call.queue)
+            .field("queue", &self.call.queue.name)
             .field("message_id", &self.call.message_id)
             .finish_non_exhaustive()
     }

@@ -149,6 +149,6 @@ impl<'a> CallBuilder<'a> {
 
 impl fmt::Debug for CallBuilder<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallBuilder").field("queue", &self.call.queue).finish_non_exhaustive()
+        f.debug_struct("CallBuilder").field("queue", &self.call.queue.name).finish_non_exhaustive()
     }
 }

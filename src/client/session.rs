@@ -140,7 +140,7 @@ impl Session {
             keep_alive: call.keep_alive,
             remaining: deadline.remaining(),
         };
-        let route = self.publishing.route(&call.queue, true);
+        let route = self.publishing.route(&call.queue.name, true);
         let request = wire::encode_request(route, &head, &call.body);
         match self.publishing.write(request, limit.at) {
             Ok(()) => Ok(Some(in_flight)),

@@ -4,10 +4,10 @@ use std::thread;
 
 use amiquip::QueueDeclareOptions;
 use crossbeam_channel::bounded;
-use rabbitmq_rpc::{Brokers, RpcServer, ServerOptions, fibonacci};
+use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
-use crate::embedded::{Serving, connect, connect_fibonacci};
+use crate::embedded::{Serving, connect, connect_fibonacci, connect_idempotent};
 use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::programs::{rpc_server, stop};
 use crate::queue;
@@ -39,6 +39,26 @@ fn server_redeclares_deleted_quorum_queue_despite_short_connect_timeout() {
     server.wait_for_line("taking requests", PATIENCE);
     assert_eq!(connect_fibonacci(&url, &queue).call(7), Ok(13));
     stop(&mut server);
+}
+
+#[test]
+fn idempotent_call_waits_until_deleted_queue_is_declared_again() {
+    let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
+    let (again, once) = (connect_idempotent(&url, &queue), connect(&url, &queue));
+    let unroutable = || Err(Error::Unroutable { queue: queue.clone() });
+    assert_eq!(again.call_timeout("7", PATIENCE), unroutable(), "there was no such queue yet");
+    let server = Serving::echo(&url, &queue);
+    assert_eq!([again.call("7").unwrap(), once.call("7").unwrap()], [b"7", b"7"]);
+    server.stop();
+    queue::delete(&url, &queue);
+    assert_eq!(once.call_timeout("8", PATIENCE), unroutable());
+    assert_eq!(again.call_timeout("8", SECOND), unroutable(), "nobody declares it in time");
+    let call = again.request("9").timeout(PATIENCE).send().unwrap();
+    thread::scope(|scope| {
+        let answer = scope.spawn(|| call.wait());
+        let _server = Serving::echo(&url, &queue);
+        assert_eq!(answer.join().unwrap().unwrap(), b"9");
+    });
 }
 
 /// The requests that a worker has got from a queue are answered although the queue is deleted.

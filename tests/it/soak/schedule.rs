@@ -60,15 +60,14 @@ impl Schedule {
             3 => Fault::TerminateClient,
             4 => Fault::KillNode(random.below(3)),
             5 => Fault::StopNode(random.below(3)),
-            // Missing heartbeats end connections to a silent node after 4 s; the other nodes declare it
-            // down after about 8 s.
+            // Missing heartbeats end connections to a silent node after 4 s, which is also when the
+            // other nodes declare it down.
             6 => Fault::FreezeNode(random.below(3), random.millis(2_000, 12_000)),
             7 => Fault::CloseConnections,
             8 => Fault::MemoryAlarm(random.below(3), random.millis(500, 5_000)),
             9 => Fault::DeleteQueue([Service::Fibonacci, Service::Named][random.below(2)]),
             10 => {
-                // A node notices a silent connection to another node after about 8 s. The first
-                // round stays below that, since it has to fit into a short run.
+                // The partitions of the first round are short, since it has to fit into a short run.
                 let (least, most) =
                     if self.rounds == 1 { (3_000, 6_000) } else { (15_000, 25_000) };
                 Fault::Partition(random.below(3), random.millis(least, most))
