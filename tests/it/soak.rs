@@ -91,7 +91,7 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         ledger.announce(&format!("{at:6.1} s  {number}: {shown}"));
         ledger.take_longest_gap();
         system.inject(&faults);
-        system.wait_until_ready(ledger);
+        system.wait_until_ready(ledger, &faults);
         let kind = joined(faults.iter().map(|fault| fault.kind().to_owned()).collect());
         history.faults.push((kind, ledger.take_longest_gap()));
     }
