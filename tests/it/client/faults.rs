@@ -14,7 +14,7 @@ use super::fails_at_deadline;
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::manual_server::ManualServer;
-use crate::patience::{AT_ONCE, PATIENCE, SECOND};
+use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
 
 #[test]
 fn calls_resume_after_node_restart() {
@@ -142,6 +142,22 @@ fn client_reconnects_after_operator_closes_connections() {
     let error = call.wait().unwrap_err();
     assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
     assert!(error.to_string().contains("planned maintenance"), "{error}");
+}
+
+/// Nobody waited for the reply while the connection lasted.
+#[test]
+fn reply_counts_although_its_connection_has_ended() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("reply-then-end"));
+    let server = ManualServer::start(&url, &queue);
+    let client = connect(&url, &queue);
+    let call = client.send("7").unwrap();
+    server.reply(&server.next(), b"13");
+    counters_when(&client, |counters| counters.replies == 1);
+    broker.ctl(&["close_all_connections", "planned maintenance"]);
+    let reconnects = || client.queue().and(Ok(client.counters().reconnects));
+    assert_eq!(await_value(reconnects, |reconnects| *reconnects == Ok(1)), Ok(1));
+    assert_eq!(call.wait().unwrap(), b"13");
 }
 
 #[test]
