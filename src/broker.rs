@@ -97,9 +97,14 @@ impl Brokers {
 
     /// Tries each broker once, starting with the one at `endpoint`.
     pub(crate) fn connect_near(&self, endpoint: &Endpoint) -> Result<Connection> {
-        let first = self.endpoints.iter().position(|other| other == endpoint).unwrap_or(0);
-        let connected = self.connect(&mut self.order(first), Deadline::after(Duration::MAX));
+        let mut order = self.order(self.index_of(endpoint));
+        let connected = self.connect(&mut order, Deadline::after(Duration::MAX));
         connected.map_err(|(error, _)| error)
+    }
+
+    fn index_of(&self, endpoint: &Endpoint) -> usize {
+        let found = self.endpoints.iter().position(|other| other == endpoint);
+        found.expect("connections are made to these endpoints only")
     }
 
     /// The order that begins with the broker at index `first`.
@@ -139,7 +144,7 @@ impl Brokers {
                 .and_then(|tcp| Connection::log_in(tcp, tls, endpoint, heartbeat, deadline));
             match connected {
                 Ok(connection) => {
-                    order.skip(position);
+                    order.rotate(position);
                     return Ok(connection);
                 }
                 Err(Error::Unreachable { reason, .. }) if count > 1 => {
@@ -155,8 +160,8 @@ impl Brokers {
 
 /// The order in which to try the brokers, as indices of the list.
 ///
-/// After the first one it is random. If it were that of the list, all programs of a failed node would
-/// meet on the same other node, and its failure would hit all of them.
+/// After the first one it is random. If it were that of the list, all programs of a failed node
+/// would meet on the same other node, and its failure would hit all of them.
 #[derive(Debug, Clone)]
 struct TryOrder(Vec<usize>);
 
@@ -172,10 +177,14 @@ impl TryOrder {
         self.0[1..].sort_by_cached_key(|_| Uuid::new_v4());
     }
 
-    /// Moves the first brokers, which do not work, to the end.
-    fn skip(&mut self, brokers: usize) {
-        let count = self.0.len();
-        self.0.rotate_left(brokers % count);
+    /// Moves this many brokers from the start to the end.
+    fn rotate(&mut self, brokers: usize) {
+        self.0.rotate_left(brokers);
+    }
+
+    fn move_to_end(&mut self, broker: usize) {
+        // The sort is stable, so the others keep their order.
+        self.0.sort_by_key(|other| *other == broker);
     }
 }
 
@@ -208,12 +217,15 @@ mod tests {
     }
 
     #[test]
-    fn skipped_brokers_come_last() {
+    fn brokers_that_do_not_work_come_last() {
         let mut order = TryOrder(vec![1, 0, 2]);
-        order.skip(2);
+        order.rotate(2);
         assert_eq!(order.0, [2, 1, 0]);
+        order.move_to_end(1);
+        assert_eq!(order.0, [2, 0, 1]);
         let mut single = TryOrder::new(0, 1);
-        single.skip(1);
+        single.rotate(1);
+        single.move_to_end(0);
         assert_eq!(single.0, [0]);
     }
 }

@@ -84,8 +84,9 @@ pub struct ClientOptions {
     /// happens if the request may be lost on a connection that works: if other calls have abandoned
     /// that connection because no replies came, or if no sign of life comes
     /// ([`ClientOptions::keep_alive`]). If the queue does not exist any more after a reply has come
-    /// through it, the call waits until a server declares it again. A call is not sent again if the broker closed the channel
-    /// because of one of the requests, such as one that is larger than its `max_message_size`.
+    /// through it, the call waits until a server declares it again. A call is not sent again if the
+    /// broker closed the channel because of one of the requests, such as one that is larger than its
+    /// `max_message_size`.
     pub idempotent: bool,
     /// The `content_type` of the requests: `application/octet-stream` unless set.
     pub content_type: String,
@@ -116,6 +117,7 @@ impl Default for ClientOptions {
 
 impl RpcClient {
     /// Connects to the first broker that accepts the connection, and declares a reply queue there.
+    /// If the broker declares none within a second, replies come by direct reply-to until it does.
     ///
     /// Blocks for at most [`Brokers::connect_timeout`] for each broker, including looking up its
     /// name, and once more to set up the reply queue; or for [`Brokers::wait`] if that is longer.

@@ -96,10 +96,11 @@
 //! other thread waits, and two of amiquip's, for its I/O and its heartbeats. A client needs no
 //! other threads. [`RpcServer::serve`] starts one thread for each worker, and supervises the
 //! workers on the thread that calls it. While a requester wants signs of life, one more thread
-//! sends them. Connecting takes a thread for as long as it lasts, and until the client's reply queue
-//! is there. For direct replies, workers open connections of their own, and close them after 10 s
-//! without use. To answer requests that exceed [`ServerOptions::max_waiting`], `serve`
-//! starts a second server, with a connection, a supervising thread and one worker.
+//! sends them. Connecting takes a thread for as long as it lasts, and until the client's reply
+//! queue is there. For direct replies, workers open connections of their own. An idle worker closes
+//! those that were not used for 10 s. To answer requests that exceed
+//! [`ServerOptions::max_waiting`], `serve` starts a second server, with a connection, a supervising
+//! thread and one worker.
 //!
 //! No thread spins. Two threads sleep to poll: the one that reconnects to a cluster, for up to 3 s,
 //! and the caller of an idempotent call whose queue does not exist any more. An idle client wakes

@@ -194,7 +194,7 @@ impl RpcServer {
         let Shared { sessions, brokers, direct, .. } = &*self.shared;
         let session = sessions.session(Deadline::after(brokers.first_connect_timeout()))?;
         let done = work(&Worker::begin(&self.shared, &session)?);
-        direct.close_unused(Duration::ZERO);
+        direct.close();
         done
     }
 

@@ -187,6 +187,7 @@ impl DataPlane {
         if is_silent && !self.heartbeat.is_zero() {
             self.end("the broker was silent for two heartbeats".into(), Cause::Silence);
         }
+        // This reason counts only if the broker was not silent.
         self.cut("the connection was closed");
     }
 

@@ -33,7 +33,7 @@ pub(crate) trait Session: Send + Sync + 'static {
     fn ended(&self) -> Option<Error>;
 
     /// Called once callers may use the session. Blocks only the thread that connected.
-    fn complete(&self) {}
+    fn finish_setup(&self) {}
 
     /// Called when another session has taken its place ([`Reconnector::replace`]).
     fn retire(&self) {}
@@ -115,9 +115,11 @@ impl<S: Session> Reconnector<S> {
                         _ => return Ok(Arc::clone(session)),
                     },
                     Some(reason) => {
-                        let is_silent = session.connection().ended_in_silence();
+                        let connection = session.connection();
+                        let silent = connection.ended_in_silence();
+                        let silent = silent.then(|| self.brokers.index_of(&connection.endpoint));
                         let lasted = since.elapsed();
-                        state.lost(&reason, lasted, is_silent);
+                        state.lost(&reason, lasted, silent);
                         continue;
                     }
                 },
@@ -158,12 +160,12 @@ impl<S: Session> Reconnector<S> {
             let opened = connected.and_then(|connection| {
                 (this.open)(connection, is_reconnect).map_err(|error| {
                     // A broker that accepts the login but not what follows is tried again last.
-                    order.skip(1);
+                    order.rotate(1);
                     (error, true)
                 })
             });
             if let Some(session) = this.connected(order, opened) {
-                session.complete();
+                session.finish_setup();
             }
         };
         if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
@@ -210,7 +212,7 @@ impl<S: Session> Reconnector<S> {
         let mut state = lock(&self.state);
         if matches!(&state.phase, Phase::Up { session: present, .. } if Arc::ptr_eq(present, session))
         {
-            state.order.skip(1);
+            state.order.move_to_end(self.brokers.index_of(&session.connection().endpoint));
             state.phase = Phase::Down;
             match failure {
                 Some(error) => state.failed(error, true),
@@ -230,7 +232,7 @@ impl<S: Session> Reconnector<S> {
             && may_try
         {
             *replacing = Some(Instant::now());
-            state.order.skip(1);
+            state.order.move_to_end(self.brokers.index_of(&session.connection().endpoint));
             self.start_connecting(&mut state, Deadline::after(Duration::ZERO));
         }
     }
@@ -263,7 +265,8 @@ impl<S> State<S> {
 
     /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
     /// connect, so that a broker that ends all its connections is not reconnected to at once.
-    fn lost(&mut self, reason: &Error, lasted: Duration, is_silent: bool) {
+    /// `silent` is the index of the broker, if the session was lost because it was silent.
+    fn lost(&mut self, reason: &Error, lasted: Duration, silent: Option<usize>) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         const STABLE_LIFETIME: Duration = Duration::from_secs(10);
         self.phase = match self.phase {
@@ -274,10 +277,8 @@ impl<S> State<S> {
             // The order of the others shows which failed before, but that is out of date.
             self.order.shuffle_others();
         }
-        if is_silent {
-            // Connecting to a frozen broker takes the whole time limit.
-            self.order.skip(1);
-        }
+        // Connecting to a frozen broker takes the whole time limit.
+        silent.into_iter().for_each(|broker| self.order.move_to_end(broker));
         // The error's own text is for a call that was in flight.
         let reason = match reason {
             Error::ConnectionLost { reason } => format!("the connection was lost: {reason}"),

@@ -216,7 +216,7 @@ impl PendingReply {
                     if may_resend
                         && (self.lost.is_some()
                             || self.call.queue.is_served.load(Ordering::Relaxed))
-                        && self.deadline.remaining() > QUEUE_GONE_DELAY =>
+                        && self.deadline.remaining() > 2 * QUEUE_GONE_DELAY =>
                 {
                     self.in_flight = None;
                     self.send_at = self.deadline.at.min(Instant::now() + QUEUE_GONE_DELAY);
@@ -262,8 +262,12 @@ impl PendingReply {
 
     fn ended(&self, outcome: Result<&Reply, &Error>) {
         let config = &self.sessions.config;
-        if outcome.is_ok() && !self.call.queue.is_served.load(Ordering::Relaxed) {
-            self.call.queue.is_served.store(true, Ordering::Relaxed);
+        let is_served = &self.call.queue.is_served;
+        // Threads that only read the flag do not slow each other down.
+        if matches!(outcome, Ok(_) | Err(Error::Remote { .. }))
+            && !is_served.load(Ordering::Relaxed)
+        {
+            is_served.store(true, Ordering::Relaxed);
         }
         if let Err(Error::TimedOut { .. } | Error::Blocked { .. }) = outcome {
             config.counters.timed_out.fetch_add(1, Ordering::Relaxed);

@@ -29,7 +29,8 @@ pub(super) struct Dispatcher {
     pub(super) has_rejected: AtomicBool,
     /// Whether the session accepts no more calls, but still serves those in flight.
     pub(super) is_retired: AtomicBool,
-    /// Whether the broker is known to accept messages from this client: [`PROBE`] has come back.
+    /// Whether the broker is known to accept messages from this client: [`PROBE`] has come back, or a
+    /// direct reply.
     publish_verified: AtomicBool,
 }
 
@@ -54,7 +55,10 @@ impl Dispatcher {
                     self.pending.settle(id, Err(Error::Unroutable { queue }), data_plane);
                 }
             }
-            Event::Delivery(delivery) => self.route_reply(data_plane, delivery.message),
+            Event::Delivery(delivery) => {
+                self.publish_verified.store(true, Ordering::Relaxed);
+                self.route_reply(data_plane, delivery.message);
+            }
             Event::Closed(close) => {
                 // The broker handles the messages of a channel in order. If it refused the first
                 // one, it accepted none of those after it.

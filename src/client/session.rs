@@ -35,15 +35,13 @@ pub(super) struct Session {
 const CONSUMERS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait for the reply queue before direct reply-to takes its place.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long to wait for it after that: longer than the default `net_ticktime`.
-const LATE_DECLARE_TIMEOUT: Duration = Duration::from_secs(120);
 /// The pseudo-queue of [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to).
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 impl Session {
-    /// Declares a reply queue and consumes from it. Blocks for at most the time that connecting may
-    /// take, and for up to 3 s more after a reconnection to a cluster. `is_reconnect` means that
-    /// there was a session before.
+    /// Declares a reply queue and consumes from it, or receives replies directly for now. Blocks for
+    /// at most the time that connecting may take, and for up to 3 s more after a reconnection to a
+    /// cluster. `is_reconnect` means that there was a session before.
     ///
     /// While a node of a cluster is frozen, the other nodes declare no queue until they count it as
     /// down (`net_ticktime`, a minute by default). Direct reply-to needs no queue, so it takes the
@@ -68,22 +66,22 @@ impl Session {
             .open_channel(limit, move |plane, event| consumer.on_consuming(plane, event))
             .map_err(failed("open a channel"))?;
         consuming.send(Method::DeclareReplyQueue);
-        let soon = Limit::Until(until.min(Instant::now() + DECLARE_TIMEOUT));
+        let soon = Deadline::after(DECLARE_TIMEOUT.min(config.brokers.connect_timeout / 2)).at;
         if awaits_consumers {
             await_consumers(&connection, &config.queue);
         }
-        let declared = consuming.answer(soon).and_then(Answer::queue);
+        let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
         let (reply_queue, inspected) = (OnceLock::new(), Mutex::default());
         let session =
             Session { connection, dispatcher, publishing, consuming, reply_queue, inspected };
         match declared {
-            Err(CallError::Unanswered(_)) => {
+            Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
                 let consume = Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true };
                 let consumed = session.publishing.call(consume, limit);
                 consumed.map_err(|error| session.connection.explain(error, "receive replies"))?;
                 log::info!("no reply queue yet: replies come by direct reply-to");
             }
-            declared => session.use_reply_queue(declared, until)?,
+            declared => session.use_reply_queue(declared, limit)?,
         }
         log::info!("ready to call {:?} through {}", config.queue, session.connection.endpoint);
         Ok(session)
@@ -93,20 +91,20 @@ impl Session {
     fn use_reply_queue(
         &self,
         declared: Result<DeclaredQueue, CallError>,
-        until: Instant,
+        limit: Limit,
     ) -> Result<()> {
         let failed = |doing| move |error| self.connection.explain(error, doing);
         let reply_queue = declared.map_err(failed("declare a reply queue"))?.name;
         let consume = Method::Consume { queue: &reply_queue, no_ack: true };
-        let consumed = self.consuming.call(consume, Limit::Until(until));
+        let consumed = self.consuming.call(consume, limit);
         consumed.map_err(failed("read from its reply queue"))?;
         wire::check_length("reply queue's name", &reply_queue)?;
+        let reply_queue = self.reply_queue.get_or_init(|| reply_queue);
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
-        let route = self.publishing.route(&reply_queue, false);
+        let route = self.publishing.route(reply_queue, false);
         let probe = wire::encode_reply(route, Some(&id), &self.dispatcher.config.app_id, &empty);
         // If writing fails, the first call reports why.
-        let _ = self.publishing.write(probe, until);
-        let _ = self.reply_queue.set(reply_queue);
+        let _ = self.publishing.write(probe, Deadline::after(DECLARE_TIMEOUT).at);
         Ok(())
     }
 
@@ -215,13 +213,15 @@ impl broker::Session for Session {
         })
     }
 
-    /// Waits for the reply queue, unless the broker has declared it already.
-    fn complete(&self) {
+    /// Waits for the reply queue, unless the broker has declared it already. The wait ends with the
+    /// connection, or when the session retires.
+    fn finish_setup(&self) {
         if self.reply_queue.get().is_none() {
-            let until = Instant::now() + LATE_DECLARE_TIMEOUT;
-            let declared = self.consuming.answer(Limit::Until(until)).and_then(Answer::queue);
-            if let Err(error) = self.use_reply_queue(declared, until) {
-                log::debug!("replies still come by direct reply-to: {error}");
+            let never = Limit::Until(Deadline::after(Duration::MAX).at);
+            let declared = self.consuming.answer(never).and_then(Answer::queue);
+            match self.use_reply_queue(declared, never) {
+                Ok(()) => log::info!("the reply queue is there"),
+                Err(error) => log::debug!("replies came by direct reply-to alone: {error}"),
             }
         }
     }

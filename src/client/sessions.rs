@@ -28,7 +28,9 @@ impl Sessions {
             shared.counters.reconnects.fetch_add(is_reconnect.into(), Ordering::Relaxed);
             Ok(session)
         });
-        reconnector.first_session(config.options.timeout)?;
+        // A thread that still connects would keep its session.
+        let first = reconnector.first_session(config.options.timeout);
+        first.inspect_err(|_| reconnector.close().iter().for_each(|session| session.close()))?;
         Ok(Sessions { config, reconnector, retired: Mutex::default() })
     }
 

@@ -18,8 +18,8 @@ use crate::frames::Method;
 use crate::lock::lock;
 use crate::wire::{self, Reply, ReplyAddress};
 
-/// The connections that no worker uses at present. There are at most as many as workers have
-/// replied at once.
+/// The connections that no worker uses at present. For each broker that workers use there are at
+/// most as many as workers have replied at once.
 #[derive(Default)]
 pub(crate) struct DirectReplies {
     idle: Mutex<Vec<Direct>>,
@@ -61,7 +61,7 @@ impl DirectReplies {
     ) -> Result<ReplyOutcome> {
         let mut idle = lock(&self.idle);
         idle.retain(|direct| direct.channel.data_plane.ended().is_none());
-        let found = idle.iter().position(|direct| direct.endpoint == *endpoint);
+        let found = idle.iter().rposition(|direct| direct.endpoint == *endpoint);
         let direct = found.map(|index| idle.swap_remove(index));
         drop(idle);
         let mut direct = direct.map_or_else(|| connect(&shared.brokers, endpoint), Ok)?;
@@ -90,12 +90,18 @@ impl DirectReplies {
         }
     }
 
-    /// Closes the connections that nobody has used for this long. Blocks for at most a second for
-    /// each.
-    pub(crate) fn close_unused(&self, time: Duration) {
-        let is_unused = |direct: &mut Direct| direct.last_used.elapsed() >= time;
-        let unused: Vec<Direct> = lock(&self.idle).extract_if(.., is_unused).collect();
+    /// Closes a connection that has not been used for a while. Blocks for at most a second.
+    pub(crate) fn close_unused(&self) {
+        const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+        let is_unused = |direct: &mut Direct| direct.last_used.elapsed() >= IDLE_TIMEOUT;
+        let unused = lock(&self.idle).extract_if(.., is_unused).next();
         drop(unused);
+    }
+
+    /// Closes all connections. Blocks for at most a second for each.
+    pub(crate) fn close(&self) {
+        let idle = std::mem::take(&mut *lock(&self.idle));
+        drop(idle);
     }
 }
 

@@ -52,6 +52,7 @@ fn refuse(request: &Request, limit: u32) -> Result<&'static str, Failure> {
         Some("delivery_limit") => {
             Failure::new(Status::Internal, "every server that took the request was lost")
         }
+        Some("rejected") => Failure::new(Status::Internal, "the reply could not be delivered"),
         _ => Failure::new(
             Status::ResourceExhausted,
             format!("{limit} requests wait already; this one was not executed: try again later"),

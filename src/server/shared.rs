@@ -1,7 +1,7 @@
 //! The state that a server's threads share, and their connection.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::direct::DirectReplies;
 use super::keep_alive::KeepAlive;
@@ -83,7 +83,7 @@ impl Shared {
         if let Some(session) = self.sessions.present() {
             session.connection.close();
         }
-        self.direct.close_unused(Duration::ZERO);
+        self.direct.close();
     }
 
     /// Tells the workers to stop, and makes no new connection. Does not block.

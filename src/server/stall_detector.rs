@@ -13,8 +13,6 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// When a worker checks for the first time after it began to consume. RabbitMQ 4 was seen to accept
 /// a consumer on a queue that it was about to delete, and not to notify that consumer.
 pub(super) const FIRST_CHECK_DELAY: Duration = Duration::from_secs(1);
-/// How long a connection for direct replies stays open without use.
-const DIRECT_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests must wait for idle workers to count as stalled. A request that has just
 /// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
@@ -61,7 +59,7 @@ impl Worker<'_> {
     /// run, that node's consumers get nothing, while those of another node do.
     pub(super) fn check_for_stall(&self) {
         let Worker { session, inbox, .. } = self;
-        let Shared { counters, stop, queue, last_stall, sessions, direct, .. } = &**self.shared;
+        let Shared { counters, stop, queue, last_stall, sessions, .. } = &**self.shared;
         let now = Instant::now();
         let mut next_check = lock(&session.next_check);
         if now < *next_check {
@@ -69,7 +67,6 @@ impl Worker<'_> {
         }
         *next_check = now + CHECK_INTERVAL;
         drop(next_check);
-        direct.close_unused(DIRECT_IDLE_TIMEOUT);
         // During an alarm, a broker may not read from the connection, so it does not answer either.
         if session.connection.blocked().is_some() {
             return;

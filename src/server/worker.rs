@@ -127,7 +127,13 @@ impl<'a> Worker<'a> {
                 return Err(reason);
             }
             match inbox.take()? {
-                None if !deadline.has_passed() => self.check_for_stall(),
+                None if !deadline.has_passed() => {
+                    self.check_for_stall();
+                    // During an alarm, the broker does not answer a close.
+                    if session.connection.blocked().is_none() {
+                        self.shared.direct.close_unused();
+                    }
+                }
                 next => return Ok(next),
             }
         }
