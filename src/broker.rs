@@ -11,13 +11,12 @@ mod self_pipe;
 mod sync;
 mod tls;
 mod transport;
+mod try_order;
 mod turn;
 mod url;
 
 use std::fmt;
 use std::time::Duration;
-
-use uuid::Uuid;
 
 pub(crate) use self::channel::{CallError, Channel, Limit};
 pub(crate) use self::connection::Connection;
@@ -25,6 +24,7 @@ pub(crate) use self::data_plane::DataPlane;
 pub(crate) use self::reconnector::{Reconnector, Session};
 pub use self::tls::TlsFiles;
 pub(crate) use self::transport::WriteError;
+use self::try_order::TryOrder;
 pub(crate) use self::turn::Waiter;
 pub(crate) use self::url::Endpoint;
 use crate::deadline::Deadline;
@@ -158,36 +158,6 @@ impl Brokers {
     }
 }
 
-/// The order in which to try the brokers, as indices of the list.
-///
-/// After the first one it is random. If it were that of the list, all programs of a failed node
-/// would meet on the same other node, and its failure would hit all of them.
-#[derive(Debug, Clone)]
-struct TryOrder(Vec<usize>);
-
-impl TryOrder {
-    fn new(first: usize, count: usize) -> TryOrder {
-        let mut order = TryOrder((0..count).collect());
-        order.0.swap(0, first);
-        order.shuffle_others();
-        order
-    }
-
-    fn shuffle_others(&mut self) {
-        self.0[1..].sort_by_cached_key(|_| Uuid::new_v4());
-    }
-
-    /// Moves this many brokers from the start to the end.
-    fn rotate(&mut self, brokers: usize) {
-        self.0.rotate_left(brokers);
-    }
-
-    fn move_to_end(&mut self, broker: usize) {
-        // The sort is stable, so the others keep their order.
-        self.0.sort_by_key(|other| *other == broker);
-    }
-}
-
 /// Writes the `host:port` of each broker, separated by commas.
 impl fmt::Display for Brokers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -201,31 +171,4 @@ impl fmt::Display for Brokers {
 pub(crate) fn program() -> String {
     let path = std::env::current_exe().unwrap_or_default();
     path.file_name().unwrap_or_default().to_string_lossy().chars().take(60).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn order_is_random_after_the_first_broker() {
-        let orders: Vec<Vec<usize>> = (0..100).map(|_| TryOrder::new(1, 3).0).collect();
-        assert!(orders.iter().all(|order| order[0] == 1), "{orders:?}");
-        for order in [[1, 0, 2], [1, 2, 0]] {
-            assert!(orders.contains(&order.to_vec()), "{order:?} is missing");
-        }
-    }
-
-    #[test]
-    fn brokers_that_do_not_work_come_last() {
-        let mut order = TryOrder(vec![1, 0, 2]);
-        order.rotate(2);
-        assert_eq!(order.0, [2, 1, 0]);
-        order.move_to_end(1);
-        assert_eq!(order.0, [2, 0, 1]);
-        let mut single = TryOrder::new(0, 1);
-        single.rotate(1);
-        single.move_to_end(0);
-        assert_eq!(single.0, [0]);
-    }
 }

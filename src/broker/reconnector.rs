@@ -3,12 +3,15 @@
 //! A session is a connection that is set up for its purpose. One thread at a time connects, for all
 //! callers that need a session. Each caller waits until its own deadline.
 
+mod state;
+
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
+use self::state::{Phase, State};
 use super::{Brokers, Connection, TryOrder};
-use crate::deadline::{Deadline, backoff};
+use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::lock::lock;
 
@@ -39,52 +42,15 @@ pub(crate) trait Session: Send + Sync + 'static {
     fn retire(&self) {}
 }
 
-struct State<S> {
-    phase: Phase<S>,
-    /// The broker that worked last comes first, unless it was silent or did not work well.
-    order: TryOrder,
-    had_session: bool,
-    /// The number of failed attempts. A waiting caller compares it to detect that an attempt failed
-    /// while it waited.
-    failures: u64,
-    last_failure: Option<Error>,
-    /// The number of consecutive failed attempts, and the earliest time of the next attempt.
-    consecutive_failures: u32,
-    next_try: Instant,
-}
-
-enum Phase<S> {
-    Down,
-    /// A thread is connecting.
-    Connecting,
-    Up {
-        session: Arc<S>,
-        since: Instant,
-        /// When a thread began to connect for a session that takes the place of this one.
-        replacing: Option<Instant>,
-    },
-    /// With the last session, for the callers that have to finish on it.
-    Closed(Option<Arc<S>>),
-}
-
 impl<S: Session> Reconnector<S> {
     pub(crate) fn new(
         brokers: &Brokers,
         open: impl Fn(Connection, bool) -> Result<S> + Send + Sync + 'static,
     ) -> Arc<Reconnector<S>> {
-        let state = State {
-            phase: Phase::Down,
-            order: brokers.order(0),
-            had_session: false,
-            failures: 0,
-            last_failure: None,
-            consecutive_failures: 0,
-            next_try: Instant::now(),
-        };
         Arc::new(Reconnector {
             brokers: brokers.clone(),
             open: Box::new(open),
-            state: Mutex::new(state),
+            state: Mutex::new(State::new(brokers.order(0))),
             changed: Condvar::new(),
         })
     }
@@ -250,69 +216,5 @@ impl<S: Session> Reconnector<S> {
         drop(state);
         self.changed.notify_all();
         session
-    }
-}
-
-impl<S> State<S> {
-    /// The current session, or the last one if the reconnector is closed.
-    fn session(&self) -> Option<Arc<S>> {
-        match &self.phase {
-            Phase::Up { session, .. } => Some(Arc::clone(session)),
-            Phase::Closed(session) => session.clone(),
-            Phase::Down | Phase::Connecting => None,
-        }
-    }
-
-    /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
-    /// connect, so that a broker that ends all its connections is not reconnected to at once.
-    /// `silent` is the index of the broker, if the session was lost because it was silent.
-    fn lost(&mut self, reason: &Error, lasted: Duration, silent: Option<usize>) {
-        const MIN_LIFETIME: Duration = Duration::from_secs(1);
-        const STABLE_LIFETIME: Duration = Duration::from_secs(10);
-        self.phase = match self.phase {
-            Phase::Up { replacing: Some(_), .. } => Phase::Connecting,
-            _ => Phase::Down,
-        };
-        if lasted >= STABLE_LIFETIME {
-            // The order of the others shows which failed before, but that is out of date.
-            self.order.shuffle_others();
-        }
-        // Connecting to a frozen broker takes the whole time limit.
-        silent.into_iter().for_each(|broker| self.order.move_to_end(broker));
-        // The error's own text is for a call that was in flight.
-        let reason = match reason {
-            Error::ConnectionLost { reason } => format!("the connection was lost: {reason}"),
-            error => error.to_string(),
-        };
-        if lasted < MIN_LIFETIME {
-            let wait = self.delay_next_try(true);
-            return log::warn!("{reason}; trying again in {wait:.1?}");
-        }
-        log::warn!("{reason}; trying again at once");
-        self.consecutive_failures = 0;
-        self.next_try = Instant::now();
-    }
-
-    fn failed(&mut self, error: Error, has_tcp_connection: bool) {
-        match &mut self.phase {
-            Phase::Up { replacing, .. } => *replacing = None,
-            phase => *phase = Phase::Down,
-        }
-        let wait = self.delay_next_try(has_tcp_connection);
-        match &error {
-            Error::Unreachable { .. } => log::warn!("{error}; trying again in {wait:.1?}"),
-            _ => log::warn!("{error}"),
-        }
-        self.failures += 1;
-        self.last_failure = Some(error);
-    }
-
-    fn delay_next_try(&mut self, has_tcp_connection: bool) -> Duration {
-        const FIRST: Duration = Duration::from_millis(50);
-        let most = Duration::from_millis(if has_tcp_connection { 3000 } else { 500 });
-        self.consecutive_failures += 1;
-        let wait = backoff(self.consecutive_failures, FIRST, most);
-        self.next_try = Instant::now() + wait;
-        wait
     }
 }

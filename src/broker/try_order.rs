@@ -1,0 +1,60 @@
+//! The order in which to try the brokers.
+
+use uuid::Uuid;
+
+/// The indices of the brokers in the list, in the order in which to try them.
+///
+/// After the first one it is random. If it were that of the list, all programs of a failed node
+/// would meet on the same other node, and its failure would hit all of them.
+#[derive(Debug, Clone)]
+pub(super) struct TryOrder(pub(super) Vec<usize>);
+
+impl TryOrder {
+    pub(super) fn new(first: usize, count: usize) -> TryOrder {
+        let mut order = TryOrder((0..count).collect());
+        order.0.swap(0, first);
+        order.shuffle_others();
+        order
+    }
+
+    pub(super) fn shuffle_others(&mut self) {
+        self.0[1..].sort_by_cached_key(|_| Uuid::new_v4());
+    }
+
+    /// Moves this many brokers from the start to the end.
+    pub(super) fn rotate(&mut self, brokers: usize) {
+        self.0.rotate_left(brokers);
+    }
+
+    pub(super) fn move_to_end(&mut self, broker: usize) {
+        // The sort is stable, so the others keep their order.
+        self.0.sort_by_key(|other| *other == broker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_is_random_after_the_first_broker() {
+        let orders: Vec<Vec<usize>> = (0..100).map(|_| TryOrder::new(1, 3).0).collect();
+        assert!(orders.iter().all(|order| order[0] == 1), "{orders:?}");
+        for order in [[1, 0, 2], [1, 2, 0]] {
+            assert!(orders.contains(&order.to_vec()), "{order:?} is missing");
+        }
+    }
+
+    #[test]
+    fn brokers_that_do_not_work_come_last() {
+        let mut order = TryOrder(vec![1, 0, 2]);
+        order.rotate(2);
+        assert_eq!(order.0, [2, 1, 0]);
+        order.move_to_end(1);
+        assert_eq!(order.0, [2, 0, 1]);
+        let mut single = TryOrder::new(0, 1);
+        single.rotate(1);
+        single.move_to_end(0);
+        assert_eq!(single.0, [0]);
+    }
+}
