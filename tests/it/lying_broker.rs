@@ -1,4 +1,4 @@
-//! A peer that sends random frames at any time, in place of a broker. Client and server end with an
+//! A peer in place of a broker. If it sends random frames at any time, client and server end with an
 //! error or continue. They do not panic, miss a deadline or grow.
 //!
 //! `scripts/lying_broker.sh` sends a million frames.
@@ -9,8 +9,10 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
+
 use self::peer::Peer;
-use crate::patience::PATIENCE;
+use crate::patience::{AT_ONCE, PATIENCE};
 use crate::process::Process;
 use crate::programs::{RPC_CLIENT, RPC_SERVER};
 use crate::settings;
@@ -28,7 +30,7 @@ const MEMORY_LIMIT: i64 = 64 << 10;
 fn client_and_server_survive_any_frames() {
     let frames = settings::number("RABBITMQ_RPC_FRAMES").unwrap_or(20_000);
     let seed = settings::number("RABBITMQ_RPC_SEED").unwrap_or(1);
-    let peer = Peer::start(seed);
+    let peer = Peer::lying(seed);
     let options = "heartbeat=1&connection_timeout=1000";
     let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f?{options}", peer.port);
     let server_args = ["--url", &url, "--workers", "2", "--drain-timeout", "1"];
@@ -55,6 +57,21 @@ fn client_and_server_survive_any_frames() {
         }
     }
     println!("seed {seed}: {} frames in {round} rounds", peer.sent.load(Ordering::Relaxed));
+}
+
+#[test]
+fn client_closes_its_connection_although_its_reply_queue_never_comes() {
+    let peer = Peer::declaring_no_queue();
+    let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=0", peer.port);
+    let brokers = Brokers::parse(&url).unwrap();
+    // This time is over before direct reply-to takes the place of the reply queue.
+    let options = ClientOptions { timeout: Duration::from_millis(200), ..Default::default() };
+    let error = RpcClient::connect(brokers.clone(), "any", options).unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+    peer.ends.recv_timeout(AT_ONCE).expect("the connection of the failed connect is closed");
+    let client = RpcClient::connect(brokers, "any", ClientOptions::default()).unwrap();
+    drop(client);
+    peer.ends.recv_timeout(AT_ONCE).expect("the client's connection is closed");
 }
 
 fn check_client(url: &str, round: &str) {

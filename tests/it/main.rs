@@ -57,7 +57,7 @@ mod interop; // clients and servers on other AMQP libraries
 mod keep_alive; // keep-alives during long calls
 mod load; // rpc_bench: the load it makes and its report
 mod logged; // errors that the tests' own process logs
-mod lying_broker; // a peer that sends random frames in place of a broker
+mod lying_broker; // a peer in place of a broker, which sends random frames or declares no queue
 mod manual_server; // a server whose replies the test sends itself
 mod nested; // calls from inside a handler, and programs with several queues
 mod network; // a network that delivers nothing

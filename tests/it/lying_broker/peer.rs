@@ -1,4 +1,5 @@
-//! A peer that does the handshake of a broker, and then sends random frames at any time.
+//! A peer that does the handshake of a broker, and then sends random frames at any time, or answers
+//! as a broker that declares no queue.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -6,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
+
+use crossbeam_channel::{Receiver, unbounded};
 
 use crate::random::Random;
 
@@ -49,38 +52,53 @@ const METHODS: [(u16, u16); 30] = [
     (90, 11),
 ];
 
-/// Listens on a free port until the test's process ends. The seed determines what it sends, as long
-/// as its clients always send the same.
+/// Listens on a free port until the test's process ends.
 pub struct Peer {
     pub port: u16,
     /// Number of random frames sent.
     pub sent: Arc<AtomicU64>,
+    /// Gets a message when a connection has ended.
+    pub ends: Receiver<()>,
 }
 
 impl Peer {
-    pub fn start(seed: u64) -> Peer {
+    /// Sends random frames. The seed determines which, as long as its clients always send the same.
+    pub fn lying(seed: u64) -> Peer {
+        Peer::start(seed, true)
+    }
+
+    /// Answers all but the declaration of a queue.
+    pub fn declaring_no_queue() -> Peer {
+        Peer::start(0, false)
+    }
+
+    fn start(seed: u64, lies: bool) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let sent = Arc::new(AtomicU64::new(0));
         let counted = Arc::clone(&sent);
+        let (ended, ends) = unbounded();
         thread::spawn(move || {
             for (number, tcp) in (0..).zip(listener.incoming().flatten()) {
                 let mut random = Random::new(seed.rotate_left(32) ^ number);
-                let (sent, ids) = (Arc::clone(&counted), Vec::new());
+                let (sent, ids, ended) = (Arc::clone(&counted), Vec::new(), ended.clone());
                 thread::spawn(move || {
                     let calm = random.pick(&[1, 10, 500]);
                     // An error means that the client has closed the connection.
-                    drop(Conversation { tcp, random, sent, calm, ids }.run());
+                    drop(Conversation { tcp, random, lies, sent, calm, ids }.run());
+                    // Sending fails if the test is over.
+                    let _ = ended.send(());
                 });
             }
         });
-        Peer { port, sent }
+        Peer { port, sent, ends }
     }
 }
 
 struct Conversation {
     tcp: TcpStream,
     random: Random,
+    lies: bool,
     sent: Arc<AtomicU64>,
     /// By which factor frames that end the connection are rarer, so that more of the others reach
     /// a working session.
@@ -95,7 +113,7 @@ impl Conversation {
         self.tcp.set_nodelay(true)?;
         self.tcp.read_exact(&mut [0; 8])?;
         // One connection in eight gets random frames from the beginning.
-        let starts_at_once = self.random.below(8) == 0;
+        let starts_at_once = self.random.below(8) == 0 && self.lies;
         let start = [&[0, 9][..], &[0; 4], &long(b"PLAIN"), &long(b"en_US")].concat();
         self.method(0, 10, 10, &start)?;
         let mut is_set_up = false;
@@ -113,7 +131,7 @@ impl Conversation {
             if prefix[0] == METHOD {
                 self.answer(channel, &payload)?;
                 // basic.publish or basic.consume
-                is_set_up |= payload[1] == 60 && (payload[3] == 40 || payload[3] == 20);
+                is_set_up |= self.lies && payload[1] == 60 && [20, 40].contains(&payload[3]);
             }
             if is_set_up || starts_at_once {
                 for _ in 0..self.random.below(40) {
@@ -126,13 +144,14 @@ impl Conversation {
     /// Answers as a broker does.
     fn answer(&mut self, channel: u16, method: &[u8]) -> io::Result<()> {
         let frame_max = 131_072_u32.to_be_bytes();
+        let heartbeat = [0, self.lies.into()];
         match (method[1], method[3]) {
-            (10, 11) => self.method(0, 10, 30, &[&[7, 255][..], &frame_max, &[0, 1]].concat()),
+            (10, 11) => self.method(0, 10, 30, &[&[7, 255][..], &frame_max, &heartbeat].concat()),
             (10, 40) => self.method(0, 10, 41, &[0]),
             (10, 50) => self.method(0, 10, 51, &[]),
             (20, 10) => self.method(channel, 20, 11, &[0; 4]),
             (20, 40) => self.method(channel, 20, 41, &[]),
-            (50, 10) => {
+            (50, 10) if self.lies => {
                 let declared = [&short(b"amq.gen-peer")[..], &[0; 4], &[0, 0, 0, 1]].concat();
                 self.method(channel, 50, 11, &declared)
             }
