@@ -3,6 +3,7 @@
 mod attempt;
 mod call;
 mod call_builder;
+mod counters;
 mod dispatcher;
 mod pending;
 mod session;
@@ -11,12 +12,13 @@ mod silence;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub use self::call::PendingReply;
 use self::call::RequestQueue;
 pub use self::call_builder::CallBuilder;
+pub use self::counters::ClientCounters;
+use self::counters::Counters;
 use self::sessions::Sessions;
 use crate::broker::{Brokers, program};
 use crate::deadline::Deadline;
@@ -230,17 +232,7 @@ impl RpcClient {
 
     /// The counters of this client, and of all clients that share its connection.
     pub fn counters(&self) -> ClientCounters {
-        let in_flight = self.sessions().in_flight();
-        let counters = &self.config().counters;
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        ClientCounters {
-            calls: read(&counters.calls),
-            replies: read(&counters.replies),
-            late: read(&counters.late),
-            timed_out: read(&counters.timed_out),
-            reconnects: read(&counters.reconnects),
-            in_flight,
-        }
+        self.config().counters.read(self.sessions().in_flight())
     }
 
     /// Closes the connection, unless another client made by [`RpcClient::for_queue`] still uses it.
@@ -273,34 +265,6 @@ impl fmt::Debug for RpcClient {
             .field("options", &self.config().options)
             .finish_non_exhaustive()
     }
-}
-
-/// The counters of a client since it was made.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ClientCounters {
-    /// Calls started.
-    pub calls: u64,
-    /// Replies, with a result or a failure, that their caller received.
-    pub replies: u64,
-    /// Replies that were discarded: they came too late or twice, or belong to no request of this
-    /// client.
-    pub late: u64,
-    /// Calls that ended with [`Error::TimedOut`] or [`Error::Blocked`].
-    pub timed_out: u64,
-    /// Connections made after the first.
-    pub reconnects: u64,
-    /// Requests in flight: sent, and without an outcome yet.
-    pub in_flight: usize,
-}
-
-#[derive(Default)]
-struct Counters {
-    calls: AtomicU64,
-    replies: AtomicU64,
-    late: AtomicU64,
-    timed_out: AtomicU64,
-    reconnects: AtomicU64,
 }
 
 /// The settings and counters that all sessions share.
