@@ -58,18 +58,24 @@ impl<S: Session> Reconnector<S> {
     /// Makes the first session. Retries until [`Brokers::wait`] is over, and tries at least once.
     pub(crate) fn first_session(self: &Arc<Self>, timeout: Duration) -> Result<Arc<S>> {
         let deadline = Deadline::after(self.brokers.first_connect_timeout().min(timeout));
-        self.session_or_failure(deadline, self.brokers.wait.is_zero())
+        self.session_or_failure(deadline, Deadline::after(self.brokers.wait))
     }
 
     /// Returns the current session, or else a new one. Retries a failed attempt, with a longer
     /// delay each time, unless a retry cannot help.
     pub(crate) fn session(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<S>> {
-        self.session_or_failure(deadline, false)
+        self.session_or_failure(deadline, Deadline::after(Duration::MAX))
     }
 
-    /// Returns a failure after the first attempt if `once`, or if a retry cannot help.
-    fn session_or_failure(self: &Arc<Self>, deadline: Deadline, once: bool) -> Result<Arc<S>> {
-        let is_final = |failure: &Error| once || !matches!(failure, Error::Unreachable { .. });
+    /// Returns the failure of an attempt if no further attempt may begin, or if it cannot help.
+    fn session_or_failure(
+        self: &Arc<Self>,
+        deadline: Deadline,
+        last_attempt: Deadline,
+    ) -> Result<Arc<S>> {
+        let is_final = |failure: &Error| {
+            last_attempt.has_passed() || !matches!(failure, Error::Unreachable { .. })
+        };
         let mut state = lock(&self.state);
         let failures_before = state.failures;
         loop {

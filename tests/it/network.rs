@@ -5,15 +5,15 @@ use std::env;
 use std::io::stdin;
 use std::process::Command;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::Error;
+use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{connect, connect_fibonacci};
 use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
 use crate::process::Process;
-use crate::programs::{RPC_SERVER, rpc_server, rpc_server_at, stop};
+use crate::programs::{RPC_CLIENT, RPC_SERVER, rpc_server, rpc_server_at, stop};
 use crate::proxy::{Mode, Proxy};
 use crate::queue;
 
@@ -50,6 +50,40 @@ fn calls_keep_deadlines_before_and_after_session_is_lost() {
     let began = Instant::now();
     drop(client);
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+}
+
+#[test]
+fn programs_wait_for_a_broker_that_is_not_up_yet() {
+    let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("not-up"));
+    let url = proxy.url();
+    let start = |program, more: &[&str]| {
+        proxy.set(Mode::Refuse);
+        let before = proxy.tries();
+        let args = ["--url", &url, "--queue", &queue, "--wait", "60"];
+        let process = Process::spawn(program, &[&args[..], more].concat());
+        await_value(|| proxy.tries() - before, |tries| *tries >= 3);
+        proxy.set(Mode::Forward);
+        process
+    };
+    let mut server = start(RPC_SERVER, &[]);
+    server.wait_for_line("Awaiting RPC requests", PATIENCE);
+    start(RPC_CLIENT, &["7"]).wait_for_stdout(|numbers| numbers == "13\n", PATIENCE);
+    stop(&mut server);
+}
+
+#[test]
+fn first_connection_is_retried_only_until_the_wait_is_over() {
+    let proxy = Proxy::to(Broker::shared().port(0));
+    proxy.set(Mode::Refuse);
+    let mut brokers = Brokers::parse(&proxy.url()).unwrap();
+    for wait in [Duration::ZERO, SECOND] {
+        let (began, before) = (Instant::now(), proxy.tries());
+        brokers.wait = wait;
+        let error = RpcServer::connect(brokers.clone(), "any", ServerOptions::default());
+        assert!(matches!(error, Err(Error::Unreachable { .. })), "{error:?}");
+        assert!((wait..wait + AT_ONCE).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert_eq!(proxy.tries() - before > 1, !wait.is_zero());
+    }
 }
 
 #[test]
