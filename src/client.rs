@@ -29,7 +29,8 @@ use crate::wire;
 /// A client of the servers on one request queue. Requests and replies are bytes.
 ///
 /// It is `Send` and `Sync`. Any number of threads may call through one client, and share its
-/// connection. While it is connected, it has three threads of its own, two of which are amiquip's.
+/// connection. While it is connected, it has three threads of its own, two of which are amiquip's,
+/// and three more while a suspect connection is replaced.
 ///
 /// ```no_run
 /// use rabbitmq_rpc::{Brokers, ClientOptions, RpcClient};
@@ -79,16 +80,16 @@ pub struct ClientOptions {
     /// reply. With `Duration::MAX` a call waits forever.
     pub timeout: Duration,
     /// The greatest number of calls in flight at once: 1,024 unless set. A further call waits until
-    /// one of them ends.
+    /// one of them ends. Calls that are sent again may exceed it.
     pub max_in_flight: usize,
     /// Whether a request may be executed twice. If so, a call whose connection is lost is sent
     /// again until its deadline, under a new correlation id and the same `message_id`. The same
     /// happens if the request may be lost on a connection that works: if other calls have abandoned
     /// that connection because no replies came, or if no sign of life comes
-    /// ([`ClientOptions::keep_alive`]). If the queue does not exist any more after a reply has come
-    /// through it, the call waits until a server declares it again. A call is not sent again if the
-    /// broker closed the channel because of one of the requests, such as one that is larger than its
-    /// `max_message_size`.
+    /// ([`ClientOptions::keep_alive`]). If the queue does not exist any more, although the client
+    /// has had a reply through it or the request is sent again, the call tries again every 200 ms
+    /// until shortly before its deadline. A call is not sent again if the broker closed the channel
+    /// because of one of the requests, such as one that is larger than its `max_message_size`.
     pub idempotent: bool,
     /// The `content_type` of the requests: `application/octet-stream` unless set.
     pub content_type: String,
@@ -119,7 +120,8 @@ impl Default for ClientOptions {
 
 impl RpcClient {
     /// Connects to the first broker that accepts the connection, and declares a reply queue there.
-    /// If the broker declares none within a second, replies come by direct reply-to until it does.
+    /// If the broker declares none within a second (or within half the connect timeout, if that is
+    /// shorter), replies come by direct reply-to until it does.
     ///
     /// Blocks for at most [`Brokers::connect_timeout`] for each broker, including looking up its
     /// name, and once more to set up the reply queue; or for [`Brokers::wait`] if that is longer.

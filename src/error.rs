@@ -35,7 +35,7 @@ pub enum Error {
     Unreachable {
         /// The brokers that were tried, as `host:port`, comma-separated.
         brokers: String,
-        /// What the last of them said.
+        /// Why each of them could not be used.
         reason: String,
     },
     /// The broker refused the credentials, the virtual host or the permission. Trying again

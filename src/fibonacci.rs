@@ -107,8 +107,8 @@ impl PendingNumber {
         self.0.wait_timeout(timeout)?.map(|body| decode_number(&body)).transpose()
     }
 
-    /// The number, if it has arrived. Does not block, except for about 200 ms at the call's
-    /// deadline. The call is over once this has returned a number or an error.
+    /// The number, if it has arrived. Blocks only while it asks the broker about the queue, for some
+    /// 200 ms: at the call's deadline, or if no sign of life comes in time. The call is over once this has returned a number or an error.
     ///
     /// # Errors
     /// The errors of [`FibonacciRpcClient::call`].

@@ -75,13 +75,13 @@
 //!   either other calls have abandoned the connection because no replies came, or its server sends
 //!   no sign of life ([`ClientOptions::keep_alive`]).
 //! - An idempotent request whose queue does not exist any more, although the client has had a reply
-//!   through it or the request is sent again: every 200 ms until its deadline, because a server
-//!   declares the queue again.
+//!   through it or the request is sent again: every 200 ms until shortly before its deadline,
+//!   because a server declares the queue again.
 //! - A call that timed out, was refused or failed: never.
 //! - A lost connection: a client reconnects with its next call, a server at once. After each failed
 //!   attempt they wait longer. The delay is random, so that programs do not all reconnect at the
 //!   same moment.
-//! - The first connection: only for as long as [`Brokers::wait`] says.
+//! - The first connection: only if [`Brokers::wait`] is set, and until its end.
 //! - Credentials that a broker refused: with the next call, and not on the next broker.
 //!
 //! A handler gets each request at least once, unless the request expires or the broker loses it.
@@ -93,12 +93,13 @@
 //!
 //! A thread that waits for a reply or a request reads the socket itself. Waiting threads take turns
 //! to read. Each connection has three threads of its own: a reserve thread, which reads while no
-//! other thread waits, and two of amiquip's, for its I/O and its heartbeats. A client needs no
-//! other threads. [`RpcServer::serve`] starts one thread for each worker, and supervises the
+//! other thread waits, and two of amiquip's, for its I/O and its heartbeats. A connected client
+//! needs no other threads. While a suspect connection is replaced, it has both connections.
+//! [`RpcServer::serve`] starts one thread for each worker, and supervises the
 //! workers on the thread that calls it. While a requester wants signs of life, one more thread
-//! sends them. Connecting takes a thread for as long as it lasts, and until the client's reply
-//! queue is there. For direct replies, workers open connections of their own. An idle worker closes
-//! those that were not used for 10 s. To answer requests that exceed
+//! sends them. Connecting takes one more thread. For a client, that thread then waits until the
+//! broker has declared the reply queue. For direct replies, workers share further connections: at
+//! most one for each worker and broker. An idle worker closes those that were not used for 10 s. To answer requests that exceed
 //! [`ServerOptions::max_waiting`], `serve` starts a second server, with a connection, a supervising
 //! thread and one worker.
 //!
@@ -117,8 +118,9 @@
 //! # Limits
 //!
 //! The crate runs on Unix. A reply goes to one requester; there are no streams. Looking up a host
-//! name takes as long as the system's resolver does. It happens in a separate thread, so no call
-//! waits for it after its deadline. amiquip 0.4.2, which does the handshake and the heartbeats, is
+//! name takes as long as the system's resolver does. For the connections of clients and servers it
+//! happens in a separate thread, so no call waits for it after its deadline. A worker that opens a
+//! connection for direct replies waits for it. amiquip 0.4.2, which does the handshake and the heartbeats, is
 //! no longer developed. This crate's interface contains none of its types, so it can be replaced.
 //!
 //! # Layout
@@ -147,8 +149,9 @@
 //! ```
 //!
 //! A call passes through these files: [`RpcClient::call`] → `client/call.rs` (the call and its
-//! deadline) → `broker/reconnector.rs` (chooses the session) → `client/session.rs` (publishes) →
-//! `wire.rs` → `frames/encode.rs` → `broker/transport.rs` (the socket) → the broker →
+//! deadline) → `client/sessions.rs` and `broker/reconnector.rs` (choose the session) →
+//! `client/session.rs` (publishes) → `wire.rs` → `frames/encode.rs` → `broker/channel.rs` →
+//! `broker/transport.rs` (the socket) → the broker →
 //! `broker/turn.rs` (chooses the reading thread) → `broker/data_plane.rs` → `frames/decoder.rs` →
 //! `server/inbox.rs` → `server/worker.rs` → the handler. The reply returns through the same files
 //! to `client/dispatcher.rs` and the caller, in the caller's own thread.

@@ -21,7 +21,7 @@ use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, Queu
     error_code(65, "the server refused a number"),
     error_code(69, "no broker could be reached, no such queue, or with --check: nobody serves it"),
     error_code(70, "the server failed"),
-    error_code(75, "timed out, connection lost, or the server is busy: may have been executed"),
+    error_code(75, "timed out, connection lost, or busy (may have been executed), or overloaded"),
     error_code(76, "a reply was not a number"),
     error_code(77, "the broker refused the user or a permission")
 )]

@@ -36,7 +36,7 @@ pub(crate) struct DataPlane {
     /// Whether amiquip's handshake is over.
     pub(super) is_open: AtomicBool,
     /// The broker's reason for accepting no messages at present: a resource alarm. During an alarm,
-    /// the broker does not read.
+    /// the broker does not read from a connection that has published messages.
     blocked: Mutex<Option<String>>,
     heartbeat: Duration,
 }

@@ -4,8 +4,9 @@ use uuid::Uuid;
 
 /// The indices of the brokers in the list, in the order in which to try them.
 ///
-/// After the first one it is random. If it were that of the list, all programs of a failed node
-/// would meet on the same other node, and its failure would hit all of them.
+/// The order after the first broker is random. If it were that of the list, all programs that were
+/// connected to a failed node would connect to the same other node, and its failure would affect all
+/// of them.
 #[derive(Debug, Clone)]
 pub(super) struct TryOrder(pub(super) Vec<usize>);
 

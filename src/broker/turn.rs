@@ -12,7 +12,7 @@
 //! that it does not disturb a busy caller. If one thread keeps the turn for a whole tick, the
 //! reserve sleeps until that thread gives up the turn. An idle process therefore has no ticks.
 //!
-//! `broker/model.rs` tests this file with a model checker.
+//! `broker/model.rs` and its scenarios test this file with a model checker.
 
 use std::time::Duration;
 

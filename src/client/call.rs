@@ -28,8 +28,8 @@ pub(super) struct Call {
 /// The queue that a client calls.
 pub(super) struct RequestQueue {
     pub(super) name: String,
-    /// Whether a reply has come to a call of this client. If the queue is deleted later, a server
-    /// will declare it again.
+    /// Whether a reply has come to a call of this client. If so, and the queue does not exist later,
+    /// an idempotent call waits for a server to declare it again.
     is_served: AtomicBool,
 }
 
@@ -75,14 +75,14 @@ pub struct PendingReply {
     is_over: bool,
     /// Earlier attempts, which may still get a reply.
     earlier: Vec<InFlight>,
-    /// The reason for sending it again; `None` if it was sent only once.
+    /// Why an earlier attempt may have been executed; `None` if none can have been.
     lost: Option<String>,
     /// When to send it again, if its queue does not exist any more.
     send_at: Instant,
 }
 
-/// How long an idempotent call waits for a server to declare its queue again before it asks once
-/// more.
+/// How long an idempotent call waits for a server to declare its queue again before it sends the
+/// request again. If less than twice this time is left, the call ends.
 const QUEUE_GONE_DELAY: Duration = Duration::from_millis(200);
 
 const ALREADY_DONE: &str =

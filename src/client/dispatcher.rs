@@ -12,10 +12,11 @@ use crate::error::Error;
 use crate::frames::{Close, Event, Message};
 use crate::wire;
 
-/// The correlation id of the first message of every session. The client sends it to its own reply
-/// queue, to find out before the first request whether the broker accepts its messages. If the user
-/// lacks the permission, the broker closes the channel. During a resource alarm, the broker reports
-/// that it blocks the connection.
+/// The correlation id of the message that the client sends to its own reply queue as soon as that
+/// queue is there, to find out whether the broker accepts its messages. It is the first message of a
+/// session, unless replies come by direct reply-to at first. If the user lacks the permission, the
+/// broker closes the channel. During a resource alarm, the broker reports that it blocks the
+/// connection.
 pub(super) const PROBE: Uuid = Uuid::nil();
 
 /// The state that the reader of the socket shares with the callers of one session.
@@ -29,8 +30,8 @@ pub(super) struct Dispatcher {
     pub(super) has_rejected: AtomicBool,
     /// Whether the session accepts no more calls, but still serves those in flight.
     pub(super) is_retired: AtomicBool,
-    /// Whether the broker is known to accept messages from this client: [`PROBE`] has come back, or a
-    /// direct reply.
+    /// Whether the broker is known to accept messages from this client: [`PROBE`] has come back, or
+    /// a direct reply.
     publish_verified: AtomicBool,
 }
 

@@ -35,13 +35,15 @@ pub(super) struct Session {
 const CONSUMERS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait for the reply queue before direct reply-to takes its place.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long writing [`PROBE`] may take. The broker may not read yet.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The pseudo-queue of [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to).
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 impl Session {
-    /// Declares a reply queue and consumes from it, or receives replies directly for now. Blocks for
-    /// at most the time that connecting may take, and for up to 3 s more after a reconnection to a
-    /// cluster. `is_reconnect` means that there was a session before.
+    /// Declares a reply queue and consumes from it, or receives replies directly for now. Blocks
+    /// for at most the time that connecting may take, for up to 3 s more after a reconnection to a
+    /// cluster, and for [`PROBE_TIMEOUT`]. `is_reconnect` means that there was a session before.
     ///
     /// While a node of a cluster is frozen, the other nodes declare no queue until they count it as
     /// down (`net_ticktime`, a minute by default). Direct reply-to needs no queue, so it takes the
@@ -87,7 +89,7 @@ impl Session {
         Ok(session)
     }
 
-    /// Consumes from the reply queue, which the calls that follow use.
+    /// Consumes from the reply queue, uses it for all later calls, and publishes [`PROBE`].
     fn use_reply_queue(
         &self,
         declared: Result<DeclaredQueue, CallError>,
@@ -104,7 +106,7 @@ impl Session {
         let route = self.publishing.route(reply_queue, false);
         let probe = wire::encode_reply(route, Some(&id), &self.dispatcher.config.app_id, &empty);
         // If writing fails, the first call reports why.
-        let _ = self.publishing.write(probe, Deadline::after(DECLARE_TIMEOUT).at);
+        let _ = self.publishing.write(probe, Deadline::after(PROBE_TIMEOUT).at);
         Ok(())
     }
 

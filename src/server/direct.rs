@@ -18,8 +18,8 @@ use crate::frames::Method;
 use crate::lock::lock;
 use crate::wire::{self, Reply, ReplyAddress};
 
-/// The connections that no worker uses at present. For each broker that workers use there are at
-/// most as many as workers have replied at once.
+/// The connections that no worker uses at present. There are at most as many for each broker as
+/// workers have sent direct replies at the same time.
 #[derive(Default)]
 pub(crate) struct DirectReplies {
     idle: Mutex<Vec<Direct>>,
@@ -27,7 +27,8 @@ pub(crate) struct DirectReplies {
 
 /// Dropping the connection also closes the channel.
 struct Direct {
-    /// The broker of the workers that may use it, to which it connects if possible.
+    /// The broker of the workers that may use this connection. The connection is to that broker, or
+    /// to another one if that broker was not reachable.
     endpoint: Endpoint,
     _connection: Connection,
     channel: Channel,

@@ -22,10 +22,10 @@ const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 /// exist. The queue must not be declared then; it comes back with its node.
 const NODE_DOWN: &str = "is down or inaccessible";
 
-/// Makes sure that the queue exists. Does not block beyond the limit, to which
-/// [`REDECLARE_DELAY`] does not count. Looks the queue up first,
-/// because an existing queue is used with the arguments that it was declared with. `existed` means
-/// that this server has found or declared the queue before, so it was deleted if it does not exist.
+/// Makes sure that the queue exists. Does not block beyond the limit, to which [`REDECLARE_DELAY`]
+/// does not count. Looks the queue up first, because an existing queue is used with the arguments
+/// that it was declared with. `existed` means that this server has found or declared the queue
+/// before, so it was deleted if it does not exist.
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,

@@ -81,7 +81,8 @@ impl<'a> Worker<'a> {
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the
-    /// handler runs.
+    /// handler runs, while the broker does not read, and for a direct reply until a connection is
+    /// open and the broker has accepted the reply.
     ///
     /// The reply is written before the acknowledgement, so that the broker has the reply when it
     /// deletes the request. Both are written on one channel. A direct reply is written on another

@@ -1,5 +1,6 @@
-//! A peer in place of a broker. If it sends random frames at any time, client and server end with an
-//! error or continue. They do not panic, miss a deadline or grow.
+//! A peer in place of a broker. One sends random frames at any time: client and server end with an
+//! error or continue, and do not panic, miss a deadline or grow. Another declares no queue: a client
+//! still closes its connection.
 //!
 //! `scripts/lying_broker.sh` sends a million frames.
 

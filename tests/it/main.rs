@@ -35,7 +35,8 @@
 //!
 //! A test waits for an event: a line of a program ([`process::Process::wait_for_line`]), a reply,
 //! or a message on a channel. For a state that sends no event, [`patience::await_value`] looks
-//! again and again. No test sleeps and then assumes that something has happened. Each wait ends
+//! again and again. No test sleeps and then assumes that something has happened, but for the soak in
+//! one case that RabbitMQ does not report. Each wait ends
 //! after [`patience::PATIENCE`]: the test then fails and shows what the programs printed. A
 //! duration is asserted only in tests whose subject is the time itself.
 //!

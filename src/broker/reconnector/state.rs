@@ -68,7 +68,7 @@ impl<S> State<S> {
             _ => Phase::Down,
         };
         if lasted >= STABLE_LIFETIME {
-            // The order of the others shows which failed before, but that is out of date.
+            // The others are in the order of their last failures, which is out of date by now.
             self.order.shuffle_others();
         }
         // Connecting to a frozen broker takes the whole time limit.

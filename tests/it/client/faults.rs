@@ -144,7 +144,7 @@ fn client_reconnects_after_operator_closes_connections() {
     assert!(error.to_string().contains("planned maintenance"), "{error}");
 }
 
-/// Nobody waited for the reply while the connection lasted.
+/// No thread waits for the reply while the connection lasts.
 #[test]
 fn reply_counts_although_its_connection_has_ended() {
     let broker = Broker::fragile();
