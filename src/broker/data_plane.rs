@@ -42,17 +42,13 @@ pub(crate) struct DataPlane {
 }
 
 /// The reason why a connection has ended.
+#[derive(Default)]
 struct Ended {
     reason: String,
-    cause: Cause,
-}
-
-enum Cause {
-    /// The broker closed the connection, for this reason.
-    ClosedByBroker(Close),
-    /// The broker was silent for two heartbeats.
-    Silence,
-    Other,
+    /// The reason that the broker gave, if it closed the connection.
+    close: Option<Close>,
+    /// Whether the broker was silent for two heartbeats.
+    is_silent: bool,
 }
 
 /// The reason if the peer ends the connection without an AMQP close.
@@ -139,15 +135,12 @@ impl DataPlane {
 
     /// The reason that the broker gave, if it closed the connection.
     pub(super) fn closed_by_broker(&self) -> Option<&Close> {
-        match &self.ended.get()?.cause {
-            Cause::ClosedByBroker(close) => Some(close),
-            _ => None,
-        }
+        self.ended.get()?.close.as_ref()
     }
 
     /// Whether the connection has ended because the broker was silent.
     pub(super) fn ended_in_silence(&self) -> bool {
-        self.ended.get().is_some_and(|ended| matches!(ended.cause, Cause::Silence))
+        self.ended.get().is_some_and(|ended| ended.is_silent)
     }
 
     /// The broker's reason for accepting no messages at present.
@@ -170,7 +163,7 @@ impl DataPlane {
 
     /// Ends the connection at once. The reason counts only if the connection had not ended before.
     pub(crate) fn cut(&self, reason: &str) {
-        self.end(reason.into(), Cause::Other);
+        self.end(Ended { reason: reason.into(), ..Default::default() });
         self.transport.cut();
         self.control.end();
         // The handlers may own the object that owns this connection. Dropping them ends that cycle.
@@ -185,15 +178,16 @@ impl DataPlane {
         let amiquip_notified = *lock(&self.amiquip_notified);
         let is_silent = amiquip_notified.is_some_and(|told| told.elapsed() >= self.heartbeat);
         if is_silent && !self.heartbeat.is_zero() {
-            self.end("the broker was silent for two heartbeats".into(), Cause::Silence);
+            let reason = "the broker was silent for two heartbeats".into();
+            self.end(Ended { reason, close: None, is_silent: true });
         }
         // This reason counts only if the broker was not silent.
         self.cut("the connection was closed");
     }
 
     /// Stores the reason and ends all waits. The socket stays open for the last frames.
-    fn end(&self, reason: String, cause: Cause) {
-        if self.ended.set(Ended { reason, cause }).is_ok() {
+    fn end(&self, ended: Ended) {
+        if self.ended.set(ended).is_ok() {
             log::debug!("the connection has ended: {}", self.ended().unwrap_or_default());
             self.turn.end(self);
         }
@@ -234,7 +228,7 @@ impl DataPlane {
             }
             Notice::Closed(close) => {
                 let reason = format!("the broker closed the connection: {close}");
-                self.end(reason, Cause::ClosedByBroker(close));
+                self.end(Ended { reason, close: Some(close), is_silent: false });
                 // amiquip does not take part in closing. It gets the frame only during the login,
                 // to find out why the login failed.
                 if self.is_open.load(Ordering::Relaxed) {
