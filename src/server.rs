@@ -149,7 +149,7 @@ impl RpcServer {
     /// Serves until it is stopped. Reconnects when a connection is lost. After each failed attempt
     /// it waits longer: 25 ms to 3 s, or at most half a second if no broker accepts a TCP
     /// connection. It has [`ServerOptions::workers`] threads of its own, and three for the
-    /// connection. One second after it starts, and then every 4 s, an idle worker asks the broker
+    /// connection. Every 4 s, and every second in its first 8 s, an idle worker asks the broker
     /// whether the queue exists and whether requests wait in it. A classic queue that was deleted is
     /// declared again at once, a quorum queue after half a second.
     ///

@@ -10,9 +10,11 @@ use crate::lock::lock;
 
 /// The interval at which an idle worker checks for a stall.
 const CHECK_INTERVAL: Duration = Duration::from_secs(4);
-/// When a worker checks for the first time after it began to consume. RabbitMQ 4 was seen to accept
-/// a consumer on a queue that it was about to delete, and not to notify that consumer.
-pub(super) const FIRST_CHECK_DELAY: Duration = Duration::from_secs(1);
+/// The interval in the first seconds after a worker began to consume. RabbitMQ 4 was seen to accept
+/// a consumer on a queue that it was about to delete, and not to notify that consumer. Deleting a
+/// queue takes RabbitMQ up to 5 s.
+pub(super) const EARLY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+const EARLY: Duration = Duration::from_secs(8);
 /// How long requests must wait for idle workers to count as stalled. A request that has just
 /// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
@@ -65,7 +67,8 @@ impl Worker<'_> {
         if now < *next_check {
             return;
         }
-        *next_check = now + CHECK_INTERVAL;
+        let is_early = self.began.elapsed() < EARLY;
+        *next_check = now + if is_early { EARLY_CHECK_INTERVAL } else { CHECK_INTERVAL };
         drop(next_check);
         // During an alarm, a broker may not read from the connection, so it does not answer either.
         if session.connection.blocked().is_some() {

@@ -13,7 +13,7 @@ use super::keep_alive::KeepAlive;
 use super::pool::Handler;
 use super::queue;
 use super::shared::{ServerSession, Shared};
-use super::stall_detector::FIRST_CHECK_DELAY;
+use super::stall_detector::EARLY_CHECK_INTERVAL;
 use crate::broker::{CallError, Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
 use crate::error::{Failure, Result, Status};
@@ -31,6 +31,8 @@ pub struct Worker<'a> {
     pub(super) session: &'a Arc<ServerSession>,
     pub(super) channel: Arc<Channel>,
     pub(super) inbox: Arc<Inbox>,
+    /// When the worker began to consume.
+    pub(super) began: Instant,
 }
 
 /// The result of [`Worker::serve_one`].
@@ -64,7 +66,8 @@ impl<'a> Worker<'a> {
             channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
             channel.call(Method::Consume { queue: &shared.queue, no_ack: false }, limit)?;
             let channel = Arc::new(channel);
-            Ok(Worker { not_sync: PhantomData, shared, session, channel, inbox })
+            let began = Instant::now();
+            Ok(Worker { not_sync: PhantomData, shared, session, channel, inbox, began })
         };
         let worker = match consume() {
             Err(CallError::Closed(close)) if close.code == 404 => {
@@ -76,7 +79,7 @@ impl<'a> Worker<'a> {
         let worker =
             worker.map_err(|error| connection.explain(error, "read from the request queue"))?;
         log::info!("taking requests from {:?} on {}", shared.queue, connection.endpoint);
-        *lock(&session.next_check) = Instant::now() + FIRST_CHECK_DELAY;
+        *lock(&session.next_check) = Instant::now() + EARLY_CHECK_INTERVAL;
         Ok(worker)
     }
 
