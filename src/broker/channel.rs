@@ -200,8 +200,7 @@ impl Channel {
         answers.latest = None;
         answers.outstanding += 1;
         drop(answers);
-        let is_open = || self.slot.is_open.load(Ordering::Relaxed);
-        self.data_plane.write_control(&method.encode(self.number), is_open);
+        self.data_plane.write_control(&method.encode(self.number), || self.is_open());
     }
 
     /// Waits for the answer to the last method that was sent.
@@ -236,6 +235,11 @@ impl Channel {
     pub(crate) fn route<'a>(&self, queue: &'a str, mandatory: bool) -> Route<'a> {
         let frame_max = self.data_plane.frame_max();
         Route { channel: self.number, queue, mandatory, frame_max }
+    }
+
+    /// Whether neither side has closed the channel.
+    pub(crate) fn is_open(&self) -> bool {
+        self.slot.is_open.load(Ordering::Relaxed)
     }
 
     /// Closes the channel without waiting for the broker. A thread that waits for an answer gives

@@ -3,7 +3,7 @@
 use std::thread;
 
 use amiquip::QueueDeclareOptions;
-use crossbeam_channel::bounded;
+use crossbeam_channel::{bounded, unbounded};
 use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
@@ -11,6 +11,7 @@ use crate::embedded::{Serving, connect, connect_fibonacci, connect_idempotent};
 use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::programs::{rpc_server, stop};
 use crate::queue;
+use crate::raw::Raw;
 
 #[test]
 fn server_redeclares_deleted_queue() {
@@ -71,27 +72,54 @@ fn worker_answers_what_it_got_from_a_deleted_queue() {
         let _ = released.recv_timeout(PATIENCE);
         Ok(body.to_vec())
     });
-    let client = connect(&url, &queue);
-    let calls = ["1", "2", "3"].map(|body| client.send(body).unwrap());
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    for body in ["1", "2", "3"] {
+        raw.request(&queue, body.as_bytes());
+    }
     queue::wait_until_taken(&url, &queue);
     queue::delete(&url, &queue);
     drop(release);
-    assert_eq!(calls.map(|call| call.wait().unwrap()), [b"1", b"2", b"3"]);
+    let mut replies = [(); 3].map(|()| raw.reply().body);
+    replies.sort();
+    assert_eq!(replies, [b"1", b"2", b"3"]);
+}
+
+/// An idle worker that declares the queue again does not end the connection of a busy one.
+#[test]
+fn busy_worker_answers_although_its_queue_was_deleted() {
+    let (url, queue) = (Broker::shared().url(), queue_name("deleted-busy"));
+    let (begin, begun) = bounded(1);
+    let (release, released) = bounded::<()>(0);
+    let options = ServerOptions { workers: 2, ..Default::default() };
+    let _server = Serving::start(&url, &queue, options, move |body| {
+        begin.send(()).unwrap();
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(body.to_vec())
+    });
+    let client = connect(&url, &queue);
+    let call = client.send("7").unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
+    queue::delete(&url, &queue);
+    await_value(|| client.queue(), Result::is_ok).unwrap();
+    drop(release);
+    assert_eq!(call.wait(), Ok(b"7".to_vec()));
 }
 
 /// An idle worker that finds the queue gone does not cut the connection of a busy one.
 #[test]
 fn busy_worker_answers_although_its_queue_was_deleted_without_notice() {
     let (url, queue) = (Broker::shared().url(), queue_name("forgotten-busy"));
+    let (begin, begun) = bounded(1);
     let options = ServerOptions { workers: 2, ..Default::default() };
     // An idle worker looks at the queue every four seconds.
-    let _server = Serving::start(&url, &queue, options, |body| {
+    let _server = Serving::start(&url, &queue, options, move |body| {
+        begin.send(()).unwrap();
         thread::sleep(6 * SECOND);
         Ok(body.to_vec())
     });
     let client = connect(&url, &queue);
     let call = client.send("7").unwrap();
-    queue::wait_until_taken(&url, &queue);
+    begun.recv_timeout(PATIENCE).unwrap();
     forget(&queue);
     assert_eq!(call.wait(), Ok(b"7".to_vec()));
 }
@@ -117,26 +145,33 @@ fn server_redeclares_queue_deleted_without_notice() {
     stop(&mut server);
 }
 
+/// A worker whose consumer died with the first queue consumes from the one that is declared in its
+/// place.
 #[test]
 fn server_consumes_again_from_redeclared_queue() {
-    let queue = queue_name("redeclared");
-    let mut server = rpc_server(&queue, &[]);
-    // The server looks at its queue after one second, and next after four more. It must not look
-    // while there is no queue.
-    thread::sleep(3 * SECOND / 2);
+    let (url, queue) = (Broker::shared().url(), queue_name("redeclared"));
+    let (begin, begun) = unbounded();
+    let (release, released) = bounded::<()>(0);
+    let _server = Serving::start(&url, &queue, ServerOptions::default(), move |body| {
+        begin.send(()).unwrap();
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(body.to_vec())
+    });
+    let client = connect(&url, &queue);
+    let first = client.send("1").unwrap();
+    // A busy worker does not look at the queue, so it does not find out that there is none.
+    begun.recv_timeout(PATIENCE).unwrap();
     forget(&queue);
     // RabbitMQ 4 refuses a few times to declare it while parts of the first queue exist.
     let is_declared = || {
-        let mut other = queue::connect(&Broker::shared().url());
+        let mut other = queue::connect(&url);
         let channel = other.open_channel(None).unwrap();
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
         channel.queue_declare(queue.as_str(), options).is_ok()
     };
     await_value(is_declared, |is_declared| *is_declared);
-    let client = connect_fibonacci(&Broker::shared().url(), &queue);
-    assert_eq!(client.call(7), Ok(13));
-    assert!(server.stderr().contains("gives the workers none"), "{}", server.stderr());
-    stop(&mut server);
+    drop(release);
+    assert_eq!([first.wait().unwrap(), client.call("2").unwrap()], [b"1", b"2"]);
 }
 
 /// As [`server_redeclares_queue_deleted_without_notice`], for a caller's own loop.
