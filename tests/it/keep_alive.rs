@@ -10,7 +10,7 @@ use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::manual_server::ManualServer;
-use crate::patience::{PATIENCE, poll};
+use crate::patience::{PATIENCE, await_value, poll};
 use crate::programs::rpc_server;
 use crate::queue;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
@@ -65,16 +65,16 @@ fn call_continues_when_another_server_takes_over() {
     let queue = queue_name("taken-over");
     let mut slow = rpc_server(&queue, &["--recursive"]);
     let client = connect_with(&url(), &queue, keep_alive());
-    thread::scope(|scope| {
-        // The first server would compute for hours.
-        let call = scope.spawn(|| client.call("80"));
-        queue::wait_until_taken(&url(), &queue);
-        let _quick = rpc_server(&queue, &[]);
-        thread::sleep(4 * INTERVAL);
-        assert!(!call.is_finished(), "the first server still sends keep-alives");
-        slow.kill();
-        assert_eq!(call.join().unwrap().unwrap(), b"23416728348467685");
-    });
+    // The first server would compute for hours.
+    let mut call = client.send("80").unwrap();
+    // The broker sends no event when a server takes a request.
+    let unacknowledged =
+        || Broker::shared().ctl(&["list_queues", "name", "messages_unacknowledged"]);
+    await_value(unacknowledged, |rows| rows.contains(&format!("{queue}\t1")));
+    let _quick = rpc_server(&queue, &[]);
+    assert_eq!(call.wait_timeout(4 * INTERVAL), Ok(None), "the first server sends keep-alives");
+    slow.kill();
+    assert_eq!(call.wait().unwrap(), b"23416728348467685");
 }
 
 #[test]

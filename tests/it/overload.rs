@@ -11,7 +11,6 @@ use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::patience::{PATIENCE, await_value};
 use crate::programs::rpc_client;
-use crate::queue;
 
 const LIMIT: u32 = 2;
 
@@ -19,12 +18,14 @@ const LIMIT: u32 = 2;
 /// whether it was refused.
 fn refused_of(queue_type: QueueType) -> Vec<bool> {
     let (url, queue) = (Broker::shared().url(), queue_name("overload"));
+    let (begin, begun) = unbounded();
     let (release, released) = unbounded::<()>();
     let executed = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&executed);
     let options = ServerOptions { queue_type, max_waiting: Some(LIMIT), ..Default::default() };
     let _server = Serving::start(&url, &queue, options, move |_| {
         counted.fetch_add(1, Ordering::Relaxed);
+        begin.send(()).unwrap();
         // An error here means that `release` was dropped.
         let _ = released.recv_timeout(PATIENCE);
         Ok(b"done".to_vec())
@@ -32,7 +33,7 @@ fn refused_of(queue_type: QueueType) -> Vec<bool> {
     let client = connect(&url, &queue);
     let send = |n: u32| client.send(n.to_string()).unwrap();
     let mut calls = vec![send(0)];
-    queue::wait_until_taken(&url, &queue);
+    begun.recv_timeout(PATIENCE).unwrap();
     calls.extend((1..LIMIT + 4).map(send));
 
     let began = Instant::now();
@@ -82,15 +83,17 @@ fn quorum_queue_refuses_the_requests_that_have_waited_longest() {
 #[test]
 fn rpc_client_exits_with_75_when_service_is_overloaded() {
     let (url, queue) = (Broker::shared().url(), queue_name("overload"));
+    let (begin, begun) = unbounded();
     let (release, released) = unbounded::<()>();
     let options = ServerOptions { max_waiting: Some(1), ..Default::default() };
     let _server = Serving::start(&url, &queue, options, move |_| {
+        begin.send(()).unwrap();
         let _ = released.recv_timeout(PATIENCE);
         Ok(b"13".to_vec())
     });
     let client = connect(&url, &queue);
     let first = client.send("7").unwrap();
-    queue::wait_until_taken(&url, &queue);
+    begun.recv_timeout(PATIENCE).unwrap();
     let second = client.send("7").unwrap();
     let waiting = || client.queue().unwrap().messages;
     await_value(waiting, |waiting| *waiting == 1);

@@ -3,6 +3,7 @@
 use std::thread;
 use std::time::Instant;
 
+use amiquip::AmqpProperties;
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
 use super::{counters_when, fails_at_deadline};
@@ -99,16 +100,21 @@ fn alarm_does_not_have_keep_alive_call_executed_twice() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("alarm"));
     let server = ManualServer::start(&url, &queue);
-    let options =
-        ClientOptions { idempotent: true, keep_alive: Some(SECOND / 2), ..Default::default() };
+    let mut options = ClientOptions { timeout: PATIENCE, ..Default::default() };
+    (options.idempotent, options.keep_alive) = (true, Some(SECOND / 2));
     let client = RpcClient::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
     thread::scope(|scope| {
         let call = scope.spawn(|| client.call("7"));
         let request = server.next();
-        broker.raise_memory_alarm(0);
+        let raising = scope.spawn(|| broker.raise_memory_alarm(0));
+        while !raising.is_finished() {
+            let alive = AmqpProperties::default().with_type_("keep-alive".into());
+            server.reply_with(&request, alive, b"");
+            thread::sleep(SECOND / 10);
+        }
         // The broker blocks a connection when it publishes next.
         let mut blocked = client.send("8").unwrap();
-        // A request without a sign of life is sent again after 3 s.
+        // A request is sent again 3 s after its last sign of life.
         assert_eq!(blocked.wait_timeout(5 * SECOND), Ok(None));
         assert!(!call.is_finished());
         broker.clear_memory_alarm(0);
