@@ -90,10 +90,30 @@ impl DataPlane {
             answers: Mutex::default(),
             waiter: Arc::default(),
         });
-        let number = lock(&self.channels).add(&slot)?;
+        let number = self.add_channel(&slot, limit.until())?;
         let channel = Channel { data_plane: Arc::clone(self), number, slot };
         channel.call(Method::OpenChannel, limit)?;
         Ok(channel)
+    }
+
+    /// Waits for a free number if all are taken and one will be free soon: a channel that is closed
+    /// keeps its number until the broker has answered.
+    fn add_channel(&self, slot: &Arc<Slot>, until: Instant) -> Result<u16, CallError> {
+        const INTERVAL: Duration = Duration::from_millis(10);
+        loop {
+            let mut channels = lock(&self.channels);
+            let is_closing = |slot: &Arc<Slot>| !slot.is_open.load(Ordering::Relaxed);
+            match channels.add(slot) {
+                Err(CallError::NoChannel(_)) if channels.slots.values().any(is_closing) => {}
+                added => return added,
+            }
+            drop(channels);
+            let now = Instant::now();
+            if until <= now || self.ended().is_some() {
+                return Err(CallError::Unanswered("no channel was closed in time".into()));
+            }
+            self.wait(&slot.waiter, now + INTERVAL, || false);
+        }
     }
 
     /// Finds or declares a queue. This uses a separate channel, because a refusal closes the
@@ -170,6 +190,16 @@ impl Answer {
     }
 }
 
+impl Limit {
+    /// When the time is up, if there is no alarm.
+    fn until(self) -> Instant {
+        match self {
+            Limit::Until(until) => until,
+            Limit::ExtendedByAlarm(time) => Deadline::after(time).at,
+        }
+    }
+}
+
 impl Channels {
     /// Sets the limit to the least of `limits`. A limit of 0 does not count.
     pub(super) fn limit(&mut self, limits: &[u16]) {
@@ -200,17 +230,15 @@ impl Channel {
         answers.latest = None;
         answers.outstanding += 1;
         drop(answers);
-        self.data_plane.write_control(&method.encode(self.number), || self.is_open());
+        let is_open = || self.slot.is_open.load(Ordering::Relaxed);
+        self.data_plane.write_control(&method.encode(self.number), is_open);
     }
 
     /// Waits for the answer to the last method that was sent.
     pub(crate) fn answer(&self, limit: Limit) -> Result<Answer, CallError> {
         const AFTER_ALARM: Duration = Duration::from_secs(5);
         let Channel { data_plane, slot, .. } = self;
-        let (until, is_fixed) = match limit {
-            Limit::Until(until) => (until, true),
-            Limit::ExtendedByAlarm(time) => (Deadline::after(time).at, false),
-        };
+        let (until, is_fixed) = (limit.until(), matches!(limit, Limit::Until(_)));
         let has_answer = || lock(&slot.answers).latest.is_some();
         let is_answered = || has_answer() || !slot.is_open.load(Ordering::Acquire);
         data_plane.wait(&slot.waiter, until, is_answered);
@@ -235,11 +263,6 @@ impl Channel {
     pub(crate) fn route<'a>(&self, queue: &'a str, mandatory: bool) -> Route<'a> {
         let frame_max = self.data_plane.frame_max();
         Route { channel: self.number, queue, mandatory, frame_max }
-    }
-
-    /// Whether neither side has closed the channel.
-    pub(crate) fn is_open(&self) -> bool {
-        self.slot.is_open.load(Ordering::Relaxed)
     }
 
     /// Closes the channel without waiting for the broker. A thread that waits for an answer gives

@@ -70,7 +70,7 @@ impl Job {
     /// Works on one connection after another, until the server is stopped. `Err` if no retry can
     /// help.
     fn work(&self) -> Result<()> {
-        /// A worker whose channel the broker closes earlier than this counts as failed.
+        /// A worker whose channel ends earlier than this counts as failed.
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         let shared = &self.shared;
         let never = Deadline::after(Duration::MAX);
@@ -98,17 +98,10 @@ impl Job {
             match worker.serve(&self.handler) {
                 Ok(()) => break,
                 Err(Error::Unreachable { .. }) if session.ended().is_some() => {}
-                Err(error @ Error::Unreachable { .. }) => {
-                    let delay = MIN_LIFETIME.saturating_sub(began.elapsed());
-                    // If only the queue was deleted, the channel is open, and the connection may
-                    // still carry replies to requests that no other worker gets.
-                    if worker.channel.is_open() || delay.is_zero() {
-                        log::warn!("{error}; going on with another channel");
-                        let _ = shared.stop.signal.recv_timeout(delay);
-                    } else {
-                        abandon(error);
-                    }
-                }
+                Err(error @ Error::Unreachable { .. }) => match began.elapsed() < MIN_LIFETIME {
+                    true => abandon(error),
+                    false => log::warn!("{error}; going on with another channel"),
+                },
                 Err(error) => return Err(error),
             }
         }

@@ -9,23 +9,29 @@ use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci, connect_idempotent};
 use crate::patience::{PATIENCE, SECOND, await_value};
-use crate::programs::{rpc_server, stop};
+use crate::programs::{rpc_server, rpc_server_at, stop};
 use crate::queue;
 use crate::raw::Raw;
 
+/// All workers open channels at the same time, while the broker has not confirmed yet that their
+/// first channels are closed.
 #[test]
 fn server_redeclares_deleted_queue() {
-    let url = Broker::shared().url();
-    let queue = queue_name("deleted");
-    let mut server = rpc_server(&queue, &["--workers", "3"]);
-    let client = connect_fibonacci(&url, &queue);
-    for _ in 0..2 {
-        assert_eq!(client.call(7), Ok(13));
+    let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
+    let limited = format!("{url}?channel_max=9");
+    let mut server = rpc_server_at(&limited, &queue, &["--workers", "8"]);
+    let client = connect(&url, &queue);
+    let consumers = || client.queue().map(|queue| queue.consumers);
+    for _ in 0..4 {
+        await_value(consumers, |consumers| *consumers == Ok(8)).unwrap();
+        // A worker that has served for a second stays on its connection.
+        thread::sleep(SECOND);
+        assert_eq!(client.call("7").unwrap(), b"13");
         queue::delete(&url, &queue);
         server.wait_for_line("the request queue was deleted", PATIENCE);
-        server.wait_for_line("taking requests", PATIENCE);
     }
-    assert_eq!(await_value(|| client.call(7), Result::is_ok), Ok(13));
+    await_value(consumers, |consumers| *consumers == Ok(8)).unwrap();
+    assert_eq!(client.call("7").unwrap(), b"13");
     stop(&mut server);
 }
 
