@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::shared::Shared;
 use crate::broker::{Brokers, CallError, Channel, Connection, Endpoint, Limit, WriteError};
 use crate::deadline::Deadline;
-use crate::error::{Failure, Result};
+use crate::error::{Error, Failure, Result};
 use crate::frames::Method;
 use crate::lock::lock;
 use crate::wire::{self, Reply, ReplyAddress};
@@ -65,7 +65,14 @@ impl DirectReplies {
         let found = idle.iter().rposition(|direct| direct.endpoint == *endpoint);
         let direct = found.map(|index| idle.swap_remove(index));
         drop(idle);
-        let mut direct = direct.map_or_else(|| connect(&shared.brokers, endpoint), Ok)?;
+        let connect = || {
+            // Ordinary replies still go through the server's own connection.
+            connect(&shared.brokers, endpoint).map_err(|error| match error {
+                Error::Unreachable { .. } => error,
+                error => endpoint.unreachable(format!("no connection for direct replies: {error}")),
+            })
+        };
+        let mut direct = direct.map_or_else(connect, Ok)?;
         let channel = &direct.channel;
         let limit = shared.brokers.connect_timeout;
         // Not mandatory: the address is not a queue, so the broker would return the reply even

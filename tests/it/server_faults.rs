@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server_at, stop, wait_for_served};
 use crate::proxy::free_port;
 use crate::queue;
-use crate::raw::Raw;
+use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 use crate::usage::cpu_time_of;
 
 #[test]
@@ -114,6 +114,27 @@ fn server_exits_when_login_or_permission_is_revoked() {
     assert!(stderr.contains("user \"ann\" lacks the permission"), "{stderr}");
     assert!(stderr.contains(&format!("queue '{queue}'")), "{stderr}");
     assert!(!stderr.contains("secret"), "{stderr}");
+}
+
+/// A direct reply needs another connection. If the login for it is refused, the server still
+/// answers other requests, and tries again.
+#[test]
+fn server_answers_others_while_login_for_direct_reply_is_refused() {
+    let (broker, queue) = (Broker::shared(), queue_name("direct-login"));
+    broker.ctl(&["add_user", "bob", "first"]);
+    broker.ctl(&["set_permissions", "bob", ".*", ".*", ".*"]);
+    let url = broker.url().replace("guest:guest", "bob:first");
+    let mut server = rpc_server_at(&url, &queue, &["--workers", "2"]);
+    broker.ctl(&["change_password", "bob", "second"]);
+    let mut raw = Raw::connect(broker.port(0));
+    raw.consume(DIRECT_REPLY_TO.as_bytes());
+    let direct = Properties::default().correlation_id(b"id").reply_to(DIRECT_REPLY_TO.as_bytes());
+    assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"8"), Verdict::Confirmed);
+    server.wait_for_line("refused the login of user \"bob\"", PATIENCE);
+    assert_eq!(connect_fibonacci(&broker.url(), &queue).call(7), Ok(13));
+    broker.ctl(&["change_password", "bob", "first"]);
+    assert_eq!(raw.reply().body, b"21");
+    stop(&mut server);
 }
 
 #[test]
