@@ -178,6 +178,11 @@ impl<S: Session> Reconnector<S> {
         self.brokers.unreachable(format!("{reason} (tried for {:?})", deadline.timeout))
     }
 
+    /// Whether callers get this session.
+    pub(crate) fn is_current(&self, session: &Arc<S>) -> bool {
+        self.present().is_some_and(|present| Arc::ptr_eq(&present, session))
+    }
+
     /// Abandons `session` if it is the current one. The next call then connects again, and tries
     /// the same broker last. A `failure` delays that attempt.
     pub(crate) fn abandon(&self, session: &Arc<S>, failure: Option<Error>) {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use super::shared::Shared;
 use crate::broker::{DataPlane, Waiter};
@@ -10,9 +11,15 @@ use crate::frames::Event;
 use crate::lock::lock;
 use crate::wire::{self, Request};
 
+/// The number of requests beyond the prefetch at which a broker counts as faulty. A quorum queue
+/// may deliver requests again to a consumer that has not answered them yet, when the connection
+/// between the nodes was interrupted.
+const SPARE: usize = 1000;
+
 /// The requests that arrived on a worker's channel, and the reason why the channel has ended.
-#[derive(Default)]
 pub(crate) struct Inbox {
+    /// When the worker began to consume.
+    pub(super) began: Instant,
     /// Notified after every event.
     pub(super) waiter: Arc<Waiter>,
     state: Mutex<InboxState>,
@@ -26,6 +33,10 @@ struct InboxState {
 }
 
 impl Inbox {
+    pub(super) fn new() -> Inbox {
+        Inbox { began: Instant::now(), waiter: Arc::default(), state: Mutex::default() }
+    }
+
     /// Handles an event on the channel. Called by the reader, which notifies the worker.
     pub(crate) fn on_event(&self, shared: &Shared, data_plane: &DataPlane, event: Event) {
         let endpoint = &data_plane.endpoint;
@@ -34,11 +45,15 @@ impl Inbox {
                 let prefetch = usize::from(shared.options.prefetch);
                 let request = Request::from_delivery(delivery);
                 let mut state = lock(&self.state);
-                state.requests.push_back(request);
+                // After the end, the broker gets further requests back when the worker closes the
+                // channel.
+                if state.ended.is_none() {
+                    state.requests.push_back(request);
+                }
                 let count = state.requests.len();
                 drop(state);
-                if prefetch > 0 && count > prefetch {
-                    data_plane.cut("the broker sent more requests than the prefetch allows");
+                if prefetch > 0 && count > prefetch + SPARE {
+                    data_plane.cut("the broker sent far more requests than the prefetch allows");
                 }
             }
             Event::Return { queue, message, .. } if wire::is_sign_of_life(&message) => {
@@ -52,8 +67,14 @@ impl Inbox {
                 shared.reply_limit.learn(&close);
                 // The broker delivers these requests to other workers.
                 lock(&self.state).requests.clear();
-                // Publishing replies requires the permission to write to the default exchange.
-                self.end(endpoint.explain_close(&close, "answer requests"));
+                self.end(match close.code {
+                    404 => endpoint.unreachable(format!(
+                        "the queue {:?} was deleted without a word ({close})",
+                        shared.queue
+                    )),
+                    // Publishing replies requires the permission to write to the default exchange.
+                    _ => endpoint.explain_close(&close, "answer requests"),
+                });
             }
             // No other worker gets the requests that have arrived, so this one answers them.
             Event::Cancelled => self.end(endpoint.unreachable("the request queue was deleted")),
@@ -62,7 +83,8 @@ impl Inbox {
         data_plane.notify(&self.waiter);
     }
 
-    fn end(&self, reason: Error) {
+    /// No more requests are taken in, for this reason.
+    pub(super) fn end(&self, reason: Error) {
         lock(&self.state).ended.get_or_insert(reason);
     }
 
@@ -70,6 +92,13 @@ impl Inbox {
     pub(crate) fn is_ready(&self) -> bool {
         let state = lock(&self.state);
         state.ended.is_some() || !state.requests.is_empty()
+    }
+
+    /// Whether requests are left after the end. If their queue was deleted, no other worker gets
+    /// them.
+    pub(super) fn has_last_requests(&self) -> bool {
+        let state = lock(&self.state);
+        state.ended.is_some() && !state.requests.is_empty()
     }
 
     /// The next request. `Err` is the reason why no more come.

@@ -79,16 +79,11 @@ impl Job {
                 Err(Error::Closed) => break,
                 session => session?,
             };
-            let abandon = |error: Error| {
-                let reason = error.to_string();
-                shared.sessions.abandon(&session, Some(error));
-                session.connection.cut(&reason);
-            };
             let began = Instant::now();
             let worker = match Worker::begin(shared, &session) {
                 Ok(worker) => worker,
                 Err(error @ Error::Unreachable { .. }) => {
-                    abandon(error);
+                    shared.leave(&session, &error, true);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -99,7 +94,7 @@ impl Job {
                 Ok(()) => break,
                 Err(Error::Unreachable { .. }) if session.ended().is_some() => {}
                 Err(error @ Error::Unreachable { .. }) => match began.elapsed() < MIN_LIFETIME {
-                    true => abandon(error),
+                    true => shared.leave(&session, &error, true),
                     false => log::warn!("{error}; going on with another channel"),
                 },
                 Err(error) => return Err(error),
@@ -131,11 +126,6 @@ fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<(
         }
     }
     let in_progress = in_progress();
-    if ended < workers
-        && let Some(session) = shared.sessions.present()
-    {
-        session.connection.cut("the server stops with requests in progress");
-    }
     shared.close();
     let counters = *lock(&shared.counters);
     log::info!("stopped: {counters:?}");

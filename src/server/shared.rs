@@ -1,9 +1,10 @@
 //! The state that a server's threads share, and their connection.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use super::direct::DirectReplies;
+use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::limit::ReplyLimit;
 use super::stall_detector::LastStall;
@@ -13,6 +14,7 @@ use crate::broker::{Brokers, Connection, Limit, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::observation::Observer;
+use crate::lock::lock;
 
 /// The state that a server's threads share.
 pub(crate) struct Shared {
@@ -37,6 +39,8 @@ pub(crate) struct ServerSession {
     pub(super) next_check: Mutex<Instant>,
 }
 
+    /// The inboxes of the workers that consume through it.
+    inboxes: Mutex<Vec<Weak<Inbox>>>,
 impl Session for ServerSession {
     fn connection(&self) -> &Connection {
         &self.connection
@@ -49,6 +53,20 @@ impl Session for ServerSession {
 
 impl Shared {
     /// Sessions are made when they are needed first.
+impl ServerSession {
+    /// Has the workers that began by `began_by` begin again, after they have answered the requests
+    /// that they have got. Their replies still go through this connection.
+    pub(super) fn end_inboxes(&self, reason: &Error, began_by: Instant) {
+        lock(&self.inboxes).retain(|inbox| {
+            let inbox = inbox.upgrade();
+            let began = inbox.iter().filter(|inbox| inbox.began <= began_by);
+            began.for_each(|inbox| inbox.end(reason.clone()));
+            inbox.is_some()
+        });
+        self.connection.wake_all();
+    }
+}
+
     pub(super) fn new(brokers: Brokers, queue: &str, options: ServerOptions) -> Shared {
         let (queue, ensured, declared_as) = (queue.to_string(), queue.to_string(), options.clone());
         let connect_timeout = brokers.connect_timeout;
@@ -60,7 +78,8 @@ impl Shared {
                 queue::ensure(&connection, &overflow, &ServerOptions::default(), limit, false)?;
             }
             queue::ensure(&connection, &ensured, &declared_as, limit, is_reconnect)?;
-            Ok(ServerSession { connection, next_check: Mutex::new(Instant::now()) })
+            let next_check = Mutex::new(Instant::now());
+            Ok(ServerSession { connection, next_check, inboxes: Mutex::default() })
         });
         Shared {
             brokers,
@@ -87,6 +106,24 @@ impl Shared {
     }
 
     /// Tells the workers to stop, and makes no new connection. Does not block.
+    /// Makes the inbox of a worker that begins to consume through `session`.
+    pub(super) fn inbox(&self, session: &Arc<ServerSession>) -> Arc<Inbox> {
+        let inbox = Arc::new(Inbox::new());
+        lock(&session.inboxes).push(Arc::downgrade(&inbox));
+        // If the others have left since this worker got the session, they did not end this inbox.
+        if !self.sessions.is_current(session) {
+            inbox.end(session.connection.endpoint.unreachable("the workers left the connection"));
+        }
+        inbox
+    }
+
+    /// Has all workers of a session go on with another one. The last of them closes the connection,
+    /// because others may still execute requests or have just replied. A failure delays connecting.
+    pub(super) fn leave(&self, session: &Arc<ServerSession>, reason: &Error, is_failure: bool) {
+        self.sessions.abandon(session, is_failure.then(|| reason.clone()));
+        session.end_inboxes(reason, Instant::now());
+    }
+
     pub(super) fn stop(&self) {
         self.stop.stop();
         if let Some(session) = self.sessions.close() {

@@ -61,13 +61,13 @@ impl Worker<'_> {
     /// run, that node's consumers get nothing, while those of another node do.
     pub(super) fn check_for_stall(&self) {
         let Worker { session, inbox, .. } = self;
-        let Shared { counters, stop, queue, last_stall, sessions, .. } = &**self.shared;
+        let Shared { counters, stop, queue, last_stall, .. } = &**self.shared;
         let now = Instant::now();
         let mut next_check = lock(&session.next_check);
         if now < *next_check {
             return;
         }
-        let is_early = self.began.elapsed() < EARLY;
+        let is_early = inbox.began.elapsed() < EARLY;
         *next_check = now + if is_early { EARLY_CHECK_INTERVAL } else { CHECK_INTERVAL };
         drop(next_check);
         // During an alarm, a broker may not read from the connection, so it does not answer either.
@@ -79,8 +79,7 @@ impl Worker<'_> {
             let now = *lock(counters);
             now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
         };
-        // `waiting` cuts the connection if the queue is gone, so no worker may be busy then.
-        if !is_idle() || self.waiting() == 0 || !is_idle() {
+        if self.waiting() == 0 || !is_idle() {
             return;
         }
         let is_ready = || inbox.is_ready() || stop.is_stopped();
@@ -88,22 +87,21 @@ impl Worker<'_> {
         if is_idle() && self.waiting() > 0 && is_idle() && lock(last_stall).is_due(taken) {
             let text = format!("requests wait in {queue:?} and the broker gives the workers none");
             log::warn!("{text} on {}; connecting anew", session.connection.endpoint);
-            sessions.abandon(session, None);
-            session.connection.cut(&text);
+            self.shared.leave(session, &session.connection.endpoint.unreachable(text), false);
         }
     }
 
-    /// The number of requests that wait in the queue; 0 if the broker does not answer.
+    /// The number of requests that wait in the queue; 0 if the broker does not answer. If there is
+    /// no such queue, ends the inboxes of the other workers too: the broker did not notify them.
     fn waiting(&self) -> u32 {
-        let queue = &self.shared.queue;
-        let limit = Limit::Until(Instant::now() + CHECK_INTERVAL / 4);
+        let (queue, now) = (&self.shared.queue, Instant::now());
+        let limit = Limit::Until(now + CHECK_INTERVAL / 4);
         match self.channel.queue(Method::FindQueue(queue), limit) {
             Ok(found) => found.messages,
-            // The other workers have lost their consumers too, and are not notified. So the
-            // connection is cut.
             Err(CallError::Closed(close)) if close.code == 404 => {
-                let text = format!("the queue {queue:?} was deleted without a word ({close})");
-                self.session.connection.cut(&text);
+                if let Err(reason) = self.inbox.take() {
+                    self.session.end_inboxes(&reason, now);
+                }
                 0
             }
             Err(_) => 0,

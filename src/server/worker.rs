@@ -31,8 +31,6 @@ pub struct Worker<'a> {
     pub(super) session: &'a Arc<ServerSession>,
     pub(super) channel: Arc<Channel>,
     pub(super) inbox: Arc<Inbox>,
-    /// When the worker began to consume.
-    pub(super) began: Instant,
 }
 
 /// The result of [`Worker::serve_one`].
@@ -59,18 +57,21 @@ impl<'a> Worker<'a> {
         // replied.
         let limit = Limit::ExtendedByAlarm(shared.brokers.connect_timeout);
         let consume = || {
-            let inbox: Arc<Inbox> = Arc::default();
+            let inbox = shared.inbox(session);
             let (receiver, held) = (Arc::clone(&inbox), Arc::clone(shared));
             let on_event = move |plane: &DataPlane, event| receiver.on_event(&held, plane, event);
             let channel = connection.open_channel(limit, on_event)?;
             channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
             channel.call(Method::Consume { queue: &shared.queue, no_ack: false }, limit)?;
             let channel = Arc::new(channel);
-            let began = Instant::now();
-            Ok(Worker { not_sync: PhantomData, shared, session, channel, inbox, began })
+            Ok(Worker { not_sync: PhantomData, shared, session, channel, inbox })
         };
+        let began = Instant::now();
         let worker = match consume() {
             Err(CallError::Closed(close)) if close.code == 404 => {
+                // The broker may not have notified all consumers of the queue that was deleted.
+                let reason = connection.endpoint.unreachable("the request queue was deleted");
+                session.end_inboxes(&reason, began);
                 queue::ensure(connection, &shared.queue, &shared.options, limit, true)?;
                 consume()
             }
@@ -124,7 +125,7 @@ impl<'a> Worker<'a> {
         loop {
             let next_check = *lock(&session.next_check);
             session.connection.wait(&inbox.waiter, deadline.at.min(next_check), is_ready);
-            if stop.is_stopped() {
+            if stop.is_stopped() && !inbox.has_last_requests() {
                 return Ok(None);
             }
             if let Some(reason) = session.ended() {

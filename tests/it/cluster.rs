@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rabbitmq_rpc::{Error, FibonacciRpcClient, fibonacci};
+use crossbeam_channel::bounded;
+use rabbitmq_rpc::{Error, FibonacciRpcClient, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
-use crate::embedded::{connect, connect_fibonacci};
+use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::manual_server::ManualServer;
 use crate::patience::{PATIENCE, SetOnDrop, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server_at, stop};
-use crate::settings;
+use crate::proxy::Proxy;
+use crate::{queue, settings};
 
 const CALLERS: usize = 8;
 
@@ -151,7 +153,24 @@ fn classic_queue_is_served_again_once_its_node_is_back(broker: &Broker, urls: &[
     let client = connect(&others, &queue);
     assert_eq!(client.call("7").unwrap(), b"13");
 
+    // One of two workers is busy when the node of its queue fails. The idle one leaves the connection.
+    let (busy_queue, proxy) = (queue_name("busy"), Proxy::to(broker.port(0)));
+    queue::declare_durable(home, &busy_queue);
+    let ((begin, begun), (release, released)) = (bounded(1), bounded::<()>(0));
+    let options = ServerOptions { workers: 2, ..Default::default() };
+    let _busy = Serving::start(&proxy.url(), &busy_queue, options, move |body| {
+        begin.send(()).unwrap();
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(body.to_vec())
+    });
+    let busy_client = connect(&urls[1], &busy_queue);
+    let call = busy_client.send("9").unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
+
     broker.kill(2);
+    await_value(|| proxy.tries(), |tries| *tries > 1);
+    drop(release);
+    assert_eq!(call.wait(), Ok(b"9".to_vec()));
     let line = server.wait_for_line("home node", PATIENCE);
     assert!(line.contains("trying again"), "{line}");
     let mut second = Process::spawn(RPC_SERVER, &["--url", &others, "--queue", &queue]);

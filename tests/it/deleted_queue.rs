@@ -68,26 +68,43 @@ fn idempotent_call_waits_until_deleted_queue_is_declared_again() {
     });
 }
 
-/// The requests that a worker has got from a queue are answered although the queue is deleted.
+/// The requests that a worker has got from a queue are answered although the queue is deleted, also
+/// if the server is told to stop.
 #[test]
 fn worker_answers_what_it_got_from_a_deleted_queue() {
+    for is_stopped in [false, true] {
+        answers_from_a_deleted_queue(is_stopped);
+    }
+}
+
+fn answers_from_a_deleted_queue(is_stopped: bool) {
     let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
     let (release, released) = bounded::<()>(0);
-    let options = ServerOptions { prefetch: 3, ..Default::default() };
-    let _server = Serving::start(&url, &queue, options, move |body| {
-        let _ = released.recv_timeout(PATIENCE);
+    let options = ServerOptions { workers: 2, prefetch: 3, ..Default::default() };
+    let server = Serving::start(&url, &queue, options, move |body| {
+        if body != b"2" {
+            let _ = released.recv_timeout(PATIENCE);
+        }
         Ok(body.to_vec())
     });
     let mut raw = Raw::connect(Broker::shared().port(0));
+    // The broker gives the workers requests in turn, so one of them gets the first and the third.
     for body in ["1", "2", "3"] {
         raw.request(&queue, body.as_bytes());
     }
+    assert_eq!(raw.reply().body, b"2");
     queue::wait_until_taken(&url, &queue);
     queue::delete(&url, &queue);
+    // The idle worker declares the queue again. By then, both have been notified.
+    let client = connect(&url, &queue);
+    await_value(|| client.queue(), Result::is_ok).unwrap();
+    if is_stopped {
+        server.stopper.stop();
+    }
     drop(release);
-    let mut replies = [(); 3].map(|()| raw.reply().body);
+    let mut replies = [raw.reply().body, raw.reply().body];
     replies.sort();
-    assert_eq!(replies, [b"1", b"2", b"3"]);
+    assert_eq!(replies, [b"1", b"3"]);
 }
 
 /// An idle worker that declares the queue again does not end the connection of a busy one.
@@ -111,23 +128,28 @@ fn busy_worker_answers_although_its_queue_was_deleted() {
     assert_eq!(call.wait(), Ok(b"7".to_vec()));
 }
 
-/// An idle worker that finds the queue gone does not cut the connection of a busy one.
+/// An idle worker that finds the queue gone does not end the connection of a busy one. The busy one
+/// consumes again too, although the broker notifies it of nothing.
 #[test]
 fn busy_worker_answers_although_its_queue_was_deleted_without_notice() {
     let (url, queue) = (Broker::shared().url(), queue_name("forgotten-busy"));
     let (begin, begun) = bounded(1);
+    let (release, released) = bounded::<()>(0);
     let options = ServerOptions { workers: 2, ..Default::default() };
-    // An idle worker looks at the queue every four seconds.
     let _server = Serving::start(&url, &queue, options, move |body| {
         begin.send(()).unwrap();
-        thread::sleep(6 * SECOND);
+        let _ = released.recv_timeout(PATIENCE);
         Ok(body.to_vec())
     });
     let client = connect(&url, &queue);
     let call = client.send("7").unwrap();
     begun.recv_timeout(PATIENCE).unwrap();
     forget(&queue);
+    let consumers = || client.queue().map(|queue| queue.consumers);
+    await_value(consumers, |consumers| *consumers == Ok(1)).unwrap();
+    drop(release);
     assert_eq!(call.wait(), Ok(b"7".to_vec()));
+    await_value(consumers, |consumers| *consumers == Ok(2)).unwrap();
 }
 
 /// Removes the broker's record of a queue without a notice to its consumers. A cluster did so after
