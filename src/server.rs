@@ -19,6 +19,7 @@ use std::time::Duration;
 
 pub use self::counters::ServerCounters;
 use self::pool::OnReady;
+use self::queue::Declaration;
 use self::shared::Shared;
 pub use self::stopper::Stopper;
 pub use self::worker::{Served, Worker};
@@ -129,14 +130,20 @@ impl RpcServer {
     pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         options.check()?;
         wire::check_queue(queue)?;
-        let server = RpcServer::unconnected(brokers, queue, options);
+        let declaration = Declaration::new(queue, &options);
+        let server = RpcServer::unconnected(brokers, queue, declaration, options);
         server.shared.sessions.first_session(Duration::MAX)?;
         Ok(server)
     }
 
     /// Makes a server that connects when it serves.
-    fn unconnected(brokers: Brokers, queue: &str, options: ServerOptions) -> RpcServer {
-        let shared = Shared::new(brokers, queue, options);
+    fn unconnected(
+        brokers: Brokers,
+        queue: &str,
+        declaration: Declaration,
+        options: ServerOptions,
+    ) -> RpcServer {
+        let shared = Shared::new(brokers, queue, declaration, options);
         RpcServer { shared: Arc::new(shared), on_ready: Mutex::default() }
     }
 

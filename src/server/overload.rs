@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::pool::{self, Handler};
+use super::queue::Declaration;
 use super::{RpcServer, ServerOptions};
 use crate::error::{Error, Failure, Result, Status};
 use crate::wire::Request;
@@ -16,6 +17,13 @@ use crate::wire::Request;
 /// The name of the queue to which the broker dead-letters the requests that exceed the limit.
 pub(crate) fn overflow_queue(queue: &str) -> String {
     format!("{queue}.overflow")
+}
+
+/// How to declare the overflow queue. Its messages have a time limit, since the broker removes the
+/// expiration of a message that it dead-letters: with all servers down, the queue would grow
+/// without bound.
+pub(super) fn declaration() -> Declaration {
+    Declaration::with_time_limit(60_000)
 }
 
 /// Serves until the server is stopped. If the server has a limit, answers the requests in the
@@ -26,7 +34,7 @@ pub(crate) fn serve_and_refuse(server: &RpcServer, handler: Handler) -> Result<(
     let drain_timeout = Duration::from_secs(1);
     let options = ServerOptions { prefetch: 64, drain_timeout, ..ServerOptions::default() };
     let queue = overflow_queue(&shared.queue);
-    let refuser = RpcServer::unconnected(shared.brokers.clone(), &queue, options);
+    let refuser = RpcServer::unconnected(shared.brokers.clone(), &queue, declaration(), options);
     let stopper = refuser.stopper();
     let refuse = move || {
         if let Err(error) = refuser.serve(move |request: &Request| refuse(request, limit)) {

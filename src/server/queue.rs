@@ -22,6 +22,14 @@ const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 /// exist. The queue must not be declared then; it comes back with its node.
 const NODE_DOWN: &str = "is down or inaccessible";
 
+/// How to declare a queue.
+#[derive(Clone)]
+pub(crate) struct Declaration {
+    is_quorum: bool,
+    /// The entries of an AMQP table.
+    arguments: Vec<u8>,
+}
+
 /// Makes sure that the queue exists. Does not block beyond the limit, to which [`REDECLARE_DELAY`]
 /// does not count. Looks the queue up first, because an existing queue is used with the arguments
 /// that it was declared with. `existed` means that this server has found or declared the queue
@@ -29,22 +37,22 @@ const NODE_DOWN: &str = "is down or inaccessible";
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,
-    options: &ServerOptions,
+    declaration: &Declaration,
     limit: Limit,
     existed: bool,
 ) -> Result<()> {
+    let Declaration { is_quorum, arguments } = declaration;
     let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
         Err(CallError::Closed(close)) if close.code == 404 && !close.text.contains(NODE_DOWN) => {
-            if existed && options.queue_type == QueueType::Quorum {
+            if existed && *is_quorum {
                 thread::sleep(REDECLARE_DELAY);
                 let limit = match limit {
                     Limit::Until(until) => Limit::Until(until + REDECLARE_DELAY),
                     extended => extended,
                 };
-                return ensure(data_plane, queue, options, limit, false);
+                return ensure(data_plane, queue, declaration, limit, false);
             }
-            let arguments = arguments(queue, options);
-            let declare = Method::DeclareQueue { queue, arguments: &arguments };
+            let declare = Method::DeclareQueue { queue, arguments };
             data_plane.ask(declare, limit).inspect(|_| log::info!("declared the queue {queue:?}"))
         }
         found => found,
@@ -60,29 +68,39 @@ pub(crate) fn ensure(
     })
 }
 
-/// The arguments to declare the queue with. The queue is durable, because future versions of
-/// RabbitMQ refuse queues that are neither durable nor exclusive ([Deprecated
-/// features](https://www.rabbitmq.com/docs/deprecated-features-list)).
-fn arguments(queue: &str, options: &ServerOptions) -> Vec<u8> {
-    let mut table = Vec::new();
-    if options.queue_type == QueueType::Quorum {
-        append_text(&mut table, "x-queue-type", "quorum");
-    }
-    if let Some(limit) = options.delivery_limit {
-        append_integer(&mut table, "x-delivery-limit", limit.into());
-    }
-    if let Some(exchange) = &options.dead_letter_exchange {
-        append_text(&mut table, "x-dead-letter-exchange", exchange);
-    }
-    if let Some(limit) = options.max_waiting {
-        append_integer(&mut table, "x-max-length", limit.into());
-        if options.queue_type == QueueType::Classic {
-            append_text(&mut table, "x-overflow", "reject-publish-dlx");
+impl Declaration {
+    /// The queue is durable, because future versions of RabbitMQ refuse queues that are neither
+    /// durable nor exclusive ([Deprecated
+    /// features](https://www.rabbitmq.com/docs/deprecated-features-list)).
+    pub(super) fn new(queue: &str, options: &ServerOptions) -> Declaration {
+        let mut arguments = Vec::new();
+        let is_quorum = options.queue_type == QueueType::Quorum;
+        if is_quorum {
+            append_text(&mut arguments, "x-queue-type", "quorum");
         }
-        append_text(&mut table, "x-dead-letter-exchange", "");
-        append_text(&mut table, "x-dead-letter-routing-key", &overflow_queue(queue));
+        if let Some(limit) = options.delivery_limit {
+            append_integer(&mut arguments, "x-delivery-limit", limit.into());
+        }
+        if let Some(exchange) = &options.dead_letter_exchange {
+            append_text(&mut arguments, "x-dead-letter-exchange", exchange);
+        }
+        if let Some(limit) = options.max_waiting {
+            append_integer(&mut arguments, "x-max-length", limit.into());
+            if !is_quorum {
+                append_text(&mut arguments, "x-overflow", "reject-publish-dlx");
+            }
+            append_text(&mut arguments, "x-dead-letter-exchange", "");
+            append_text(&mut arguments, "x-dead-letter-routing-key", &overflow_queue(queue));
+        }
+        Declaration { is_quorum, arguments }
     }
-    table
+
+    /// A classic queue that deletes messages which nobody takes within `milliseconds`.
+    pub(super) fn with_time_limit(milliseconds: i64) -> Declaration {
+        let mut arguments = Vec::new();
+        append_integer(&mut arguments, "x-message-ttl", milliseconds);
+        Declaration { is_quorum: false, arguments }
+    }
 }
 
 /// Converts the reason why the broker closed the channel or the connection. The error says what to

@@ -7,19 +7,21 @@ use super::direct::DirectReplies;
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::limit::ReplyLimit;
+use super::queue::Declaration;
 use super::stall_detector::LastStall;
 use super::stopper::Stop;
 use super::{ServerCounters, ServerOptions, overload, queue};
 use crate::broker::{Brokers, Connection, Limit, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::observation::Observer;
 use crate::lock::lock;
+use crate::observation::Observer;
 
 /// The state that a server's threads share.
 pub(crate) struct Shared {
     pub(super) brokers: Brokers,
     pub(super) queue: String,
+    pub(super) declaration: Declaration,
     pub(super) options: ServerOptions,
     pub(super) sessions: Arc<Reconnector<ServerSession>>,
     pub(super) app_id: String,
@@ -37,10 +39,10 @@ pub(crate) struct ServerSession {
     pub(super) connection: Connection,
     /// When an idle worker checks for a stall next.
     pub(super) next_check: Mutex<Instant>,
-}
-
     /// The inboxes of the workers that consume through it.
     inboxes: Mutex<Vec<Weak<Inbox>>>,
+}
+
 impl Session for ServerSession {
     fn connection(&self) -> &Connection {
         &self.connection
@@ -51,8 +53,6 @@ impl Session for ServerSession {
     }
 }
 
-impl Shared {
-    /// Sessions are made when they are needed first.
 impl ServerSession {
     /// Has the workers that began by `began_by` begin again, after they have answered the requests
     /// that they have got. Their replies still go through this connection.
@@ -67,15 +67,23 @@ impl ServerSession {
     }
 }
 
-    pub(super) fn new(brokers: Brokers, queue: &str, options: ServerOptions) -> Shared {
-        let (queue, ensured, declared_as) = (queue.to_string(), queue.to_string(), options.clone());
-        let connect_timeout = brokers.connect_timeout;
+impl Shared {
+    /// Sessions are made when they are needed first.
+    pub(super) fn new(
+        brokers: Brokers,
+        queue: &str,
+        declaration: Declaration,
+        options: ServerOptions,
+    ) -> Shared {
+        let (queue, ensured, declared_as) =
+            (queue.to_string(), queue.to_string(), declaration.clone());
+        let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
             let limit = Limit::Until(Deadline::after(connect_timeout).at);
-            if declared_as.max_waiting.is_some() {
+            if has_limit {
                 // The overflow queue must exist before the first request exceeds the limit.
                 let overflow = overload::overflow_queue(&ensured);
-                queue::ensure(&connection, &overflow, &ServerOptions::default(), limit, false)?;
+                queue::ensure(&connection, &overflow, &overload::declaration(), limit, false)?;
             }
             queue::ensure(&connection, &ensured, &declared_as, limit, is_reconnect)?;
             let next_check = Mutex::new(Instant::now());
@@ -84,6 +92,7 @@ impl ServerSession {
         Shared {
             brokers,
             queue,
+            declaration,
             options,
             sessions,
             app_id: program(),
@@ -97,15 +106,6 @@ impl ServerSession {
         }
     }
 
-    /// Closes the connections. Blocks for at most a second for each.
-    pub(super) fn close(&self) {
-        if let Some(session) = self.sessions.present() {
-            session.connection.close();
-        }
-        self.direct.close();
-    }
-
-    /// Tells the workers to stop, and makes no new connection. Does not block.
     /// Makes the inbox of a worker that begins to consume through `session`.
     pub(super) fn inbox(&self, session: &Arc<ServerSession>) -> Arc<Inbox> {
         let inbox = Arc::new(Inbox::new());
@@ -124,6 +124,15 @@ impl ServerSession {
         session.end_inboxes(reason, Instant::now());
     }
 
+    /// Closes the connections. Blocks for at most a second for each.
+    pub(super) fn close(&self) {
+        if let Some(session) = self.sessions.present() {
+            session.connection.close();
+        }
+        self.direct.close();
+    }
+
+    /// Tells the workers to stop, and makes no new connection. Does not block.
     pub(super) fn stop(&self) {
         self.stop.stop();
         if let Some(session) = self.sessions.close() {

@@ -72,7 +72,7 @@ impl<'a> Worker<'a> {
                 // The broker may not have notified all consumers of the queue that was deleted.
                 let reason = connection.endpoint.unreachable("the request queue was deleted");
                 session.end_inboxes(&reason, began);
-                queue::ensure(connection, &shared.queue, &shared.options, limit, true)?;
+                queue::ensure(connection, &shared.queue, &shared.declaration, limit, true)?;
                 consume()
             }
             consuming => consuming,

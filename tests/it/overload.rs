@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use amiquip::AmqpValue;
 use crossbeam_channel::unbounded;
 use rabbitmq_rpc::{Brokers, Error, PendingReply, QueueType, RpcServer, ServerOptions, Status};
 
@@ -11,6 +12,7 @@ use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::patience::{PATIENCE, await_value};
 use crate::programs::rpc_client;
+use crate::queue;
 
 const LIMIT: u32 = 2;
 
@@ -105,6 +107,17 @@ fn rpc_client_exits_with_75_when_service_is_overloaded() {
     for call in [first, second] {
         assert_eq!(call.wait(), Ok(b"13".to_vec()));
     }
+}
+
+/// While no server runs, requests over the limit do not fill the broker's memory.
+#[test]
+fn overflow_queue_has_a_time_limit() {
+    let (url, queue) = (Broker::shared().url(), queue_name("overflow"));
+    let options = ServerOptions { max_waiting: Some(LIMIT), ..Default::default() };
+    RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
+    let limit = [("x-message-ttl".to_string(), AmqpValue::LongLongInt(60_000))];
+    // The broker refuses a declaration that differs from the first one.
+    queue::declare(&url, &format!("{queue}.overflow"), true, limit.into_iter().collect());
 }
 
 #[test]
