@@ -53,7 +53,14 @@ pub(crate) fn ensure(
                 return ensure(data_plane, queue, declaration, limit, false);
             }
             let declare = Method::DeclareQueue { queue, arguments };
-            data_plane.ask(declare, limit).inspect(|_| log::info!("declared the queue {queue:?}"))
+            let declared = data_plane.ask(declare, limit);
+            match declared.inspect(|_| log::info!("declared the queue {queue:?}")) {
+                // Another program may have declared it meanwhile, with other arguments.
+                Err(CallError::Closed(close)) if close.code == 406 => data_plane
+                    .ask(Method::FindQueue(queue), limit)
+                    .map_err(|_| CallError::Closed(close)),
+                declared => declared,
+            }
         }
         found => found,
     };

@@ -1,12 +1,13 @@
 //! Request queues that exist, that the server declares, and that it cannot use.
 
 use std::thread;
+use std::time::Duration;
 
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
 use crate::broker::{Broker, queue_name};
-use crate::embedded::connect_fibonacci;
-use crate::patience::{PATIENCE, SECOND};
+use crate::embedded::{Serving, connect, connect_fibonacci};
+use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_client, rpc_server, stop};
 use crate::queue;
@@ -87,6 +88,33 @@ fn operator_replaces_quorum_queue_of_running_server() {
     queue::declare(&url, &queue, true, arguments(limited));
     assert_eq!(connect_fibonacci(&url, &queue).call(7), Ok(13));
     stop(&mut server);
+}
+
+/// A server looks for the deleted queue, and declares it if it is not there. In between, an operator
+/// may declare it with other arguments.
+#[test]
+fn operator_and_server_declare_deleted_queue_at_the_same_time() {
+    const SERVERS: u32 = 40;
+    let url = Broker::shared().url();
+    let served: Vec<_> = (0..SERVERS).map(|_| queue_name("contested")).collect();
+    let served: Vec<_> = served.iter().map(|queue| (queue, Serving::echo(&url, queue))).collect();
+    // A worker that has served for a second stays on its connection.
+    thread::sleep(SECOND);
+    let mut operator = queue::connect(&url);
+    for (index, (queue, _)) in served.iter().enumerate() {
+        let channel = operator.open_channel(None).unwrap();
+        channel.queue_delete(queue.as_str(), Default::default()).unwrap();
+        thread::sleep(Duration::from_micros(50 * index as u64));
+        let arguments = arguments([("x-max-length", AmqpValue::LongInt(9))]);
+        let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };
+        // It fails if the server was first.
+        let _ = channel.queue_declare(queue.as_str(), options);
+    }
+    for (queue, server) in served {
+        let client = connect(&url, queue);
+        assert_eq!(await_value(|| client.call("7"), Result::is_ok).unwrap(), b"7");
+        server.stop();
+    }
 }
 
 #[test]
