@@ -141,11 +141,11 @@ fn unanswered_call_ends_at_its_deadline() {
     // The queue remains when its server ends.
     drop(rpc_server(&queue, &[]));
     let began = Instant::now();
-    let output = rpc_client(&queue, &["--timeout", "0.5", "7"]);
+    let output = rpc_client(&queue, &["--timeout", "3", "7"]);
     let took = began.elapsed();
     assert_eq!(output.status.code(), Some(75), "{output:?}");
     assert!(stderr(&output).contains(": no reply from queue"), "{output:?}");
-    assert!((Duration::from_millis(500)..Duration::from_secs(10)).contains(&took), "{took:?}");
+    assert!((Duration::from_secs(3)..Duration::from_secs(20)).contains(&took), "{took:?}");
 }
 
 #[test]

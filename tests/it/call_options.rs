@@ -88,13 +88,13 @@ fn rpc_client_ends_at_its_timeout_with_many_numbers() {
     let queue = queue_name("many-numbers");
     queue::declare_durable(&url(), &queue);
     let url = url();
-    let mut args = vec!["--url", &url, "--queue", &queue, "--timeout", "2"];
+    let mut args = vec!["--url", &url, "--queue", &queue, "--timeout", "5"];
     args.extend(["7"; 2000]);
     let began = Instant::now();
     let output = run_client(&args);
     assert_eq!(output.status.code(), Some(75));
     let took = began.elapsed();
-    assert!((2.0..3.5).contains(&took.as_secs_f64()), "{took:?}");
+    assert!((5.0..9.5).contains(&took.as_secs_f64()), "{took:?}");
 }
 
 #[test]

@@ -39,10 +39,10 @@ fn server_redeclares_deleted_queue() {
 #[test]
 fn server_redeclares_deleted_quorum_queue_despite_short_connect_timeout() {
     let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
-    let mut server = rpc_server(&queue, &["--queue-type", "quorum", "--connect-timeout", "0.4"]);
+    let args = ["--queue-type", "quorum", "--connect-timeout", "0.4", "--wait", "60"];
+    let mut server = rpc_server(&queue, &args);
     queue::delete(&url, &queue);
     server.wait_for_line("the request queue was deleted", PATIENCE);
-    server.wait_for_line("declared the queue", PATIENCE);
     server.wait_for_line("taking requests", PATIENCE);
     assert_eq!(connect_fibonacci(&url, &queue).call(7), Ok(13));
     stop(&mut server);
@@ -59,7 +59,7 @@ fn idempotent_call_waits_until_deleted_queue_is_declared_again() {
     server.stop();
     queue::delete(&url, &queue);
     assert_eq!(once.call_timeout("8", PATIENCE), unroutable());
-    assert_eq!(again.call_timeout("8", SECOND), unroutable(), "nobody declares it in time");
+    assert_eq!(again.call_timeout("8", 3 * SECOND), unroutable(), "nobody declares it in time");
     let call = again.request("9").timeout(PATIENCE).send().unwrap();
     thread::scope(|scope| {
         let answer = scope.spawn(|| call.wait());

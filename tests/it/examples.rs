@@ -76,7 +76,7 @@ fn drain_answers_begun_jobs_and_returns_the_rest() {
     let mut first = ready();
     let client = connect(&url, "jobs");
     let job = || client.send_timeout("500", PATIENCE).expect("the queue exists");
-    let jobs: Vec<_> = (0..3 * WORKERS).map(|_| job()).collect();
+    let jobs: Vec<_> = (0..8 * WORKERS).map(|_| job()).collect();
     for _ in 0..WORKERS {
         first.wait_for_line("begun with a job of 500 ms", PATIENCE);
     }

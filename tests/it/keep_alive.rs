@@ -15,10 +15,11 @@ use crate::programs::rpc_server;
 use crate::queue;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
 
-const INTERVAL: Duration = Duration::from_millis(200);
+const INTERVAL: Duration = Duration::from_millis(500);
 
 fn keep_alive() -> ClientOptions {
-    ClientOptions { keep_alive: Some(INTERVAL), ..Default::default() }
+    let timeout = 2 * PATIENCE;
+    ClientOptions { keep_alive: Some(INTERVAL), timeout, ..Default::default() }
 }
 
 #[test]

@@ -31,7 +31,10 @@ fn server_exits_when_broker_does_not_answer_at_start() {
         let mut server = Process::spawn(RPC_SERVER, &args);
         assert_eq!(server.wait(PATIENCE).code(), Some(69), "{}", server.stderr());
         let took = began.elapsed();
-        assert!((Duration::from_millis(least)..Duration::from_secs(4)).contains(&took), "{took:?}");
+        assert!(
+            (Duration::from_millis(least)..Duration::from_secs(15)).contains(&took),
+            "{took:?}"
+        );
         let address = url.strip_prefix("amqp://").unwrap();
         assert!(server.stderr().contains(address), "{}", server.stderr());
     }
@@ -226,7 +229,7 @@ fn server_keeps_connection_during_long_alarm() {
     raw.request(&queue, b"7");
     broker.raise_memory_alarm(0);
     // The first worker replies before most of the other workers consume.
-    let mut server = rpc_server_at(&url, &queue, &["--workers", "40", "--connect-timeout", "0.5"]);
+    let mut server = rpc_server_at(&url, &queue, &["--workers", "40", "--connect-timeout", "2"]);
     server.wait_for_line("takes no messages at present: low on memory", PATIENCE);
     // Longer than the time limit for connecting, and until idle workers have looked for requests.
     let before = cpu_time_of(server.pid());

@@ -76,10 +76,8 @@ fn queue_query_during_alarm_keeps_connection() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("alarm"));
     let server = ManualServer::start(&url, &queue);
-    let mut brokers = Brokers::parse(&url).unwrap();
-    brokers.connect_timeout = SECOND / 2;
-    let options = ClientOptions { timeout: 2 * SECOND, ..Default::default() };
-    let client = RpcClient::connect(brokers, &queue, options).unwrap();
+    let options = ClientOptions { timeout: AT_ONCE, ..Default::default() };
+    let client = RpcClient::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
     let call = client.send_timeout("7", PATIENCE).unwrap();
     let request = server.next();
 

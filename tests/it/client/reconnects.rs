@@ -9,7 +9,7 @@ use super::{counters_when, cut_under};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_idempotent, connect_with};
 use crate::manual_server::ManualServer;
-use crate::patience::{PATIENCE, SECOND, await_value};
+use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
 use crate::proxy::{Mode, Proxy};
 use crate::queue;
 
@@ -104,7 +104,7 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
     let queue = queue_name("again-unroutable");
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect_idempotent(&proxy.url(), &queue);
-    let call = client.send_timeout("7", SECOND).unwrap();
+    let call = client.send_timeout("7", 3 * SECOND).unwrap();
     server.next();
     queue::delete(&broker.url(), &queue);
     proxy.cut();
@@ -116,7 +116,7 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
     let queue = queue_name("again-unreachable");
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect_idempotent(&proxy.url(), &queue);
-    let call = client.send_timeout("7", SECOND).unwrap();
+    let call = client.send_timeout("7", 3 * SECOND).unwrap();
     server.next();
     proxy.set(Mode::Refuse);
     proxy.cut();
@@ -164,14 +164,14 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
                 let began = Instant::now();
                 let error = client.call_timeout("7", timeout).unwrap_err();
                 let took = began.elapsed();
-                assert!(timeout <= took && took < 2 * timeout, "{took:?}: {error}");
+                assert!(timeout <= took && took < timeout + AT_ONCE, "{took:?}: {error}");
                 assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
             });
         }
     });
     // Within 1.75 s, with a backoff of 25 to 50 ms, 50 to 100 ms, 100 to 200 ms and so on.
     let tries = proxy.tries() - 1;
-    assert!((3..=8).contains(&tries), "{tries} tries");
+    assert!((2..=10).contains(&tries), "{tries} tries");
 
     proxy.set(Mode::Forward);
     let _server = Serving::echo(&broker.url(), &queue);

@@ -9,7 +9,7 @@ use rabbitmq_rpc::{Error, RpcClient};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::connect;
 use crate::manual_server::ManualServer;
-use crate::patience::{SECOND, await_value};
+use crate::patience::{AT_ONCE, SECOND, await_value};
 use crate::proxy::{Mode, Proxy};
 use crate::queue;
 
@@ -91,31 +91,38 @@ fn client_keeps_connection_when_another_would_not_help() {
     let time_out = |client: &RpcClient| {
         let error = client.call_timeout("7", SECOND).unwrap_err();
         assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        error.to_string().contains("consumers")
     };
 
     // There is no server.
     let unserved = queue_name("unserved");
     queue::declare_durable(&broker.url(), &unserved);
-    let client = connect(&broker.url(), &unserved);
-    thread::scope(|scope| {
-        // So many at a time that some of them cannot ask the broker about the queue.
-        for _ in 0..16 {
-            scope.spawn(|| (0..5).for_each(|_| time_out(&client)));
-        }
+    let keeps_connection = || {
+        let client = connect(&broker.url(), &unserved);
+        let calls = || (0..5).all(|_| time_out(&client));
+        let knows_why = thread::scope(|scope| {
+            // So many at a time that some of them cannot ask the broker about the queue.
+            let callers = [(); 16].map(|()| scope.spawn(calls));
+            callers.into_iter().all(|caller| caller.join().unwrap())
+        });
+        let reconnects = client.counters().reconnects;
+        assert!(!knows_why || reconnects == 0, "{reconnects}");
+        knows_why
+    };
+    // A busy broker may miss the 200 ms in which it has to answer, but not each time.
+    assert!((0..8).any(|_| keeps_connection()));
 
-        // The server answers every other call.
-        let queue = queue_name("partly-served");
-        let server = ManualServer::start(&broker.url(), &queue);
-        let client = connect(&broker.url(), &queue);
-        for _ in 0..5 {
-            let call = client.send("8").unwrap();
-            server.reply(&server.next(), b"21");
-            assert_eq!(call.wait().unwrap(), b"21");
-            time_out(&client);
-            server.next();
-        }
-        assert_eq!(client.counters().reconnects, 0);
-    });
+    // The server answers every other call.
+    let queue = queue_name("partly-served");
+    let server = ManualServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
+    for _ in 0..5 {
+        let call = client.send("8").unwrap();
+        server.reply(&server.next(), b"21");
+        assert_eq!(call.wait().unwrap(), b"21");
+        time_out(&client);
+        server.next();
+    }
     assert_eq!(client.counters().reconnects, 0);
 }
 
@@ -137,15 +144,16 @@ fn idempotent_request_without_keep_alive_is_sent_again() {
     // The reply to the second attempt counts.
     let waiting = call(&client);
     let first = server.next();
-    let second =
-        server.requests.recv_timeout(6 * SECOND).expect("the request is sent again within 6 s");
-    assert_eq!(message_id(&first), message_id(&second));
-    assert_ne!(first.properties.correlation_id(), second.properties.correlation_id());
-    assert_ne!(
-        first.properties.reply_to(),
-        second.properties.reply_to(),
-        "the client stayed on the connection"
-    );
+    // If the next connection takes longer than half a second, the request goes out on the first one,
+    // and once more when the next one is open.
+    let second = loop {
+        let second = server.next();
+        assert_eq!(message_id(&first), message_id(&second));
+        assert_ne!(first.properties.correlation_id(), second.properties.correlation_id());
+        if second.properties.reply_to() != first.properties.reply_to() {
+            break second;
+        }
+    };
     server.reply(&second, b"13");
     assert_eq!(waiting.join().unwrap(), b"13");
     assert_eq!((client.counters().reconnects, client.counters().in_flight), (1, 0));
@@ -156,7 +164,7 @@ fn idempotent_request_without_keep_alive_is_sent_again() {
     let second = server.next();
     assert_eq!(message_id(&first), message_id(&second));
     server.reply(&first, b"21");
-    let soon = Instant::now() + SECOND;
+    let soon = Instant::now() + AT_ONCE;
     assert_eq!(waiting.join().unwrap(), b"21");
     assert!(Instant::now() < soon, "the reply did not wake the caller");
 }
@@ -232,8 +240,14 @@ fn client_leaves_second_connection_only_after_first_is_closed() {
 
     let (first, first_request) = send("first");
     make_suspect();
-    let (second, second_request) = send("second");
-    assert_ne!(first_request.properties.reply_to(), second_request.properties.reply_to());
+    let send_elsewhere = |body: &str, old: &Delivery| loop {
+        let (call, request) = send(body);
+        // The next connection may take longer than half a second.
+        if request.properties.reply_to() != old.properties.reply_to() {
+            break (call, request);
+        }
+    };
+    let (second, second_request) = send_elsewhere("second", &first_request);
     make_suspect();
     let (third, third_request) = send("third");
     assert_eq!(second_request.properties.reply_to(), third_request.properties.reply_to());
@@ -241,8 +255,7 @@ fn client_leaves_second_connection_only_after_first_is_closed() {
 
     server.reply(&first_request, b"1");
     assert_eq!(first.wait().unwrap(), b"1");
-    let (fourth, fourth_request) = send("fourth");
-    assert_ne!(third_request.properties.reply_to(), fourth_request.properties.reply_to());
+    let (fourth, fourth_request) = send_elsewhere("fourth", &third_request);
     assert_eq!(client.counters().reconnects, 2);
     for (call, request) in
         [(second, second_request), (third, third_request), (fourth, fourth_request)]
@@ -256,7 +269,8 @@ fn client_leaves_second_connection_only_after_first_is_closed() {
 #[test]
 fn reply_during_queue_query_is_accepted() {
     const TIMEOUT: Duration = Duration::from_secs(5);
-    let broker = Broker::shared();
+    // Other tests list the queues of the shared broker, and would wait for the suspended one.
+    let broker = Broker::fragile();
     let queue = queue_name("asked");
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);

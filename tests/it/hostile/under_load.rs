@@ -68,12 +68,14 @@ fn p99_of_good_calls(queue: &str, meanwhile: impl FnOnce()) -> Duration {
     let call = || {
         let client = connect_fibonacci(&url(), queue);
         let mut took = Vec::new();
-        while !stop.load(Ordering::Relaxed) {
+        loop {
             let began = Instant::now();
             assert_eq!(client.call(10), Ok(55));
             took.push(began.elapsed());
+            if stop.load(Ordering::Relaxed) {
+                return took;
+            }
         }
-        took
     };
     let mut took = thread::scope(|scope| {
         let callers: Vec<_> = (0..GOOD_CLIENTS).map(|_| scope.spawn(call)).collect();
