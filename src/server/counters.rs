@@ -1,6 +1,7 @@
 //! The counters of a server.
 
-/// The counters of a server since it was made.
+/// The counters of a server since it was made. A reply counts once it is written: if the connection
+/// is lost before the broker has it, the request is redelivered, and counts again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerCounters {

@@ -24,16 +24,16 @@ const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 pub(crate) struct LastStall {
     /// The number of requests that had been handled at that time.
     handled: u64,
-    /// How often the connection has been cut since a worker last handled a request.
-    cuts: u32,
-    next_cut: Option<Instant>,
+    /// How often the server has connected anew since a worker last handled a request.
+    reconnects: u32,
+    next: Option<Instant>,
 }
 
 impl LastStall {
-    /// Whether to cut the connection for a stall.
+    /// Whether to connect anew for a stall.
     ///
     /// The broker may have a reason that another connection does not change, such as a queue with a
-    /// single active consumer. So the interval between two cuts doubles until a worker handles a
+    /// single active consumer. So the interval between two attempts doubles until a worker handles a
     /// request.
     fn is_due(&mut self, handled: u64) -> bool {
         const MAX_DOUBLINGS: u32 = 8;
@@ -41,18 +41,18 @@ impl LastStall {
         if self.handled != handled {
             *self = LastStall { handled, ..LastStall::default() };
         }
-        let is_due = self.next_cut.is_none_or(|next| next <= now);
+        let is_due = self.next.is_none_or(|next| next <= now);
         if is_due {
-            self.next_cut = Some(now + CHECK_INTERVAL * (2 << self.cuts.min(MAX_DOUBLINGS)));
-            self.cuts += 1;
+            self.next = Some(now + CHECK_INTERVAL * (2 << self.reconnects.min(MAX_DOUBLINGS)));
+            self.reconnects += 1;
         }
         is_due
     }
 }
 
 impl Worker<'_> {
-    /// Checks for a stall, if it is time to. If there is one, cuts the connection, and the server
-    /// connects to another broker.
+    /// Checks for a stall, if it is time to. If there is one, all workers of this connection leave
+    /// it, and the server connects to another broker.
     ///
     /// RabbitMQ notifies a consumer when its queue is deleted. But in a cluster that had lost a
     /// node some time before, RabbitMQ 3.10 did not notify some servers, which then waited forever
@@ -114,19 +114,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stall_cuts_again_after_longer_and_longer_intervals() {
+    fn stalled_server_connects_anew_after_longer_and_longer_intervals() {
         let mut last = LastStall::default();
         assert!(last.is_due(7));
         assert!(!last.is_due(7), "the interval has not passed");
-        let interval = |last: &LastStall| last.next_cut.unwrap() - Instant::now();
+        let interval = |last: &LastStall| last.next.unwrap() - Instant::now();
         let first = interval(&last);
-        last.next_cut = Some(Instant::now());
+        last.next = Some(Instant::now());
         assert!(last.is_due(7));
         assert!(interval(&last) > 3 * first / 2, "{:?} after {first:?}", interval(&last));
         assert!(last.is_due(8), "a worker has handled a request");
         assert!(interval(&last) <= first + CHECK_INTERVAL);
-        last.cuts = u32::MAX - 1;
-        last.next_cut = None;
+        last.reconnects = u32::MAX - 1;
+        last.next = None;
         assert!(last.is_due(8));
     }
 }
