@@ -183,18 +183,16 @@ impl<S: Session> Reconnector<S> {
         self.present().is_some_and(|present| Arc::ptr_eq(&present, session))
     }
 
-    /// Abandons `session` if it is the current one. The next call then connects again, and tries
-    /// the same broker last. A `failure` delays that attempt.
-    pub(crate) fn abandon(&self, session: &Arc<S>, failure: Option<Error>) {
+    /// Abandons `session` for this reason if it is the current one. The next call then connects
+    /// again, and tries the same broker last.
+    pub(crate) fn abandon(&self, session: &Arc<S>, reason: &Error) {
         let mut state = lock(&self.state);
-        if matches!(&state.phase, Phase::Up { session: present, .. } if Arc::ptr_eq(present, session))
+        if let Phase::Up { session: present, since, .. } = &state.phase
+            && Arc::ptr_eq(present, session)
         {
-            state.order.move_to_end(self.brokers.index_of(&session.connection().endpoint));
-            state.phase = Phase::Down;
-            match failure {
-                Some(error) => state.failed(error, true),
-                None => state.consecutive_failures = 0,
-            }
+            let lasted = since.elapsed();
+            let broker = self.brokers.index_of(&session.connection().endpoint);
+            state.lost(reason, lasted, Some(broker));
         }
     }
 

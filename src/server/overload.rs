@@ -12,6 +12,7 @@ use super::pool::{self, Handler};
 use super::queue::Declaration;
 use super::{RpcServer, ServerOptions};
 use crate::error::{Error, Failure, Result, Status};
+use crate::frames::append_integer;
 use crate::wire::Request;
 
 /// The name of the queue to which the broker dead-letters the requests that exceed the limit.
@@ -23,7 +24,9 @@ pub(crate) fn overflow_queue(queue: &str) -> String {
 /// expiration of a message that it dead-letters: with all servers down, the queue would grow
 /// without bound.
 pub(super) fn declaration() -> Declaration {
-    Declaration::with_time_limit(60_000)
+    let mut arguments = Vec::new();
+    append_integer(&mut arguments, "x-message-ttl", 60_000);
+    Declaration { is_quorum: false, arguments }
 }
 
 /// Serves until the server is stopped. If the server has a limit, answers the requests in the

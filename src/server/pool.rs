@@ -83,7 +83,7 @@ impl Job {
             let worker = match Worker::begin(shared, &session) {
                 Ok(worker) => worker,
                 Err(error @ Error::Unreachable { .. }) => {
-                    shared.leave(&session, &error, true);
+                    shared.leave(&session, &error);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -94,7 +94,7 @@ impl Job {
                 Ok(()) => break,
                 Err(Error::Unreachable { .. }) if session.ended().is_some() => {}
                 Err(error @ Error::Unreachable { .. }) => match began.elapsed() < MIN_LIFETIME {
-                    true => shared.leave(&session, &error, true),
+                    true => shared.leave(&session, &error),
                     false => log::warn!("{error}; going on with another channel"),
                 },
                 Err(error) => return Err(error),

@@ -25,9 +25,9 @@ const NODE_DOWN: &str = "is down or inaccessible";
 /// How to declare a queue.
 #[derive(Clone)]
 pub(crate) struct Declaration {
-    is_quorum: bool,
+    pub(super) is_quorum: bool,
     /// The entries of an AMQP table.
-    arguments: Vec<u8>,
+    pub(super) arguments: Vec<u8>,
 }
 
 /// Makes sure that the queue exists. Does not block beyond the limit, to which [`REDECLARE_DELAY`]
@@ -100,13 +100,6 @@ impl Declaration {
             append_text(&mut arguments, "x-dead-letter-routing-key", &overflow_queue(queue));
         }
         Declaration { is_quorum, arguments }
-    }
-
-    /// A classic queue that deletes messages which nobody takes within `milliseconds`.
-    pub(super) fn with_time_limit(milliseconds: i64) -> Declaration {
-        let mut arguments = Vec::new();
-        append_integer(&mut arguments, "x-message-ttl", milliseconds);
-        Declaration { is_quorum: false, arguments }
     }
 }
 

@@ -57,12 +57,9 @@ impl ServerSession {
     /// Has the workers that began by `began_by` begin again, after they have answered the requests
     /// that they have got. Their replies still go through this connection.
     pub(super) fn end_inboxes(&self, reason: &Error, began_by: Instant) {
-        lock(&self.inboxes).retain(|inbox| {
-            let inbox = inbox.upgrade();
-            let began = inbox.iter().filter(|inbox| inbox.began <= began_by);
-            began.for_each(|inbox| inbox.end(reason.clone()));
-            inbox.is_some()
-        });
+        let inboxes = lock(&self.inboxes);
+        let inboxes = inboxes.iter().filter_map(Weak::upgrade);
+        inboxes.filter(|inbox| inbox.began <= began_by).for_each(|inbox| inbox.end(reason.clone()));
         self.connection.wake_all();
     }
 }
@@ -109,7 +106,10 @@ impl Shared {
     /// Makes the inbox of a worker that begins to consume through `session`.
     pub(super) fn inbox(&self, session: &Arc<ServerSession>) -> Arc<Inbox> {
         let inbox = Arc::new(Inbox::new());
-        lock(&session.inboxes).push(Arc::downgrade(&inbox));
+        let mut inboxes = lock(&session.inboxes);
+        inboxes.retain(|inbox| inbox.strong_count() > 0);
+        inboxes.push(Arc::downgrade(&inbox));
+        drop(inboxes);
         // If the others have left since this worker got the session, they did not end this inbox.
         if !self.sessions.is_current(session) {
             inbox.end(session.connection.endpoint.unreachable("the workers left the connection"));
@@ -118,9 +118,9 @@ impl Shared {
     }
 
     /// Has all workers of a session go on with another one. The last of them closes the connection,
-    /// because others may still execute requests or have just replied. A failure delays connecting.
-    pub(super) fn leave(&self, session: &Arc<ServerSession>, reason: &Error, is_failure: bool) {
-        self.sessions.abandon(session, is_failure.then(|| reason.clone()));
+    /// because others may still execute requests or have just replied.
+    pub(super) fn leave(&self, session: &Arc<ServerSession>, reason: &Error) {
+        self.sessions.abandon(session, reason);
         session.end_inboxes(reason, Instant::now());
     }
 

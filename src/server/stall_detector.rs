@@ -86,8 +86,7 @@ impl Worker<'_> {
         session.connection.wait(&inbox.waiter, now + CONFIRM_AFTER, is_ready);
         if is_idle() && self.waiting() > 0 && is_idle() && lock(last_stall).is_due(taken) {
             let text = format!("requests wait in {queue:?} and the broker gives the workers none");
-            log::warn!("{text} on {}; connecting anew", session.connection.endpoint);
-            self.shared.leave(session, &session.connection.endpoint.unreachable(text), false);
+            self.shared.leave(session, &session.connection.endpoint.unreachable(text));
         }
     }
 

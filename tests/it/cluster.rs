@@ -140,7 +140,7 @@ fn server_leaves_a_node_that_delivers_nothing(broker: &Broker, urls: &[String]) 
         }
     });
     println!("member of the queue stopped: no answer for {:?}", began.elapsed());
-    server.wait_for_line("connecting anew", PATIENCE);
+    server.wait_for_line("the broker gives the workers none", PATIENCE);
     stop(&mut server);
 }
 

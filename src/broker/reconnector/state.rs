@@ -59,8 +59,9 @@ impl<S> State<S> {
 
     /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
     /// connect, so that a broker that ends all its connections is not reconnected to at once.
-    /// `silent` is the index of the broker, if the session was lost because it was silent.
-    pub(super) fn lost(&mut self, reason: &Error, lasted: Duration, silent: Option<usize>) {
+    /// `broker` is the index of its broker, if that is to be tried last: connecting to a frozen
+    /// broker takes the whole time limit.
+    pub(super) fn lost(&mut self, reason: &Error, lasted: Duration, broker: Option<usize>) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         const STABLE_LIFETIME: Duration = Duration::from_secs(10);
         self.phase = match self.phase {
@@ -71,8 +72,7 @@ impl<S> State<S> {
             // The others are in the order of their last failures, which is out of date by now.
             self.order.shuffle_others();
         }
-        // Connecting to a frozen broker takes the whole time limit.
-        silent.into_iter().for_each(|broker| self.order.move_to_end(broker));
+        broker.into_iter().for_each(|broker| self.order.move_to_end(broker));
         // The error's own text is for a call that was in flight.
         let reason = match reason {
             Error::ConnectionLost { reason } => format!("the connection was lost: {reason}"),
