@@ -5,7 +5,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
@@ -79,7 +79,6 @@ impl Job {
                 Err(Error::Closed) => break,
                 session => session?,
             };
-            let began = Instant::now();
             let worker = match Worker::begin(shared, &session) {
                 Ok(worker) => worker,
                 Err(error @ Error::Unreachable { .. }) => {
@@ -93,10 +92,12 @@ impl Job {
             match worker.serve(&self.handler) {
                 Ok(()) => break,
                 Err(Error::Unreachable { .. }) if session.ended().is_some() => {}
-                Err(error @ Error::Unreachable { .. }) => match began.elapsed() < MIN_LIFETIME {
-                    true => shared.leave(&session, &error),
-                    false => log::warn!("{error}; going on with another channel"),
-                },
+                Err(error @ Error::Unreachable { .. }) => {
+                    match worker.inbox.began.elapsed() < MIN_LIFETIME {
+                        true => shared.leave(&session, &error),
+                        false => log::warn!("{error}; going on with another channel"),
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
