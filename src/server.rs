@@ -199,10 +199,18 @@ impl RpcServer {
     /// server was stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
         let Shared { sessions, brokers, direct, .. } = &*self.shared;
-        let session = sessions.session(Deadline::after(brokers.first_connect_timeout()))?;
-        let done = work(&Worker::begin(&self.shared, &session)?);
-        direct.close();
-        done
+        let deadline = Deadline::after(brokers.first_connect_timeout());
+        loop {
+            let session = sessions.session(deadline)?;
+            match Worker::begin(&self.shared, &session) {
+                Err(Error::Unreachable { .. }) if !deadline.has_passed() => {}
+                worker => {
+                    let done = work(&worker?);
+                    direct.close();
+                    return done;
+                }
+            }
+        }
     }
 
     /// Calls `hook` after each request, on the worker's thread. The hook should not block. Only the

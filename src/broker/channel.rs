@@ -77,10 +77,12 @@ pub(crate) enum CallError {
 }
 
 impl DataPlane {
-    /// Opens a channel. Blocks until the broker answers, but not beyond the limit.
+    /// Opens a channel. Blocks until the broker answers, but not beyond the limit. The waiter is
+    /// notified of answers.
     pub(crate) fn open_channel(
         self: &Arc<DataPlane>,
         limit: Limit,
+        waiter: Arc<Waiter>,
         handler: impl Fn(&DataPlane, Event) + Send + Sync + 'static,
     ) -> Result<Channel, CallError> {
         let slot = Arc::new(Slot {
@@ -88,7 +90,7 @@ impl DataPlane {
             is_open: AtomicBool::new(true),
             closed: OnceLock::new(),
             answers: Mutex::default(),
-            waiter: Arc::default(),
+            waiter,
         });
         let number = self.add_channel(&slot, limit.until())?;
         let channel = Channel { data_plane: Arc::clone(self), number, slot };
@@ -123,7 +125,7 @@ impl DataPlane {
         method: Method<'_>,
         limit: Limit,
     ) -> Result<DeclaredQueue, CallError> {
-        self.open_channel(limit, |_, _| {})?.queue(method, limit)
+        self.open_channel(limit, Arc::default(), |_, _| {})?.queue(method, limit)
     }
 
     /// Passes an event to its channel. Called by the reader.
@@ -234,13 +236,17 @@ impl Channel {
         self.data_plane.write_control(&method.encode(self.number), is_open);
     }
 
+    /// Whether the broker has answered the last method that was sent, or closed the channel.
+    pub(crate) fn is_answered(&self) -> bool {
+        lock(&self.slot.answers).latest.is_some() || !self.slot.is_open.load(Ordering::Acquire)
+    }
+
     /// Waits for the answer to the last method that was sent.
     pub(crate) fn answer(&self, limit: Limit) -> Result<Answer, CallError> {
         const AFTER_ALARM: Duration = Duration::from_secs(5);
         let Channel { data_plane, slot, .. } = self;
         let (until, is_fixed) = (limit.until(), matches!(limit, Limit::Until(_)));
-        let has_answer = || lock(&slot.answers).latest.is_some();
-        let is_answered = || has_answer() || !slot.is_open.load(Ordering::Acquire);
+        let is_answered = || self.is_answered();
         data_plane.wait(&slot.waiter, until, is_answered);
         let is_blocked = || data_plane.blocked().is_some() && data_plane.ended().is_none();
         while !is_fixed && !is_answered() && is_blocked() {

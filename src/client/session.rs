@@ -62,10 +62,14 @@ impl Session {
         let data_plane = &*connection;
         let failed = |doing| move |error| data_plane.explain(error, doing);
         let publishing = connection
-            .open_channel(limit, move |plane, event| publisher.on_publishing(plane, event))
+            .open_channel(limit, Arc::default(), move |plane, event| {
+                publisher.on_publishing(plane, event)
+            })
             .map_err(failed("open a channel"))?;
         let consuming = connection
-            .open_channel(limit, move |plane, event| consumer.on_consuming(plane, event))
+            .open_channel(limit, Arc::default(), move |plane, event| {
+                consumer.on_consuming(plane, event)
+            })
             .map_err(failed("open a channel"))?;
         consuming.send(Method::DeclareReplyQueue);
         let soon = Deadline::after(DECLARE_TIMEOUT.min(config.brokers.connect_timeout / 2)).at;
@@ -263,7 +267,7 @@ fn await_consumers(connection: &Connection, queue: &str) {
     const STEP: Duration = Duration::from_millis(50);
     let until = Instant::now() + CONSUMERS_TIMEOUT;
     let limit = Limit::Until(until);
-    let Ok(channel) = connection.open_channel(limit, |_, _| {}) else { return };
+    let Ok(channel) = connection.open_channel(limit, Arc::default(), |_, _| {}) else { return };
     while let Ok(found) = channel.queue(Method::FindQueue(queue), limit)
         && found.consumers == 0
         && Instant::now() < until

@@ -7,7 +7,7 @@
 //! receives requests, the broker would redeliver all of them, and the same request would close the
 //! next connection as well.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::shared::Shared;
@@ -116,7 +116,7 @@ impl DirectReplies {
 fn connect(brokers: &Brokers, endpoint: &Endpoint) -> Result<Direct> {
     let connection = brokers.connect_near(endpoint)?;
     let limit = Limit::Until(Deadline::after(brokers.connect_timeout).at);
-    match connection.open_channel(limit, |_, _| {}) {
+    match connection.open_channel(limit, Arc::default(), |_, _| {}) {
         Ok(channel) => Ok(Direct {
             endpoint: endpoint.clone(),
             _connection: connection,

@@ -81,10 +81,7 @@ impl Job {
             };
             let worker = match Worker::begin(shared, &session) {
                 Ok(worker) => worker,
-                Err(error @ Error::Unreachable { .. }) => {
-                    shared.leave(&session, &error);
-                    continue;
-                }
+                Err(Error::Unreachable { .. }) => continue,
                 Err(error) => return Err(error),
             };
             let on_ready = lock(&self.on_ready).take();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::overload::overflow_queue;
 use super::{QueueType, ServerOptions};
@@ -23,14 +23,13 @@ const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 const NODE_DOWN: &str = "is down or inaccessible";
 
 /// How to declare a queue.
-#[derive(Clone)]
 pub(crate) struct Declaration {
     pub(super) is_quorum: bool,
     /// The entries of an AMQP table.
     pub(super) arguments: Vec<u8>,
 }
 
-/// Makes sure that the queue exists. Does not block beyond the limit, to which [`REDECLARE_DELAY`]
+/// Makes sure that the queue exists. Does not block beyond `until`, to which [`REDECLARE_DELAY`]
 /// does not count. Looks the queue up first, because an existing queue is used with the arguments
 /// that it was declared with. `existed` means that this server has found or declared the queue
 /// before, so it was deleted if it does not exist.
@@ -38,19 +37,16 @@ pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,
     declaration: &Declaration,
-    limit: Limit,
+    until: Instant,
     existed: bool,
 ) -> Result<()> {
     let Declaration { is_quorum, arguments } = declaration;
+    let limit = Limit::Until(until);
     let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
         Err(CallError::Closed(close)) if close.code == 404 && !close.text.contains(NODE_DOWN) => {
             if existed && *is_quorum {
                 thread::sleep(REDECLARE_DELAY);
-                let limit = match limit {
-                    Limit::Until(until) => Limit::Until(until + REDECLARE_DELAY),
-                    extended => extended,
-                };
-                return ensure(data_plane, queue, declaration, limit, false);
+                return ensure(data_plane, queue, declaration, until + REDECLARE_DELAY, false);
             }
             let declare = Method::DeclareQueue { queue, arguments };
             let declared = data_plane.ask(declare, limit);

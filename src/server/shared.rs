@@ -11,7 +11,7 @@ use super::queue::Declaration;
 use super::stall_detector::LastStall;
 use super::stopper::Stop;
 use super::{ServerCounters, ServerOptions, overload, queue};
-use crate::broker::{Brokers, Connection, Limit, Reconnector, Session, program};
+use crate::broker::{Brokers, Connection, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::lock::lock;
@@ -21,7 +21,6 @@ use crate::observation::Observer;
 pub(crate) struct Shared {
     pub(super) brokers: Brokers,
     pub(super) queue: String,
-    pub(super) declaration: Declaration,
     pub(super) options: ServerOptions,
     pub(super) sessions: Arc<Reconnector<ServerSession>>,
     pub(super) app_id: String,
@@ -53,17 +52,6 @@ impl Session for ServerSession {
     }
 }
 
-impl ServerSession {
-    /// Has the workers that began by `began_by` begin again, after they have answered the requests
-    /// that they have got. Their replies still go through this connection.
-    pub(super) fn end_inboxes(&self, reason: &Error, began_by: Instant) {
-        let inboxes = lock(&self.inboxes);
-        let inboxes = inboxes.iter().filter_map(Weak::upgrade);
-        inboxes.filter(|inbox| inbox.began <= began_by).for_each(|inbox| inbox.end(reason.clone()));
-        self.connection.wake_all();
-    }
-}
-
 impl Shared {
     /// Sessions are made when they are needed first.
     pub(super) fn new(
@@ -72,24 +60,22 @@ impl Shared {
         declaration: Declaration,
         options: ServerOptions,
     ) -> Shared {
-        let (queue, ensured, declared_as) =
-            (queue.to_string(), queue.to_string(), declaration.clone());
+        let (queue, ensured) = (queue.to_string(), queue.to_string());
         let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
-            let limit = Limit::Until(Deadline::after(connect_timeout).at);
+            let until = Deadline::after(connect_timeout).at;
             if has_limit {
                 // The overflow queue must exist before the first request exceeds the limit.
                 let overflow = overload::overflow_queue(&ensured);
-                queue::ensure(&connection, &overflow, &overload::declaration(), limit, false)?;
+                queue::ensure(&connection, &overflow, &overload::declaration(), until, false)?;
             }
-            queue::ensure(&connection, &ensured, &declared_as, limit, is_reconnect)?;
+            queue::ensure(&connection, &ensured, &declaration, until, is_reconnect)?;
             let next_check = Mutex::new(Instant::now());
             Ok(ServerSession { connection, next_check, inboxes: Mutex::default() })
         });
         Shared {
             brokers,
             queue,
-            declaration,
             options,
             sessions,
             app_id: program(),
@@ -117,11 +103,14 @@ impl Shared {
         inbox
     }
 
-    /// Has all workers of a session go on with another one. The last of them closes the connection,
-    /// because others may still execute requests or have just replied.
+    /// Has all workers of a session go on with another one, after they have answered the requests
+    /// that they have got. Their replies still go through this connection, and the last worker
+    /// closes it.
     pub(super) fn leave(&self, session: &Arc<ServerSession>, reason: &Error) {
         self.sessions.abandon(session, reason);
-        session.end_inboxes(reason, Instant::now());
+        let inboxes = lock(&session.inboxes);
+        inboxes.iter().filter_map(Weak::upgrade).for_each(|inbox| inbox.end(reason.clone()));
+        session.connection.wake_all();
     }
 
     /// Closes the connections. Blocks for at most a second for each.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::shared::Shared;
 use super::worker::Worker;
 use crate::broker::{CallError, Limit};
-use crate::frames::Method;
+use crate::frames::{Answer, Method};
 use crate::lock::lock;
 
 /// The interval at which an idle worker checks for a stall.
@@ -90,16 +90,20 @@ impl Worker<'_> {
         }
     }
 
-    /// The number of requests that wait in the queue; 0 if the broker does not answer. If there is
-    /// no such queue, ends the inboxes of the other workers too: the broker did not notify them.
+    /// The number of requests that wait in the queue; 0 if the broker does not answer, or if this
+    /// worker gets a request before it does. If there is no such queue, all workers leave the
+    /// connection, because the broker did not notify the others either.
     fn waiting(&self) -> u32 {
-        let (queue, now) = (&self.shared.queue, Instant::now());
-        let limit = Limit::Until(now + CHECK_INTERVAL / 4);
-        match self.channel.queue(Method::FindQueue(queue), limit) {
+        let Worker { shared, session, channel, inbox, .. } = self;
+        let now = Instant::now();
+        channel.send(Method::FindQueue(&shared.queue));
+        let is_over = || channel.is_answered() || inbox.is_ready() || shared.stop.is_stopped();
+        session.connection.wait(&inbox.waiter, now + CHECK_INTERVAL / 4, is_over);
+        match channel.answer(Limit::Until(now)).and_then(Answer::queue) {
             Ok(found) => found.messages,
             Err(CallError::Closed(close)) if close.code == 404 => {
-                if let Err(reason) = self.inbox.take() {
-                    self.session.end_inboxes(&reason, now);
+                if let Err(reason) = inbox.take() {
+                    shared.leave(session, &reason);
                 }
                 0
             }

@@ -11,12 +11,11 @@ use super::direct::{self, ReplyOutcome};
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::pool::Handler;
-use super::queue;
 use super::shared::{ServerSession, Shared};
 use super::stall_detector::EARLY_CHECK_INTERVAL;
-use crate::broker::{CallError, Channel, DataPlane, Limit, Session};
+use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
-use crate::error::{Failure, Result, Status};
+use crate::error::{Error, Failure, Result, Status};
 use crate::frames::{self, Frames, Method};
 use crate::lock::lock;
 use crate::observation::Observation;
@@ -45,9 +44,13 @@ pub enum Served {
 }
 
 impl<'a> Worker<'a> {
-    /// Starts to consume from the queue. Declares the queue if it does not exist. Blocks until the
-    /// broker has answered: for each answer, for at most the time that connecting may take, except
-    /// during an alarm.
+    /// Starts to consume from the queue. Blocks until the broker has answered: for each answer, for
+    /// at most the time that connecting may take, except during an alarm.
+    ///
+    /// If that fails, all workers leave the connection, and may begin again with the next one. The
+    /// queue may be gone: it is declared on a new connection, because RabbitMQ 4 closes a connection
+    /// that declares a queue which is not deleted completely (INTERNAL_ERROR), and another worker
+    /// may still be executing a request.
     pub(crate) fn begin(
         shared: &'a Arc<Shared>,
         session: &'a Arc<ServerSession>,
@@ -56,32 +59,25 @@ impl<'a> Worker<'a> {
         // During an alarm, the broker does not read a connection on which another worker has
         // replied.
         let limit = Limit::ExtendedByAlarm(shared.brokers.connect_timeout);
+        let inbox = shared.inbox(session);
+        let (receiver, held) = (Arc::clone(&inbox), Arc::clone(shared));
+        let on_event = move |plane: &DataPlane, event| receiver.on_event(&held, plane, event);
         let consume = || {
-            let inbox = shared.inbox(session);
-            let (receiver, held) = (Arc::clone(&inbox), Arc::clone(shared));
-            let on_event = move |plane: &DataPlane, event| receiver.on_event(&held, plane, event);
-            let channel = connection.open_channel(limit, on_event)?;
+            let channel = connection.open_channel(limit, Arc::clone(&inbox.waiter), on_event)?;
             channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
             channel.call(Method::Consume { queue: &shared.queue, no_ack: false }, limit)?;
-            let channel = Arc::new(channel);
-            Ok(Worker { not_sync: PhantomData, shared, session, channel, inbox })
+            Ok(Arc::new(channel))
         };
-        let began = Instant::now();
-        let worker = match consume() {
-            Err(CallError::Closed(close)) if close.code == 404 => {
-                // The broker may not have notified all consumers of the queue that was deleted.
-                let reason = connection.endpoint.unreachable("the request queue was deleted");
-                session.end_inboxes(&reason, began);
-                queue::ensure(connection, &shared.queue, &shared.declaration, limit, true)?;
-                consume()
+        let channel = consume().map_err(|error| {
+            let error = connection.explain(error, "read from the request queue");
+            if let Error::Unreachable { .. } = error {
+                shared.leave(session, &error);
             }
-            consuming => consuming,
-        };
-        let worker =
-            worker.map_err(|error| connection.explain(error, "read from the request queue"))?;
+            error
+        })?;
         log::info!("taking requests from {:?} on {}", shared.queue, connection.endpoint);
         *lock(&session.next_check) = Instant::now() + EARLY_CHECK_INTERVAL;
-        Ok(worker)
+        Ok(Worker { not_sync: PhantomData, shared, session, channel, inbox })
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the

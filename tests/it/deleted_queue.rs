@@ -1,10 +1,11 @@
 //! A server whose queue is deleted, with and without a notice to its consumers.
 
 use std::thread;
+use std::time::Duration;
 
 use amiquip::QueueDeclareOptions;
 use crossbeam_channel::{bounded, unbounded};
-use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
+use rabbitmq_rpc::{Brokers, Error, RpcServer, Served, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci, connect_idempotent};
@@ -145,7 +146,8 @@ fn busy_worker_answers_although_its_queue_was_deleted_without_notice() {
     let call = client.send("7").unwrap();
     begun.recv_timeout(PATIENCE).unwrap();
     forget(&queue);
-    let consumers = || client.queue().map(|queue| queue.consumers);
+    // RabbitMQ 4 may close a connection that asks while parts of the first queue exist.
+    let consumers = || connect(&url, &queue).queue().map(|queue| queue.consumers);
     await_value(consumers, |consumers| *consumers == Ok(1)).unwrap();
     drop(release);
     assert_eq!(call.wait(), Ok(b"7".to_vec()));
@@ -207,10 +209,18 @@ fn server_consumes_again_from_redeclared_queue() {
 fn with_worker_ends_when_queue_is_deleted_without_notice() {
     let (url, queue) = (Broker::shared().url(), queue_name("forgotten-own-loop"));
     let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, Default::default());
-    let served = server.unwrap().with_worker(|worker| {
+    let server = server.unwrap();
+    let served = server.with_worker(|worker| {
         forget(&queue);
         worker.serve_one(fibonacci::answer, PATIENCE)
     });
     let error = served.unwrap_err();
     assert!(error.to_string().contains("was deleted without a word"), "{error}");
+    // A queue that the broker does notify of, between two loops.
+    for _ in 0..2 {
+        let idle =
+            || server.with_worker(|worker| worker.serve_one(fibonacci::answer, Duration::ZERO));
+        assert_eq!(await_value(idle, Result::is_ok), Ok(Served::Nothing));
+        queue::delete(&url, &queue);
+    }
 }

@@ -44,7 +44,8 @@ fn answer_that_comes_after_its_time_limit_is_not_taken_for_the_next() {
         peer
     });
     let within = |time| Limit::Until(Instant::now() + time);
-    let channel = data_plane.open_channel(within(CLOSE_TIMEOUT), |_, _| {}).unwrap();
+    let channel =
+        data_plane.open_channel(within(CLOSE_TIMEOUT), Arc::default(), |_, _| {}).unwrap();
     let unanswered = channel.queue(Method::FindQueue("q"), within(CLOSE_TIMEOUT / 10));
     assert!(matches!(unanswered, Err(CallError::Unanswered(_))), "{unanswered:?}");
     let found = channel.queue(Method::FindQueue("q"), within(10 * CLOSE_TIMEOUT)).unwrap();
