@@ -18,9 +18,9 @@ const SPARE: usize = 1000;
 
 /// The requests that arrived on a worker's channel, and the reason why the channel has ended.
 pub(crate) struct Inbox {
-    /// When the worker began to consume.
+    /// When the worker opened its channel.
     pub(super) began: Instant,
-    /// Notified after every event.
+    /// Notified after every event and answer.
     pub(super) waiter: Arc<Waiter>,
     state: Mutex<InboxState>,
 }
@@ -30,6 +30,8 @@ struct InboxState {
     requests: VecDeque<Request>,
     /// The reason why no more requests come.
     ended: Option<Error>,
+    /// Whether the broker has said that the queue was deleted.
+    is_cancelled: bool,
 }
 
 impl Inbox {
@@ -65,7 +67,7 @@ impl Inbox {
             }
             Event::Closed(close) => {
                 shared.reply_limit.learn(&close);
-                // The broker delivers these requests to other workers.
+                // The broker delivers these requests to other workers, if the queue exists.
                 lock(&self.state).requests.clear();
                 self.end(match close.code {
                     404 => endpoint.unreachable(format!(
@@ -77,7 +79,10 @@ impl Inbox {
                 });
             }
             // No other worker gets the requests that have arrived, so this one answers them.
-            Event::Cancelled => self.end(endpoint.unreachable("the request queue was deleted")),
+            Event::Cancelled => {
+                lock(&self.state).is_cancelled = true;
+                self.end(endpoint.unreachable("the request queue was deleted"));
+            }
             Event::Answer(_) => {}
         }
         data_plane.notify(&self.waiter);
@@ -94,11 +99,14 @@ impl Inbox {
         state.ended.is_some() || !state.requests.is_empty()
     }
 
-    /// Whether requests are left after the end. If their queue was deleted, no other worker gets
-    /// them.
+    pub(super) fn has_ended(&self) -> bool {
+        lock(&self.state).ended.is_some()
+    }
+
+    /// Whether requests are left that no other worker gets, because their queue was deleted.
     pub(super) fn has_last_requests(&self) -> bool {
         let state = lock(&self.state);
-        state.ended.is_some() && !state.requests.is_empty()
+        state.is_cancelled && !state.requests.is_empty()
     }
 
     /// The next request. `Err` is the reason why no more come.

@@ -88,7 +88,14 @@ impl Job {
             on_ready.into_iter().for_each(|on_ready| on_ready());
             match worker.serve(&self.handler) {
                 Ok(()) => break,
-                Err(Error::Unreachable { .. }) if session.ended().is_some() => {}
+                Err(Error::Unreachable { .. })
+                    if session.ended().is_some() || !shared.sessions.is_current(&session) => {}
+                // Only a direct reply has failed. The request will be redelivered.
+                Err(error @ Error::Unreachable { .. }) if !worker.inbox.has_ended() => {
+                    log::warn!("{error}; the request is returned to the queue");
+                    drop(worker);
+                    let _ = shared.stop.signal.recv_timeout(MIN_LIFETIME);
+                }
                 Err(error @ Error::Unreachable { .. }) => {
                     match worker.inbox.began.elapsed() < MIN_LIFETIME {
                         true => shared.leave(&session, &error),

@@ -52,9 +52,12 @@ pub(crate) fn ensure(
             let declared = data_plane.ask(declare, limit);
             match declared.inspect(|_| log::info!("declared the queue {queue:?}")) {
                 // Another program may have declared it meanwhile, with other arguments.
-                Err(CallError::Closed(close)) if close.code == 406 => data_plane
-                    .ask(Method::FindQueue(queue), limit)
-                    .map_err(|_| CallError::Closed(close)),
+                Err(CallError::Closed(close)) if close.code == 406 => {
+                    data_plane.ask(Method::FindQueue(queue), limit).map_err(|error| match error {
+                        CallError::Closed(found) if found.code == 404 => CallError::Closed(close),
+                        error => error,
+                    })
+                }
                 declared => declared,
             }
         }

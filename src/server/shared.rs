@@ -23,6 +23,8 @@ pub(crate) struct Shared {
     pub(super) queue: String,
     pub(super) options: ServerOptions,
     pub(super) sessions: Arc<Reconnector<ServerSession>>,
+    /// The sessions that were left, of which some worker may still execute a request.
+    left: Mutex<Vec<Weak<ServerSession>>>,
     pub(super) app_id: String,
     pub(super) counters: Mutex<ServerCounters>,
     pub(super) direct: DirectReplies,
@@ -78,6 +80,7 @@ impl Shared {
             queue,
             options,
             sessions,
+            left: Mutex::default(),
             app_id: program(),
             counters: Mutex::default(),
             direct: DirectReplies::default(),
@@ -108,6 +111,10 @@ impl Shared {
     /// closes it.
     pub(super) fn leave(&self, session: &Arc<ServerSession>, reason: &Error) {
         self.sessions.abandon(session, reason);
+        let mut left = lock(&self.left);
+        left.retain(|session| session.strong_count() > 0);
+        left.push(Arc::downgrade(session));
+        drop(left);
         let inboxes = lock(&session.inboxes);
         inboxes.iter().filter_map(Weak::upgrade).for_each(|inbox| inbox.end(reason.clone()));
         session.connection.wake_all();
@@ -115,9 +122,8 @@ impl Shared {
 
     /// Closes the connections. Blocks for at most a second for each.
     pub(super) fn close(&self) {
-        if let Some(session) = self.sessions.present() {
-            session.connection.close();
-        }
+        let left: Vec<_> = lock(&self.left).drain(..).filter_map(|left| left.upgrade()).collect();
+        left.iter().chain(&self.sessions.present()).for_each(|session| session.connection.close());
         self.direct.close();
     }
 

@@ -47,10 +47,10 @@ impl<'a> Worker<'a> {
     /// Starts to consume from the queue. Blocks until the broker has answered: for each answer, for
     /// at most the time that connecting may take, except during an alarm.
     ///
-    /// If that fails, all workers leave the connection, and may begin again with the next one. The
-    /// queue may be gone: it is declared on a new connection, because RabbitMQ 4 closes a connection
-    /// that declares a queue which is not deleted completely (INTERNAL_ERROR), and another worker
-    /// may still be executing a request.
+    /// If the broker does not let it consume, all workers leave the connection, and may begin again
+    /// with the next one. If the queue is gone, it is declared on a new connection: RabbitMQ 4
+    /// closes a connection that declares a queue which is not deleted completely (INTERNAL_ERROR),
+    /// and another worker may still be executing a request.
     pub(crate) fn begin(
         shared: &'a Arc<Shared>,
         session: &'a Arc<ServerSession>,
@@ -90,7 +90,8 @@ impl<'a> Worker<'a> {
     /// worker is lost before the acknowledgement, another worker gets the request.
     ///
     /// # Errors
-    /// [`Error::Unreachable`](crate::Error::Unreachable) if the connection is lost.
+    /// [`Error::Unreachable`](crate::Error::Unreachable) if the connection is lost or the queue was
+    /// deleted, or if no connection for a direct reply could be made.
     pub fn serve_one<H, R>(&self, handler: H, timeout: Duration) -> Result<Served>
     where
         H: FnOnce(&Request) -> Result<R, Failure>,

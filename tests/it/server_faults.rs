@@ -120,24 +120,38 @@ fn server_exits_when_login_or_permission_is_revoked() {
 }
 
 /// A direct reply needs another connection. If the login for it is refused, the server still
-/// answers other requests, and tries again.
+/// answers other requests through its own connection, and tries again.
 #[test]
 fn server_answers_others_while_login_for_direct_reply_is_refused() {
-    let (broker, queue) = (Broker::shared(), queue_name("direct-login"));
+    let broker = Broker::shared();
     broker.ctl(&["add_user", "bob", "first"]);
     broker.ctl(&["set_permissions", "bob", ".*", ".*", ".*"]);
     let url = broker.url().replace("guest:guest", "bob:first");
-    let mut server = rpc_server_at(&url, &queue, &["--workers", "2"]);
-    broker.ctl(&["change_password", "bob", "second"]);
-    let mut raw = Raw::connect(broker.port(0));
-    raw.consume(DIRECT_REPLY_TO.as_bytes());
-    let direct = Properties::default().correlation_id(b"id").reply_to(DIRECT_REPLY_TO.as_bytes());
-    assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"8"), Verdict::Confirmed);
-    server.wait_for_line("refused the login of user \"bob\"", PATIENCE);
-    assert_eq!(connect_fibonacci(&broker.url(), &queue).call(7), Ok(13));
-    broker.ctl(&["change_password", "bob", "first"]);
-    assert_eq!(raw.reply().body, b"21");
-    stop(&mut server);
+    // The broker refuses a wrong password after three seconds, and a connection too many at once.
+    for (refuse, accept) in [
+        (["change_password", "bob", "second"], ["change_password", "bob", "first"]),
+        (
+            ["set_user_limits", "bob", "{\"max-connections\": 1}"],
+            ["clear_user_limits", "bob", "all"],
+        ),
+    ] {
+        let queue = queue_name("direct-login");
+        let mut server = rpc_server_at(&url, &queue, &["--workers", "2"]);
+        broker.ctl(&refuse);
+        let mut raw = Raw::connect(broker.port(0));
+        raw.consume(DIRECT_REPLY_TO.as_bytes());
+        let direct =
+            Properties::default().correlation_id(b"id").reply_to(DIRECT_REPLY_TO.as_bytes());
+        assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"8"), Verdict::Confirmed);
+        for _ in 0..3 {
+            server.wait_for_line("the request is returned to the queue", PATIENCE);
+        }
+        assert_eq!(connect_fibonacci(&broker.url(), &queue).call(7), Ok(13));
+        broker.ctl(&accept);
+        assert_eq!(raw.reply().body, b"21");
+        assert!(!server.stderr().contains("trying again"), "{}", server.stderr());
+        stop(&mut server);
+    }
 }
 
 #[test]
