@@ -11,11 +11,6 @@ use crate::frames::Event;
 use crate::lock::lock;
 use crate::wire::{self, Request};
 
-/// The number of requests beyond the prefetch at which a broker counts as faulty. A quorum queue
-/// may deliver requests again to a consumer that has not answered them yet, when the connection
-/// between the nodes was interrupted.
-const SPARE: usize = 1000;
-
 /// The requests that arrived on a worker's channel, and the reason why the channel has ended.
 pub(crate) struct Inbox {
     /// When the worker opened its channel.
@@ -33,6 +28,11 @@ struct InboxState {
     /// Whether the broker has said that the queue was deleted.
     is_cancelled: bool,
 }
+
+/// The number of requests beyond the prefetch at which a broker counts as faulty. A quorum queue
+/// may deliver requests again to a consumer that has not answered them yet, when the connection
+/// between the nodes was interrupted.
+const SPARE: usize = 1000;
 
 impl Inbox {
     pub(super) fn new() -> Inbox {
