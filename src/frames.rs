@@ -35,6 +35,8 @@ const OVERHEAD: usize = PREFIX + 1;
 const MESSAGE_MAX: usize = 512 << 20;
 
 /// The class and the method: the first four bytes of a method's payload.
-type MethodId = [u8; 4];
+pub(crate) type MethodId = [u8; 4];
+pub(crate) const BASIC_PUBLISH: MethodId = [0, 60, 0, 40];
+pub(crate) const CHANNEL_OPEN: MethodId = [0, 20, 0, 10];
 const CONNECTION_CLOSE: MethodId = [0, 10, 0, 50];
 const CHANNEL_CLOSE: MethodId = [0, 20, 0, 40];

@@ -2,14 +2,13 @@
 
 use super::fields::{append_long, append_short};
 use super::{
-    BODY, CHANNEL_CLOSE, CONNECTION_CLOSE, END, HEADER, METHOD, MethodId, OVERHEAD, Properties,
+    BASIC_PUBLISH, BODY, CHANNEL_CLOSE, CHANNEL_OPEN, CONNECTION_CLOSE, END, HEADER, METHOD,
+    MethodId, OVERHEAD, Properties,
 };
 
-const CHANNEL_OPEN: MethodId = [0, 20, 0, 10];
 const QUEUE_DECLARE: MethodId = [0, 50, 0, 10];
 const BASIC_QOS: MethodId = [0, 60, 0, 10];
 const BASIC_CONSUME: MethodId = [0, 60, 0, 20];
-const BASIC_PUBLISH: MethodId = [0, 60, 0, 40];
 const BASIC_ACK: MethodId = [0, 60, 0, 80];
 const BASIC_REJECT: MethodId = [0, 60, 0, 90];
 

@@ -3,7 +3,9 @@
 use std::fmt;
 
 use super::fields::Fields;
-use super::{CHANNEL_CLOSE, CONNECTION_CLOSE, METHOD, MethodId, OVERHEAD, PREFIX, Properties};
+use super::{
+    BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, METHOD, MethodId, OVERHEAD, PREFIX, Properties,
+};
 
 /// The broker's methods on channel 0.
 pub(super) const CONNECTION_START: MethodId = [0, 10, 0, 10];
@@ -79,6 +81,8 @@ pub(crate) struct DeclaredQueue {
 pub(crate) struct Close {
     pub(crate) code: u16,
     pub(crate) text: String,
+    /// The class and the method that the broker refused; zeros if it was none.
+    pub(crate) method: MethodId,
 }
 
 #[derive(Debug, PartialEq)]
@@ -160,7 +164,8 @@ impl Notice {
 }
 
 fn close(mut fields: Fields<'_>) -> Option<Close> {
-    Some(Close { code: fields.u16()?, text: fields.short_text()? })
+    let (code, text) = (fields.u16()?, fields.short_text()?);
+    Some(Close { code, text, method: fields.array().unwrap_or_default() })
 }
 
 /// Removes the broker's properties from `connection.start`. amiquip's decoder recurses into nested
@@ -179,6 +184,15 @@ pub(super) fn without_broker_properties(frame: &mut [u8]) -> &[u8] {
     let length = frame.len() - table;
     frame[3..PREFIX].copy_from_slice(&((length - OVERHEAD) as u32).to_be_bytes());
     &frame[..length]
+}
+
+impl Close {
+    /// Whether the broker refused a message. It handles the frames of a channel in order, so it took
+    /// the messages that were published before on that channel, and ignored those after it.
+    #[allow(dead_code)] // used with the next change
+    pub(crate) fn refuses_message(&self) -> bool {
+        self.method == BASIC_PUBLISH
+    }
 }
 
 /// The code and the text, in the format of RabbitMQ's log.

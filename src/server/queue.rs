@@ -105,7 +105,7 @@ impl Declaration {
 /// Converts the reason why the broker closed the channel or the connection. The error says what to
 /// change.
 fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
-    let Close { code, text } = close;
+    let Close { code, text, .. } = close;
     let reason = match code {
         403 if text.contains("reserved prefix") => {
             "names that begin with \"amq.\" are the broker's own"
@@ -133,8 +133,9 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_change() {
         let endpoint: Endpoint = "amqp://ann@rabbit".parse().unwrap();
-        let channel =
-            |code, text: &str| explain(&endpoint, "q", &Close { code, text: text.into() });
+        let channel = |code, text: &str| {
+            explain(&endpoint, "q", &Close { code, text: text.into(), method: [0; 4] })
+        };
         let message = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q'";
         for (error, fix) in [
             (channel(403, "ACCESS_REFUSED - queue name 'amq.q' contains reserved prefix"), "amq."),

@@ -10,7 +10,8 @@ use proptest::sample::Index;
 
 use super::super::incoming::*;
 use super::super::{
-    CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId, Properties, Route, append_text, find_header, publish,
+    BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId, Properties, Route, append_text,
+    find_header, publish,
 };
 use super::*;
 
@@ -211,9 +212,10 @@ fn memory_of_a_large_body_is_used_for_the_next() {
 #[test]
 fn methods_are_read_on_their_channels_only() {
     let text = |code: u16, text: &str| {
-        [&code.to_be_bytes()[..], &[text.len() as u8], text.as_bytes(), &[0; 4]].concat()
+        [&code.to_be_bytes()[..], &[text.len() as u8], text.as_bytes(), &BASIC_PUBLISH].concat()
     };
-    let close = Close { code: 406, text: "PRECONDITION_FAILED".into() };
+    let close = Close { code: 406, text: "PRECONDITION_FAILED".into(), method: BASIC_PUBLISH };
+    assert!(close.refuses_message());
     let arguments = text(406, "PRECONDITION_FAILED");
     let queue = DeclaredQueue { name: "q".into(), messages: 7, consumers: 1 };
     let limits = |frame_max| Notice::Limits { channel_max: 2047, frame_max };
