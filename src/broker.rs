@@ -1,13 +1,22 @@
 //! Addresses of brokers, and connecting to them.
+//!
+//! Each file imports only files before it in this order: `url`, `refusal`, `self_pipe`, `transport`,
+//! `tls`, `turn`, `slots` (what a channel receives), `control`, `data_plane`, `channel`,
+//! `control_stream`, `login`, `connection`, `try_order`, `brokers`, `reconnector`.
 
+mod brokers;
 mod channel;
 mod connection;
 mod control;
+mod control_stream;
 mod data_plane;
+mod login;
 #[cfg(test)]
 mod model;
 mod reconnector;
+mod refusal;
 mod self_pipe;
+mod slots;
 mod sync;
 mod tls;
 mod transport;
@@ -15,160 +24,13 @@ mod try_order;
 mod turn;
 mod url;
 
-use std::fmt;
-use std::time::Duration;
-
+pub use self::brokers::Brokers;
 pub(crate) use self::channel::{CallError, Channel, Limit};
 pub(crate) use self::connection::Connection;
 pub(crate) use self::data_plane::DataPlane;
+pub(crate) use self::login::program;
 pub(crate) use self::reconnector::{Reconnector, Session};
 pub use self::tls::TlsFiles;
 pub(crate) use self::transport::WriteError;
-use self::try_order::TryOrder;
 pub(crate) use self::turn::Waiter;
 pub(crate) use self::url::Endpoint;
-use crate::deadline::Deadline;
-use crate::error::{Error, Result};
-
-/// One broker, or several brokers of one cluster, and how to connect to them.
-///
-/// ```
-/// use std::time::Duration;
-/// use rabbitmq_rpc::Brokers;
-///
-/// let mut brokers = Brokers::parse("amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2/%2f")?;
-/// brokers.connect_timeout = Duration::from_secs(2);
-/// assert_eq!(brokers.to_string(), "rabbit-1:5672, rabbit-2:5672");
-/// # Ok::<(), rabbitmq_rpc::Error>(())
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Brokers {
-    endpoints: Vec<Endpoint>,
-    /// The time limit for connecting to one broker, from the TCP connection to the last handshake:
-    /// 5 s unless set. A `connection_timeout` (in milliseconds) in a URL takes precedence.
-    pub connect_timeout: Duration,
-    /// The heartbeat interval in seconds: 10 unless set. A `heartbeat` in a URL takes precedence. A
-    /// broker that is silent for two intervals counts as lost. 0 turns heartbeats off. Nothing else
-    /// detects a network that drops packets without an error
-    /// ([Heartbeats](https://www.rabbitmq.com/docs/heartbeats)).
-    pub heartbeat: u16,
-    /// How long to retry the first connection while no broker is up yet: attempts begin until then.
-    /// Unless this is set, each broker is tried once. With it, programs that start at the same time as their broker can come
-    /// up in any order. A connection that is lost later is always retried.
-    pub wait: Duration,
-    /// Files for `amqps://`. None is needed if the system trusts the broker's certificate.
-    pub tls: TlsFiles,
-}
-
-impl Brokers {
-    /// Parses one URL, or several URLs separated by commas, as in [RabbitMQ's URI
-    /// specification](https://www.rabbitmq.com/docs/uri-spec). The defaults are user `guest`,
-    /// password `guest`, host `localhost`, port 5672 (5671 for `amqps`) and virtual host `/`.
-    ///
-    /// # Errors
-    /// [`Error::Config`] names the part that cannot be parsed. Host names are not looked up here.
-    pub fn parse(urls: &str) -> Result<Brokers> {
-        let endpoints = urls.split(',').map(|url| url.trim().parse()).collect::<Result<_>>()?;
-        Ok(Brokers {
-            endpoints,
-            connect_timeout: Duration::from_secs(5),
-            heartbeat: 10,
-            wait: Duration::ZERO,
-            tls: TlsFiles::default(),
-        })
-    }
-
-    /// The time limit for the first connection: the time limits of all brokers, plus
-    /// [`Brokers::connect_timeout`] to set up what the session needs; or [`Brokers::wait`] if that
-    /// is longer.
-    pub(crate) fn first_connect_timeout(&self) -> Duration {
-        let limits = self.endpoints.iter().map(|endpoint| self.connect_timeout_of(endpoint));
-        let once = limits.fold(self.connect_timeout, Duration::saturating_add);
-        once.max(self.wait)
-    }
-
-    fn connect_timeout_of(&self, endpoint: &Endpoint) -> Duration {
-        endpoint.connection_timeout.unwrap_or(self.connect_timeout)
-    }
-
-    pub(crate) fn are_several(&self) -> bool {
-        self.endpoints.len() > 1
-    }
-
-    /// Tries each broker once, starting with the one at `endpoint`.
-    pub(crate) fn connect_near(&self, endpoint: &Endpoint) -> Result<Connection> {
-        let mut order = self.order(self.index_of(endpoint));
-        let connected = self.connect(&mut order, Deadline::after(Duration::MAX));
-        connected.map_err(|(error, _)| error)
-    }
-
-    fn index_of(&self, endpoint: &Endpoint) -> usize {
-        let found = self.endpoints.iter().position(|other| other == endpoint);
-        found.expect("connections are made to these endpoints only")
-    }
-
-    /// The order that begins with the broker at index `first`.
-    fn order(&self, first: usize) -> TryOrder {
-        TryOrder::new(first, self.endpoints.len())
-    }
-
-    fn unreachable(&self, reason: String) -> Error {
-        Error::Unreachable { brokers: self.to_string(), reason }
-    }
-
-    /// Tries each broker once, in this order, until one accepts the connection, and moves those
-    /// that did not to the end of the order. Each broker gets an equal share of the time that is
-    /// left until the deadline. If a broker refuses the credentials, the next one is not tried.
-    /// With an error, also returns whether a broker has accepted a TCP connection. If none has, an
-    /// early retry puts no load on any broker.
-    fn connect(
-        &self,
-        order: &mut TryOrder,
-        deadline: Deadline,
-    ) -> Result<Connection, (Error, bool)> {
-        let count = self.endpoints.len();
-        let mut has_tcp_connection = false;
-        let mut reasons = Vec::new();
-        for (position, index) in order.0.iter().enumerate() {
-            let endpoint = &self.endpoints[*index];
-            let limit = self.connect_timeout_of(endpoint);
-            let share = deadline.remaining() / (count - position) as u32;
-            let deadline = Deadline::after(limit.min(share));
-            let tls = endpoint.tls.then(|| tls::Connector::new(&self.tls)).transpose();
-            let tls = tls.map_err(|error| (error, true))?;
-            let heartbeat = endpoint.heartbeat.unwrap_or(self.heartbeat);
-            let dialled = connection::dial(endpoint, deadline);
-            has_tcp_connection |= dialled.is_ok();
-            let connected = dialled
-                .map_err(|error| endpoint.unreachable(error))
-                .and_then(|tcp| Connection::log_in(tcp, tls, endpoint, heartbeat, deadline));
-            match connected {
-                Ok(connection) => {
-                    order.rotate(position);
-                    return Ok(connection);
-                }
-                Err(Error::Unreachable { reason, .. }) if count > 1 => {
-                    reasons.push(format!("{endpoint}: {reason}"));
-                }
-                Err(Error::Unreachable { reason, .. }) => reasons.push(reason),
-                Err(error) => return Err((error, true)),
-            }
-        }
-        Err((self.unreachable(reasons.join("; ")), has_tcp_connection))
-    }
-}
-
-/// Writes the `host:port` of each broker, separated by commas.
-impl fmt::Display for Brokers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let endpoints: Vec<String> = self.endpoints.iter().map(Endpoint::to_string).collect();
-        f.write_str(&endpoints.join(", "))
-    }
-}
-
-/// The program's name, for operators and for `app_id`. It has at most 60 characters, because AMQP
-/// limits `app_id` to 255 bytes.
-pub(crate) fn program() -> String {
-    let path = std::env::current_exe().unwrap_or_default();
-    path.file_name().unwrap_or_default().to_string_lossy().chars().take(60).collect()
-}

@@ -143,7 +143,7 @@
 //!  worker, or the reserve ◀── frames::decoder ◀── socket ◀───────────────────┘
 //!    │ broker::data_plane
 //!    ├─▶ channel 0: broker::control, wakes amiquip
-//!    ├─▶ answers:   broker::channel, wakes the thread that asked
+//!    ├─▶ answers:   broker::slots,   wakes the thread that asked
 //!    ├─▶ requests:  server::inbox,   wakes the worker
 //!    └─▶ replies:   client::dispatcher, wakes the caller
 //! ```

@@ -3,20 +3,17 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::connection::CLOSE_TIMEOUT;
-use super::data_plane::DataPlane;
+use super::data_plane::{CLOSE_TIMEOUT, DataPlane};
+use super::slots::Slot;
 use super::transport::WriteError;
 use super::turn::Waiter;
 use crate::deadline::Deadline;
 use crate::error::Error;
-use crate::frames::{
-    Answer, CHANNEL_CLOSE_OK, Close, DeclaredQueue, Event, Frames, Method, Route, bare_method,
-};
+use crate::frames::{Answer, Close, DeclaredQueue, Event, Frames, Method, Route};
 use crate::lock::lock;
 
 /// An open channel of a connection. Dropping it closes the channel without waiting for the broker.
@@ -24,36 +21,7 @@ use crate::lock::lock;
 pub(crate) struct Channel {
     pub(crate) data_plane: Arc<DataPlane>,
     pub(crate) number: u16,
-    slot: Arc<Slot>,
-}
-
-/// The state that the user of a channel shares with the reader of the socket.
-struct Slot {
-    handler: Handler,
-    is_open: AtomicBool,
-    /// The reason that the broker gave, if it closed the channel.
-    closed: OnceLock<Close>,
-    answers: Mutex<Answers>,
-    waiter: Arc<Waiter>,
-}
-
-/// The broker's answers to methods, which come in the order of the methods.
-#[derive(Default)]
-struct Answers {
-    latest: Option<Answer>,
-    /// The number of methods without an answer.
-    outstanding: u32,
-}
-
-/// The reader calls it for every event on a channel except answers. It must not block.
-pub(crate) type Handler = Box<dyn Fn(&DataPlane, Event) + Send + Sync>;
-
-/// The channels on which the broker may still send something, by their numbers.
-#[derive(Default)]
-pub(super) struct Channels {
-    slots: BTreeMap<u16, Arc<Slot>>,
-    /// The greatest number of channels; 0 is no limit.
-    limit: u16,
+    slot: Arc<Slot<DataPlane>>,
 }
 
 /// The time limit for an answer of the broker.
@@ -85,13 +53,7 @@ impl DataPlane {
         waiter: Arc<Waiter>,
         handler: impl Fn(&DataPlane, Event) + Send + Sync + 'static,
     ) -> Result<Channel, CallError> {
-        let slot = Arc::new(Slot {
-            handler: Box::new(handler),
-            is_open: AtomicBool::new(true),
-            closed: OnceLock::new(),
-            answers: Mutex::default(),
-            waiter,
-        });
+        let slot = Arc::new(Slot::new(waiter, Box::new(handler)));
         let number = self.add_channel(&slot, limit.until())?;
         let channel = Channel { data_plane: Arc::clone(self), number, slot };
         channel.call(Method::OpenChannel, limit)?;
@@ -100,16 +62,16 @@ impl DataPlane {
 
     /// Waits for a free number if all are taken and one will be free soon: a channel that is closed
     /// keeps its number until the broker has answered.
-    fn add_channel(&self, slot: &Arc<Slot>, until: Instant) -> Result<u16, CallError> {
+    fn add_channel(&self, slot: &Arc<Slot<DataPlane>>, until: Instant) -> Result<u16, CallError> {
         const INTERVAL: Duration = Duration::from_millis(10);
         loop {
-            let mut channels = lock(&self.channels);
-            let is_closing = |slot: &Arc<Slot>| !slot.is_open.load(Ordering::Relaxed);
-            match channels.add(slot) {
-                Err(CallError::NoChannel(_)) if channels.slots.values().any(is_closing) => {}
-                added => return added,
+            let mut slots = lock(&self.slots);
+            match slots.add(slot) {
+                Ok(number) => return Ok(number),
+                Err(limit) if !slots.are_closing() => return Err(CallError::NoChannel(limit)),
+                Err(_) => {}
             }
-            drop(channels);
+            drop(slots);
             let now = Instant::now();
             if until <= now || self.ended().is_some() {
                 return Err(CallError::Unanswered("no channel was closed in time".into()));
@@ -126,46 +88,6 @@ impl DataPlane {
         limit: Limit,
     ) -> Result<DeclaredQueue, CallError> {
         self.open_channel(limit, Arc::default(), |_, _| {})?.queue(method, limit)
-    }
-
-    /// Passes an event to its channel. Called by the reader.
-    pub(super) fn dispatch(&self, number: u16, event: Event) -> Result<(), String> {
-        let Some(slot) = lock(&self.channels).slots.get(&number).cloned() else {
-            return Err(format!(
-                "the broker sent something on channel {number}, which is not open"
-            ));
-        };
-        match event {
-            Event::Answer(Answer::ChannelClosed) => {
-                lock(&self.channels).slots.remove(&number);
-            }
-            Event::Answer(answer) => {
-                let mut answers = lock(&slot.answers);
-                answers.outstanding = answers.outstanding.saturating_sub(1);
-                // An earlier answer is to a method whose time limit has passed.
-                answers.latest = (answers.outstanding == 0).then_some(answer);
-                drop(answers);
-                self.notify(&slot.waiter);
-            }
-            Event::Closed(close) => {
-                let _ = slot.closed.set(close.clone());
-                // The flag changes under the write lock, so no thread writes on the channel after
-                // this frame.
-                let mut was_open = false;
-                self.write_control(&bare_method(number, CHANNEL_CLOSE_OK), || {
-                    was_open = slot.is_open.swap(false, Ordering::Release);
-                    true
-                });
-                if was_open {
-                    lock(&self.channels).slots.remove(&number);
-                    (slot.handler)(self, Event::Closed(close));
-                    self.notify(&slot.waiter);
-                }
-            }
-            event if slot.is_open.load(Ordering::Relaxed) => (slot.handler)(self, event),
-            _ => {}
-        }
-        Ok(())
     }
 
     /// Converts an error. `doing` names the operation, for which the user may lack the permission.
@@ -199,22 +121,6 @@ impl Limit {
             Limit::Until(until) => until,
             Limit::ExtendedByAlarm(time) => Deadline::after(time).at,
         }
-    }
-}
-
-impl Channels {
-    /// Sets the limit to the least of `limits`. A limit of 0 does not count.
-    pub(super) fn limit(&mut self, limits: &[u16]) {
-        self.limit = limits.iter().copied().filter(|limit| *limit > 0).min().unwrap_or(0);
-    }
-
-    /// Adds a channel with the lowest number that is free.
-    fn add(&mut self, slot: &Arc<Slot>) -> Result<u16, CallError> {
-        let limit = if self.limit == 0 { u16::MAX } else { self.limit };
-        let is_free = |number: &u16| !self.slots.contains_key(number);
-        let number = (1..=limit).find(is_free).ok_or(CallError::NoChannel(limit))?;
-        self.slots.insert(number, Arc::clone(slot));
-        Ok(number)
     }
 }
 

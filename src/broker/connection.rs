@@ -5,18 +5,21 @@ use std::ops::Deref;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use std::{io, process, thread};
+use std::{io, thread};
 
-use amiquip::{Auth, ConnectionOptions, ConnectionTuning};
+use amiquip::ConnectionTuning;
 use crossbeam_channel::bounded;
 
-use super::data_plane::{CLOSED_WITHOUT_REASON, DataPlane};
+use super::control_stream::ControlStream;
+use super::data_plane::{CLOSE_TIMEOUT, DataPlane};
+use super::login::{LOGIN_TIMED_OUT, explain_handshake};
+use super::tls::Connector;
 use super::transport::Transport;
 use super::turn::Waiter;
-use super::{Endpoint, program, tls};
+use super::url::Endpoint;
 use crate::deadline::Deadline;
-use crate::error::{Error, Result};
-use crate::frames::{Close, Method, RABBITMQ_FRAME_MAX};
+use crate::error::Result;
+use crate::frames::Method;
 use crate::lock::lock;
 
 /// An open connection. Dropping it closes it.
@@ -26,27 +29,24 @@ pub(crate) struct Connection {
     amiquip: Mutex<Option<amiquip::Connection>>,
 }
 
-/// The time limit for an orderly close. After it, the connection is cut.
-pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
 impl Connection {
     /// Performs the handshakes of TLS, if requested, and of AMQP on a TCP connection.
     pub(super) fn log_in(
         tcp: TcpStream,
-        tls: Option<tls::Connector>,
+        tls: Option<Connector>,
         endpoint: &Endpoint,
         heartbeat: u16,
         deadline: Deadline,
     ) -> Result<Connection> {
         let failed = |error: io::Error| endpoint.unreachable(error);
-        let handshake = |tls: tls::Connector| {
-            tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, deadline)
-        };
+        let handshake =
+            |tls: Connector| tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, deadline);
         let session = tls.map(handshake).transpose()?;
         let transport = Transport::new(tcp, session).map_err(failed)?;
         let interval = Duration::from_secs(heartbeat.into());
-        let (data_plane, stream) =
+        let (data_plane, registration) =
             DataPlane::new(endpoint.clone(), transport, interval).map_err(failed)?;
+        let stream = ControlStream { data_plane: Arc::clone(&data_plane), registration };
 
         // amiquip blocks until the handshake is over, so it opens the connection in a new thread,
         // and this thread reads for it. After the handshake, the new thread becomes the reserve.
@@ -108,10 +108,6 @@ impl Deref for Connection {
     }
 }
 
-/// The reason if the broker does not finish the login in time.
-const LOGIN_TIMED_OUT: &str =
-    "it did not finish the login in time (a refused login takes RabbitMQ 3 s)";
-
 /// Opens a TCP connection to the first address of the endpoint that accepts one. It tries all
 /// addresses, because a broker may listen on `127.0.0.1` only while `localhost` resolves to `::1`
 /// first. Looking up a name blocks for as long as the system's resolver does. Each address gets an
@@ -133,88 +129,6 @@ pub(super) fn dial(endpoint: &Endpoint, deadline: Deadline) -> io::Result<TcpStr
         }
     }
     Err(error)
-}
-
-impl Endpoint {
-    fn options(&self) -> ConnectionOptions<Auth> {
-        let auth = match self.external {
-            true => Auth::External,
-            false => Auth::Plain { username: self.user.clone(), password: self.password.clone() },
-        };
-        ConnectionOptions::default()
-            .auth(auth)
-            .virtual_host(&self.vhost)
-            .channel_max(self.channel_max)
-            .frame_max(RABBITMQ_FRAME_MAX as u32)
-            .information(Some(client_information()))
-    }
-
-    /// Converts the reason that the broker gave for closing a channel ([Access
-    /// control](https://www.rabbitmq.com/docs/access-control)).
-    pub(crate) fn explain_close(&self, close: &Close, doing: &str) -> Error {
-        let Endpoint { user, vhost, .. } = self;
-        match close.code {
-            403 => Error::Refused(format!(
-                "user {user:?} lacks the permission in virtual host {vhost:?} to {doing}: {} \
-                 (rabbitmqctl set_permissions)",
-                close.text
-            )),
-            _ => self.unreachable(format!("cannot {doing}: the broker said {close}")),
-        }
-    }
-}
-
-/// Converts an error of the handshake. amiquip reports a refused login in the same way as a
-/// connection that ends during the login. RabbitMQ waits before it closes the connection of a
-/// refused login (`SILENT_CLOSE_DELAY` in its `rabbit_reader`: 3 s). This delay distinguishes a
-/// wrong password from a broker that stops during the login.
-fn explain_handshake(
-    error: amiquip::Error,
-    endpoint: &Endpoint,
-    ended: Option<&str>,
-    took: Duration,
-) -> Error {
-    const MIN_REFUSAL_DELAY: Duration = Duration::from_millis(2500);
-    let Endpoint { user, vhost, .. } = endpoint;
-    match error {
-        _ if ended == Some(LOGIN_TIMED_OUT) => endpoint.unreachable(LOGIN_TIMED_OUT),
-        amiquip::Error::InvalidCredentials if ended != Some(CLOSED_WITHOUT_REASON) => {
-            endpoint.unreachable(ended.unwrap_or("it hung up during the login"))
-        }
-        amiquip::Error::InvalidCredentials if took < MIN_REFUSAL_DELAY => {
-            endpoint.unreachable("it hung up during the login")
-        }
-        amiquip::Error::InvalidCredentials => Error::Refused(match endpoint.external {
-            true => format!("{endpoint} refused the client certificate as a login"),
-            false => format!(
-                "{endpoint} refused the login of user {user:?}: check name and password{}",
-                match user.as_str() {
-                    "guest" => "; guest may log in from the broker's own machine only",
-                    _ => "",
-                }
-            ),
-        }),
-        amiquip::Error::UnsupportedAuthMechanism { available, requested } => Error::Refused(
-            format!("{endpoint} takes no login by {requested}; it takes {available}"),
-        ),
-        // A limit on connections is not final: a connection may be available later.
-        amiquip::Error::ServerClosedConnection { code: 402 | 403 | 530, message }
-            if !message.contains("limit") =>
-        {
-            Error::Refused(format!(
-                "{endpoint} refused user {user:?} the virtual host {vhost:?}: {message}"
-            ))
-        }
-        // The error cannot contain a URL, and so no password: the connection is opened without one.
-        error => endpoint.unreachable(ended.map_or_else(|| error.to_string(), str::to_string)),
-    }
-}
-
-/// The connection's client property `information`, which operators see.
-fn client_information() -> String {
-    let version = env!("CARGO_PKG_VERSION");
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{} (rabbitmq-rpc {version}) on {}, process {}", program(), host.trim(), process::id())
 }
 
 #[cfg(test)]

@@ -1,23 +1,27 @@
 //! The state that the threads of a connection share: its socket, the turn to read, its channels.
 //!
 //! Waiting threads read the socket in turns ([`super::turn`]). The reader passes the frames of a
-//! channel to that channel ([`super::channel`]), and the frames of channel 0 to amiquip
-//! ([`super::control`]).
+//! channel to that channel ([`super::slots`]), and the frames of channel 0 to amiquip
+//! ([`super::control_stream`]).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use mio::Registration;
 use rustix::event::PollFlags;
 
-use super::Endpoint;
-use super::channel::Channels;
-use super::control::{ControlFrames, ControlStream};
+use super::control::ControlFrames;
 use super::self_pipe::SelfPipe;
+use super::slots::Slots;
 use super::transport::{Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
-use crate::frames::{CONNECTION_CLOSE_OK, Close, Decoder, Frames, Incoming, Notice, bare_method};
+use super::url::Endpoint;
+use crate::frames::{
+    Answer, CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Close, Decoder, Event, Frames, Incoming, Notice,
+    bare_method,
+};
 use crate::lock::lock;
 
 pub(crate) struct DataPlane {
@@ -31,7 +35,7 @@ pub(crate) struct DataPlane {
     /// When amiquip was last notified that bytes had arrived.
     amiquip_notified: Mutex<Option<Instant>>,
     pub(super) control: ControlFrames,
-    pub(super) channels: Mutex<Channels>,
+    pub(super) slots: Mutex<Slots<DataPlane>>,
     ended: OnceLock<Ended>,
     /// Whether amiquip's handshake is over.
     pub(super) is_open: AtomicBool,
@@ -51,16 +55,19 @@ struct Ended {
     is_silent: bool,
 }
 
+/// The time limit for an orderly close. After it, the connection is cut.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// The reason if the peer ends the connection without an AMQP close.
 pub(super) const CLOSED_WITHOUT_REASON: &str = "the connection ended without a word";
 
 impl DataPlane {
-    /// Also returns the stream for amiquip.
+    /// Also returns what notifies amiquip of its frames.
     pub(super) fn new(
         endpoint: Endpoint,
         transport: Transport,
         heartbeat: Duration,
-    ) -> io::Result<(Arc<DataPlane>, ControlStream)> {
+    ) -> io::Result<(Arc<DataPlane>, Registration)> {
         let (control, registration) = ControlFrames::new();
         let data_plane = Arc::new(DataPlane {
             endpoint,
@@ -69,14 +76,14 @@ impl DataPlane {
             pipes: [SelfPipe::new()?, SelfPipe::new()?],
             decoder: Mutex::default(),
             control,
-            channels: Mutex::default(),
+            slots: Mutex::default(),
             ended: OnceLock::new(),
             amiquip_notified: Mutex::default(),
             is_open: AtomicBool::new(false),
             blocked: Mutex::default(),
             heartbeat,
         });
-        Ok((Arc::clone(&data_plane), ControlStream { data_plane, registration }))
+        Ok((data_plane, registration))
     }
 
     /// Writes the frames of one message on a channel that `is_open`. Blocks while the broker does
@@ -168,8 +175,8 @@ impl DataPlane {
         self.control.end();
         // The handlers may own the object that owns this connection. Dropping them ends that cycle.
         // The lock is released first, because dropping a connection takes it again.
-        let channels = std::mem::take(&mut *lock(&self.channels));
-        drop(channels);
+        let slots = std::mem::take(&mut *lock(&self.slots));
+        drop(slots);
     }
 
     /// Ends the connection after amiquip's I/O thread has ended: because the login failed, because
@@ -219,11 +226,51 @@ impl DataPlane {
         })
     }
 
+    /// Passes an event to its channel. Called by the reader.
+    fn dispatch(&self, number: u16, event: Event) -> Result<(), String> {
+        let Some(slot) = lock(&self.slots).get(number) else {
+            return Err(format!(
+                "the broker sent something on channel {number}, which is not open"
+            ));
+        };
+        match event {
+            Event::Answer(Answer::ChannelClosed) => {
+                lock(&self.slots).remove(number);
+            }
+            Event::Answer(answer) => {
+                let mut answers = lock(&slot.answers);
+                answers.outstanding = answers.outstanding.saturating_sub(1);
+                // An earlier answer is to a method whose time limit has passed.
+                answers.latest = (answers.outstanding == 0).then_some(answer);
+                drop(answers);
+                self.notify(&slot.waiter);
+            }
+            Event::Closed(close) => {
+                let _ = slot.closed.set(close.clone());
+                // The flag changes under the write lock, so no thread writes on the channel after
+                // this frame.
+                let mut was_open = false;
+                self.write_control(&bare_method(number, CHANNEL_CLOSE_OK), || {
+                    was_open = slot.is_open.swap(false, Ordering::Release);
+                    true
+                });
+                if was_open {
+                    lock(&self.slots).remove(number);
+                    (slot.handler)(self, Event::Closed(close));
+                    self.notify(&slot.waiter);
+                }
+            }
+            event if slot.is_open.load(Ordering::Relaxed) => (slot.handler)(self, event),
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn control_frame(&self, frame: &[u8], notice: Notice) -> Result<(), String> {
         match notice {
             Notice::Other => {}
             Notice::Limits { channel_max, frame_max } => {
-                lock(&self.channels).limit(&[channel_max, self.endpoint.channel_max]);
+                lock(&self.slots).limit(&[channel_max, self.endpoint.channel_max]);
                 self.transport.set_frame_max(frame_max);
             }
             Notice::Closed(close) => {

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use std::{mem, thread};
 
 use self::state::{Phase, State};
-use super::{Brokers, Connection, TryOrder};
+use super::brokers::Brokers;
+use super::connection::Connection;
+use super::try_order::TryOrder;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::lock::lock;

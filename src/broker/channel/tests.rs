@@ -5,8 +5,8 @@ use std::net::{TcpListener, TcpStream};
 use std::thread;
 
 use super::*;
-use crate::broker::Endpoint;
 use crate::broker::transport::Transport;
+use crate::broker::url::Endpoint;
 
 const OPEN_OK: &[u8] = b"\x01\0\x01\0\0\0\x08\0\x14\0\x0b\0\0\0\0\xce";
 

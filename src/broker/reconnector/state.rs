@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::TryOrder;
+use crate::broker::try_order::TryOrder;
 use crate::deadline::backoff;
 use crate::error::Error;
 

@@ -17,9 +17,9 @@ use openssl::ssl::{
 use openssl::x509::verify::X509CheckFlags;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::TlsFiles;
-use crate::broker::Endpoint;
+use super::files::TlsFiles;
 use crate::broker::transport::{Stream, timespec_until};
+use crate::broker::url::Endpoint;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result, ensure};
 

@@ -2,9 +2,9 @@
 
 use std::net::TcpStream;
 
-use super::TlsFiles;
-use crate::broker::Endpoint;
+use super::files::TlsFiles;
 use crate::broker::transport::Stream;
+use crate::broker::url::Endpoint;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 

@@ -1,0 +1,85 @@
+//! What the reader of the socket passes to the channels of a connection.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use super::turn::Waiter;
+use crate::frames::{Answer, Close, Event};
+
+/// The channels on which the broker may still send something, by their numbers. Their handlers get
+/// a reference to a `P`.
+pub(super) struct Slots<P> {
+    slots: BTreeMap<u16, Arc<Slot<P>>>,
+    /// The greatest number of channels; 0 is no limit.
+    limit: u16,
+}
+
+/// The state that the user of a channel shares with the reader of the socket.
+pub(super) struct Slot<P> {
+    pub(super) handler: Handler<P>,
+    pub(super) is_open: AtomicBool,
+    /// The reason that the broker gave, if it closed the channel.
+    pub(super) closed: OnceLock<Close>,
+    pub(super) answers: Mutex<Answers>,
+    pub(super) waiter: Arc<Waiter>,
+}
+
+/// The reader calls it for every event on a channel except answers. It must not block.
+pub(super) type Handler<P> = Box<dyn Fn(&P, Event) + Send + Sync>;
+
+/// The broker's answers to methods, which come in the order of the methods.
+#[derive(Default)]
+pub(super) struct Answers {
+    pub(super) latest: Option<Answer>,
+    /// The number of methods without an answer.
+    pub(super) outstanding: u32,
+}
+
+impl<P> Slot<P> {
+    pub(super) fn new(waiter: Arc<Waiter>, handler: Handler<P>) -> Slot<P> {
+        Slot {
+            handler,
+            is_open: AtomicBool::new(true),
+            closed: OnceLock::new(),
+            answers: Mutex::default(),
+            waiter,
+        }
+    }
+}
+
+impl<P> Slots<P> {
+    /// Sets the limit to the least of `limits`. A limit of 0 does not count.
+    pub(super) fn limit(&mut self, limits: &[u16]) {
+        self.limit = limits.iter().copied().filter(|limit| *limit > 0).min().unwrap_or(0);
+    }
+
+    /// Adds a channel with the lowest number that is free. `Err` is the limit, if none is.
+    pub(super) fn add(&mut self, slot: &Arc<Slot<P>>) -> Result<u16, u16> {
+        let limit = if self.limit == 0 { u16::MAX } else { self.limit };
+        let is_free = |number: &u16| !self.slots.contains_key(number);
+        let number = (1..=limit).find(is_free).ok_or(limit)?;
+        self.slots.insert(number, Arc::clone(slot));
+        Ok(number)
+    }
+
+    pub(super) fn get(&self, number: u16) -> Option<Arc<Slot<P>>> {
+        self.slots.get(&number).cloned()
+    }
+
+    pub(super) fn remove(&mut self, number: u16) {
+        self.slots.remove(&number);
+    }
+
+    /// Whether a number will be free soon: a channel that is closed keeps its number until the
+    /// broker has answered.
+    pub(super) fn are_closing(&self) -> bool {
+        self.slots.values().any(|slot| !slot.is_open.load(Ordering::Relaxed))
+    }
+}
+
+impl<P> Default for Slots<P> {
+    fn default() -> Slots<P> {
+        Slots { slots: BTreeMap::new(), limit: 0 }
+    }
+}
