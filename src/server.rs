@@ -5,6 +5,7 @@ mod direct;
 mod inbox;
 mod keep_alive;
 mod limit;
+mod options;
 mod overload;
 mod pool;
 mod queue;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 pub use self::counters::ServerCounters;
+pub use self::options::{QueueType, ServerOptions};
 use self::pool::OnReady;
 use self::queue::Declaration;
 use self::shared::Shared;
@@ -43,77 +45,6 @@ use crate::wire::{self, Reply, Request};
 pub struct RpcServer {
     shared: Arc<Shared>,
     on_ready: Mutex<Option<OnReady>>,
-}
-
-/// The options of a server.
-///
-/// ```
-/// use std::time::Duration;
-/// use rabbitmq_rpc::ServerOptions;
-///
-/// let options = ServerOptions {
-///     workers: 4,
-///     drain_timeout: Duration::from_secs(10), // How long a stop waits at most.
-///     max_waiting: Some(100), // Further callers get RESOURCE_EXHAUSTED at once.
-///     ..Default::default()
-/// };
-/// # assert_eq!(options.prefetch, 1);
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerOptions {
-    /// The number of workers: 1 unless set. Each has a thread and a channel of its own, and
-    /// executes one request at a time.
-    pub workers: usize,
-    /// The number of unacknowledged requests that the broker sends to each worker: 1 unless set, so
-    /// that the next request goes to the next free worker. If requests are quick, a higher number
-    /// is faster ([Consumer prefetch](https://www.rabbitmq.com/docs/consumer-prefetch)). 0 is no
-    /// limit.
-    pub prefetch: u16,
-    /// The kind of queue to declare if the queue does not exist: classic unless set. An existing
-    /// queue is used as it is.
-    pub queue_type: QueueType,
-    /// How often a request is delivered again at most, if its workers are lost while they work on
-    /// it: quorum queues only ([Poison
-    /// messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)).
-    pub delivery_limit: Option<u32>,
-    /// The exchange that receives requests that were rejected, expired or delivered too often
-    /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
-    pub dead_letter_exchange: Option<String>,
-    /// How many requests may wait in the queue, if the server declares it: no limit unless set. If
-    /// there are more, their callers get
-    /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted) at once. A classic queue
-    /// refuses the newest requests, a quorum queue those that have waited longest ([Queue length
-    /// limit](https://www.rabbitmq.com/docs/maxlength)). The server answers them from another
-    /// queue, whose name is that of this queue with `.overflow` appended, through another
-    /// connection. This cannot be combined with a dead-letter exchange. [`RpcServer::with_worker`]
-    /// does not answer them.
-    pub max_waiting: Option<u32>,
-    /// How long a server that is told to stop waits for the requests in progress: 30 s unless set.
-    pub drain_timeout: Duration,
-}
-
-/// The kinds of queue that a server can declare.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum QueueType {
-    /// On one node. The fastest kind.
-    #[default]
-    Classic,
-    /// Replicated. It survives the loss of a node, and counts deliveries.
-    Quorum,
-}
-
-impl Default for ServerOptions {
-    fn default() -> ServerOptions {
-        ServerOptions {
-            workers: 1,
-            prefetch: 1,
-            queue_type: QueueType::Classic,
-            delivery_limit: None,
-            dead_letter_exchange: None,
-            max_waiting: None,
-            drain_timeout: Duration::from_secs(30),
-        }
-    }
 }
 
 impl RpcServer {
@@ -245,21 +176,5 @@ impl fmt::Debug for RpcServer {
             .field("queue", &self.shared.queue)
             .field("options", &self.shared.options)
             .finish_non_exhaustive()
-    }
-}
-
-impl ServerOptions {
-    fn check(&self) -> Result<()> {
-        let mistake = if self.workers == 0 {
-            "a server needs at least one worker"
-        } else if self.delivery_limit.is_some() && self.queue_type != QueueType::Quorum {
-            "a delivery limit needs a quorum queue: a classic one counts no deliveries"
-        } else if self.max_waiting.is_some() && self.dead_letter_exchange.is_some() {
-            "a server that limits how many requests may wait answers the dead letters itself: set \
-             no dead-letter exchange, or no limit"
-        } else {
-            return Ok(());
-        };
-        Err(Error::Config(mistake.into()))
     }
 }

@@ -9,25 +9,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::pool::{self, Handler};
-use super::queue::Declaration;
+use super::queue::{Declaration, overflow_queue};
 use super::{RpcServer, ServerOptions};
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::append_integer;
 use crate::wire::Request;
-
-/// The name of the queue to which the broker dead-letters the requests that exceed the limit.
-pub(crate) fn overflow_queue(queue: &str) -> String {
-    format!("{queue}.overflow")
-}
-
-/// How to declare the overflow queue. Its messages have a time limit, since the broker removes the
-/// expiration of a message that it dead-letters: with all servers down, the queue would grow
-/// without bound.
-pub(super) fn declaration() -> Declaration {
-    let mut arguments = Vec::new();
-    append_integer(&mut arguments, "x-message-ttl", 60_000);
-    Declaration { is_quorum: false, arguments }
-}
 
 /// Serves until the server is stopped. If the server has a limit, answers the requests in the
 /// overflow queue meanwhile, in a thread that makes the connection too.
@@ -37,7 +22,8 @@ pub(crate) fn serve_and_refuse(server: &RpcServer, handler: Handler) -> Result<(
     let drain_timeout = Duration::from_secs(1);
     let options = ServerOptions { prefetch: 64, drain_timeout, ..ServerOptions::default() };
     let queue = overflow_queue(&shared.queue);
-    let refuser = RpcServer::unconnected(shared.brokers.clone(), &queue, declaration(), options);
+    let refuser =
+        RpcServer::unconnected(shared.brokers.clone(), &queue, Declaration::overflow(), options);
     let stopper = refuser.stopper();
     let refuse = move || {
         if let Err(error) = refuser.serve(move |request: &Request| refuse(request, limit)) {

@@ -4,8 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::overload::overflow_queue;
-use super::{QueueType, ServerOptions};
+use super::options::{QueueType, ServerOptions};
 use crate::broker::{CallError, DataPlane, Endpoint, Limit};
 use crate::error::{Error, Result};
 use crate::frames::{Close, Method, append_integer, append_text};
@@ -100,6 +99,20 @@ impl Declaration {
         }
         Declaration { is_quorum, arguments }
     }
+
+    /// How to declare the overflow queue. Its messages have a time limit, since the broker removes the
+    /// expiration of a message that it dead-letters: with all servers down, the queue would grow
+    /// without bound.
+    pub(super) fn overflow() -> Declaration {
+        let mut arguments = Vec::new();
+        append_integer(&mut arguments, "x-message-ttl", 60_000);
+        Declaration { is_quorum: false, arguments }
+    }
+}
+
+/// The name of the queue to which the broker dead-letters the requests that exceed the limit.
+pub(crate) fn overflow_queue(queue: &str) -> String {
+    format!("{queue}.overflow")
 }
 
 /// Converts the reason why the broker closed the channel or the connection. The error says what to

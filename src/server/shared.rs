@@ -3,14 +3,15 @@
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
+use super::counters::ServerCounters;
 use super::direct::DirectReplies;
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::limit::ReplyLimit;
-use super::queue::Declaration;
+use super::options::ServerOptions;
+use super::queue::{self, Declaration};
 use super::stall_detector::LastStall;
 use super::stopper::Stop;
-use super::{ServerCounters, ServerOptions, overload, queue};
 use crate::broker::{Brokers, Connection, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -68,8 +69,8 @@ impl Shared {
             let until = Deadline::after(connect_timeout).at;
             if has_limit {
                 // The overflow queue must exist before the first request exceeds the limit.
-                let overflow = overload::overflow_queue(&ensured);
-                queue::ensure(&connection, &overflow, &overload::declaration(), until, false)?;
+                let overflow = queue::overflow_queue(&ensured);
+                queue::ensure(&connection, &overflow, &Declaration::overflow(), until, false)?;
             }
             queue::ensure(&connection, &ensured, &declaration, until, is_reconnect)?;
             let next_check = Mutex::new(Instant::now());
