@@ -1,7 +1,6 @@
 //! The server: workers on one connection, which is replaced when it is lost.
 
 mod counters;
-mod direct;
 mod inbox;
 mod keep_alive;
 mod limit;
@@ -9,9 +8,9 @@ mod options;
 mod overload;
 mod pool;
 mod queue;
-mod shared;
-mod stall_detector;
-mod stopper;
+mod replies;
+mod stall_backoff;
+mod state;
 mod worker;
 
 use std::fmt;
@@ -22,8 +21,7 @@ pub use self::counters::ServerCounters;
 pub use self::options::{QueueType, ServerOptions};
 use self::pool::OnReady;
 use self::queue::Declaration;
-use self::shared::Shared;
-pub use self::stopper::Stopper;
+use self::state::ServerState;
 pub use self::worker::{Served, Worker};
 use crate::broker::Brokers;
 use crate::deadline::Deadline;
@@ -43,7 +41,7 @@ use crate::wire::{self, Reply, Request};
 /// # Ok::<(), rabbitmq_rpc::Error>(())
 /// ```
 pub struct RpcServer {
-    shared: Arc<Shared>,
+    state: Arc<ServerState>,
     on_ready: Mutex<Option<OnReady>>,
 }
 
@@ -62,20 +60,9 @@ impl RpcServer {
         options.check()?;
         wire::check_queue(queue)?;
         let declaration = Declaration::new(queue, &options);
-        let server = RpcServer::unconnected(brokers, queue, declaration, options);
-        server.shared.sessions.first_session(Duration::MAX)?;
-        Ok(server)
-    }
-
-    /// Makes a server that connects when it serves.
-    fn unconnected(
-        brokers: Brokers,
-        queue: &str,
-        declaration: Declaration,
-        options: ServerOptions,
-    ) -> RpcServer {
-        let shared = Shared::new(brokers, queue, declaration, options);
-        RpcServer { shared: Arc::new(shared), on_ready: Mutex::default() }
+        let state = Arc::new(ServerState::new(brokers, queue, declaration, options));
+        state.sessions.first_session(Duration::MAX)?;
+        Ok(RpcServer { state, on_ready: Mutex::default() })
     }
 
     /// Calls `notice` once, when [`RpcServer::serve`] starts to take requests for the first time.
@@ -107,7 +94,8 @@ impl RpcServer {
         R: Into<Reply>,
     {
         let handler = move |request: &Request| handler(request).map(R::into);
-        overload::serve_and_refuse(self, Box::new(handler))
+        let on_ready = lock(&self.on_ready).take();
+        overload::serve_and_refuse(&self.state, Box::new(handler), on_ready)
     }
 
     /// Runs `work` on this thread with a single worker, for a loop of your own around
@@ -129,15 +117,15 @@ impl RpcServer {
     /// As [`RpcServer::connect`], and the errors that `work` returns. [`Error::Closed`] if the
     /// server was stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
-        let Shared { sessions, brokers, direct, .. } = &*self.shared;
+        let ServerState { sessions, brokers, replies, .. } = &*self.state;
         let deadline = Deadline::after(brokers.first_connect_timeout());
         loop {
             let session = sessions.session(deadline)?;
-            match Worker::begin(&self.shared, &session) {
+            match Worker::begin(&self.state, &session) {
                 Err(Error::Unreachable { .. }) if !deadline.has_passed() => {}
                 worker => {
                     let done = work(&worker?);
-                    direct.close();
+                    replies.close();
                     return done;
                 }
             }
@@ -147,34 +135,72 @@ impl RpcServer {
     /// Calls `hook` after each request, on the worker's thread. The hook should not block. Only the
     /// first hook that is set is used.
     pub fn on_request(&self, hook: impl Fn(&Observation<'_>) + Send + Sync + 'static) {
-        self.shared.observer.set(hook);
+        self.state.observer.set(hook);
     }
 
     /// Returns a handle that stops the server and reads its counters, from any thread.
     pub fn stopper(&self) -> Stopper {
-        Stopper(Arc::clone(&self.shared))
+        Stopper(Arc::clone(&self.state))
     }
 
     /// The counters of this server.
     pub fn counters(&self) -> ServerCounters {
-        *lock(&self.shared.counters)
+        *lock(&self.state.counters)
     }
 }
 
 /// Stops the server, and closes its connections.
 impl Drop for RpcServer {
     fn drop(&mut self) {
-        self.shared.stop();
-        self.shared.close();
+        self.state.stop();
+        self.state.close();
     }
 }
 
 impl fmt::Debug for RpcServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RpcServer")
-            .field("brokers", &self.shared.brokers)
-            .field("queue", &self.shared.queue)
-            .field("options", &self.shared.options)
+            .field("brokers", &self.state.brokers)
+            .field("queue", &self.state.queue)
+            .field("options", &self.state.options)
             .finish_non_exhaustive()
+    }
+}
+
+/// Stops a server and reads its counters, from any thread, while another thread is in
+/// [`RpcServer::serve`]:
+///
+/// ```no_run
+/// # use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
+/// # let brokers = Brokers::parse("amqp://localhost")?;
+/// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
+/// let stopper = server.stopper();
+/// let serving = std::thread::spawn(move || server.serve(fibonacci::answer));
+/// // … the rest of the program, which may call that server …
+/// println!("{} requests answered", stopper.counters().served);
+/// stopper.stop();
+/// serving.join().expect("serving does not panic")?;
+/// # Ok::<(), Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Stopper(pub(super) Arc<ServerState>);
+
+impl Stopper {
+    /// Tells the server to stop. The server takes no further requests, answers those in progress,
+    /// and returns the others to the queue. Then [`RpcServer::serve`]
+    /// returns. The server stays stopped: later calls of `serve` return at once. Does not block.
+    pub fn stop(&self) {
+        self.0.stop();
+    }
+
+    /// The same as [`RpcServer::counters`].
+    pub fn counters(&self) -> ServerCounters {
+        *lock(&self.0.counters)
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper").field("is_stopped", &self.0.stop.is_stopped()).finish()
     }
 }

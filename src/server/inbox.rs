@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::shared::Shared;
 use crate::broker::{DataPlane, Waiter};
 use crate::error::{Error, Result};
 use crate::frames::Event;
 use crate::lock::lock;
-use crate::wire::{self, Request};
+use crate::wire::Request;
 
 /// The requests that arrived on a worker's channel, and the reason why the channel has ended.
 pub(crate) struct Inbox {
@@ -17,6 +16,7 @@ pub(crate) struct Inbox {
     pub(super) began: Instant,
     /// Notified after every event and answer.
     pub(super) waiter: Arc<Waiter>,
+    prefetch: usize,
     state: Mutex<InboxState>,
 }
 
@@ -35,16 +35,16 @@ struct InboxState {
 const SPARE: usize = 1000;
 
 impl Inbox {
-    pub(super) fn new() -> Inbox {
-        Inbox { began: Instant::now(), waiter: Arc::default(), state: Mutex::default() }
+    pub(super) fn new(prefetch: u16) -> Inbox {
+        let (waiter, state) = Default::default();
+        Inbox { began: Instant::now(), waiter, prefetch: prefetch.into(), state }
     }
 
     /// Handles an event on the channel. Called by the reader, which notifies the worker.
-    pub(crate) fn on_event(&self, shared: &Shared, data_plane: &DataPlane, event: Event) {
+    pub(crate) fn on_event(&self, data_plane: &DataPlane, event: Event) {
         let endpoint = &data_plane.endpoint;
         match event {
             Event::Delivery(delivery) => {
-                let prefetch = usize::from(shared.options.prefetch);
                 let request = Request::from_delivery(delivery);
                 let mut state = lock(&self.state);
                 // After the end, the broker gets further requests back when the worker closes the
@@ -54,25 +54,16 @@ impl Inbox {
                 }
                 let count = state.requests.len();
                 drop(state);
-                if prefetch > 0 && count > prefetch + SPARE {
+                if self.prefetch > 0 && count > self.prefetch + SPARE {
                     data_plane.cut("the broker sent far more requests than the prefetch allows");
                 }
             }
-            Event::Return { queue, message, .. } if wire::is_sign_of_life(&message) => {
-                shared.keep_alive.sign_returned(&queue, &message);
-            }
-            Event::Return { reason, .. } => {
-                lock(&shared.counters).returned += 1;
-                log::info!("a reply came back: its requester is gone ({reason})");
-            }
             Event::Closed(close) => {
-                shared.reply_limit.learn(&close);
                 // The broker delivers these requests to other workers, if the queue exists.
                 lock(&self.state).requests.clear();
                 self.end(match close.code {
                     404 => endpoint.unreachable(format!(
-                        "the queue {:?} was deleted without a word ({close})",
-                        shared.queue
+                        "the request queue was deleted without a word ({close})"
                     )),
                     // Publishing replies requires the permission to write to the default exchange.
                     _ => endpoint.explain_close(&close, "answer requests"),
@@ -83,7 +74,7 @@ impl Inbox {
                 lock(&self.state).is_cancelled = true;
                 self.end(endpoint.unreachable("the request queue was deleted"));
             }
-            Event::Answer(_) => {}
+            Event::Return { .. } | Event::Answer(_) => {}
         }
         data_plane.notify(&self.waiter);
     }

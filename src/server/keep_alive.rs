@@ -10,15 +10,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::direct::is_direct;
-use super::shared::Shared;
+use super::replies::is_direct;
 use crate::broker::Channel;
 use crate::frames::Message;
 use crate::lock::lock;
 use crate::wire::{self, ReplyAddress, Request};
 
-#[derive(Default)]
 pub(crate) struct KeepAlive {
+    app_id: String,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -49,10 +48,15 @@ pub(crate) struct SignsOfLife<'a> {
 }
 
 impl KeepAlive {
+    pub(super) fn new(app_id: &str) -> Arc<KeepAlive> {
+        let (state, changed) = Default::default();
+        Arc::new(KeepAlive { app_id: app_id.to_string(), state, changed })
+    }
+
     /// Sends a sign of life now and then once per interval, if the requester wants any and its
     /// reply address allows it.
     pub(crate) fn begin<'a>(
-        shared: &'a Arc<Shared>,
+        self: &'a Arc<KeepAlive>,
         request: &'a Request,
         address: &ReplyAddress<'_>,
         channel: &Arc<Channel>,
@@ -63,28 +67,27 @@ impl KeepAlive {
             return None;
         }
         let route = channel.route(queue, true);
-        let keep_alive = &shared.keep_alive;
-        let mut state = lock(&keep_alive.state);
+        let mut state = lock(&self.state);
         state.active.push(Active {
             next_sign: Instant::now(),
             interval,
             channel: Arc::clone(channel),
             reply_to: queue.to_string(),
             correlation_id: correlation_id.to_string(),
-            sign: wire::encode_sign_of_life(route, correlation_id, &shared.app_id),
+            sign: wire::encode_sign_of_life(route, correlation_id, &self.app_id),
             is_abandoned: Arc::clone(&request.is_abandoned),
         });
         if !state.has_thread {
-            let shared = Arc::clone(shared);
-            let send = move || shared.keep_alive.send_signs();
+            let this = Arc::clone(self);
+            let send = move || this.send_signs();
             match thread::Builder::new().name("rpc-keep-alive".into()).spawn(send) {
                 Ok(_) => state.has_thread = true,
                 Err(error) => log::error!("there is no thread to give signs of life in: {error}"),
             }
         }
         drop(state);
-        keep_alive.changed.notify_one();
-        Some(SignsOfLife { keep_alive, request })
+        self.changed.notify_one();
+        Some(SignsOfLife { keep_alive: self, request })
     }
 
     fn send_signs(&self) {

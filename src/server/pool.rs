@@ -9,9 +9,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
-use super::RpcServer;
-use super::shared::Shared;
-use super::worker::Worker;
+use super::state::ServerState;
+use super::worker::{Served, Worker};
 use crate::broker::Session;
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
@@ -20,7 +19,7 @@ use crate::wire::{Reply, Request};
 
 /// The state that the workers' threads share.
 struct Job {
-    shared: Arc<Shared>,
+    state: Arc<ServerState>,
     handler: Handler,
     on_ready: Mutex<Option<OnReady>>,
 }
@@ -29,13 +28,16 @@ pub(crate) type Handler = Box<dyn Fn(&Request) -> Result<Reply, Failure> + Send 
 pub(crate) type OnReady = Box<dyn FnOnce() + Send>;
 
 /// Serves until the server is stopped, or until a worker gets an error that no retry can help.
-pub(crate) fn serve(server: &RpcServer, handler: Handler) -> Result<()> {
-    let shared = &server.shared;
-    let options = &shared.options;
-    let (queue, workers, prefetch) = (&shared.queue, options.workers, options.prefetch);
+pub(crate) fn serve(
+    state: &Arc<ServerState>,
+    handler: Handler,
+    on_ready: Option<OnReady>,
+) -> Result<()> {
+    let options = &state.options;
+    let (queue, workers, prefetch) = (&state.queue, options.workers, options.prefetch);
     log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
-    let on_ready = Mutex::new(lock(&server.on_ready).take());
-    let job = Arc::new(Job { shared: Arc::clone(shared), handler, on_ready });
+    let (held, on_ready) = (Arc::clone(state), Mutex::new(on_ready));
+    let job = Arc::new(Job { state: held, handler, on_ready });
     let (report, reports) = unbounded();
     // No worker starts until all threads exist, so a failure to start one leaves no worker running.
     let (all_spawned, start) = bounded::<()>(0);
@@ -52,18 +54,18 @@ pub(crate) fn serve(server: &RpcServer, handler: Handler) -> Result<()> {
             let _ = report.send(worked);
         };
         if let Err(error) = thread::Builder::new().name("rpc-worker".into()).spawn(work) {
-            shared.stop();
+            state.stop();
             let text = format!("no thread for a worker: {error}; ask for fewer workers");
             return Err(Error::Config(text));
         }
     }
     drop(all_spawned);
     let first = select! {
-        recv(shared.stop.signal) -> _ => None,
+        recv(state.stop.signal) -> _ => None,
         recv(reports) -> report => report.ok(),
     };
-    shared.stop();
-    drain(shared, first, &reports)
+    state.stop();
+    drain(state, first, &reports)
 }
 
 impl Job {
@@ -72,33 +74,33 @@ impl Job {
     fn work(&self) -> Result<()> {
         /// A worker whose channel ends earlier than this counts as failed.
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
-        let shared = &self.shared;
+        let state = &self.state;
         let never = Deadline::after(Duration::MAX);
-        while !shared.stop.is_stopped() {
-            let session = match shared.sessions.session(never) {
+        while !state.stop.is_stopped() {
+            let session = match state.sessions.session(never) {
                 Err(Error::Closed) => break,
                 session => session?,
             };
-            let worker = match Worker::begin(shared, &session) {
+            let worker = match Worker::begin(state, &session) {
                 Ok(worker) => worker,
                 Err(Error::Unreachable { .. }) => continue,
                 Err(error) => return Err(error),
             };
             let on_ready = lock(&self.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
-            match worker.serve(&self.handler) {
+            match self.serve(&worker) {
                 Ok(()) => break,
                 Err(Error::Unreachable { .. })
-                    if session.ended().is_some() || !shared.sessions.is_current(&session) => {}
+                    if session.ended().is_some() || !state.sessions.is_current(&session) => {}
                 // Only a direct reply has failed. The request will be redelivered.
                 Err(error @ Error::Unreachable { .. }) if !worker.inbox.has_ended() => {
                     log::warn!("{error}; the request is returned to the queue");
                     drop(worker);
-                    let _ = shared.stop.signal.recv_timeout(MIN_LIFETIME);
+                    let _ = state.stop.signal.recv_timeout(MIN_LIFETIME);
                 }
                 Err(error @ Error::Unreachable { .. }) => {
                     match worker.inbox.began.elapsed() < MIN_LIFETIME {
-                        true => shared.leave(&session, &error),
+                        true => state.leave(&session, &error),
                         false => log::warn!("{error}; going on with another channel"),
                     }
                 }
@@ -107,16 +109,26 @@ impl Job {
         }
         Ok(())
     }
+
+    /// Serves until the server is told to stop, or until the channel or the connection has ended.
+    fn serve(&self, worker: &Worker<'_>) -> Result<()> {
+        while worker.serve_one(&self.handler, Duration::MAX)? != Served::Stopped {}
+        Ok(())
+    }
 }
 
 /// Waits until the workers have answered their requests and ended, then closes the connections.
-fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<()>>) -> Result<()> {
+fn drain(
+    state: &ServerState,
+    first: Option<Result<()>>,
+    reports: &Receiver<Result<()>>,
+) -> Result<()> {
     /// How long to wait for workers that execute no request. Such a worker waits for a silent
     /// broker.
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
-    let (workers, limit) = (shared.options.workers, shared.options.drain_timeout);
+    let (workers, limit) = (state.options.workers, state.options.drain_timeout);
     let deadline = Deadline::after(limit);
-    let in_progress = || lock(&shared.counters).in_progress;
+    let in_progress = || lock(&state.counters).in_progress;
     log::info!("stopping; requests in progress: {}", in_progress());
     let mut ended = usize::from(first.is_some());
     let mut failure = first.and_then(Result::err);
@@ -131,8 +143,8 @@ fn drain(shared: &Shared, first: Option<Result<()>>, reports: &Receiver<Result<(
         }
     }
     let in_progress = in_progress();
-    shared.close();
-    let counters = *lock(&shared.counters);
+    state.close();
+    let counters = *lock(&state.counters);
     log::info!("stopped: {counters:?}");
     match failure {
         Some(error) => Err(error),

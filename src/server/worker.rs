@@ -1,5 +1,7 @@
 //! One worker: one channel, one request at a time.
 
+mod stall;
+
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
@@ -7,16 +9,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::direct::{self, ReplyOutcome};
+use self::stall::StallDetector;
 use super::inbox::Inbox;
-use super::keep_alive::KeepAlive;
-use super::pool::Handler;
-use super::shared::{ServerSession, Shared};
-use super::stall_detector::EARLY_CHECK_INTERVAL;
+use super::replies::{ReplyOutcome, is_direct};
+use super::state::{ServerSession, ServerState};
 use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{self, Frames, Method};
+use crate::frames::{self, Event, Frames, Method};
 use crate::lock::lock;
 use crate::observation::Observation;
 use crate::wire::{self, Reply, ReplyAddress, Request};
@@ -26,10 +26,11 @@ use crate::wire::{self, Reply, ReplyAddress, Request};
 pub struct Worker<'a> {
     /// Makes the type `!Sync`: one thread at a time may use it.
     not_sync: PhantomData<Cell<()>>,
-    pub(super) shared: &'a Arc<Shared>,
+    pub(super) state: &'a Arc<ServerState>,
     pub(super) session: &'a Arc<ServerSession>,
     pub(super) channel: Arc<Channel>,
     pub(super) inbox: Arc<Inbox>,
+    stall_detector: StallDetector<'a>,
 }
 
 /// The result of [`Worker::serve_one`].
@@ -52,32 +53,45 @@ impl<'a> Worker<'a> {
     /// closes a connection that declares a queue which is not deleted completely (INTERNAL_ERROR),
     /// and another worker may still be executing a request.
     pub(crate) fn begin(
-        shared: &'a Arc<Shared>,
+        state: &'a Arc<ServerState>,
         session: &'a Arc<ServerSession>,
     ) -> Result<Worker<'a>> {
         let connection = &session.connection;
         // During an alarm, the broker does not read a connection on which another worker has
         // replied.
-        let limit = Limit::ExtendedByAlarm(shared.brokers.connect_timeout);
-        let inbox = shared.inbox(session);
-        let (receiver, held) = (Arc::clone(&inbox), Arc::clone(shared));
-        let on_event = move |plane: &DataPlane, event| receiver.on_event(&held, plane, event);
+        let limit = Limit::ExtendedByAlarm(state.brokers.connect_timeout);
+        let inbox = state.inbox(session);
+        let (receiver, held) = (Arc::clone(&inbox), Arc::clone(state));
+        let on_event = move |plane: &DataPlane, event| {
+            match &event {
+                Event::Return { queue, message, .. } if wire::is_sign_of_life(message) => {
+                    held.keep_alive.sign_returned(queue, message);
+                }
+                Event::Return { reason, .. } => {
+                    lock(&held.counters).returned += 1;
+                    log::info!("a reply came back: its requester is gone ({reason})");
+                }
+                Event::Closed(close) => drop(held.replies.limit.learn(close)),
+                _ => {}
+            }
+            receiver.on_event(plane, event);
+        };
         let consume = || {
             let channel = connection.open_channel(limit, Arc::clone(&inbox.waiter), on_event)?;
-            channel.call(Method::Prefetch(shared.options.prefetch), limit)?;
-            channel.call(Method::Consume { queue: &shared.queue, no_ack: false }, limit)?;
+            channel.call(Method::Prefetch(state.options.prefetch), limit)?;
+            channel.call(Method::Consume { queue: &state.queue, no_ack: false }, limit)?;
             Ok(Arc::new(channel))
         };
         let channel = consume().map_err(|error| {
             let error = connection.explain(error, "read from the request queue");
             if let Error::Unreachable { .. } = error {
-                shared.leave(session, &error);
+                state.leave(session, &error);
             }
             error
         })?;
-        log::info!("taking requests from {:?} on {}", shared.queue, connection.endpoint);
-        *lock(&session.next_check) = Instant::now() + EARLY_CHECK_INTERVAL;
-        Ok(Worker { not_sync: PhantomData, shared, session, channel, inbox })
+        log::info!("taking requests from {:?} on {}", state.queue, connection.endpoint);
+        let stall_detector = StallDetector::new(state, session, &inbox);
+        Ok(Worker { not_sync: PhantomData, state, session, channel, inbox, stall_detector })
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the
@@ -103,21 +117,15 @@ impl<'a> Worker<'a> {
                 self.session.connection.recycle(request.delivery.message.body);
                 answered.map(|()| Served::Request)
             }
-            None if self.shared.stop.is_stopped() => Ok(Served::Stopped),
+            None if self.state.stop.is_stopped() => Ok(Served::Stopped),
             None => Ok(Served::Nothing),
         }
-    }
-
-    /// Serves until the server is told to stop, or until the channel or the connection has ended.
-    pub(super) fn serve(&self, handler: &Handler) -> Result<()> {
-        while self.serve_one(handler, Duration::MAX)? != Served::Stopped {}
-        Ok(())
     }
 
     /// Waits for the next request. `None` if the deadline has passed or the server is told to stop.
     fn next(&self, deadline: Deadline) -> Result<Option<Request>> {
         let Worker { session, inbox, .. } = self;
-        let stop = &self.shared.stop;
+        let stop = &self.state.stop;
         let is_ready = || inbox.is_ready() || stop.is_stopped();
         loop {
             let next_check = *lock(&session.next_check);
@@ -130,10 +138,10 @@ impl<'a> Worker<'a> {
             }
             match inbox.take()? {
                 None if !deadline.has_passed() => {
-                    self.check_for_stall();
+                    self.stall_detector.check(&self.channel);
                     // During an alarm, the broker does not answer a close.
                     if session.connection.blocked().is_none() {
-                        self.shared.direct.close_unused();
+                        self.state.replies.close_unused();
                     }
                 }
                 next => return Ok(next),
@@ -146,7 +154,7 @@ impl<'a> Worker<'a> {
         request: &Request,
         handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
     ) -> Result<()> {
-        let Shared { counters, queue, reply_limit, observer, .. } = &**self.shared;
+        let ServerState { counters, queue, replies, keep_alive, observer, .. } = &**self.state;
         let began = Instant::now();
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
@@ -159,10 +167,10 @@ impl<'a> Worker<'a> {
             log::info!("{name} is redelivered: another worker may have begun with it before");
         }
         lock(counters).in_progress += 1;
-        let signs = KeepAlive::begin(self.shared, request, &address, &self.channel);
+        let signs = keep_alive.begin(request, &address, &self.channel);
         let frame_max = self.session.connection.frame_max();
         let outcome = run(handler, request).and_then(|reply| sendable(reply, frame_max));
-        let outcome = reply_limit.apply(outcome);
+        let outcome = replies.limit.apply(outcome);
         drop(signs);
         let replied = self.reply(request, &address, &outcome);
         lock(counters).in_progress -= 1;
@@ -170,7 +178,7 @@ impl<'a> Worker<'a> {
             return self.reject(request, "the broker fails on its reply_to");
         }
         // Sending the reply may have revealed the size limit.
-        let outcome = reply_limit.apply(outcome);
+        let outcome = replies.limit.apply(outcome);
         match outcome {
             Ok(_) => lock(counters).served += 1,
             Err(_) => lock(counters).failed += 1,
@@ -192,13 +200,13 @@ impl<'a> Worker<'a> {
         address: &ReplyAddress<'_>,
         outcome: &Result<Reply, Failure>,
     ) -> Result<ReplyOutcome> {
-        let Shared { app_id, direct, reply_limit, .. } = &**self.shared;
-        let frames = if direct::is_direct(address.reply_to) {
+        let replies = &self.state.replies;
+        let frames = if is_direct(address.reply_to) {
             let endpoint = &self.session.connection.endpoint;
-            let mut sent = direct.send(self.shared, endpoint, address, outcome)?;
+            let mut sent = replies.send_direct(endpoint, address, outcome)?;
             if let ReplyOutcome::TooLarge = sent {
-                let failure = reply_limit.apply(outcome.clone());
-                sent = direct.send(self.shared, endpoint, address, &failure)?;
+                let failure = replies.limit.apply(outcome.clone());
+                sent = replies.send_direct(endpoint, address, &failure)?;
             }
             if let ReplyOutcome::Undeliverable = sent {
                 return Ok(sent);
@@ -206,7 +214,7 @@ impl<'a> Worker<'a> {
             Frames::from(Vec::new())
         } else {
             let route = self.channel.route(address.reply_to, true);
-            wire::encode_reply(route, address.correlation_id, app_id, outcome)
+            replies.encode(route, address, outcome)
         };
         self.write(frames.followed_by(&frames::ack(self.channel.number, request.delivery.tag)))?;
         Ok(ReplyOutcome::Sent)
@@ -214,7 +222,7 @@ impl<'a> Worker<'a> {
 
     /// Removes a request that cannot be answered from the queue.
     fn reject(&self, request: &Request, why: &str) -> Result<()> {
-        lock(&self.shared.counters).rejected += 1;
+        lock(&self.state.counters).rejected += 1;
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
         self.write(frames::reject(self.channel.number, request.delivery.tag).into())
     }
@@ -233,7 +241,7 @@ impl<'a> Worker<'a> {
 
 impl fmt::Debug for Worker<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("queue", &self.shared.queue).finish_non_exhaustive()
+        f.debug_struct("Worker").field("queue", &self.state.queue).finish_non_exhaustive()
     }
 }
 

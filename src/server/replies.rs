@@ -10,18 +10,21 @@
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::shared::Shared;
+use super::limit::ReplyLimit;
 use crate::broker::{Brokers, CallError, Channel, Connection, Endpoint, Limit, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
-use crate::frames::Method;
+use crate::frames::{Frames, Method, Route};
 use crate::lock::lock;
 use crate::wire::{self, Reply, ReplyAddress};
 
-/// The connections that no worker uses at present. There are at most as many for each broker as
-/// workers have sent direct replies at the same time.
-#[derive(Default)]
-pub(crate) struct DirectReplies {
+/// Sends the replies of all workers.
+pub(crate) struct Replies {
+    brokers: Brokers,
+    app_id: String,
+    pub(super) limit: ReplyLimit,
+    /// The connections for direct replies that no worker uses at present. There are at most as many
+    /// for each broker as workers have sent direct replies at the same time.
     idle: Mutex<Vec<Direct>>,
 }
 
@@ -48,14 +51,32 @@ pub(crate) fn is_direct(reply_to: &str) -> bool {
     reply_to.starts_with("amq.rabbitmq.reply-to.")
 }
 
-impl DirectReplies {
+impl Replies {
+    pub(super) fn new(brokers: &Brokers, app_id: &str) -> Replies {
+        Replies {
+            brokers: brokers.clone(),
+            app_id: app_id.to_string(),
+            limit: ReplyLimit(usize::MAX.into()),
+            idle: Mutex::default(),
+        }
+    }
+
+    /// Encodes a reply.
+    pub(super) fn encode<'a>(
+        &self,
+        route: Route<'_>,
+        address: &ReplyAddress<'_>,
+        outcome: &'a Result<Reply, Failure>,
+    ) -> Frames<'a> {
+        wire::encode_reply(route, address.correlation_id, &self.app_id, outcome)
+    }
+
     /// Publishes a reply and waits until the broker has handled it. Makes a connection first if
     /// none is idle for workers of the broker at `endpoint`: those for others may lead to a frozen
     /// broker. Writing and waiting for the answer each block for at most the time that
     /// connecting to one broker may take; waiting for the answer blocks for longer during an alarm.
-    pub(crate) fn send(
+    pub(crate) fn send_direct(
         &self,
-        shared: &Shared,
         endpoint: &Endpoint,
         address: &ReplyAddress<'_>,
         outcome: &Result<Reply, Failure>,
@@ -67,18 +88,18 @@ impl DirectReplies {
         drop(idle);
         let connect = || {
             // Ordinary replies still go through the server's own connection.
-            connect(&shared.brokers, endpoint).map_err(|error| match error {
+            connect(&self.brokers, endpoint).map_err(|error| match error {
                 Error::Unreachable { .. } => error,
                 error => endpoint.unreachable(format!("no connection for direct replies: {error}")),
             })
         };
         let mut direct = direct.map_or_else(connect, Ok)?;
         let channel = &direct.channel;
-        let limit = shared.brokers.connect_timeout;
+        let limit = self.brokers.connect_timeout;
         // Not mandatory: the address is not a queue, so the broker would return the reply even
         // after it has delivered it.
         let route = channel.route(address.reply_to, false);
-        let frames = wire::encode_reply(route, address.correlation_id, &shared.app_id, outcome);
+        let frames = self.encode(route, address, outcome);
         let written = channel.write(frames, Deadline::after(limit).at);
         if let Err(WriteError::TimedOut { .. }) = written {
             return Err(channel.data_plane.endpoint.unreachable("it does not read a direct reply"));
@@ -91,9 +112,7 @@ impl DirectReplies {
                 Ok(ReplyOutcome::Sent)
             }
             Err(CallError::Closed(close)) if close.code == 541 => Ok(ReplyOutcome::Undeliverable),
-            Err(CallError::Closed(close)) if shared.reply_limit.learn(&close) => {
-                Ok(ReplyOutcome::TooLarge)
-            }
+            Err(CallError::Closed(close)) if self.limit.learn(&close) => Ok(ReplyOutcome::TooLarge),
             Err(error) => Err(channel.data_plane.explain(error, "answer requests")),
         }
     }

@@ -1,17 +1,18 @@
 //! The state that a server's threads share, and their connection.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
 use super::counters::ServerCounters;
-use super::direct::DirectReplies;
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
-use super::limit::ReplyLimit;
 use super::options::ServerOptions;
 use super::queue::{self, Declaration};
-use super::stall_detector::LastStall;
-use super::stopper::Stop;
+use super::replies::Replies;
+use super::stall_backoff::StallBackoff;
 use crate::broker::{Brokers, Connection, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
@@ -19,19 +20,17 @@ use crate::lock::lock;
 use crate::observation::Observer;
 
 /// The state that a server's threads share.
-pub(crate) struct Shared {
+pub(crate) struct ServerState {
     pub(super) brokers: Brokers,
     pub(super) queue: String,
     pub(super) options: ServerOptions,
     pub(super) sessions: Arc<Reconnector<ServerSession>>,
     /// The sessions that were left, of which some worker may still execute a request.
     left: Mutex<Vec<Weak<ServerSession>>>,
-    pub(super) app_id: String,
     pub(super) counters: Mutex<ServerCounters>,
-    pub(super) direct: DirectReplies,
-    pub(super) reply_limit: ReplyLimit,
-    pub(super) last_stall: Mutex<LastStall>,
-    pub(super) keep_alive: KeepAlive,
+    pub(super) replies: Replies,
+    pub(super) stall_backoff: Mutex<StallBackoff>,
+    pub(super) keep_alive: Arc<KeepAlive>,
     pub(super) observer: Observer,
     pub(super) stop: Stop,
 }
@@ -55,14 +54,14 @@ impl Session for ServerSession {
     }
 }
 
-impl Shared {
+impl ServerState {
     /// Sessions are made when they are needed first.
     pub(super) fn new(
         brokers: Brokers,
         queue: &str,
         declaration: Declaration,
         options: ServerOptions,
-    ) -> Shared {
+    ) -> ServerState {
         let (queue, ensured) = (queue.to_string(), queue.to_string());
         let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
@@ -76,18 +75,18 @@ impl Shared {
             let next_check = Mutex::new(Instant::now());
             Ok(ServerSession { connection, next_check, inboxes: Mutex::default() })
         });
-        Shared {
+        let app_id = program();
+        let replies = Replies::new(&brokers, &app_id);
+        ServerState {
             brokers,
             queue,
             options,
             sessions,
             left: Mutex::default(),
-            app_id: program(),
             counters: Mutex::default(),
-            direct: DirectReplies::default(),
-            reply_limit: ReplyLimit(usize::MAX.into()),
-            last_stall: Mutex::default(),
-            keep_alive: KeepAlive::default(),
+            replies,
+            stall_backoff: Mutex::default(),
+            keep_alive: KeepAlive::new(&app_id),
             observer: Observer::default(),
             stop: Stop::new(),
         }
@@ -95,7 +94,7 @@ impl Shared {
 
     /// Makes the inbox of a worker that begins to consume through `session`.
     pub(super) fn inbox(&self, session: &Arc<ServerSession>) -> Arc<Inbox> {
-        let inbox = Arc::new(Inbox::new());
+        let inbox = Arc::new(Inbox::new(self.options.prefetch));
         let mut inboxes = lock(&session.inboxes);
         inboxes.retain(|inbox| inbox.strong_count() > 0);
         inboxes.push(Arc::downgrade(&inbox));
@@ -125,7 +124,7 @@ impl Shared {
     pub(super) fn close(&self) {
         let left: Vec<_> = lock(&self.left).drain(..).filter_map(|left| left.upgrade()).collect();
         left.iter().chain(&self.sessions.present()).for_each(|session| session.connection.close());
-        self.direct.close();
+        self.replies.close();
     }
 
     /// Tells the workers to stop, and makes no new connection. Does not block.
@@ -134,5 +133,30 @@ impl Shared {
         if let Some(session) = self.sessions.close() {
             session.connection.wake_all();
         }
+    }
+}
+
+/// Whether a server is told to stop, and the signal to its threads.
+pub(super) struct Stop {
+    /// The first call of `stop` drops the sender. This disconnects the receiver, which wakes every
+    /// thread that waits on it.
+    running: Mutex<Option<Sender<()>>>,
+    pub(super) signal: Receiver<()>,
+    is_stopped: AtomicBool,
+}
+
+impl Stop {
+    pub(super) fn new() -> Stop {
+        let (sender, signal) = bounded(1);
+        Stop { running: Mutex::new(Some(sender)), signal, is_stopped: AtomicBool::new(false) }
+    }
+
+    pub(super) fn stop(&self) {
+        self.is_stopped.store(true, Ordering::SeqCst);
+        drop(lock(&self.running).take());
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.is_stopped.load(Ordering::SeqCst)
     }
 }
