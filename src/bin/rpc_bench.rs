@@ -1,22 +1,22 @@
 //! Puts load on any tutorial-six server, and reports its rate and latency.
 
 mod common;
+#[path = "common/signals.rs"]
+mod signals;
 #[path = "rpc_bench/tally.rs"]
 mod tally;
 
 use std::collections::VecDeque;
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
-use std::process::{ExitCode, exit};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
 use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, fibonacci};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use tally::Tally;
 
 /// Put load on the servers of a RabbitMQ queue, check every answer, and print rate and latency.
@@ -30,6 +30,8 @@ is not hidden. Each thread waits for its calls in the order in which it sent the
     error_code(1, "some calls did not get the right answer"),
     error_code(64, "usage"),
     error_code(69, "no broker could be reached"),
+    error_code(71, "the system gave it no thread for signals"),
+    error_code(74, "standard output could not be written"),
     error_code(77, "the broker refused the user or a permission"),
     error_code(130, "interrupted by SIGINT, after printing the results so far; SIGTERM: 143")
 )]
@@ -110,32 +112,31 @@ fn connect(args: &Args) -> Result<FibonacciRpcClient, Error> {
 }
 
 fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
-    let load = Load {
+    let load = Arc::new(Load {
         args: args.clone(),
         expected: fibonacci::fib(args.n),
         began: Instant::now(),
         next: AtomicU64::new(0),
         tally: Mutex::new(Tally::new()),
         shows_progress: stderr().is_terminal(),
-    };
-    thread::scope(|scope| {
-        let mut signals = Signals::new([SIGINT, SIGTERM]).expect("these two can be caught");
-        let interrupted = signals.handle();
-        let load = &load;
-        scope.spawn(move || {
-            if let Some(signal) = signals.forever().next() {
-                load.print();
-                exit(128 + signal);
-            }
-        });
-        thread::scope(|scope| {
-            for _ in 0..args.threads {
-                scope.spawn(|| load.drive(client));
-            }
-        });
-        interrupted.close();
     });
-    load.print();
+    let so_far = Arc::clone(&load);
+    signals::handle(NAME, move |signal| {
+        so_far.print();
+        signals::end_by(signal);
+    });
+    thread::scope(|scope| {
+        for _ in 0..args.threads {
+            let drive = || load.drive(client);
+            if let Err(error) = thread::Builder::new().spawn_scoped(scope, drive) {
+                let text = format!("No thread for a caller: {error}. Ask for fewer --threads.");
+                common::usage_error(NAME, &text);
+            }
+        }
+    });
+    if let Some(code) = load.print() {
+        return ExitCode::from(code);
+    }
     let right = lock(&load.tally).ok == args.requests;
     ExitCode::from(u8::from(!right))
 }
@@ -220,17 +221,19 @@ impl Load {
         drop(tally);
         let requests = self.args.requests;
         if self.shows_progress && done.is_multiple_of(requests.div_ceil(10)) {
-            eprintln!("{done} of {requests} calls, {errors} errors");
+            common::say(format_args!("{done} of {requests} calls, {errors} errors"));
         }
     }
 
-    fn print(&self) {
+    /// Prints the results so far. Returns the exit code if they cannot be written.
+    fn print(&self) -> Option<u8> {
         let seconds = self.began.elapsed().as_secs_f64();
         let tally = lock(&self.tally);
-        match self.args.json {
-            true => println!("{}", tally.json(seconds)),
-            false => print!("{}", tally.table(seconds)),
-        }
+        let printed = match self.args.json {
+            true => common::print(tally.json(seconds) + "\n"),
+            false => common::print(tally.table(seconds)),
+        };
+        printed.err().map(|error| common::cannot_print(NAME, &error))
     }
 }
 

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, Queu
     error_code(65, "the server refused a number"),
     error_code(69, "no broker could be reached, no such queue, or with --check: nobody serves it"),
     error_code(70, "the server failed"),
+    error_code(74, "standard output could not be written"),
     error_code(75, "timed out, connection lost, or busy (may have been executed), or overloaded"),
     error_code(76, "a reply was not a number"),
     error_code(77, "the broker refused the user or a permission")
@@ -89,10 +89,10 @@ fn connect(args: Args) -> Result<FibonacciRpcClient, Error> {
 fn check(client: &FibonacciRpcClient) -> ExitCode {
     match client.client().queue() {
         Ok(QueueStatus { consumers, messages, .. }) => {
-            println!("consumers {consumers}\nmessages {messages}");
-            match consumers {
-                0 => ExitCode::from(common::UNAVAILABLE),
-                _ => ExitCode::SUCCESS,
+            match common::print(format!("consumers {consumers}\nmessages {messages}\n")) {
+                Err(error) => ExitCode::from(common::cannot_print(NAME, &error)),
+                Ok(()) if consumers == 0 => ExitCode::from(common::UNAVAILABLE),
+                Ok(()) => ExitCode::SUCCESS,
             }
         }
         Err(error) => common::report(NAME, &error),
@@ -111,13 +111,12 @@ fn ask(
     for (n, call) in numbers.iter().zip(calls) {
         match call.and_then(PendingNumber::wait) {
             Ok(number) => {
-                // Standard output was closed: no further numbers are wanted.
-                if writeln!(std::io::stdout(), "{number}").is_err() {
-                    return ExitCode::FAILURE;
+                if let Err(error) = common::print(format!("{number}\n")) {
+                    return ExitCode::from(common::cannot_print(NAME, &error));
                 }
             }
             Err(error) => {
-                eprintln!("{NAME}: n = {n}: {error}");
+                common::say(format_args!("{NAME}: n = {n}: {error}"));
                 first_failure.get_or_insert(common::exit_code(&error));
             }
         }

@@ -1,16 +1,15 @@
 //! Serves Fibonacci numbers, as RabbitMQ's tutorial six does.
 
 mod common;
+#[path = "common/signals.rs"]
+mod signals;
 
 use std::path::PathBuf;
-use std::process::{ExitCode, exit};
-use std::thread;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use argh::FromArgs;
 use rabbitmq_rpc::{Error, QueueType, RpcServer, ServerOptions, Stopper, fibonacci};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 
 /// Serve Fibonacci numbers over RabbitMQ until interrupted: answer each request on the queue.
 #[derive(FromArgs)]
@@ -21,6 +20,7 @@ the queue, and exits. A second signal ends it at once.",
     error_code(0, "stopped, after answering every request in progress"),
     error_code(64, "usage"),
     error_code(69, "no broker could be reached"),
+    error_code(71, "the system gave it no thread for signals"),
     error_code(75, "requests were still in progress after --drain-timeout"),
     error_code(77, "the broker refused the user or a permission"),
     error_code(78, "the broker refused the queue"),
@@ -101,8 +101,7 @@ fn serve(args: Args) -> Result<(), Error> {
         drain_timeout: args.drain_timeout,
     };
     let queue = args.queue;
-    let server = RpcServer::connect(brokers, &queue, options)?
-        .on_ready(move || println!("Awaiting RPC requests on {queue}"));
+    let server = RpcServer::connect(brokers, &queue, options)?.on_ready(move || announce(&queue));
     stop_on_a_signal(server.stopper());
     match args.recursive {
         true => server.serve(fibonacci::answer_slowly),
@@ -110,16 +109,21 @@ fn serve(args: Args) -> Result<(), Error> {
     }
 }
 
+/// The server serves on if nobody reads the line.
+fn announce(queue: &str) {
+    if let Err(error) = common::print(format!("Awaiting RPC requests on {queue}\n")) {
+        log::warn!("standard output cannot be written, serving all the same: {error}");
+    }
+}
+
 fn stop_on_a_signal(stopper: Stopper) {
-    let mut signals = Signals::new([SIGINT, SIGTERM]).expect("these two can be caught");
-    thread::spawn(move || {
-        let mut signals = signals.forever();
-        signals.next();
-        stopper.stop();
-        if let Some(signal) = signals.next() {
-            // The shell's convention: 128 plus the number of the signal that ended the process.
-            exit(128 + signal);
+    let mut is_stopping = false;
+    signals::handle(NAME, move |signal| {
+        if is_stopping {
+            signals::end_by(signal);
         }
+        is_stopping = true;
+        stopper.stop();
     });
 }
 

@@ -1,5 +1,8 @@
 //! Code that the three binaries share: arguments, logging and exit codes.
 
+use std::env::{self, VarError};
+use std::fmt;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::{ExitCode, exit};
 use std::time::Duration;
@@ -10,20 +13,45 @@ use rabbitmq_rpc::{Brokers, Error, Status, TlsFiles};
 
 /// Parses the program's arguments. Ends the process if they ask for help (0) or are invalid (64).
 pub fn parse<Args: FromArgs>(name: &str) -> Args {
-    let words: Vec<String> = std::env::args().skip(1).collect();
+    // An argument may contain a password, so the message does not repeat it.
+    let not_utf_8 = |number| usage_error(name, &format!("Argument {number} is not UTF-8."));
+    let words: Vec<String> = (1..)
+        .zip(env::args_os().skip(1))
+        .map(|(number, word)| word.into_string().unwrap_or_else(|_| not_utf_8(number)))
+        .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Args::from_args(&[name], &words).unwrap_or_else(|early| match early.status {
-        Ok(()) => {
-            println!("{}", early.output);
-            exit(0)
-        }
+        Ok(()) => match print(early.output + "\n") {
+            Ok(()) => exit(0),
+            Err(error) => exit(i32::from(cannot_print(name, &error))),
+        },
         Err(()) => usage_error(name, &without_passwords(&early.output)),
     })
 }
 
 pub fn usage_error(name: &str, text: &str) -> ! {
-    eprintln!("{}\nRun {name} --help for more information.", text.trim_end());
+    say(format_args!("{}\nRun {name} --help for more information.", text.trim_end()));
     exit(i32::from(USAGE))
+}
+
+/// Writes results to standard output. In contrast to `print!`, it does not panic if nobody reads
+/// them any more or the disk is full.
+pub fn print(results: impl AsRef<[u8]>) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(results.as_ref())?;
+    stdout.flush()
+}
+
+/// Says on standard error why results were not written, and returns the exit code.
+pub fn cannot_print(name: &str, error: &io::Error) -> u8 {
+    say(format_args!("{name}: standard output cannot be written: {error}"));
+    IO_ERROR
+}
+
+/// Writes a line to standard error. A line that cannot be written is lost: there is no other place
+/// to report it.
+pub fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Removes logins from URLs: the parser's error message repeats an unexpected argument as it is.
@@ -52,9 +80,14 @@ pub fn brokers(
     wait: Duration,
     tls: TlsFiles,
 ) -> Result<Brokers, Error> {
-    let url = url.or_else(|| std::env::var("AMQP_URL").ok());
-    let url = url.as_deref().unwrap_or("amqp://guest:guest@localhost:5672/%2f");
-    let mut brokers = Brokers::parse(url)?;
+    let url = match url.map_or_else(|| env::var("AMQP_URL"), Ok) {
+        Ok(url) => url,
+        Err(VarError::NotPresent) => "amqp://guest:guest@localhost:5672/%2f".into(),
+        Err(VarError::NotUnicode(_)) => {
+            return Err(Error::Config("the environment variable AMQP_URL is not UTF-8".into()));
+        }
+    };
+    let mut brokers = Brokers::parse(&url)?;
     brokers.connect_timeout = connect_timeout;
     brokers.wait = wait;
     brokers.tls = tls;
@@ -75,12 +108,13 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 pub fn report(name: &str, error: &Error) -> ExitCode {
-    eprintln!("{name}: {error}");
+    say(format_args!("{name}: {error}"));
     ExitCode::from(exit_code(error))
 }
 
 const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
+const IO_ERROR: u8 = 74;
 
 /// The exit code of an error, from sysexits.h.
 pub fn exit_code(error: &Error) -> u8 {
