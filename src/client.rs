@@ -5,20 +5,25 @@ mod call;
 mod call_builder;
 mod counters;
 mod dispatcher;
+mod looks;
+mod options;
 mod pending;
+mod request;
 mod session;
 mod sessions;
-mod silence;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use self::call::PendingReply;
-use self::call::RequestQueue;
 pub use self::call_builder::CallBuilder;
 pub use self::counters::ClientCounters;
 use self::counters::Counters;
+pub use self::looks::QueueStatus;
+pub use self::options::ClientOptions;
+use self::options::Config;
+use self::request::RequestQueue;
 use self::sessions::Sessions;
 use crate::broker::{Brokers, program};
 use crate::deadline::Deadline;
@@ -48,75 +53,6 @@ pub struct RpcClient {
 /// The state that the clients on one connection share. Dropping the last client closes the
 /// connection.
 struct Shared(Arc<Sessions>);
-
-/// The broker's answer about a queue: see [`RpcClient::queue`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct QueueStatus {
-    /// The number of workers that consume from the queue.
-    pub consumers: u32,
-    /// The number of requests that wait in the queue. Requests that a worker has received do not
-    /// count.
-    pub messages: u32,
-}
-
-/// The options of a client.
-///
-/// ```
-/// use std::time::Duration;
-/// use rabbitmq_rpc::ClientOptions;
-///
-/// let options = ClientOptions {
-///     timeout: Duration::from_secs(5),
-///     idempotent: true, // The handler may run twice for one call.
-///     ..Default::default()
-/// };
-/// # assert!(options.keep_alive.is_none());
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientOptions {
-    /// The time limit of a call that sets no timeout of its own: 30 s unless set. It covers the
-    /// whole call: connecting, waiting for an in-flight slot or for a blocked broker, and the
-    /// reply. With `Duration::MAX` a call waits forever.
-    pub timeout: Duration,
-    /// The greatest number of calls in flight at once: 1,024 unless set. A further call waits until
-    /// one of them ends. Calls that are sent again may exceed it.
-    pub max_in_flight: usize,
-    /// Whether a request may be executed twice. If so, a call whose connection is lost is sent
-    /// again until its deadline, under a new correlation id and the same `message_id`. The same
-    /// happens if the request may be lost on a connection that works: if other calls have abandoned
-    /// that connection because no replies came, or if no sign of life comes
-    /// ([`ClientOptions::keep_alive`]). If the queue does not exist any more, although the client
-    /// has had a reply through it or the request is sent again, the call tries again every 200 ms
-    /// until shortly before its deadline. A call is not sent again if the broker closed the channel
-    /// because of one of the requests, such as one that is larger than its `max_message_size`.
-    pub idempotent: bool,
-    /// The `content_type` of the requests: `application/octet-stream` unless set.
-    pub content_type: String,
-    /// The interval at which the server sends a sign of life while it works on a request: none
-    /// unless set, and then at least 100 ms and at most a day. If no sign comes for three
-    /// intervals, the client asks the broker about the queue. The call ends with
-    /// [`Error::ServerSilent`] if the queue has no consumers, or if a sign had come before and no
-    /// request waits in the queue. A server that does not support signs of life, such as one of
-    /// tutorial six, sends none. The call then goes on until its deadline.
-    ///
-    /// An idempotent request is sent again instead, if no sign of it comes for three intervals, but
-    /// at least 3 s, and no request waits in the queue. Each further attempt gets twice as long.
-    /// The first reply to any of the attempts counts.
-    pub keep_alive: Option<Duration>,
-}
-
-impl Default for ClientOptions {
-    fn default() -> ClientOptions {
-        ClientOptions {
-            timeout: Duration::from_secs(30),
-            max_in_flight: 1024,
-            idempotent: false,
-            content_type: "application/octet-stream".into(),
-            keep_alive: None,
-        }
-    }
-}
 
 impl RpcClient {
     /// Connects to the first broker that accepts the connection, and declares a reply queue there.
@@ -204,7 +140,7 @@ impl RpcClient {
 
     /// Starts a call with options of its own.
     pub fn request(&self, body: impl Into<Vec<u8>>) -> CallBuilder<'_> {
-        CallBuilder::new(self, body.into())
+        CallBuilder::new(self.sessions(), &self.queue, body.into())
     }
 
     /// Asks the broker how many consumers the queue has, and how many requests wait in it. Blocks
@@ -267,15 +203,4 @@ impl fmt::Debug for RpcClient {
             .field("options", &self.config().options)
             .finish_non_exhaustive()
     }
-}
-
-/// The settings and counters that all sessions share.
-struct Config {
-    brokers: Brokers,
-    /// The queue of the first client. Clients that [`RpcClient::for_queue`] made use other queues.
-    queue: String,
-    options: ClientOptions,
-    app_id: String,
-    counters: Counters,
-    observer: Observer,
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::QueueStatus;
-use super::call::{Call, Outcome};
+use super::looks::QueueStatus;
 use super::pending::CallSlot;
+use super::request::{Outcome, OutgoingRequest};
 use super::session::Session;
 use crate::broker::Session as _;
+use crate::deadline::Deadline;
 use crate::error::Error;
 
 /// A request in flight. Dropping it abandons the attempt.
@@ -33,28 +34,28 @@ pub(super) const EARLIER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 impl InFlight {
     pub(super) fn new(
-        session: &Arc<Session>,
-        call: &Call,
+        session: Arc<Session>,
         slot: Arc<CallSlot>,
+        request: &OutgoingRequest,
         earlier: usize,
     ) -> InFlight {
         const MIN_RESEND_DELAY: Duration = Duration::from_secs(3);
-        let mut sign_timeout = call.keep_alive.unwrap_or_default() * 3;
-        if call.is_idempotent {
+        let mut sign_timeout = request.keep_alive.unwrap_or_default() * 3;
+        if request.is_idempotent {
             // Each attempt waits twice as long as the one before, so that few requests are sent
             // twice if requests wait long in the queue.
             let factor = 1 << earlier.min(8);
             sign_timeout = sign_timeout.max(MIN_RESEND_DELAY).saturating_mul(factor);
         }
-        let next_check = call.keep_alive.map(|_| Instant::now() + sign_timeout);
-        InFlight { session: Arc::clone(session), slot, sign_timeout, next_check }
+        let next_check = request.keep_alive.map(|_| Instant::now() + sign_timeout);
+        InFlight { session, slot, sign_timeout, next_check }
     }
 
     /// Waits for the outcome, and reads the socket while no other thread does. A reply to one of
     /// the `earlier` attempts is an outcome as well. Earlier attempts that have failed are dropped.
     pub(super) fn wait(
         &mut self,
-        call: &Call,
+        request: &OutgoingRequest,
         earlier: &mut Vec<InFlight>,
         until: Instant,
     ) -> Waited {
@@ -62,7 +63,7 @@ impl InFlight {
             let next_reply = (!earlier.is_empty()).then(|| Instant::now() + EARLIER_CHECK_INTERVAL);
             let step =
                 [self.next_check, next_reply].into_iter().flatten().fold(until, Instant::min);
-            let must_resend = || call.is_idempotent && self.session.is_retired();
+            let must_resend = || request.is_idempotent && self.session.is_retired();
             let has_ended = || self.session.dispatcher.ended.get().is_some();
             let is_ready = || self.slot.has_outcome() || must_resend() || has_ended();
             self.session.connection.wait(&self.slot.waiter, step, is_ready);
@@ -72,7 +73,7 @@ impl InFlight {
             if must_resend() {
                 return Waited::MayBeLost("no replies came through its connection");
             }
-            match self.check_signs_of_life(call, earlier) {
+            match self.check_signs_of_life(request, earlier) {
                 Some(waited) => return waited,
                 None if until <= Instant::now() => return Waited::TimedOut,
                 None => {}
@@ -97,7 +98,11 @@ impl InFlight {
     /// the request may have been returned to the queue, and wait there. An idempotent request may
     /// be lost if no sign of it comes and no request waits in the queue, or if the broker does not
     /// answer.
-    fn check_signs_of_life(&mut self, call: &Call, earlier: &[InFlight]) -> Option<Waited> {
+    fn check_signs_of_life(
+        &mut self,
+        request: &OutgoingRequest,
+        earlier: &[InFlight],
+    ) -> Option<Waited> {
         let last_sign = || earlier.iter().filter_map(|attempt| attempt.slot.last_sign()).max();
         let last_sign = || self.slot.last_sign().max(last_sign());
         let (now, sign_timeout) = (Instant::now(), self.sign_timeout);
@@ -114,28 +119,57 @@ impl InFlight {
             self.next_check = Some(now + sign_timeout);
             return None;
         }
-        let found = self.session.inspect(&call.queue.name);
+        let found = self.session.inspect(&request.queue.name);
         let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
         let (unserved, is_over) = match found {
             Ok(QueueStatus { consumers: 0, .. }) => (true, true),
             Ok(QueueStatus { messages, .. }) => {
-                (false, messages == 0 && (seen.is_some() || call.is_idempotent))
+                (false, messages == 0 && (seen.is_some() || request.is_idempotent))
             }
             Err(Error::Unroutable { .. }) => (false, false),
-            Err(_) => (false, call.is_idempotent),
+            Err(_) => (false, request.is_idempotent),
         };
         if !is_over || last_sign() != seen {
-            self.next_check = Some(now + call.keep_alive?);
+            self.next_check = Some(now + request.keep_alive?);
             return None;
         }
         self.session.dispatcher.pending.suspect();
         // A broker that is cut off from the rest of its cluster knows of no consumers.
-        if call.is_idempotent && (!unserved || has_several_brokers && earlier.is_empty()) {
+        if request.is_idempotent && (!unserved || has_several_brokers && earlier.is_empty()) {
             return Some(Waited::MayBeLost("its server gave no sign of life"));
         }
         let after = seen.map_or(sign_timeout, |sign| sign.elapsed());
-        let queue = call.queue.name.clone();
+        let queue = request.queue.name.clone();
         Some(Waited::Ended(Err(Error::ServerSilent { queue, after, unserved })))
+    }
+
+    /// The error for a call that was sent and got no reply by its deadline. Asks the broker about
+    /// the queue, for at most 200 ms.
+    ///
+    /// If nothing has come back for long, this makes the session suspect, because requests may be
+    /// lost on a connection that works. The first message of a channel to a quorum queue waits for
+    /// the queue's leader, for up to 65 s, and all later messages wait behind it. If a message to a
+    /// leader that stops is lost, the later ones wait for it. Without publisher confirms, the
+    /// client is not told (`rabbit_fifo_client.erl`).
+    pub(super) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
+        let after = deadline.timeout;
+        if let Some(reason) = self.session.connection.blocked() {
+            return Error::Blocked { reason, after, sent: true };
+        }
+        let mut what = format!("no reply from queue {queue:?}");
+        let found = self.session.inspect(queue);
+        if let Ok(QueueStatus { consumers, messages }) = found {
+            let advice = match consumers {
+                0 => "start a server",
+                _ => "allow more time, or start more servers",
+            };
+            what += &format!(" (consumers: {consumers}, waiting requests: {messages}); {advice}");
+        }
+        // If the queue has no consumers, another session would get no replies either.
+        if found.map_or(true, |status| status.consumers > 0) {
+            self.session.dispatcher.pending.suspect();
+        }
+        Error::TimedOut { what, after, sent: true }
     }
 }
 
@@ -158,6 +192,6 @@ pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Outcome> {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.session.dispatcher.pending.forget(self.slot.id, &self.session.connection);
+        self.session.forget(&self.slot);
     }
 }

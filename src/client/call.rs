@@ -1,46 +1,17 @@
 //! One call: sends it, waits for its reply, and sends it again if that is allowed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
 use super::attempt::{EARLIER_CHECK_INTERVAL, InFlight, Waited, take_reply};
+use super::request::OutgoingRequest;
 use super::sessions::Sessions;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::observation::Observation;
-use crate::wire::{Headers, Reply};
-
-/// A request and the options of its call.
-pub(super) struct Call {
-    pub(super) queue: Arc<RequestQueue>,
-    pub(super) body: Vec<u8>,
-    /// A random UUID unless the caller gave one.
-    pub(super) message_id: String,
-    /// Overrides the client's.
-    pub(super) content_type: Option<String>,
-    pub(super) headers: Headers,
-    pub(super) keep_alive: Option<Duration>,
-    pub(super) is_idempotent: bool,
-}
-
-/// The queue that a client calls.
-pub(super) struct RequestQueue {
-    pub(super) name: String,
-    /// Whether a reply has come to a call of this client. If so, and the queue does not exist later,
-    /// an idempotent call waits for a server to declare it again.
-    is_served: AtomicBool,
-}
-
-impl RequestQueue {
-    pub(super) fn new(name: &str) -> Arc<RequestQueue> {
-        Arc::new(RequestQueue { name: name.to_string(), is_served: AtomicBool::new(false) })
-    }
-}
-
-/// The outcome of a call.
-pub(super) type Outcome = Result<Reply>;
+use crate::wire::Reply;
 
 /// A call whose reply has not come yet, as [`RpcClient::send`](super::RpcClient::send) returns it.
 ///
@@ -66,7 +37,7 @@ pub(super) type Outcome = Result<Reply>;
 #[must_use = "dropping it gives the call up"]
 pub struct PendingReply {
     sessions: Arc<Sessions>,
-    call: Call,
+    request: OutgoingRequest,
     began: Instant,
     deadline: Deadline,
     /// `None` while the request is to be sent, for the first time or again.
@@ -91,13 +62,13 @@ const ALREADY_DONE: &str =
 impl PendingReply {
     pub(super) fn send(
         sessions: &Arc<Sessions>,
-        call: Call,
+        request: OutgoingRequest,
         timeout: Duration,
     ) -> Result<PendingReply> {
         sessions.config.counters.calls.fetch_add(1, Ordering::Relaxed);
         let mut pending = PendingReply {
             sessions: Arc::clone(sessions),
-            call,
+            request,
             began: Instant::now(),
             deadline: Deadline::after(timeout),
             in_flight: None,
@@ -158,7 +129,7 @@ impl PendingReply {
             self.ended(ended);
             self.is_over = true;
             if let Some(in_flight) = self.in_flight.take() {
-                in_flight.session.connection.recycle(mem::take(&mut self.call.body));
+                in_flight.session.connection.recycle(mem::take(&mut self.request.body));
             }
             self.earlier.clear();
         }
@@ -202,8 +173,8 @@ impl PendingReply {
                     Err(error) => return Err(error),
                 }
             };
-            let may_resend = self.call.is_idempotent && !self.deadline.has_passed();
-            match in_flight.wait(&self.call, &mut self.earlier, until) {
+            let may_resend = self.request.is_idempotent && !self.deadline.has_passed();
+            match in_flight.wait(&self.request, &mut self.earlier, until) {
                 Waited::Ended(Err(Error::ConnectionLost { reason }))
                     if may_resend
                         && !in_flight.session.dispatcher.has_rejected.load(Ordering::Relaxed) =>
@@ -215,7 +186,7 @@ impl PendingReply {
                 Waited::Ended(Err(Error::Unroutable { .. }))
                     if may_resend
                         && (self.lost.is_some()
-                            || self.call.queue.is_served.load(Ordering::Relaxed))
+                            || self.request.queue.is_served.load(Ordering::Relaxed))
                         && self.deadline.remaining() > 2 * QUEUE_GONE_DELAY =>
                 {
                     self.in_flight = None;
@@ -228,8 +199,8 @@ impl PendingReply {
                 Waited::Ended(outcome) => return outcome.map(Some),
                 _ if until < self.deadline.at => return Ok(None),
                 Waited::TimedOut | Waited::MayBeLost(_) => {
-                    let session = &in_flight.session;
-                    let error = session.explain_silence(&self.call.queue.name, self.deadline);
+                    let queue = &self.request.queue.name;
+                    let error = in_flight.explain_silence(queue, self.deadline);
                     // The outcome may have arrived while the broker was asked.
                     let outcome = in_flight.take_outcome(&mut self.earlier);
                     return outcome.unwrap_or(Err(error)).map(Some);
@@ -239,7 +210,7 @@ impl PendingReply {
     }
 
     fn note_lost(&mut self, reason: String) {
-        log::info!("sending request {} again: {reason}", self.call.message_id);
+        log::info!("sending request {} again: {reason}", self.request.message_id);
         self.lost = Some(reason);
     }
 
@@ -253,7 +224,10 @@ impl PendingReply {
                 return Err(Error::TimedOut { what, after: self.deadline.timeout, sent: false });
             }
             let session = self.sessions.session(limit)?;
-            self.in_flight = session.publish(&self.call, &self.earlier, limit, self.deadline)?;
+            let is_resend = !self.earlier.is_empty();
+            let sent = session.publish(&self.request, is_resend, limit, self.deadline)?;
+            self.in_flight =
+                sent.map(|slot| InFlight::new(session, slot, &self.request, self.earlier.len()));
             // Even if the time is up already, one session is tried.
             until = limit;
         }
@@ -262,7 +236,7 @@ impl PendingReply {
 
     fn ended(&self, outcome: Result<&Reply, &Error>) {
         let config = &self.sessions.config;
-        let is_served = &self.call.queue.is_served;
+        let is_served = &self.request.queue.is_served;
         // Threads that only read the flag do not slow each other down.
         if matches!(outcome, Ok(_) | Err(Error::Remote { .. }))
             && !is_served.load(Ordering::Relaxed)
@@ -273,11 +247,11 @@ impl PendingReply {
             config.counters.timed_out.fetch_add(1, Ordering::Relaxed);
         }
         config.observer.observe(|| Observation {
-            queue: &self.call.queue.name,
+            queue: &self.request.queue.name,
             status: outcome.map_or_else(Error::kind, |_| "OK"),
             time: self.began.elapsed(),
             bytes_in: outcome.map_or(0, |reply| reply.body().len()),
-            bytes_out: self.call.body.len(),
+            bytes_out: self.request.body.len(),
         });
     }
 }
@@ -285,8 +259,8 @@ impl PendingReply {
 impl fmt::Debug for PendingReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingReply")
-            .field("queue", &self.call.queue.name)
-            .field("message_id", &self.call.message_id)
+            .field("queue", &self.request.queue.name)
+            .field("message_id", &self.request.message_id)
             .finish_non_exhaustive()
     }
 }

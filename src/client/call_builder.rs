@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::RpcClient;
-use super::call::{Call, PendingReply};
+use super::call::PendingReply;
+use super::request::{OutgoingRequest, RequestQueue};
+use super::sessions::Sessions;
 use crate::error::Result;
 use crate::wire::{self, Headers, Reply, Request};
 
-/// A call with options of its own, before it is sent. [`RpcClient::request`] returns it.
+/// A call with options of its own, before it is sent. [`RpcClient::request`](super::RpcClient::request) returns it.
 ///
 /// ```no_run
 /// # use std::time::Duration;
@@ -30,16 +31,20 @@ use crate::wire::{self, Headers, Reply, Request};
 /// ```
 #[must_use = "it does nothing until it is sent"]
 pub struct CallBuilder<'a> {
-    client: &'a RpcClient,
-    call: Call,
+    sessions: &'a Arc<Sessions>,
+    request: OutgoingRequest,
     timeout: Duration,
 }
 
 impl<'a> CallBuilder<'a> {
-    pub(super) fn new(client: &'a RpcClient, body: Vec<u8>) -> CallBuilder<'a> {
-        let options = &client.config().options;
-        let call = Call {
-            queue: Arc::clone(&client.queue),
+    pub(super) fn new(
+        sessions: &'a Arc<Sessions>,
+        queue: &Arc<RequestQueue>,
+        body: Vec<u8>,
+    ) -> CallBuilder<'a> {
+        let options = &sessions.config.options;
+        let request = OutgoingRequest {
+            queue: Arc::clone(queue),
             body,
             message_id: String::new(),
             content_type: None,
@@ -47,7 +52,7 @@ impl<'a> CallBuilder<'a> {
             keep_alive: options.keep_alive,
             is_idempotent: options.idempotent,
         };
-        CallBuilder { client, call, timeout: options.timeout }
+        CallBuilder { sessions, request, timeout: options.timeout }
     }
 
     /// The time limit of the call. Overrides
@@ -59,35 +64,35 @@ impl<'a> CallBuilder<'a> {
 
     /// Adds a header. Names that begin with `rpc-` are reserved for this crate.
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.call.headers.append(name, value);
+        self.request.headers.append(name, value);
         self
     }
 
     /// Sets the id of the request, which is random by default. Use the same id if the program makes
     /// the same request again later.
     pub fn message_id(mut self, id: impl Into<String>) -> Self {
-        self.call.message_id = id.into();
+        self.request.message_id = id.into();
         self
     }
 
     /// Whether the request may be executed twice. Overrides
     /// [`ClientOptions::idempotent`](super::ClientOptions::idempotent).
     pub fn idempotent(mut self, is_idempotent: bool) -> Self {
-        self.call.is_idempotent = is_idempotent;
+        self.request.is_idempotent = is_idempotent;
         self
     }
 
     /// The media type of the body. Overrides
     /// [`ClientOptions::content_type`](super::ClientOptions::content_type).
     pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
-        self.call.content_type = Some(content_type.into());
+        self.request.content_type = Some(content_type.into());
         self
     }
 
     /// The interval at which the server sends a sign of life. Overrides
     /// [`ClientOptions::keep_alive`](super::ClientOptions::keep_alive).
     pub fn keep_alive(mut self, interval: Duration) -> Self {
-        self.call.keep_alive = Some(interval);
+        self.request.keep_alive = Some(interval);
         self
     }
 
@@ -108,7 +113,7 @@ impl<'a> CallBuilder<'a> {
         };
         for name in trace {
             if let Some(value) = request.header(name) {
-                self.call.headers.append(name, value);
+                self.request.headers.append(name, value);
             }
         }
         self
@@ -117,7 +122,7 @@ impl<'a> CallBuilder<'a> {
     /// Sends the request and waits for the body of its reply.
     ///
     /// # Errors
-    /// As [`RpcClient::call`].
+    /// As [`RpcClient::call`](super::RpcClient::call).
     pub fn call(self) -> Result<Vec<u8>> {
         self.send()?.wait()
     }
@@ -125,30 +130,33 @@ impl<'a> CallBuilder<'a> {
     /// Sends the request and waits for its reply.
     ///
     /// # Errors
-    /// As [`RpcClient::call`].
+    /// As [`RpcClient::call`](super::RpcClient::call).
     pub fn reply(self) -> Result<Reply> {
         self.send()?.wait_reply()
     }
 
-    /// Sends the request and returns without waiting for its reply, as [`RpcClient::send`] does.
+    /// Sends the request and returns without waiting for its reply, as
+    /// [`RpcClient::send`](super::RpcClient::send) does.
     ///
     /// # Errors
-    /// As [`RpcClient::send`].
+    /// As [`RpcClient::send`](super::RpcClient::send).
     pub fn send(self) -> Result<PendingReply> {
-        let CallBuilder { client, mut call, timeout } = self;
-        if call.message_id.is_empty() {
-            call.message_id = Uuid::new_v4().to_string();
+        let CallBuilder { sessions, mut request, timeout } = self;
+        if request.message_id.is_empty() {
+            request.message_id = Uuid::new_v4().to_string();
         }
-        wire::check_length("message id", &call.message_id)?;
-        wire::check_length("content type", call.content_type.as_deref().unwrap_or_default())?;
-        wire::check_keep_alive(call.keep_alive)?;
-        call.headers.check()?;
-        PendingReply::send(client.sessions(), call, timeout)
+        wire::check_length("message id", &request.message_id)?;
+        wire::check_length("content type", request.content_type.as_deref().unwrap_or_default())?;
+        wire::check_keep_alive(request.keep_alive)?;
+        request.headers.check()?;
+        PendingReply::send(sessions, request, timeout)
     }
 }
 
 impl fmt::Debug for CallBuilder<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CallBuilder").field("queue", &self.call.queue.name).finish_non_exhaustive()
+        f.debug_struct("CallBuilder")
+            .field("queue", &self.request.queue.name)
+            .finish_non_exhaustive()
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
 
-use super::Config;
+use super::options::Config;
 use super::pending::PendingCalls;
 use crate::broker::DataPlane;
 use crate::error::Error;

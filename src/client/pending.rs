@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::call::Outcome;
+use super::request::Outcome;
 use crate::broker::{DataPlane, Waiter};
 use crate::lock::lock;
 

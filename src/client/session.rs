@@ -4,15 +4,15 @@
 //! the replies in turns.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::attempt::InFlight;
-use super::call::Call;
 use super::dispatcher::{Dispatcher, PROBE};
+use super::looks::{self, QueueLooks, QueueStatus};
+use super::options::Config;
 use super::pending::CallSlot;
-use super::{Config, QueueStatus};
+use super::request::OutgoingRequest;
 use crate::broker::{self, CallError, Channel, Connection, Limit, Waiter, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -27,8 +27,7 @@ pub(super) struct Session {
     consuming: Channel,
     /// Unset until the broker has declared it. Until then, replies come by direct reply-to.
     reply_queue: OnceLock<String>,
-    /// The last queue that the broker was asked about, the time, and the result.
-    pub(super) inspected: Mutex<Option<(String, Instant, Result<QueueStatus>)>>,
+    looks: QueueLooks,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
@@ -77,9 +76,8 @@ impl Session {
             await_consumers(&connection, &config.queue);
         }
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
-        let (reply_queue, inspected) = (OnceLock::new(), Mutex::default());
-        let session =
-            Session { connection, dispatcher, publishing, consuming, reply_queue, inspected };
+        let (reply_queue, looks) = (OnceLock::new(), QueueLooks::default());
+        let session = Session { connection, dispatcher, publishing, consuming, reply_queue, looks };
         match declared {
             Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
                 let consume = Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true };
@@ -120,41 +118,47 @@ impl Session {
     /// Blocks while the broker is blocked or no in-flight slot is free, but not beyond `limit`. The
     /// request carries the `deadline` of its caller.
     pub(super) fn publish(
-        self: &Arc<Session>,
-        call: &Call,
-        earlier: &[InFlight],
+        &self,
+        request: &OutgoingRequest,
+        is_resend: bool,
         limit: Deadline,
         deadline: Deadline,
-    ) -> Result<Option<InFlight>> {
-        call.headers.check_size(self.connection.frame_max())?;
+    ) -> Result<Option<Arc<CallSlot>>> {
+        request.headers.check_size(self.connection.frame_max())?;
         let slot = CallSlot::new(deadline.at);
         self.wait_while_blocked(&slot.waiter, limit)?;
-        if !self.register(&slot, limit, !earlier.is_empty())? {
+        if !self.register(&slot, limit, is_resend)? {
             return Ok(None);
         }
-        let in_flight = InFlight::new(self, call, slot, earlier.len());
         let Config { options, app_id, .. } = &*self.dispatcher.config;
         let head = RequestHead {
             reply_to: self.reply_queue.get().map_or(DIRECT_REPLY_TO, String::as_str),
-            correlation_id: in_flight.slot.id,
-            message_id: &call.message_id,
-            content_type: call.content_type.as_ref().unwrap_or(&options.content_type),
+            correlation_id: slot.id,
+            message_id: &request.message_id,
+            content_type: request.content_type.as_ref().unwrap_or(&options.content_type),
             app_id,
-            headers: &call.headers,
-            keep_alive: call.keep_alive,
+            headers: &request.headers,
+            keep_alive: request.keep_alive,
             remaining: deadline.remaining(),
         };
-        let route = self.publishing.route(&call.queue.name, true);
-        let request = wire::encode_request(route, &head, &call.body);
-        match self.publishing.write(request, limit.at) {
-            Ok(()) => Ok(Some(in_flight)),
+        let route = self.publishing.route(&request.queue.name, true);
+        let frames = wire::encode_request(route, &head, &request.body);
+        let result = match self.publishing.write(frames, limit.at) {
+            Ok(()) => return Ok(Some(slot)),
             // The rest of the request is written before anything else.
             Err(WriteError::TimedOut { begun: true }) if limit.at < deadline.at => {
-                Ok(Some(in_flight))
+                return Ok(Some(slot));
             }
             Err(WriteError::TimedOut { begun }) => Err(self.write_timed_out(limit, begun)),
             Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
-        }
+        };
+        self.forget(&slot);
+        result
+    }
+
+    /// Removes a call that no thread waits for any more.
+    pub(super) fn forget(&self, slot: &CallSlot) {
+        self.dispatcher.pending.forget(slot.id, &self.connection);
     }
 
     /// Waits for an in-flight slot. False if the session accepts no more calls.
@@ -190,12 +194,54 @@ impl Session {
         }
     }
 
+    /// The error for a request that the broker did not read, or not completely, before the
+    /// deadline.
+    fn write_timed_out(&self, deadline: Deadline, begun: bool) -> Error {
+        let (after, sent) = (deadline.timeout, begun);
+        match self.connection.blocked() {
+            Some(reason) => Error::Blocked { reason, after, sent },
+            None => {
+                let what = format!("the broker at {} does not read", self.connection.endpoint);
+                Error::TimedOut { what, after, sent }
+            }
+        }
+    }
+
+    fn limit_reached(&self, deadline: Deadline) -> Error {
+        let limit = self.dispatcher.config.options.max_in_flight;
+        Error::TimedOut {
+            what: format!(
+                "no room for the request: {limit} calls are in flight already; raise max_in_flight"
+            ),
+            after: deadline.timeout,
+            sent: false,
+        }
+    }
+
     fn takes_no_more_calls(&self) -> bool {
         broker::Session::ended(self).is_some() || self.is_retired()
     }
 
     pub(super) fn is_retired(&self) -> bool {
         self.dispatcher.is_retired.load(Ordering::Relaxed)
+    }
+
+    /// See [`QueueLooks::inspect`].
+    pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
+        self.looks.inspect(&self.connection, queue).map_err(|error| self.or_ended(error))
+    }
+
+    /// Asks the broker about a queue. Blocks until the deadline at most.
+    pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
+        looks::ask_about(&self.connection, queue, deadline).map_err(|error| self.or_ended(error))
+    }
+
+    /// The reason why the session has ended is a better error than that no answer came.
+    fn or_ended(&self, error: Error) -> Error {
+        match error {
+            Error::TimedOut { .. } => broker::Session::ended(self).unwrap_or(error),
+            error => error,
+        }
     }
 
     /// Ends the calls in flight and closes the connection: orderly if the broker answers within a

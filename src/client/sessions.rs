@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 
-use super::Config;
+use super::options::Config;
 use super::session::Session;
 use crate::broker::Reconnector;
 use crate::deadline::Deadline;

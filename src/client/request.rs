@@ -1,0 +1,38 @@
+//! What a call sends, and how it can end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::wire::{Headers, Reply};
+
+/// A request and the options of its call.
+pub(super) struct OutgoingRequest {
+    pub(super) queue: Arc<RequestQueue>,
+    pub(super) body: Vec<u8>,
+    /// A random UUID unless the caller gave one.
+    pub(super) message_id: String,
+    /// Overrides the client's.
+    pub(super) content_type: Option<String>,
+    pub(super) headers: Headers,
+    pub(super) keep_alive: Option<Duration>,
+    pub(super) is_idempotent: bool,
+}
+
+/// The queue that a client calls.
+pub(super) struct RequestQueue {
+    pub(super) name: String,
+    /// Whether a reply has come to a call of this client. If so, and the queue does not exist
+    /// later, an idempotent call waits for a server to declare it again.
+    pub(super) is_served: AtomicBool,
+}
+
+impl RequestQueue {
+    pub(super) fn new(name: &str) -> Arc<RequestQueue> {
+        Arc::new(RequestQueue { name: name.to_string(), is_served: AtomicBool::new(false) })
+    }
+}
+
+/// The outcome of a call.
+pub(super) type Outcome = Result<Reply>;
