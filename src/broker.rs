@@ -1,7 +1,8 @@
 //! Addresses of brokers, and connecting to them.
 //!
 //! Each file imports only files before it in this order: `url`, `refusal`, `self_pipe`, `transport`,
-//! `tls`, `turn`, `slots` (what a channel receives), `control`, `data_plane`, `channel`,
+//! `tls`, `turn`, `slots` (what a channel receives), `control`, `ended`,
+//! `data_plane`, `channel`,
 //! `control_stream`, `login`, `connection`, `try_order`, `brokers`, `reconnector`.
 
 mod brokers;
@@ -10,6 +11,7 @@ mod connection;
 mod control;
 mod control_stream;
 mod data_plane;
+mod ended;
 mod login;
 #[cfg(test)]
 mod model;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::data_plane::{CLOSE_TIMEOUT, DataPlane};
+use super::ended::Ended;
 use super::slots::Slot;
 use super::transport::WriteError;
 use super::turn::Waiter;
@@ -163,9 +164,11 @@ impl Channel {
         if let Some(answer) = lock(&slot.answers).latest.take() {
             return Ok(answer);
         }
-        Err(match (slot.closed.get().or(data_plane.closed_by_broker()), data_plane.ended()) {
-            (Some(close), _) => CallError::Closed(close.clone()),
-            (None, Some(reason)) => CallError::Unanswered(reason.into()),
+        Err(match (slot.closed.get(), data_plane.ended()) {
+            (Some(close), _) | (None, Some(Ended::Closed(close))) => {
+                CallError::Closed(close.clone())
+            }
+            (None, Some(reason)) => CallError::Unanswered(reason.to_string()),
             (None, None) => CallError::Unanswered("the broker did not answer in time".into()),
         })
     }

@@ -12,7 +12,8 @@ use crossbeam_channel::bounded;
 
 use super::control_stream::ControlStream;
 use super::data_plane::{CLOSE_TIMEOUT, DataPlane};
-use super::login::{LOGIN_TIMED_OUT, explain_handshake};
+use super::ended::Ended;
+use super::login::explain_handshake;
 use super::tls::Connector;
 use super::transport::Transport;
 use super::turn::Waiter;
@@ -64,11 +65,11 @@ impl Connection {
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
         data_plane.wait(&waiter, deadline.at, || !opened.is_empty());
         if opened.is_empty() && data_plane.ended().is_none() {
-            data_plane.cut(LOGIN_TIMED_OUT);
+            data_plane.cut(Ended::LoginTimedOut);
         }
         let opened = opened
             .recv_timeout(CLOSE_TIMEOUT)
-            .map_err(|_| endpoint.unreachable(LOGIN_TIMED_OUT))?;
+            .map_err(|_| endpoint.unreachable(Ended::LoginTimedOut))?;
         let amiquip = opened.map_err(|error| {
             let why = explain_handshake(error, endpoint, data_plane.ended(), began.elapsed());
             data_plane.cut("the login failed");

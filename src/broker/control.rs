@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use mio::{Ready, Registration, SetReadiness};
 
@@ -12,6 +13,8 @@ use crate::lock::lock;
 pub(super) struct ControlFrames {
     incoming: Mutex<Incoming>,
     ready: SetReadiness,
+    /// When bytes from the broker were last noted.
+    last_arrival: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -23,7 +26,8 @@ struct Incoming {
 impl ControlFrames {
     pub(super) fn new() -> (ControlFrames, Registration) {
         let (registration, ready) = Registration::new2();
-        let frames = ControlFrames { incoming: Mutex::default(), ready };
+        let frames =
+            ControlFrames { incoming: Mutex::default(), ready, last_arrival: Mutex::default() };
         frames.wake_amiquip();
         (frames, registration)
     }
@@ -38,6 +42,29 @@ impl ControlFrames {
         drop(incoming);
         self.wake_amiquip();
         Ok(())
+    }
+
+    /// Notes that bytes have arrived from the broker: passes a heartbeat to amiquip. amiquip sees
+    /// only channel 0, and ends a connection if it receives nothing for two heartbeat intervals.
+    pub(super) fn note_arrival(&self) -> Result<(), String> {
+        const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
+        const INTERVAL: Duration = Duration::from_secs(1);
+        let now = Instant::now();
+        let mut noted = lock(&self.last_arrival);
+        match *noted {
+            Some(noted) if now.duration_since(noted) < INTERVAL => return Ok(()),
+            // amiquip's first frame must be the broker's first frame, so no heartbeat goes before
+            // it.
+            None => {}
+            Some(_) => self.push(&HEARTBEAT)?,
+        }
+        *noted = Some(now);
+        Ok(())
+    }
+
+    /// How long nothing has arrived, to within a second. Zero before anything has arrived.
+    pub(super) fn silence(&self) -> Duration {
+        lock(&self.last_arrival).map(|noted| noted.elapsed()).unwrap_or_default()
     }
 
     /// Takes bytes for amiquip. Does not block.

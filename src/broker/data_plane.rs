@@ -13,13 +13,14 @@ use mio::Registration;
 use rustix::event::PollFlags;
 
 use super::control::ControlFrames;
+use super::ended::Ended;
 use super::self_pipe::SelfPipe;
 use super::slots::Slots;
 use super::transport::{Transport, WriteError};
 use super::turn::{ReadTurn, Reader, Socket, Waiter};
 use super::url::Endpoint;
 use crate::frames::{
-    Answer, CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Close, Decoder, Event, Frames, Incoming, Notice,
+    Answer, CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Decoder, Event, Frames, Incoming, Notice,
     bare_method,
 };
 use crate::lock::lock;
@@ -32,8 +33,6 @@ pub(crate) struct DataPlane {
     pipes: [SelfPipe; 2],
     /// Used by the reader only, except for [`DataPlane::recycle`].
     decoder: Mutex<Decoder>,
-    /// When amiquip was last notified that bytes had arrived.
-    amiquip_notified: Mutex<Option<Instant>>,
     pub(super) control: ControlFrames,
     pub(super) slots: Mutex<Slots<DataPlane>>,
     ended: OnceLock<Ended>,
@@ -45,21 +44,8 @@ pub(crate) struct DataPlane {
     heartbeat: Duration,
 }
 
-/// The reason why a connection has ended.
-#[derive(Default)]
-struct Ended {
-    reason: String,
-    /// The reason that the broker gave, if it closed the connection.
-    close: Option<Close>,
-    /// Whether the broker was silent for two heartbeats.
-    is_silent: bool,
-}
-
 /// The time limit for an orderly close. After it, the connection is cut.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// The reason if the peer ends the connection without an AMQP close.
-pub(super) const CLOSED_WITHOUT_REASON: &str = "the connection ended without a word";
 
 impl DataPlane {
     /// Also returns what notifies amiquip of its frames.
@@ -78,7 +64,6 @@ impl DataPlane {
             control,
             slots: Mutex::default(),
             ended: OnceLock::new(),
-            amiquip_notified: Mutex::default(),
             is_open: AtomicBool::new(false),
             blocked: Mutex::default(),
             heartbeat,
@@ -136,18 +121,8 @@ impl DataPlane {
     }
 
     /// The reason why the connection has ended; `None` while it is open.
-    pub(crate) fn ended(&self) -> Option<&str> {
-        self.ended.get().map(|ended| ended.reason.as_str())
-    }
-
-    /// The reason that the broker gave, if it closed the connection.
-    pub(super) fn closed_by_broker(&self) -> Option<&Close> {
-        self.ended.get()?.close.as_ref()
-    }
-
-    /// Whether the connection has ended because the broker was silent.
-    pub(super) fn ended_in_silence(&self) -> bool {
-        self.ended.get().is_some_and(|ended| ended.is_silent)
+    pub(crate) fn ended(&self) -> Option<&Ended> {
+        self.ended.get()
     }
 
     /// The broker's reason for accepting no messages at present.
@@ -169,8 +144,8 @@ impl DataPlane {
     }
 
     /// Ends the connection at once. The reason counts only if the connection had not ended before.
-    pub(crate) fn cut(&self, reason: &str) {
-        self.end(Ended { reason: reason.into(), ..Default::default() });
+    pub(crate) fn cut(&self, reason: impl Into<Ended>) {
+        self.end(reason.into());
         self.transport.cut();
         self.control.end();
         // The handlers may own the object that owns this connection. Dropping them ends that cycle.
@@ -182,39 +157,33 @@ impl DataPlane {
     /// Ends the connection after amiquip's I/O thread has ended: because the login failed, because
     /// the broker was silent for two heartbeats, or because the connection has ended.
     pub(super) fn amiquip_ended(&self) {
-        let amiquip_notified = *lock(&self.amiquip_notified);
-        let is_silent = amiquip_notified.is_some_and(|told| told.elapsed() >= self.heartbeat);
-        if is_silent && !self.heartbeat.is_zero() {
-            let reason = "the broker was silent for two heartbeats".into();
-            self.end(Ended { reason, close: None, is_silent: true });
-        }
-        // This reason counts only if the broker was not silent.
-        self.cut("the connection was closed");
+        let is_silent = !self.heartbeat.is_zero() && self.control.silence() >= self.heartbeat;
+        self.cut(if is_silent { Ended::Silent } else { "the connection was closed".into() });
     }
 
     /// Stores the reason and ends all waits. The socket stays open for the last frames.
     fn end(&self, ended: Ended) {
         if self.ended.set(ended).is_ok() {
-            log::debug!("the connection has ended: {}", self.ended().unwrap_or_default());
+            log::debug!("the connection has ended: {}", self.ended.wait());
             self.turn.end(self);
         }
     }
 
     /// Reads from the socket once and dispatches all complete frames. `Err` is the reason why the
     /// connection has ended.
-    fn read_some(&self) -> Result<(), String> {
+    fn read_some(&self) -> Result<(), Ended> {
         let mut decoder = lock(&self.decoder);
         let length = match self.transport.read(decoder.unfilled()) {
-            Ok(0) => return Err(CLOSED_WITHOUT_REASON.into()),
+            Ok(0) => return Err(Ended::Peer),
             Ok(length) => length,
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => return Ok(()),
-                io::ErrorKind::ConnectionReset => return Err(CLOSED_WITHOUT_REASON.into()),
-                _ => return Err(error.to_string()),
+                io::ErrorKind::ConnectionReset => return Err(Ended::Peer),
+                _ => return Err(error.to_string().into()),
             },
         };
         decoder.filled(length);
-        self.notify_amiquip_of_data()?;
+        self.control.note_arrival()?;
         self.transport.write_together(|| {
             while let Some(incoming) = decoder.next()? {
                 match incoming {
@@ -227,11 +196,10 @@ impl DataPlane {
     }
 
     /// Passes an event to its channel. Called by the reader.
-    fn dispatch(&self, number: u16, event: Event) -> Result<(), String> {
+    fn dispatch(&self, number: u16, event: Event) -> Result<(), Ended> {
         let Some(slot) = lock(&self.slots).get(number) else {
-            return Err(format!(
-                "the broker sent something on channel {number}, which is not open"
-            ));
+            let text = format!("the broker sent something on channel {number}, which is not open");
+            return Err(text.into());
         };
         match event {
             Event::Answer(Answer::ChannelClosed) => {
@@ -266,7 +234,7 @@ impl DataPlane {
         Ok(())
     }
 
-    fn control_frame(&self, frame: &[u8], notice: Notice) -> Result<(), String> {
+    fn control_frame(&self, frame: &[u8], notice: Notice) -> Result<(), Ended> {
         match notice {
             Notice::Other => {}
             Notice::Limits { channel_max, frame_max } => {
@@ -274,8 +242,7 @@ impl DataPlane {
                 self.transport.set_frame_max(frame_max);
             }
             Notice::Closed(close) => {
-                let reason = format!("the broker closed the connection: {close}");
-                self.end(Ended { reason, close: Some(close), is_silent: false });
+                self.end(Ended::Closed(close));
                 // amiquip does not take part in closing. It gets the frame only during the login,
                 // to find out why the login failed.
                 if self.is_open.load(Ordering::Relaxed) {
@@ -297,25 +264,7 @@ impl DataPlane {
                 return Ok(());
             }
         }
-        self.control.push(frame)
-    }
-
-    /// Passes a heartbeat to amiquip when bytes have arrived. amiquip sees only channel 0, and ends
-    /// a connection if it receives nothing for two heartbeat intervals.
-    fn notify_amiquip_of_data(&self) -> Result<(), String> {
-        const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
-        const INTERVAL: Duration = Duration::from_secs(1);
-        let now = Instant::now();
-        let mut told = lock(&self.amiquip_notified);
-        match *told {
-            Some(told) if now.duration_since(told) < INTERVAL => return Ok(()),
-            // amiquip's first frame must be the broker's first frame, so no heartbeat goes before
-            // it.
-            None => {}
-            Some(_) => self.control.push(&HEARTBEAT)?,
-        }
-        *told = Some(now);
-        Ok(())
+        Ok(self.control.push(frame)?)
     }
 }
 
@@ -331,7 +280,7 @@ impl Socket for DataPlane {
                 found.contains(PollFlags::IN)
             }
             Err(error) => {
-                self.cut(&format!("waiting for the socket: {error}"));
+                self.cut(format!("waiting for the socket: {error}"));
                 false
             }
         }
@@ -339,7 +288,7 @@ impl Socket for DataPlane {
 
     fn read(&self) {
         if let Err(reason) = self.read_some() {
-            self.cut(&reason);
+            self.cut(reason);
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use amiquip::{Auth, ConnectionOptions};
 
-use super::data_plane::CLOSED_WITHOUT_REASON;
+use super::ended::Ended;
 use super::url::Endpoint;
 use crate::error::Error;
 use crate::frames::RABBITMQ_FRAME_MAX;
@@ -25,10 +25,6 @@ impl Endpoint {
     }
 }
 
-/// The reason if the broker does not finish the login in time.
-pub(super) const LOGIN_TIMED_OUT: &str =
-    "it did not finish the login in time (a refused login takes RabbitMQ 3 s)";
-
 /// Converts an error of the handshake. amiquip reports a refused login in the same way as a
 /// connection that ends during the login. RabbitMQ waits before it closes the connection of a
 /// refused login (`SILENT_CLOSE_DELAY` in its `rabbit_reader`: 3 s). This delay distinguishes a
@@ -36,19 +32,21 @@ pub(super) const LOGIN_TIMED_OUT: &str =
 pub(super) fn explain_handshake(
     error: amiquip::Error,
     endpoint: &Endpoint,
-    ended: Option<&str>,
+    ended: Option<&Ended>,
     took: Duration,
 ) -> Error {
     const MIN_REFUSAL_DELAY: Duration = Duration::from_millis(2500);
     let Endpoint { user, vhost, .. } = endpoint;
     match error {
-        _ if ended == Some(LOGIN_TIMED_OUT) => endpoint.unreachable(LOGIN_TIMED_OUT),
-        amiquip::Error::InvalidCredentials if ended != Some(CLOSED_WITHOUT_REASON) => {
-            endpoint.unreachable(ended.unwrap_or("it hung up during the login"))
+        amiquip::Error::InvalidCredentials
+            if !matches!(ended, None | Some(Ended::Peer)) || took < MIN_REFUSAL_DELAY =>
+        {
+            match ended {
+                None | Some(Ended::Peer) => endpoint.unreachable("it hung up during the login"),
+                Some(reason) => endpoint.unreachable(reason),
+            }
         }
-        amiquip::Error::InvalidCredentials if took < MIN_REFUSAL_DELAY => {
-            endpoint.unreachable("it hung up during the login")
-        }
+        _ if ended == Some(&Ended::LoginTimedOut) => endpoint.unreachable(Ended::LoginTimedOut),
         amiquip::Error::InvalidCredentials => Error::Refused(match endpoint.external {
             true => format!("{endpoint} refused the client certificate as a login"),
             false => format!(
@@ -71,7 +69,7 @@ pub(super) fn explain_handshake(
             ))
         }
         // The error cannot contain a URL, and so no password: the connection is opened without one.
-        error => endpoint.unreachable(ended.map_or_else(|| error.to_string(), str::to_string)),
+        error => endpoint.unreachable(ended.map_or_else(|| error.to_string(), Ended::to_string)),
     }
 }
 

@@ -12,6 +12,7 @@ use std::{mem, thread};
 use self::state::{Phase, State};
 use super::brokers::Brokers;
 use super::connection::Connection;
+use super::ended::Ended;
 use super::try_order::TryOrder;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -90,7 +91,7 @@ impl<S: Session> Reconnector<S> {
                     },
                     Some(reason) => {
                         let connection = session.connection();
-                        let silent = connection.ended_in_silence();
+                        let silent = connection.ended() == Some(&Ended::Silent);
                         let silent = silent.then(|| self.brokers.index_of(&connection.endpoint));
                         let lasted = since.elapsed();
                         state.lost(&reason, lasted, silent);

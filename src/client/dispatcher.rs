@@ -103,5 +103,5 @@ impl Dispatcher {
 }
 
 fn lose_channel(data_plane: &DataPlane, close: &Close) {
-    data_plane.cut(&format!("the broker closed the channel: {close}"));
+    data_plane.cut(format!("the broker closed the channel: {close}"));
 }
