@@ -127,28 +127,31 @@ impl Limit {
 
 impl Channel {
     /// Sends a method to the broker and returns the answer. Blocks until the broker answers, but
-    /// not beyond the limit. Only one thread at a time may call it.
+    /// not beyond the limit. A later answer is skipped. Only one thread at a time may call it.
     pub(crate) fn call(&self, method: Method<'_>, limit: Limit) -> Result<Answer, CallError> {
         self.send(method);
-        self.answer(limit)
+        self.answer(limit).inspect_err(|_| self.skip_answer())
     }
 
-    /// Sends a method to the broker. Does not block.
+    /// Sends a method to the broker. Does not block. Several methods may be sent before the answer
+    /// to the first is taken.
     pub(crate) fn send(&self, method: Method<'_>) {
-        let mut answers = lock(&self.slot.answers);
-        answers.latest = None;
-        answers.outstanding += 1;
-        drop(answers);
         let is_open = || self.slot.is_open.load(Ordering::Relaxed);
         self.data_plane.write_control(&method.encode(self.number), is_open);
     }
 
-    /// Whether the broker has answered the last method that was sent, or closed the channel.
+    /// Whether [`Channel::answer`] does not block: the answer has arrived, or the channel is closed.
     pub(crate) fn is_answered(&self) -> bool {
-        lock(&self.slot.answers).latest.is_some() || !self.slot.is_open.load(Ordering::Acquire)
+        lock(&self.slot.answers).has_next() || !self.slot.is_open.load(Ordering::Acquire)
     }
 
-    /// Waits for the answer to the last method that was sent.
+    /// Drops the answer that [`Channel::answer`] would take, even if it is yet to arrive.
+    pub(crate) fn skip_answer(&self) {
+        lock(&self.slot.answers).skip();
+    }
+
+    /// Waits for the answer to the earliest method that has not got one. After the limit, it can
+    /// still be waited for.
     pub(crate) fn answer(&self, limit: Limit) -> Result<Answer, CallError> {
         const AFTER_ALARM: Duration = Duration::from_secs(5);
         let Channel { data_plane, slot, .. } = self;
@@ -161,7 +164,7 @@ impl Channel {
             data_plane.wait(&slot.waiter, never, || is_answered() || !is_blocked());
             data_plane.wait(&slot.waiter, Instant::now() + AFTER_ALARM, is_answered);
         }
-        if let Some(answer) = lock(&slot.answers).latest.take() {
+        if let Some(answer) = lock(&slot.answers).take() {
             return Ok(answer);
         }
         Err(match (slot.closed.get(), data_plane.ended()) {

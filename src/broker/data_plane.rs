@@ -206,11 +206,7 @@ impl DataPlane {
                 lock(&self.slots).remove(number);
             }
             Event::Answer(answer) => {
-                let mut answers = lock(&slot.answers);
-                answers.outstanding = answers.outstanding.saturating_sub(1);
-                // An earlier answer is to a method whose time limit has passed.
-                answers.latest = (answers.outstanding == 0).then_some(answer);
-                drop(answers);
+                lock(&slot.answers).push(answer);
                 self.notify(&slot.waiter);
             }
             Event::Closed(close) => {

@@ -1,6 +1,6 @@
 //! What the reader of the socket passes to the channels of a connection.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -31,9 +31,36 @@ pub(super) type Handler<P> = Box<dyn Fn(&P, Event) + Send + Sync>;
 /// The broker's answers to methods, which come in the order of the methods.
 #[derive(Default)]
 pub(super) struct Answers {
-    pub(super) latest: Option<Answer>,
-    /// The number of methods without an answer.
-    pub(super) outstanding: u32,
+    /// Those that nobody has taken yet.
+    arrived: VecDeque<Answer>,
+    /// How many of the next ones nobody waits for any more.
+    unwanted: u32,
+}
+
+impl Answers {
+    /// Adds the next answer that arrives.
+    pub(super) fn push(&mut self, answer: Answer) {
+        match self.unwanted {
+            0 => self.arrived.push_back(answer),
+            _ => self.unwanted -= 1,
+        }
+    }
+
+    /// Takes the answer to the earliest method that has not got one.
+    pub(super) fn take(&mut self) -> Option<Answer> {
+        self.arrived.pop_front()
+    }
+
+    pub(super) fn has_next(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
+    /// Drops the next answer, even if it is yet to arrive.
+    pub(super) fn skip(&mut self) {
+        if self.take().is_none() {
+            self.unwanted += 1;
+        }
+    }
 }
 
 impl<P> Slot<P> {

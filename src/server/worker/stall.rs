@@ -95,7 +95,10 @@ impl<'a> StallDetector<'a> {
                 }
                 0
             }
-            Err(_) => 0,
+            Err(_) => {
+                channel.skip_answer();
+                0
+            }
         }
     }
 }
