@@ -15,7 +15,9 @@ pub(crate) use self::encode::{
     CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Frames, Method, Route, ack, bare_method, publish, reject,
 };
 pub(crate) use self::fields::{append_integer, append_text};
-pub(crate) use self::incoming::{Answer, Close, DeclaredQueue, Delivery, Event, Message, Notice};
+pub(crate) use self::incoming::{
+    Answer, Close, DeclaredQueue, Delivery, Event, Message, Notice, Version,
+};
 pub(crate) use self::properties::{Properties, find_header};
 
 /// The first byte of a frame is its type.

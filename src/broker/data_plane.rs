@@ -21,7 +21,7 @@ use super::turn::{ReadTurn, Reader, Socket, Waiter};
 use super::url::Endpoint;
 use crate::frames::{
     Answer, CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Decoder, Event, Frames, Incoming, Notice,
-    bare_method,
+    Version, bare_method,
 };
 use crate::lock::lock;
 
@@ -35,6 +35,7 @@ pub(crate) struct DataPlane {
     decoder: Mutex<Decoder>,
     pub(super) control: ControlFrames,
     pub(super) slots: Mutex<Slots<DataPlane>>,
+    version: OnceLock<Option<Version>>,
     ended: OnceLock<Ended>,
     /// Whether amiquip's handshake is over.
     pub(super) is_open: AtomicBool,
@@ -63,6 +64,7 @@ impl DataPlane {
             decoder: Mutex::default(),
             control,
             slots: Mutex::default(),
+            version: OnceLock::new(),
             ended: OnceLock::new(),
             is_open: AtomicBool::new(false),
             blocked: Mutex::default(),
@@ -128,6 +130,12 @@ impl DataPlane {
     /// The broker's reason for accepting no messages at present.
     pub(crate) fn blocked(&self) -> Option<String> {
         lock(&self.blocked).clone()
+    }
+
+    /// The broker's version; `None` if it did not name one.
+    #[allow(dead_code)] // read with the next change
+    pub(crate) fn version(&self) -> Option<Version> {
+        self.version.get().copied().flatten()
     }
 
     /// The largest frame, in bytes, that the broker accepts.
@@ -233,6 +241,9 @@ impl DataPlane {
     fn control_frame(&self, frame: &[u8], notice: Notice) -> Result<(), Ended> {
         match notice {
             Notice::Other => {}
+            Notice::Start { version } => {
+                let _ = self.version.set(version);
+            }
             Notice::Limits { channel_max, frame_max } => {
                 lock(&self.slots).limit(&[channel_max, self.endpoint.channel_max]);
                 self.transport.set_frame_max(frame_max);

@@ -5,6 +5,7 @@ use std::fmt;
 use super::fields::Fields;
 use super::{
     BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, METHOD, MethodId, OVERHEAD, PREFIX, Properties,
+    find_header,
 };
 
 /// The broker's methods on channel 0.
@@ -25,11 +26,18 @@ pub(super) const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
 pub(super) const BASIC_RETURN: MethodId = [0, 60, 0, 50];
 pub(super) const BASIC_DELIVER: MethodId = [0, 60, 0, 60];
 
+/// A version of RabbitMQ: major, minor and patch. Versions can be compared.
+pub(crate) type Version = (u32, u32, u32);
+
 /// The content of a frame on channel 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Notice {
     /// A frame that only amiquip needs to decode.
     Other,
+    /// The broker's version, if it names one that looks like RabbitMQ's.
+    Start {
+        version: Option<Version>,
+    },
     /// The greatest number of channels and the largest frame, in bytes, that the broker accepts; 0
     /// is no limit.
     Limits {
@@ -146,9 +154,8 @@ impl Notice {
         let mut fields = Fields(method);
         Some(match fields.array()? {
             CONNECTION_START => {
-                let _version = fields.u16()?;
-                let _properties = fields.long()?;
-                Notice::Other
+                let _protocol = fields.u16()?;
+                Notice::Start { version: find_header(fields.long()?, "version").and_then(version) }
             }
             CONNECTION_SECURE | CONNECTION_OPEN_OK => Notice::Other,
             CONNECTION_TUNE => {
@@ -163,6 +170,15 @@ impl Notice {
     }
 }
 
+/// Decodes a version such as `3.10.8` or `4.3.0-rc.1`.
+fn version(text: &str) -> Option<Version> {
+    let mut parts = text.split('.').map(|part| {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part[..digits].parse().ok()
+    });
+    Some((parts.next()??, parts.next()??, parts.next()??))
+}
+
 fn close(mut fields: Fields<'_>) -> Option<Close> {
     let (code, text) = (fields.u16()?, fields.short_text()?);
     Some(Close { code, text, method: fields.array().unwrap_or_default() })
@@ -170,7 +186,7 @@ fn close(mut fields: Fields<'_>) -> Option<Close> {
 
 /// Removes the broker's properties from `connection.start`. amiquip's decoder recurses into nested
 /// tables, so deep nesting overflows its stack and ends the process. On channel 0, only
-/// `connection.start` contains a table: the broker's properties, which nothing in this crate reads.
+/// `connection.start` contains a table: the broker's properties.
 pub(super) fn without_broker_properties(frame: &mut [u8]) -> &[u8] {
     /// The table's bytes start after the method's id, the protocol's version (2 bytes) and the
     /// table's length (4 bytes).
