@@ -202,7 +202,26 @@ impl Channel {
     /// Writes the frames of one message. Blocks while the broker does not read, but not beyond
     /// `until`.
     pub(crate) fn write(&self, frames: Frames<'_>, until: Instant) -> Result<(), WriteError> {
-        let written = self.data_plane.write(frames, until, &self.slot.is_open);
+        self.write_noting(frames, until, || {})
+    }
+
+    /// The same as [`Channel::write`]. `note` is called under the write lock, just before the
+    /// message begins, so that the caller knows the order of the messages. It must not block, and it
+    /// may be called again if nothing could be written yet.
+    pub(crate) fn write_noting(
+        &self,
+        frames: Frames<'_>,
+        until: Instant,
+        mut note: impl FnMut(),
+    ) -> Result<(), WriteError> {
+        let may_begin = || {
+            let is_open = self.slot.is_open.load(Ordering::Relaxed);
+            if is_open {
+                note();
+            }
+            is_open
+        };
+        let written = self.data_plane.write(frames, until, may_begin);
         let now = Instant::now();
         if written == Err(WriteError::Disconnected) && until > now {
             // The reader finds out why the connection ended. Wait for that reason before giving

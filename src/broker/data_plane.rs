@@ -73,15 +73,14 @@ impl DataPlane {
         Ok((data_plane, registration))
     }
 
-    /// Writes the frames of one message on a channel that `is_open`. Blocks while the broker does
-    /// not read, but not beyond `until`.
+    /// See [`Transport::write`].
     pub(super) fn write(
         &self,
         frames: Frames<'_>,
         until: Instant,
-        is_open: &AtomicBool,
+        may_begin: impl FnMut() -> bool,
     ) -> Result<(), WriteError> {
-        let written = self.transport.write(frames, until, is_open);
+        let written = self.transport.write(frames, until, may_begin);
         self.schedule_flush();
         written
     }

@@ -74,13 +74,15 @@ impl Transport {
         })
     }
 
-    /// Writes the frames of one message on a channel that `is_open`, without frames of others
-    /// between them. Blocks while the broker does not read, but not beyond `until`.
+    /// Writes the frames of one message, without frames of others between them. Blocks while the
+    /// broker does not read, but not beyond `until`. `may_begin` is called under the write lock, so
+    /// the messages of a channel are written in the order of these calls. If nothing could be
+    /// written yet, it is called again before the next try. False means that the channel is closed.
     pub(super) fn write(
         &self,
         mut frames: Frames<'_>,
         until: Instant,
-        is_open: &AtomicBool,
+        mut may_begin: impl FnMut() -> bool,
     ) -> Result<(), WriteError> {
         // Number of bytes of the current part that are written.
         let mut written = 0;
@@ -99,7 +101,7 @@ impl Transport {
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 continue;
             }
-            if !begun && !is_open.load(Ordering::Relaxed) {
+            if !begun && !may_begin() {
                 return Err(WriteError::ChannelClosed);
             }
             if !begun && state.collects && frames.is_small() && !self.has_backlog() {

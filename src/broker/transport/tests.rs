@@ -6,8 +6,6 @@ use std::thread;
 use super::*;
 use crate::frames::Route;
 
-static OPEN: AtomicBool = AtomicBool::new(true);
-
 fn transport() -> (Transport, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -33,7 +31,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
     // middle of a message. The one after it times out before its message.
     loop {
         let message = vec![sent.len() as u8; 1 << 20];
-        match transport.write(message.clone().into(), soon(), &OPEN) {
+        match transport.write(message.clone().into(), soon(), || true) {
             Ok(()) => sent.extend(message),
             Err(WriteError::TimedOut { begun: true }) => {
                 was_begun = true;
@@ -54,7 +52,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
         assert!(received == sent, "what was begun arrives first, and whole");
         assert_eq!(last, b"amiquiplast");
     });
-    transport.write(b"last".to_vec().into(), late(), &OPEN).unwrap();
+    transport.write(b"last".to_vec().into(), late(), || true).unwrap();
     assert!(!transport.has_backlog());
     reading.join().unwrap();
 }
@@ -68,7 +66,7 @@ fn messages_of_many_writers_do_not_mix() {
             let transport = &transport;
             scope.spawn(move || {
                 for _ in 0..20 {
-                    transport.write(vec![writer; LENGTH].into(), late(), &OPEN).unwrap();
+                    transport.write(vec![writer; LENGTH].into(), late(), || true).unwrap();
                 }
             });
         }
@@ -83,7 +81,7 @@ fn messages_of_many_writers_do_not_mix() {
 #[test]
 fn messages_written_while_others_are_woken_go_out_together() {
     let (transport, mut peer) = transport();
-    let write = |message: &[u8]| transport.write(message.to_vec().into(), late(), &OPEN).unwrap();
+    let write = |message: &[u8]| transport.write(message.to_vec().into(), late(), || true).unwrap();
     peer.set_nonblocking(true).unwrap();
     let mut received = vec![0; 100_000];
     transport.write_together(|| {
@@ -110,7 +108,7 @@ fn cut_wakes_writers_that_wait() {
     let began = Instant::now();
     thread::scope(|scope| {
         let writers = [0, 1]
-            .map(|_| scope.spawn(|| transport.write(b"behind".to_vec().into(), late(), &OPEN)));
+            .map(|_| scope.spawn(|| transport.write(b"behind".to_vec().into(), late(), || true)));
         thread::sleep(Duration::from_millis(100));
         assert!(writers.iter().all(|writer| !writer.is_finished()), "amiquip's bytes go first");
         transport.cut();
@@ -124,10 +122,9 @@ fn cut_wakes_writers_that_wait() {
 #[test]
 fn nothing_is_written_on_a_closed_channel() {
     let (transport, mut peer) = transport();
-    let is_open = AtomicBool::new(false);
-    let written = transport.write(b"no".to_vec().into(), late(), &is_open);
+    let written = transport.write(b"no".to_vec().into(), late(), || false);
     assert_eq!(written, Err(WriteError::ChannelClosed));
-    transport.write(b"other".to_vec().into(), late(), &OPEN).unwrap();
+    transport.write(b"other".to_vec().into(), late(), || true).unwrap();
     let mut received = [0; 5];
     peer.read_exact(&mut received).unwrap();
     assert_eq!(&received, b"other");
@@ -174,14 +171,14 @@ fn large_message_arrives_whole_although_its_writer_gave_up() {
         frames.followed_by(b"behind")
     };
     let expected = message().rest(0);
-    let error = transport.write(message(), soon(), &OPEN).unwrap_err();
+    let error = transport.write(message(), soon(), || true).unwrap_err();
     assert_eq!(error, WriteError::TimedOut { begun: true });
     let reading = thread::spawn(move || {
         let mut received = vec![0; 2 * expected.len()];
         peer.read_exact(&mut received).unwrap();
         assert!(received == expected.repeat(2));
     });
-    transport.write(message(), late(), &OPEN).unwrap();
+    transport.write(message(), late(), || true).unwrap();
     reading.join().unwrap();
 }
 
@@ -209,7 +206,7 @@ impl Write for FailsToWrite {
 fn write_that_fails_takes_no_byte_from_the_reader() {
     let (Transport { tcp, .. }, _peer) = transport();
     let transport = Transport::new(tcp, Some(Box::new(FailsToWrite(b"reason")))).unwrap();
-    let written = transport.write(Frames::from(b"message".to_vec()), late(), &OPEN);
+    let written = transport.write(Frames::from(b"message".to_vec()), late(), || true);
     assert_eq!(written, Err(WriteError::Disconnected));
     let mut read = [0; 6];
     assert_eq!(transport.read(&mut read).unwrap(), 6);
