@@ -87,6 +87,8 @@ impl Decoder {
     /// Decodes the next control frame or event. A message is part of its event, so the event
     /// follows the last frame of the message. `Err` says how the peer violated the protocol.
     pub(crate) fn next(&mut self) -> Result<Option<Incoming<'_>>, String> {
+        /// A larger buffer held a content header of unusual size. Its memory is given back.
+        const MAX_KEPT: usize = 1 << 20;
         while let Some(length) = self.frame_length()? {
             let (begin, end) = (self.begin, self.begin + length);
             self.begin = end;
@@ -127,6 +129,9 @@ impl Decoder {
         }
         if self.begin == self.end {
             (self.begin, self.end) = (0, 0);
+            if self.buffer.len() > MAX_KEPT {
+                self.buffer = Vec::new();
+            }
         }
         Ok(None)
     }
@@ -151,10 +156,11 @@ impl Decoder {
         let Some(prefix) = bytes.get(..PREFIX) else { return Ok(None) };
         let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
         let length = u64::from(size) + OVERHEAD as u64;
-        if length > RABBITMQ_FRAME_MAX as u64 {
-            return Err(format!(
-                "the broker sent a frame of {length} bytes; the limit is {RABBITMQ_FRAME_MAX}"
-            ));
+        // RabbitMQ splits bodies, but not content headers. It passes on those of publishers with a
+        // larger limit, lengthens `reply_to` of direct reply-to, and adds `x-death`.
+        let limit = if prefix[0] == HEADER { MESSAGE_MAX } else { RABBITMQ_FRAME_MAX };
+        if length > limit as u64 {
+            return Err(format!("the broker sent a frame of {length} bytes; the limit is {limit}"));
         }
         let length = length as usize;
         Ok((bytes.len() >= length).then_some(length))

@@ -166,6 +166,7 @@ fn each_breach_of_the_protocol_is_named() {
     cut_off.pop();
     cut_off.push(0);
     let large = [&[METHOD, 0, 7][..], &200_000u32.to_be_bytes(), b"x"].concat();
+    let endless = [&[HEADER, 0, 7][..], &u32::MAX.to_be_bytes(), b"x"].concat();
     for (stream, named) in [
         ([deliver(), header(1 << 63)].concat(), "announced a message of 9223372036854775808 bytes"),
         ([deliver(), header(1), frame(BODY, b"22")].concat(), "longer than its header said"),
@@ -173,6 +174,7 @@ fn each_breach_of_the_protocol_is_named() {
         ([deliver(), header(1), header(1)].concat(), "wrong order"),
         ([deliver(), frame(HEADER, b"\0\x3c")].concat(), "cut short"),
         ([deliver(), large].concat(), "a frame of 200008 bytes; the limit is 131072"),
+        ([deliver(), endless].concat(), "a frame of 4294967303 bytes; the limit is 536870912"),
         ([deliver(), cut_off].concat(), "does not end where it should"),
         ([deliver(), frame(5, b"")].concat(), "a frame of type 5"),
         (frame(METHOD, b"\0\x32\0\x0a"), "out of place ([0, 50, 0, 10])"),
@@ -194,6 +196,25 @@ fn content_that_belongs_to_no_message_is_passed_over() {
         [given_up, frame(HEADER, b""), frame(BODY, b"x"), delivery(&Properties::default(), b"7")];
     let decoded = decode_all(&stream.concat(), &[]).unwrap();
     assert_eq!(decoded.messages.len(), 1);
+}
+
+#[test]
+fn content_header_may_be_larger_than_other_frames() {
+    let mut headers = Vec::new();
+    append_text(&mut headers, "large", &"7".repeat(3 << 20));
+    let large = Properties { headers: &headers, ..Default::default() };
+    let mut decoder = Decoder::default();
+    for bytes in delivery(&large, b"7").chunks(60_000) {
+        assert_eq!(decoder.next(), Ok(None));
+        feed(&mut decoder, bytes);
+        assert!(decoder.buffer.len() < 4 * decoder.end + (128 << 10), "memory for what has come");
+    }
+    let Ok(Some(Incoming::Event { event: Event::Delivery(delivery), .. })) = decoder.next() else {
+        panic!("the message is complete");
+    };
+    assert_eq!(find_header(delivery.message.properties().headers, "large").unwrap().len(), 3 << 20);
+    assert_eq!(decoder.next(), Ok(None));
+    assert!(decoder.buffer.is_empty(), "{} bytes are kept", decoder.buffer.len());
 }
 
 #[test]
