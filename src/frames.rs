@@ -18,7 +18,8 @@ pub(crate) use self::fields::{append_integer, append_text};
 pub(crate) use self::incoming::{
     Answer, Close, DeclaredQueue, Delivery, Event, Message, Notice, Version,
 };
-pub(crate) use self::properties::{Properties, find_header};
+pub use self::properties::HeaderValue;
+pub(crate) use self::properties::{Properties, find_header, headers};
 
 /// The first byte of a frame is its type.
 const METHOD: u8 = 1;

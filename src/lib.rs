@@ -174,6 +174,7 @@ pub use client::{
 };
 pub use error::{Error, Failure, Result, Status};
 pub use fibonacci::{FibonacciRpcClient, PendingNumber};
+pub use frames::HeaderValue;
 pub use observation::Observation;
 pub use server::{QueueType, RpcServer, Served, ServerCounters, ServerOptions, Stopper, Worker};
 pub use wire::{Reply, Request};

@@ -34,10 +34,13 @@ pub(crate) const BAGGAGE: &str = "baggage";
 /// and its reply are of no use without the caller.
 const TRANSIENT: u8 = 1;
 
-/// Refuses a queue name that is empty, for which the broker would invent a new name each time, or
-/// too long for AMQP.
+/// Refuses a queue name that is empty, for which the broker would invent a new name each time, too
+/// long for AMQP, or with a line break, which RabbitMQ removes from the name.
 pub(crate) fn check_queue(queue: &str) -> Result<()> {
     ensure(!queue.is_empty(), || "the name of the request queue is empty".into())?;
+    ensure(!queue.contains(['\r', '\n']), || {
+        format!("the queue's name {queue:?} contains a line break")
+    })?;
     check_length("queue's name", queue)
 }
 
@@ -62,6 +65,7 @@ pub(crate) struct RequestHead<'a> {
     /// Stays the same when the request is sent again under a new correlation id.
     pub(crate) message_id: &'a str,
     pub(crate) content_type: &'a str,
+    pub(crate) method: Option<&'a str>,
     pub(crate) app_id: &'a str,
     pub(crate) headers: &'a Headers,
     /// The interval at which the caller wants signs of life.
@@ -77,7 +81,8 @@ pub(crate) fn encode_request<'a>(
     head: &RequestHead<'_>,
     body: &'a [u8],
 ) -> Frames<'a> {
-    let mut correlation_id = Uuid::encode_buffer();
+    let mut buffer = Uuid::encode_buffer();
+    let correlation_id = head.correlation_id.hyphenated().encode_lower(&mut buffer);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // The broker accepts milliseconds up to 2³²−1. A request with a longer wait does not expire
     // ([Time-to-live](https://www.rabbitmq.com/docs/ttl)).
@@ -96,11 +101,12 @@ pub(crate) fn encode_request<'a>(
         content_type: Some(head.content_type),
         headers: &headers,
         delivery_mode: Some(TRANSIENT),
-        correlation_id: Some(head.correlation_id.hyphenated().encode_lower(&mut correlation_id)),
+        correlation_id: Some(correlation_id.as_bytes()),
         reply_to: Some(head.reply_to),
         expiration: expiration.as_deref(),
         message_id: Some(head.message_id),
         timestamp: Some(now.as_secs()),
+        type_: head.method,
         app_id: Some(head.app_id),
         ..Default::default()
     };
@@ -111,7 +117,7 @@ pub(crate) fn encode_request<'a>(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReplyAddress<'a> {
     pub(crate) reply_to: &'a str,
-    pub(crate) correlation_id: Option<&'a str>,
+    pub(crate) correlation_id: Option<&'a [u8]>,
 }
 
 /// The reply address of a request that was delivered from `queue`. The error is the reason why the
@@ -130,7 +136,7 @@ pub(crate) fn reply_address<'a>(
 
 /// The correlation id of a reply; `None` if it is not one that this crate makes.
 pub(crate) fn correlation_id(message: &Message) -> Option<Uuid> {
-    Uuid::try_parse(message.properties().correlation_id?).ok()
+    Uuid::try_parse_ascii(message.properties().correlation_id?).ok()
 }
 
 #[cfg(test)]
@@ -172,6 +178,7 @@ mod tests {
             correlation_id: Uuid::from_u128(7),
             message_id: "order-17",
             content_type: "text/plain",
+            method: Some("price.get"),
             app_id: "test",
             headers: &headers,
             keep_alive: Some(Duration::from_secs(1)),
@@ -183,13 +190,13 @@ mod tests {
         let properties = request.properties();
         let address = reply_address(&properties, "rpc_queue").unwrap();
         assert_eq!(address.reply_to, "amq.gen-7");
-        assert_eq!(address.correlation_id, Some(&*Uuid::from_u128(7).to_string()));
+        assert_eq!(address.correlation_id, Some(Uuid::from_u128(7).to_string().as_bytes()));
         assert_eq!(properties.message_id, Some("order-17"));
         let header = |name| frames::find_header(properties.headers, name);
         assert_eq!((header("tenant"), header(KEEP_ALIVE)), (Some("7"), Some("1000")));
         assert!(header(DEADLINE).unwrap().parse::<u64>().unwrap() > 1_600_000_000_000);
         assert_eq!(properties.content_type, Some("text/plain"));
-        assert_eq!(properties.app_id, Some("test"));
+        assert_eq!((properties.app_id, properties.type_), (Some("test"), Some("price.get")));
         assert_eq!(properties.expiration, Some("1"));
         assert_eq!(properties.delivery_mode, Some(1));
         assert!(properties.timestamp.unwrap() > 1_600_000_000);
@@ -212,8 +219,12 @@ mod tests {
     #[test]
     fn failure_carries_its_status_and_result_does_not() {
         let id = Uuid::from_u128(7);
-        let good =
-            deliver(encode_reply(ROUTE, Some(&id.to_string()), "test", &Ok(Reply::from("13"))));
+        let good = deliver(encode_reply(
+            ROUTE,
+            Some(id.to_string().as_bytes()),
+            "test",
+            &Ok(Reply::from("13")),
+        ));
         assert_eq!((good.properties().type_, good.properties().headers), (None, &b""[..]));
         assert_eq!(correlation_id(&good), Some(id));
         assert_eq!(decode_reply(good), Ok(Reply::from("13")));
@@ -229,7 +240,7 @@ mod tests {
         let error = Properties { type_: Some("error"), ..Default::default() };
         let expected = Failure::new(Status::Unknown, "\u{fffd}!");
         assert_eq!(decode_reply(reply(&error, b"\xff!")), Err(Error::Remote(expected)));
-        let foreign = Properties { correlation_id: Some("7"), ..Default::default() };
+        let foreign = Properties { correlation_id: Some(b"\xff7"), ..Default::default() };
         assert_eq!(correlation_id(&reply(&foreign, b"")), None);
     }
 
@@ -241,7 +252,8 @@ mod tests {
             if let Some(deadline) = deadline {
                 append_text(&mut headers, DEADLINE, &deadline.as_millis().to_string());
             }
-            let (expiration, headers) = (Some(expiration), &*headers);
+            let expiration = Some(expiration).filter(|text: &&str| !text.is_empty());
+            let headers = &*headers;
             let message = reply(&Properties { expiration, headers, ..Default::default() }, b"7");
             let delivery = Delivery { tag: 1, redelivered: false, message };
             let request = Request::from_delivery(delivery);
@@ -252,8 +264,10 @@ mod tests {
         assert_eq!(remaining("8000", Some(now + 3 * second)), Some(3.0), "5 s on the way");
         assert_eq!(remaining("8000", Some(now + 99 * second)), Some(8.0), "a clock in advance");
         assert_eq!(remaining("8000", Some(now - 99 * second)), Some(8.0), "a clock behind");
-        assert_eq!(remaining("soon", Some(now + second)), None);
+        assert_eq!(remaining("soon", Some(now + second)), Some(1.0));
         assert_eq!(remaining("0", None), Some(0.0));
+        assert_eq!(remaining("", None), None);
+        assert_eq!(remaining("", Some(now - 99 * second)), Some(0.0), "moved back by an operator");
         assert!(Request::new("7").remaining().is_none() && !Request::new("7").is_abandoned());
     }
 
@@ -278,9 +292,12 @@ mod tests {
 
     #[test]
     fn headers_that_cannot_be_sent_are_named() {
-        for (name, named) in
-            [("", "empty"), ("rpc-status", "own"), (&*"n".repeat(256), "256 bytes")]
-        {
+        for (name, named) in [
+            ("", "empty"),
+            ("rpc-status", "own"),
+            (&*"n".repeat(256), "256 bytes"),
+            ("BCC", "copies"),
+        ] {
             let mut headers = Headers::default();
             headers.append(name, "7");
             headers.append("fine", "7");

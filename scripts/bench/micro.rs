@@ -34,6 +34,7 @@ fn request(body: &[u8]) -> Vec<u8> {
         reply_to: "amq.gen-JzTY20BRgKO-HjmUJj0wLg",
         correlation_id: Uuid::from_u128(7),
         message_id: "00000000-0000-0000-0000-000000000008",
+        method: None,
         content_type: "text/plain",
         app_id: "rpc_client",
         headers: &wire::Headers::default(),
@@ -45,7 +46,7 @@ fn request(body: &[u8]) -> Vec<u8> {
 
 fn reply(outcome: &Result<wire::Reply, error::Failure>) -> Vec<u8> {
     let correlation_id = Uuid::from_u128(7).to_string();
-    wire::encode_reply(ROUTE, Some(&correlation_id), "rpc_server", outcome).rest(0)
+    wire::encode_reply(ROUTE, Some(correlation_id.as_bytes()), "rpc_server", outcome).rest(0)
 }
 
 fn failure() -> error::Failure {

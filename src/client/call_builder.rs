@@ -47,6 +47,7 @@ impl<'a> CallBuilder<'a> {
             queue: Arc::clone(queue),
             body,
             message_id: String::new(),
+            method: None,
             content_type: None,
             headers: Headers::default(),
             keep_alive: options.keep_alive,
@@ -59,6 +60,12 @@ impl<'a> CallBuilder<'a> {
     /// [`ClientOptions::timeout`](super::ClientOptions::timeout).
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// The name of the method to call: the `type` of the AMQP message.
+    pub fn method(mut self, name: impl Into<String>) -> Self {
+        self.request.method = Some(name.into());
         self
     }
 
@@ -146,6 +153,7 @@ impl<'a> CallBuilder<'a> {
             request.message_id = Uuid::new_v4().to_string();
         }
         wire::check_length("message id", &request.message_id)?;
+        wire::check_length("method's name", request.method.as_deref().unwrap_or_default())?;
         wire::check_length("content type", request.content_type.as_deref().unwrap_or_default())?;
         wire::check_keep_alive(request.keep_alive)?;
         request.headers.check()?;

@@ -13,6 +13,7 @@ pub(super) struct OutgoingRequest {
     pub(super) body: Vec<u8>,
     /// A random UUID unless the caller gave one.
     pub(super) message_id: String,
+    pub(super) method: Option<String>,
     /// Overrides the client's.
     pub(super) content_type: Option<String>,
     pub(super) headers: Headers,

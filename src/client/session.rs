@@ -106,7 +106,8 @@ impl Session {
         let reply_queue = self.reply_queue.get_or_init(|| reply_queue);
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
         let route = self.publishing.route(reply_queue, false);
-        let probe = wire::encode_reply(route, Some(&id), &self.dispatcher.config.app_id, &empty);
+        let probe =
+            wire::encode_reply(route, Some(id.as_bytes()), &self.dispatcher.config.app_id, &empty);
         // If writing fails, the first call reports why.
         let _ = self.publishing.write(probe, Deadline::after(PROBE_TIMEOUT).at);
         Ok(())
@@ -135,6 +136,7 @@ impl Session {
             reply_to: self.reply_queue.get().map_or(DIRECT_REPLY_TO, String::as_str),
             correlation_id: slot.id,
             message_id: &request.message_id,
+            method: request.method.as_deref(),
             content_type: request.content_type.as_ref().unwrap_or(&options.content_type),
             app_id,
             headers: &request.headers,

@@ -75,10 +75,11 @@ pub(super) fn append_long(out: &mut Vec<u8>, content: impl FnOnce(&mut Vec<u8>))
 
 /// Appends a short string. Every text passed here has at most 255 bytes: it arrived as a short
 /// string, or its length was checked when it was configured.
-pub(super) fn append_short(out: &mut Vec<u8>, text: &str) {
+pub(super) fn append_short(out: &mut Vec<u8>, text: impl AsRef<[u8]>) {
+    let text = text.as_ref();
     debug_assert!(text.len() <= 255, "{text:?} is too long for a short string");
     out.push(text.len() as u8);
-    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(text);
 }
 
 /// Appends a text entry to a table.

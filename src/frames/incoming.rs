@@ -126,7 +126,8 @@ impl Event {
                 Event::Return { queue: fields.short_text()?, reason, message }
             }
             QUEUE_DECLARE_OK => {
-                let name = fields.short_text()?;
+                // The name is sent back to the broker, so it is not a text with replaced bytes.
+                let name = String::from_utf8(fields.short()?.to_vec()).ok()?;
                 let (messages, consumers) = (fields.u32()?, fields.u32()?);
                 Event::Answer(Answer::Queue(DeclaredQueue { name, messages, consumers }))
             }

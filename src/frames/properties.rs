@@ -9,11 +9,13 @@ use super::fields::{Fields, append_long, append_short};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Properties<'a> {
     pub(crate) content_type: Option<&'a str>,
+    pub(crate) content_encoding: Option<&'a str>,
     /// The entries of the headers table, in the format that [`super::append_text`] writes and
     /// [`find_header`] reads. Without entries, no table is sent.
     pub(crate) headers: &'a [u8],
     pub(crate) delivery_mode: Option<u8>,
-    pub(crate) correlation_id: Option<&'a str>,
+    /// Any bytes: the replier hands them back as they are.
+    pub(crate) correlation_id: Option<&'a [u8]>,
     pub(crate) reply_to: Option<&'a str>,
     pub(crate) expiration: Option<&'a str>,
     pub(crate) message_id: Option<&'a str>,
@@ -56,13 +58,13 @@ impl<'a> Properties<'a> {
             Some(if has(bit) { std::str::from_utf8(fields.short()?).ok() } else { None })
         };
         self.content_type = text(&mut fields, CONTENT_TYPE)?;
-        text(&mut fields, CONTENT_ENCODING)?;
+        self.content_encoding = text(&mut fields, CONTENT_ENCODING)?;
         self.headers = if has(HEADERS) { fields.long()? } else { &[] };
         self.delivery_mode = if has(DELIVERY_MODE) { Some(fields.u8()?) } else { None };
         if has(PRIORITY) {
             fields.u8()?;
         }
-        self.correlation_id = text(&mut fields, CORRELATION_ID)?;
+        self.correlation_id = if has(CORRELATION_ID) { Some(fields.short()?) } else { None };
         self.reply_to = text(&mut fields, REPLY_TO)?;
         self.expiration = text(&mut fields, EXPIRATION)?;
         self.message_id = text(&mut fields, MESSAGE_ID)?;
@@ -77,6 +79,7 @@ impl<'a> Properties<'a> {
         let flags_at = out.len();
         out.extend_from_slice(&[0, 0]);
         let mut flags = append_property(out, CONTENT_TYPE, self.content_type);
+        flags |= append_property(out, CONTENT_ENCODING, self.content_encoding);
         if !self.headers.is_empty() {
             flags |= HEADERS;
             append_long(out, |out| out.extend_from_slice(self.headers));
@@ -101,22 +104,72 @@ impl<'a> Properties<'a> {
 }
 
 /// Appends a text property, if there is one. Returns its flag, or 0.
-fn append_property(out: &mut Vec<u8>, flag: u16, text: Option<&str>) -> u16 {
+fn append_property<T: AsRef<[u8]>>(out: &mut Vec<u8>, flag: u16, text: Option<T>) -> u16 {
     text.map_or(0, |text| {
-        append_short(out, text);
+        append_short(out, text.as_ref());
         flag
     })
 }
 
-/// The text (type `S`) of the header with this name. `None` if the value has another type or is not
-/// UTF-8, or if the table cannot be decoded up to this header.
-pub(crate) fn find_header<'a>(table: &'a [u8], name: &str) -> Option<&'a str> {
+/// The value of a header. Tables, arrays, decimal numbers and nothing (`void`) have no variant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum HeaderValue<'a> {
+    /// A text: the only kind that this crate itself writes.
+    Text(&'a str),
+    /// An integer of any width, signed or not.
+    Integer(i64),
+    /// A number with a fraction.
+    Float(f64),
+    /// True or false.
+    Boolean(bool),
+    /// A point in time, in seconds since 1970.
+    Time(u64),
+    /// Bytes. A text that is not UTF-8 counts as bytes too.
+    Bytes(&'a [u8]),
+}
+
+/// The headers in a table, in its order. Those whose value has no [`HeaderValue`] are left out. The
+/// iterator ends where the table cannot be decoded.
+pub(crate) fn headers(table: &[u8]) -> impl Iterator<Item = (&str, HeaderValue<'_>)> {
     let mut fields = Fields(table);
-    loop {
-        let (key, kind) = (fields.short()?, fields.u8()?);
-        let value = fields.value(kind)?;
-        if key == name.as_bytes() {
-            return std::str::from_utf8(value).ok().filter(|_| kind == b'S');
-        }
+    let next = move || {
+        let (name, kind) = (fields.short()?, fields.u8()?);
+        Some((name, kind, fields.value(kind)?))
+    };
+    std::iter::from_fn(next).filter_map(|(name, kind, value)| {
+        Some((std::str::from_utf8(name).ok()?, header_value(kind, value)?))
+    })
+}
+
+/// The text of the header with this name. `None` if its value is not a text, or if the table cannot
+/// be decoded up to this header.
+pub(crate) fn find_header<'a>(table: &'a [u8], name: &str) -> Option<&'a str> {
+    match headers(table).find(|(key, _)| *key == name)? {
+        (_, HeaderValue::Text(text)) => Some(text),
+        _ => None,
     }
+}
+
+/// The types of values are those of [RabbitMQ's
+/// errata](https://www.rabbitmq.com/amqp-0-9-1-errata).
+fn header_value(kind: u8, value: &[u8]) -> Option<HeaderValue<'_>> {
+    let integer = |bytes: &[u8]| {
+        let sign = if bytes[0] & 0x80 == 0 { 0 } else { 0xff };
+        let mut wide = [sign; 8];
+        wide[8 - bytes.len()..].copy_from_slice(bytes);
+        i64::from_be_bytes(wide)
+    };
+    let unsigned = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    Some(match kind {
+        b'S' => std::str::from_utf8(value).map_or(HeaderValue::Bytes(value), HeaderValue::Text),
+        b'x' => HeaderValue::Bytes(value),
+        b't' => HeaderValue::Boolean(value[0] != 0),
+        b'b' | b's' | b'I' | b'l' => HeaderValue::Integer(integer(value)),
+        b'B' | b'u' | b'i' | b'L' => HeaderValue::Integer(i64::try_from(unsigned(value)).ok()?),
+        b'f' => HeaderValue::Float(f32::from_bits(unsigned(value) as u32).into()),
+        b'd' => HeaderValue::Float(f64::from_bits(unsigned(value))),
+        b'T' => HeaderValue::Time(unsigned(value)),
+        _ => return None,
+    })
 }

@@ -34,7 +34,7 @@ struct Active {
     interval: Duration,
     channel: Arc<Channel>,
     reply_to: String,
-    correlation_id: String,
+    correlation_id: Vec<u8>,
     /// The encoded sign of life.
     sign: Vec<u8>,
     /// Belongs to this request alone, and so identifies it.
@@ -73,7 +73,7 @@ impl KeepAlive {
             interval,
             channel: Arc::clone(channel),
             reply_to: queue.to_string(),
-            correlation_id: correlation_id.to_string(),
+            correlation_id: correlation_id.to_vec(),
             sign: wire::encode_sign_of_life(route, correlation_id, &self.app_id),
             is_abandoned: Arc::clone(&request.is_abandoned),
         });

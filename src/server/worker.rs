@@ -271,7 +271,8 @@ struct RequestName<'a>(&'a ReplyAddress<'a>, Option<&'a str>);
 
 impl fmt::Display for RequestName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "request {}", self.0.correlation_id.unwrap_or("without id"))?;
+        let id = self.0.correlation_id.unwrap_or(b"without id");
+        write!(f, "request {}", id.escape_ascii())?;
         self.1.map_or(Ok(()), |trace| write!(f, " (trace {trace})"))
     }
 }

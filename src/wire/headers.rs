@@ -40,6 +40,11 @@ impl Headers {
 
 fn check_name(name: &str) -> Result<()> {
     ensure(!name.is_empty(), || "a header's name is empty".into())?;
+    // RabbitMQ reads these two as arrays of further routing keys, and refuses texts
+    // ([Sender-selected distribution](https://www.rabbitmq.com/docs/sender-selected)).
+    ensure(!matches!(name, "CC" | "BCC"), || {
+        format!("the header {name:?} cannot be set: RabbitMQ would send copies to other queues")
+    })?;
     ensure(!name.starts_with(OWN_PREFIX), || {
         format!("the header {name:?} cannot be set: {OWN_PREFIX:?} is this crate's own prefix")
     })?;

@@ -1,17 +1,19 @@
 //! A reply, as a handler returns it and as a caller receives it.
 
 use super::{Headers, STATUS, TRANSIENT, check_length};
-use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{Frames, Message, Properties, Route, append_text, find_header, publish};
+use crate::error::{Error, Failure, Result, Status, ensure};
+use crate::frames::{
+    Frames, HeaderValue, Message, Properties, Route, append_text, find_header, headers, publish,
+};
 
 /// The `type` of a reply that carries a [`Failure`].
 const ERROR: &str = "error";
 /// The `type` of a sign of life: a message that tells that the server is executing the request.
 const ALIVE: &str = "keep-alive";
 
-/// A reply: a body, with an optional content type and headers.
+/// A reply: a body, with optional properties and headers.
 ///
-/// A handler that sets neither may return the body itself, which is converted.
+/// A handler that sets none may return the body itself, which is converted.
 ///
 /// ```
 /// use rabbitmq_rpc::{Failure, Reply, Request};
@@ -27,6 +29,8 @@ const ALIVE: &str = "keep-alive";
 pub struct Reply {
     body: Vec<u8>,
     content_type: Option<String>,
+    content_encoding: Option<String>,
+    kind: Option<String>,
     headers: Headers,
 }
 
@@ -34,6 +38,19 @@ impl Reply {
     /// Sets the content type, such as `application/json`.
     pub fn with_content_type(mut self, content_type: impl Into<String>) -> Reply {
         self.content_type = Some(content_type.into());
+        self
+    }
+
+    /// Sets the encoding of the body, such as `gzip`.
+    pub fn with_content_encoding(mut self, encoding: impl Into<String>) -> Reply {
+        self.content_encoding = Some(encoding.into());
+        self
+    }
+
+    /// Sets the `type` of the AMQP message, for requesters that expect one. This crate's clients
+    /// take the type `error` for a [`Failure`].
+    pub fn with_type(mut self, kind: impl Into<String>) -> Reply {
+        self.kind = Some(kind.into());
         self
     }
 
@@ -59,6 +76,21 @@ impl Reply {
         self.content_type.as_deref()
     }
 
+    /// The encoding of the body, if the server set one.
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.content_encoding.as_deref()
+    }
+
+    /// The `type` of the AMQP message, if the server set one.
+    pub fn kind(&self) -> Option<&str> {
+        self.kind.as_deref()
+    }
+
+    /// All headers whose values have a [`HeaderValue`]: not tables and arrays.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, HeaderValue<'_>)> {
+        headers(&self.headers.entries)
+    }
+
     /// The text of the header with this name; `None` if there is none, or if it is not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         find_header(&self.headers.entries, name)
@@ -68,6 +100,11 @@ impl Reply {
     /// [`Error::Config`] names the part that cannot be sent in frames of at most `frame_max` bytes.
     pub(crate) fn check(&self, frame_max: usize) -> Result<()> {
         check_length("reply's content type", self.content_type().unwrap_or_default())?;
+        check_length("reply's content encoding", self.content_encoding().unwrap_or_default())?;
+        check_length("reply's type", self.kind().unwrap_or_default())?;
+        ensure(self.kind() != Some(ALIVE), || {
+            format!("the type {ALIVE:?} is that of signs of life; give the reply another one")
+        })?;
         self.headers.check()?;
         self.headers.check_size(frame_max)
     }
@@ -94,15 +131,21 @@ impl From<&'static str> for Reply {
 /// Encodes a reply as frames.
 pub(crate) fn encode_reply<'a>(
     route: Route<'_>,
-    correlation_id: Option<&str>,
+    correlation_id: Option<&[u8]>,
     app_id: &str,
     outcome: &'a Result<Reply, Failure>,
 ) -> Frames<'a> {
     let common = common_properties(correlation_id, app_id);
     match outcome {
         Ok(reply) => {
-            let (content_type, headers) = (reply.content_type(), &*reply.headers.entries);
-            publish(route, &Properties { content_type, headers, ..common }, &reply.body)
+            let properties = Properties {
+                content_type: reply.content_type(),
+                content_encoding: reply.content_encoding(),
+                type_: reply.kind(),
+                headers: &reply.headers.entries,
+                ..common
+            };
+            publish(route, &properties, &reply.body)
         }
         Err(Failure { status, message }) => {
             let mut headers = Vec::new();
@@ -115,13 +158,17 @@ pub(crate) fn encode_reply<'a>(
 }
 
 /// Encodes a sign of life as frames.
-pub(crate) fn encode_sign_of_life(route: Route<'_>, correlation_id: &str, app_id: &str) -> Vec<u8> {
+pub(crate) fn encode_sign_of_life(
+    route: Route<'_>,
+    correlation_id: &[u8],
+    app_id: &str,
+) -> Vec<u8> {
     let sign = Properties { type_: Some(ALIVE), ..common_properties(Some(correlation_id), app_id) };
     publish(route, &sign, &[]).rest(0)
 }
 
 /// The properties that every reply and sign of life has.
-fn common_properties<'a>(correlation_id: Option<&'a str>, app_id: &'a str) -> Properties<'a> {
+fn common_properties<'a>(correlation_id: Option<&'a [u8]>, app_id: &'a str) -> Properties<'a> {
     let (delivery_mode, app_id) = (Some(TRANSIENT), Some(app_id));
     Properties { delivery_mode, correlation_id, app_id, ..Default::default() }
 }
@@ -142,7 +189,12 @@ pub(crate) fn decode_reply(message: Message) -> Result<Reply> {
         let message = String::from_utf8_lossy(&message.body).into_owned();
         return Err(Error::Remote(Failure { status, message }));
     }
-    let content_type = properties.content_type.map(str::to_string);
-    let headers = Headers { entries: properties.headers.to_vec(), invalid: None };
-    Ok(Reply { content_type, headers, body: message.body })
+    let owned = |text: Option<&str>| text.map(str::to_string);
+    Ok(Reply {
+        content_type: owned(properties.content_type),
+        content_encoding: owned(properties.content_encoding),
+        kind: owned(properties.type_),
+        headers: Headers { entries: properties.headers.to_vec(), invalid: None },
+        body: message.body,
+    })
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::headers::trace_id;
 use super::{DEADLINE, KEEP_ALIVE, SHORTEST_KEEP_ALIVE, TRACEPARENT};
-use crate::frames::{Delivery, Message, Properties, find_header};
+use crate::frames::{Delivery, HeaderValue, Message, Properties, find_header, headers};
 
 /// A request, as its handler receives it.
 ///
@@ -28,6 +28,8 @@ pub struct Request {
     pub(crate) delivery: Delivery,
     /// When the requester stops waiting, if it named a deadline.
     deadline: Option<Instant>,
+    /// When the `expiration`, counted from the arrival, has passed.
+    expires: Option<Instant>,
     /// Whether the requester is known to be gone.
     pub(crate) is_abandoned: Arc<AtomicBool>,
 }
@@ -41,9 +43,10 @@ impl Request {
 
     /// A request that has just arrived.
     pub(crate) fn from_delivery(delivery: Delivery) -> Request {
-        let left = patience(&delivery.message.properties());
-        let deadline = left.and_then(|left| Instant::now().checked_add(left));
-        Request { delivery, deadline, is_abandoned: Arc::default() }
+        let (now, properties) = (Instant::now(), delivery.message.properties());
+        let deadline = patience(&properties).and_then(|left| now.checked_add(left));
+        let expires = expiration(&properties).and_then(|left| now.checked_add(left));
+        Request { delivery, deadline, expires, is_abandoned: Arc::default() }
     }
 
     /// The body, in whatever format client and server have agreed on.
@@ -56,6 +59,16 @@ impl Request {
         find_header(self.properties().headers, name)
     }
 
+    /// All headers whose values have a [`HeaderValue`]: not tables and arrays.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, HeaderValue<'_>)> {
+        headers(self.properties().headers)
+    }
+
+    /// The name of the method that the requester calls: the `type` of the AMQP message.
+    pub fn method(&self) -> Option<&str> {
+        self.properties().type_
+    }
+
     /// The id of the request. It stays the same when the requester sends the request again, so a
     /// handler that must not run twice can recognize a request that it has seen before. See also
     /// [`Request::redelivered`].
@@ -63,14 +76,19 @@ impl Request {
         self.properties().message_id
     }
 
-    /// The id that the reply will carry.
+    /// The id that the reply will carry, if it is a text. The reply carries other bytes as well.
     pub fn correlation_id(&self) -> Option<&str> {
-        self.properties().correlation_id
+        std::str::from_utf8(self.properties().correlation_id?).ok()
     }
 
     /// The media type of the body, such as `application/json`.
     pub fn content_type(&self) -> Option<&str> {
         self.properties().content_type
+    }
+
+    /// The encoding of the body, such as `gzip`.
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.properties().content_encoding
     }
 
     /// The name that the requesting program gives itself.
@@ -97,7 +115,8 @@ impl Request {
     /// no deadline.
     ///
     /// The value is exact if the clocks of both machines agree. Otherwise, it is at most the time
-    /// that was left when the request was sent, counted from the arrival of the request.
+    /// that was left when the request was sent, counted from the arrival of the request. It is zero
+    /// for an old request that an operator has moved back from a dead-letter queue.
     pub fn remaining(&self) -> Option<Duration> {
         self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
@@ -109,14 +128,20 @@ impl Request {
         self.is_abandoned.load(Ordering::Relaxed) || self.remaining() == Some(Duration::ZERO)
     }
 
+    /// Whether nobody waits for the reply any more, whatever the clocks of other machines say.
+    #[allow(dead_code)] // used with the next change
+    pub(crate) fn has_expired(&self) -> bool {
+        self.expires.is_some_and(|expires| expires <= Instant::now())
+    }
+
     pub(crate) fn properties(&self) -> Properties<'_> {
         self.delivery.message.properties()
     }
 
     /// The interval at which the requester wants signs of life.
     pub(crate) fn keep_alive(&self) -> Option<Duration> {
-        let interval = self.header(KEEP_ALIVE)?.parse().ok()?;
-        Some(Duration::from_millis(interval).max(SHORTEST_KEEP_ALIVE))
+        let interval = milliseconds(&self.properties(), KEEP_ALIVE)?;
+        Some(interval.max(SHORTEST_KEEP_ALIVE))
     }
 
     /// The id of the trace that the request belongs to.
@@ -125,17 +150,38 @@ impl Request {
     }
 }
 
+/// The time left when the request was sent: its `expiration`.
+fn expiration(properties: &Properties<'_>) -> Option<Duration> {
+    properties.expiration?.parse().ok().map(Duration::from_millis)
+}
+
 /// How much longer the requester of a message that has just arrived waits.
 ///
 /// The broker does not deliver an expired message. If the deadline has passed all the same, the
-/// clocks differ, and the time left when the request was sent counts.
+/// clocks differ, and the time left when the request was sent counts. The broker removes the
+/// `expiration` of a message that it dead-letters: if only the deadline is left, an operator has
+/// moved the message back, and the deadline counts.
 fn patience(properties: &Properties<'_>) -> Option<Duration> {
-    let milliseconds = |text: &str| text.parse().ok().map(Duration::from_millis);
-    let at_sending = properties.expiration.and_then(milliseconds)?;
-    let deadline = find_header(properties.headers, DEADLINE).and_then(milliseconds);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let left = deadline.and_then(|deadline| deadline.checked_sub(now)).filter(|it| !it.is_zero());
-    Some(left.unwrap_or(at_sending).min(at_sending))
+    let deadline = milliseconds(properties, DEADLINE);
+    let left = deadline.map(|deadline| deadline.saturating_sub(now));
+    match expiration(properties) {
+        None => left,
+        Some(at_sending) => {
+            Some(left.filter(|left| !left.is_zero()).unwrap_or(at_sending).min(at_sending))
+        }
+    }
+}
+
+/// The header with this name as a number of milliseconds: a text, as this crate writes it, or an
+/// integer, as other programs may.
+fn milliseconds(properties: &Properties<'_>, name: &str) -> Option<Duration> {
+    let number = match headers(properties.headers).find(|(key, _)| *key == name)?.1 {
+        HeaderValue::Text(text) => text.parse().ok()?,
+        HeaderValue::Integer(number) => u64::try_from(number).ok()?,
+        _ => return None,
+    };
+    Some(Duration::from_millis(number))
 }
 
 /// Without the body, which may be confidential.

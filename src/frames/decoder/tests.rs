@@ -67,7 +67,7 @@ proptest! {
 
     #[test]
     fn properties_survive_encoding(
-        texts in vec(option::of(".{0,40}"), 8),
+        texts in vec(option::of(".{0,40}"), 9),
         header in ("[a-z]{1,20}", ".{0,40}"),
         timestamp in option::of(any::<u64>()),
         delivery_mode in option::of(any::<u8>()),
@@ -77,9 +77,10 @@ proptest! {
         append_text(&mut headers, &header.0, &header.1);
         let properties = Properties {
             content_type: text(0),
+            content_encoding: text(8),
             headers: &headers,
             delivery_mode,
-            correlation_id: text(1),
+            correlation_id: text(1).map(str::as_bytes),
             reply_to: text(2),
             expiration: text(3),
             message_id: text(4),
