@@ -4,16 +4,17 @@
 #
 #   broker.sh [--nodes N] [--tls DIR] [--config FILE]
 #
-#   --nodes N      a cluster of N nodes (1 to 5), which pause in a minority
+#   --nodes N      a cluster of N nodes (1 to 5), which pause in a minority up to
+#                  RabbitMQ 4.2; in 4.3 nothing pauses
 #   --tls DIR      also listen for TLS with DIR's ca.pem, server.pem and
 #                  server-key.pem; clients must show a certificate of that ca and
 #                  may log in by its common name (EXTERNAL)
 #   --config FILE  lines for every node's rabbitmq.conf; they win over those here
 #
 # When every node accepts connections, it prints its facts, one key=value a line (url,
-# dir, and for each node I port.I, node.I, pid.I and, with --tls, tls_port.I), then
-# `ready`. After that, each input line is a command. Its answer is one line: `ok`, with
-# new facts if there are any, or `error` and the reason.
+# dir, version, and for each node I port.I, node.I, pid.I and, with --tls, tls_port.I),
+# then `ready`. After that, each input line is a command. Its answer is one line: `ok`,
+# with new facts if there are any, or `error` and the reason.
 #
 #   kill I...     SIGKILL                         freeze I...   SIGSTOP
 #   stop I...     SIGTERM                         thaw I...     SIGCONT
@@ -53,6 +54,10 @@ main() {
     # A signal that arrives during the clean-up must not interrupt it.
     trap 'end; exit 0' INT TERM HUP PIPE
     dir=$(mktemp -d "${TMPDIR:-/tmp}/broker.XXXXXX")
+    if [[ $dir == *[[:space:]]* ]]; then
+        echo "RabbitMQ's scripts cannot use $dir, since it has a space in it. Set TMPDIR." >&2
+        exit 66
+    fi
     prepare
     claim_ports
 
@@ -62,7 +67,7 @@ main() {
     await 0 || give_up 0
     for ((i = 1; i < nodes; i++)); do boot "$i"; done
     for ((i = 1; i < nodes; i++)); do await "$i" || give_up "$i"; done
-    within 30 joined || give_up 0
+    ((nodes == 1)) || joined || give_up 0
 
     print_facts
     while true; do
@@ -102,6 +107,8 @@ find_rabbitmq() {
     for script in /usr/lib/rabbitmq/bin/rabbitmq-server "$(command -v rabbitmq-server)"; do
         [[ -x $script ]] || continue
         rabbitmq=$(dirname "$(dirname "$(realpath "$script")")")
+        version=$(printf '%s\n' "$rabbitmq"/plugins/rabbit-[0-9]*)
+        version=${version##*/rabbit-}
         return
     done
     echo 'RabbitMQ is not installed. On Debian: sudo apt-get install rabbitmq-server' >&2
@@ -184,6 +191,7 @@ boot() {
             ((i == 0)) || echo "cluster_formation.classic_config.nodes.2 = ${node[i]}"
             printf 'cluster_formation.%s\n' 'internal_lock_retries = 1' \
                 'lock_retry_limit = 600' 'lock_retry_timeout = 100'
+            # RabbitMQ 4.3 accepts this line and ignores it.
             echo 'cluster_partition_handling = pause_minority'
             # The other nodes notice a frozen node within five seconds instead of a minute.
             echo 'net_ticktime = 4'
@@ -209,13 +217,14 @@ settled() {
     speaks_amqp "${port[$1]}" || ! runs "$1"
 }
 
-# Whether every node has all nodes on its list.
+# Waits until every node counts all nodes as running.
 joined() {
-    local name listed
-    for name in "${node[@]}"; do
-        listed=$(grep -oE "rabbit-$$-[0-9]@" "$dir/data/$name/cluster_nodes.config" | sort -u | wc -l)
-        ((listed == nodes)) || return 1
-    done
+    local reason='' names
+    printf -v names ", '%s'" "${node[@]}"
+    controlled 0 eval "[ok = rpc:call(N, rabbit_nodes, await_running_count, [$nodes, 30000]) \
+        || N <- [${names:2}]]."
+    [[ ! $reason ]] || echo "The nodes did not join: $reason" >&2
+    [[ ! $reason ]]
 }
 
 give_up() {
@@ -228,7 +237,7 @@ print_facts() {
     local i urls
     urls=$(printf ',amqp://guest:guest@127.0.0.1:%d/%%2f' "${port[@]}")
     echo "url=${urls:1}"
-    echo "dir=$dir"
+    printf '%s\n' "dir=$dir" "version=$version"
     for i in "${!node[@]}"; do
         printf '%s\n' "port.$i=${port[i]}" "node.$i=${node[i]}" "pid.$i=${pid[i]}"
         [[ ! $tls ]] || echo "tls_port.$i=${tls_port[i]}"
@@ -335,8 +344,13 @@ gone() {
     ! alive "$1"
 }
 
+# Whether this script's child with that id runs. The id of one that ended may belong to a
+# stranger by now.
 alive() {
-    kill -0 "$1"
+    local stat
+    read -r stat <"/proc/$1/stat" || return 1
+    # "PID (NAME) STATE PARENT ...", and a name may contain anything.
+    [[ ${stat##*) } == [!ZX]" $$ "* ]]
 } 2>/dev/null
 
 # SIGKILL ends a frozen node too. $! is the last process started, whose pid may be in no
@@ -344,9 +358,10 @@ alive() {
 end() {
     set +e
     trap '' INT TERM HUP PIPE
-    local all=("${pid[@]}" ${epmd:+"$epmd"} ${ctl:+"$ctl"} ${!:+"$!"})
-    kill -KILL "${all[@]}"
-    while kill -0 "${all[@]}"; do sleep 0.02; done
+    local child
+    for child in "${pid[@]}" $epmd $ctl $!; do
+        while alive "$child"; do kill -KILL "$child"; sleep 0.02; done
+    done
     [[ ! $dir ]] || rm -rf "$dir"
 } 2>/dev/null
 
