@@ -128,7 +128,9 @@ impl Error {
             Error::Remote(Failure { status: ResourceExhausted, .. }) => {
                 (ResourceExhausted.name(), false, Unavailable)
             }
-            Error::Remote(Failure { status, .. }) => (status.name(), true, *status),
+            Error::Remote(Failure { status, not_executed, .. }) => {
+                (status.name(), !not_executed, *status)
+            }
             Error::BadReply(_) => ("BAD_REPLY", true, Internal),
             Error::Closed => ("CLOSED", true, Unavailable),
         }
@@ -142,7 +144,7 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         let status = error.class().2;
         match error {
-            Error::Remote(Failure { message, .. }) => Failure { status, message },
+            Error::Remote(Failure { message, .. }) => Failure::new(status, message),
             error => Failure::new(status, error.to_string()),
         }
     }
@@ -199,6 +201,9 @@ mod tests {
         let inner = |status| Failure::from(Error::Remote(Failure::new(status, "busy")));
         assert_eq!(inner(Status::ResourceExhausted), Failure::new(Status::Unavailable, "busy"));
         assert_eq!(inner(Status::NotFound), Failure::new(Status::NotFound, "busy"));
+        let unknown = Error::Remote(Failure::unimplemented("no such method"));
+        assert!(!unknown.may_have_executed());
+        assert_eq!(Failure::from(unknown), Failure::new(Status::Unimplemented, "no such method"));
     }
 
     #[test]

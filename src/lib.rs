@@ -60,7 +60,7 @@
 //! | [`Error::TimedOut`] | no reply, or no in-flight slot, in time | if sent | retry if safe |
 //! | [`Error::ServerSilent`] | no sign of life came in time | yes | retry if safe |
 //! | [`Error::ConnectionLost`] | connection lost after sending | yes | retry if safe |
-//! | [`Error::Remote`] | the server returned a [`Failure`] | unless overloaded | read its status |
+//! | [`Error::Remote`] | the server returned a [`Failure`] | unless no handler saw it | read its status |
 //! | [`Error::BadReply`] | the reply cannot be decoded | yes | check the server |
 //! | [`Error::Closed`] | this program closed the client | yes | – |
 //!

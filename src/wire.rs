@@ -20,6 +20,8 @@ use crate::frames::{self, Frames, Message, Properties, Route, append_text};
 
 /// The header of an error reply that contains the name of the status.
 const STATUS: &str = "rpc-status";
+/// The header of an error reply whose value `true` states that no handler began the request.
+const NOT_EXECUTED: &str = "rpc-not-executed";
 /// The header of a request that contains the caller's deadline, in milliseconds since 1970.
 const DEADLINE: &str = "rpc-deadline";
 /// The header of a request that contains the interval between signs of life, in milliseconds.
@@ -233,6 +235,10 @@ mod tests {
         let bad = deliver(encode_reply(ROUTE, None, "test", &Err(failure.clone())));
         assert_eq!(bad.properties().correlation_id, None);
         assert_eq!(decode_reply(bad), Err(Error::Remote(failure)));
+
+        let unknown = Failure::unimplemented("no such method");
+        let reply = deliver(encode_reply(ROUTE, None, "test", &Err(unknown.clone())));
+        assert_eq!(decode_reply(reply), Err(Error::Remote(unknown)));
     }
 
     #[test]

@@ -16,12 +16,19 @@ pub struct Failure {
     pub status: Status,
     /// One sentence, for people.
     pub message: String,
+    /// Whether the server states that no handler has begun to execute the request.
+    pub(crate) not_executed: bool,
 }
 
 impl Failure {
     /// A failure of this kind, described in one sentence.
     pub fn new(status: Status, message: impl Into<String>) -> Failure {
-        Failure { status, message: message.into() }
+        Failure { status, message: message.into(), not_executed: false }
+    }
+
+    /// The failure of a request for which there is no handler.
+    pub(crate) fn unimplemented(message: impl Into<String>) -> Failure {
+        Failure { not_executed: true, ..Failure::new(Status::Unimplemented, message) }
     }
 }
 
@@ -61,7 +68,8 @@ pub enum Status {
     Aborted,
     /// A value is outside the range that the server supports.
     OutOfRange,
-    /// The server does not support this operation.
+    /// The server does not support this operation. If it has no handler for it, it says that it
+    /// has not executed the request.
     Unimplemented,
     /// The server has a bug: for example, its handler panicked.
     Internal,

@@ -1,6 +1,6 @@
 //! A reply, as a handler returns it and as a caller receives it.
 
-use super::{Headers, STATUS, TRANSIENT, check_length};
+use super::{Headers, NOT_EXECUTED, STATUS, TRANSIENT, check_length};
 use crate::error::{Error, Failure, Result, Status, ensure};
 use crate::frames::{
     Frames, HeaderValue, Message, Properties, Route, append_text, find_header, headers, publish,
@@ -147,9 +147,12 @@ pub(crate) fn encode_reply<'a>(
             };
             publish(route, &properties, &reply.body)
         }
-        Err(Failure { status, message }) => {
+        Err(Failure { status, message, not_executed }) => {
             let mut headers = Vec::new();
             append_text(&mut headers, STATUS, status.name());
+            if *not_executed {
+                append_text(&mut headers, NOT_EXECUTED, "true");
+            }
             let (type_, content_type) = (Some(ERROR), Some("text/plain"));
             let failure = Properties { type_, content_type, headers: &headers, ..common };
             publish(route, &failure, message.as_bytes())
@@ -186,8 +189,11 @@ pub(crate) fn decode_reply(message: Message) -> Result<Reply> {
     if properties.type_ == Some(ERROR) {
         let status = find_header(properties.headers, STATUS);
         let status = status.map_or(Status::Unknown, Status::from_name);
+        let states_true = [HeaderValue::Text("true"), HeaderValue::Boolean(true)];
+        let not_executed = headers(properties.headers)
+            .any(|(name, value)| name == NOT_EXECUTED && states_true.contains(&value));
         let message = String::from_utf8_lossy(&message.body).into_owned();
-        return Err(Error::Remote(Failure { status, message }));
+        return Err(Error::Remote(Failure { status, message, not_executed }));
     }
     let owned = |text: Option<&str>| text.map(str::to_string);
     Ok(Reply {

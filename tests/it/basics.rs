@@ -108,7 +108,7 @@ fn request_that_is_not_a_number_gets_an_error_reply() {
     let client = connect(&Broker::shared().url(), &queue);
     for body in [&b"hello"[..], b"", &[b'9'; 1_000_000], b"\xff\xfe"] {
         match client.call(body) {
-            Err(Error::Remote(Failure { status: Status::InvalidArgument, message })) => {
+            Err(Error::Remote(Failure { status: Status::InvalidArgument, message, .. })) => {
                 assert!(message.contains("not a decimal number"), "{message}");
             }
             other => panic!("{} bytes: {other:?}", body.len()),
