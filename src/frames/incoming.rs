@@ -103,7 +103,7 @@ pub(crate) struct Delivery {
 /// A message's properties, undecoded, and its body.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Message {
-    pub(super) properties: Vec<u8>,
+    pub(crate) properties: Vec<u8>,
     pub(crate) body: Vec<u8>,
 }
 

@@ -75,6 +75,12 @@ impl<'a> Properties<'a> {
         Some(())
     }
 
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.append(&mut out);
+        out
+    }
+
     pub(super) fn append(&self, out: &mut Vec<u8>) {
         let flags_at = out.len();
         out.extend_from_slice(&[0, 0]);

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::headers::trace_id;
 use super::{DEADLINE, KEEP_ALIVE, SHORTEST_KEEP_ALIVE, TRACEPARENT};
-use crate::frames::{Delivery, HeaderValue, Message, Properties, find_header, headers};
+use crate::frames::{
+    Delivery, HeaderValue, Message, Properties, append_text, find_header, headers,
+};
 
 /// A request, as its handler receives it.
 ///
@@ -35,10 +37,33 @@ pub struct Request {
 }
 
 impl Request {
-    /// A request that came from no broker and has a body only, for testing a handler.
+    /// A request that came from no broker and has a body only, for testing a handler. What a test
+    /// adds to it must fit into AMQP's short strings, 255 bytes each.
     pub fn new(body: impl Into<Vec<u8>>) -> Request {
         let message = Message::bare(body.into());
         Request::from_delivery(Delivery { tag: 0, redelivered: false, message })
+    }
+
+    /// The request with the name of a method, for testing a handler.
+    pub fn with_method(mut self, name: &str) -> Request {
+        let properties = Properties { type_: Some(name), ..self.properties() };
+        self.delivery.message.properties = properties.encode();
+        self
+    }
+
+    /// The request with a header, for testing a handler.
+    pub fn with_header(mut self, name: &str, value: &str) -> Request {
+        let mut headers = self.properties().headers.to_vec();
+        append_text(&mut headers, name, value);
+        let properties = Properties { headers: &headers, ..self.properties() };
+        self.delivery.message.properties = properties.encode();
+        self
+    }
+
+    /// The request of a requester that waits for so much longer, for testing a handler.
+    pub fn with_deadline(mut self, remaining: Duration) -> Request {
+        self.deadline = Instant::now().checked_add(remaining);
+        self
     }
 
     /// A request that has just arrived.
