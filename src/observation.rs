@@ -27,6 +27,9 @@ use std::time::Duration;
 pub struct Observation<'a> {
     /// The request queue.
     pub queue: &'a str,
+    /// The method that the request names, if it names one. On a server, it is a text of the
+    /// requester's choice: give a metric only the names that you know.
+    pub method: Option<&'a str>,
     /// `OK`, or the name of the [`Status`](crate::Status) that the request failed with. On a
     /// client, every other error is its [`Error::kind`](crate::Error::kind).
     pub status: &'static str,

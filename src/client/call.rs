@@ -248,6 +248,7 @@ impl PendingReply {
         }
         config.observer.observe(|| Observation {
             queue: &self.request.queue.name,
+            method: self.request.method.as_deref(),
             status: outcome.map_or_else(Error::kind, |_| "OK"),
             time: self.began.elapsed(),
             bytes_in: outcome.map_or(0, |reply| reply.body().len()),

@@ -161,7 +161,8 @@ impl<'a> Worker<'a> {
             Ok(address) => address,
             Err(why) => return self.reject(request, why),
         };
-        let name = RequestName(&address, request.trace_id());
+        let name =
+            RequestName { address: &address, method: request.method(), trace: request.trace_id() };
         if request.redelivered() {
             lock(counters).redelivered += 1;
             log::info!("{name} is redelivered: another worker may have begun with it before");
@@ -189,7 +190,8 @@ impl<'a> Worker<'a> {
         };
         let (time, bytes_in) = (began.elapsed(), request.body().len());
         log::debug!("{name}: {status}, {bytes_in} bytes in, {bytes_out} out, {time:?}");
-        observer.observe(|| Observation { queue, status, time, bytes_in, bytes_out });
+        let method = request.method();
+        observer.observe(|| Observation { queue, method, status, time, bytes_in, bytes_out });
         Ok(())
     }
 
@@ -266,13 +268,18 @@ fn sendable(reply: Reply, frame_max: usize) -> Result<Reply, Failure> {
     })
 }
 
-/// Formats a request for the log: its correlation id, and its trace id if it has one.
-struct RequestName<'a>(&'a ReplyAddress<'a>, Option<&'a str>);
+/// Formats a request for the log: its correlation id, and its method and trace id if it has them.
+struct RequestName<'a> {
+    address: &'a ReplyAddress<'a>,
+    method: Option<&'a str>,
+    trace: Option<&'a str>,
+}
 
 impl fmt::Display for RequestName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.0.correlation_id.unwrap_or(b"without id");
+        let id = self.address.correlation_id.unwrap_or(b"without id");
         write!(f, "request {}", id.escape_ascii())?;
-        self.1.map_or(Ok(()), |trace| write!(f, " (trace {trace})"))
+        self.method.map_or(Ok(()), |method| write!(f, " to {method:?}"))?;
+        self.trace.map_or(Ok(()), |trace| write!(f, " (trace {trace})"))
     }
 }
