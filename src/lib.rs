@@ -129,6 +129,7 @@
 //!
 //! ```text
 //!  fibonacci               the tutorial's service: the only module that decodes numbers
+//!  service                 methods by name
 //!  client      server      calls and their attempts; workers and their threads
 //!  wire        broker      requests and replies as messages; connections and reconnection
 //!  frames                  AMQP: decodes and encodes messages and methods
@@ -166,6 +167,7 @@ pub mod guide;
 mod lock;
 mod observation;
 mod server;
+mod service;
 mod wire;
 
 pub use broker::{Brokers, TlsFiles};
@@ -177,6 +179,7 @@ pub use fibonacci::{FibonacciRpcClient, PendingNumber};
 pub use frames::HeaderValue;
 pub use observation::Observation;
 pub use server::{QueueType, RpcServer, Served, ServerCounters, ServerOptions, Stopper, Worker};
+pub use service::{Handler, Methods};
 pub use wire::{Reply, Request};
 
 /// The README's Rust, compiled as tests.

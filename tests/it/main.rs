@@ -60,6 +60,7 @@ mod load; // rpc_bench: the load it makes and its report
 mod logged; // errors that the tests' own process logs
 mod lying_broker; // a peer in place of a broker, which sends random frames or declares no queue
 mod manual_server; // a server whose replies the test sends itself
+mod methods; // services of several methods
 mod nested; // calls from inside a handler, and programs with several queues
 mod network; // a network that delivers nothing
 mod operator; // how clients and servers name themselves to an operator

@@ -1,0 +1,5 @@
+//! Services: a table of methods by name.
+
+mod methods;
+
+pub use self::methods::{Handler, Methods};
