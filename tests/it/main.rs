@@ -53,6 +53,7 @@ mod deleted_queue; // a server whose queue is deleted, with and without a notice
 mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`
 mod failing; // an attempt that fails for client and server, with the password in no text
+mod headers; // content headers of any size, and properties of any type
 mod hostile; // requests that no client library sends
 mod interop; // clients and servers on other AMQP libraries
 mod keep_alive; // keep-alives during long calls

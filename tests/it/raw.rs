@@ -20,6 +20,7 @@ pub struct Raw {
     received: Vec<u8>,
     /// Replies that arrived during a wait for something else.
     replies: VecDeque<Reply>,
+    frame_max: usize,
 }
 
 #[derive(Debug)]
@@ -53,16 +54,21 @@ const FRAME_MAX: usize = 131_072;
 
 impl Raw {
     pub fn connect(port: u16) -> Raw {
+        Raw::connect_with_frame_max(port, FRAME_MAX)
+    }
+
+    /// Connects with a limit of frames that the broker must allow.
+    pub fn connect_with_frame_max(port: u16, frame_max: usize) -> Raw {
         let tcp = TcpStream::connect(("127.0.0.1", port)).unwrap();
         tcp.set_nodelay(true).unwrap();
-        let mut raw = Raw { tcp, received: Vec::new(), replies: VecDeque::new() };
+        let mut raw = Raw { tcp, received: Vec::new(), replies: VecDeque::new(), frame_max };
         raw.tcp.write_all(b"AMQP\0\0\x09\x01").unwrap();
         raw.expect(10, 10);
         let start_ok =
             [&NO_TABLE[..], &short(b"PLAIN"), &long(b"\0guest\0guest"), &short(b"en_US")];
         raw.method(0, 10, 11, &start_ok.concat());
         raw.expect(10, 30);
-        let frame_max = (FRAME_MAX as u32).to_be_bytes();
+        let frame_max = (frame_max as u32).to_be_bytes();
         raw.method(0, 10, 31, &[&[7, 255][..], &frame_max, &[0, 0]].concat());
         raw.method(0, 10, 40, &[&short(b"/")[..], &short(b""), &[0]].concat());
         raw.expect(10, 41);
@@ -125,7 +131,7 @@ impl Raw {
             .try_method(1, 60, 40, &publish.concat())
             .and_then(|()| self.frame(HEADER, 1, &header))
             .and_then(|()| {
-                body.chunks(FRAME_MAX - 8).try_for_each(|part| self.frame(BODY, 1, part))
+                body.chunks(self.frame_max - 8).try_for_each(|part| self.frame(BODY, 1, part))
             });
         // A broker that refuses a message may close the connection before the message is written.
         // What the broker sent before can still be read.

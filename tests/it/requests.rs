@@ -80,7 +80,7 @@ fn invalid_header_values_are_treated_as_absent() {
     let reply_to = raw.reply_queue();
     let large = vec![b'7'; 100_000];
     let values: [(u8, Vec<u8>); 9] = [
-        (b'I', vec![0, 0, 0, 7]),
+        (b'I', vec![255, 255, 255, 7]),
         (b't', vec![1]),
         (b'V', vec![]),
         (b'F', long(&entry(b"a", b'S', &long(b"b")))),
@@ -114,6 +114,8 @@ fn reply_carries_content_type_and_headers() {
             b"good" => Ok(reply.with_header("warehouse", "north")),
             b"long name" => Ok(reply.with_header(&"n".repeat(256), "7")),
             b"own name" => Ok(reply.with_header("rpc-status", "OK")),
+            b"copies" => Ok(reply.with_header("CC", "7")),
+            b"sign of life" => Ok(reply.with_type("keep-alive")),
             b"large" => Ok(reply.with_header("large", &"7".repeat(200_000))),
             _ => Err(Failure::new(Status::NotFound, "no such part")),
         }
@@ -128,6 +130,8 @@ fn reply_carries_content_type_and_headers() {
     for (request, named) in [
         ("long name", "the header's name has 256 bytes"),
         ("own name", "\"rpc-status\" cannot be set"),
+        ("copies", "\"CC\" cannot be set"),
+        ("sign of life", "is that of signs of life"),
         ("large", "the headers have 200"),
     ] {
         match client.call(request) {
