@@ -5,6 +5,7 @@ mod call;
 mod call_builder;
 mod counters;
 mod dispatcher;
+mod in_flight;
 mod looks;
 mod options;
 mod pending;

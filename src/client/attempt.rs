@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::in_flight::CallSlot;
 use super::looks::QueueStatus;
-use super::pending::CallSlot;
 use super::request::{Outcome, OutgoingRequest};
 use super::session::Session;
 use crate::broker::Session as _;

@@ -7,6 +7,7 @@ use std::{fmt, mem, thread};
 
 use super::attempt::{EARLIER_CHECK_INTERVAL, InFlight, Waited, take_reply};
 use super::request::OutgoingRequest;
+use super::session::too_late;
 use super::sessions::Sessions;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -220,8 +221,7 @@ impl PendingReply {
         let mut until = self.deadline;
         while self.in_flight.is_none() {
             if until.has_passed() {
-                let what = "the time was up before the request could be sent".into();
-                return Err(Error::TimedOut { what, after: self.deadline.timeout, sent: false });
+                return Err(too_late(self.deadline));
             }
             let session = self.sessions.session(limit)?;
             let is_resend = !self.earlier.is_empty();

@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::dispatcher::{Dispatcher, PROBE};
+use super::in_flight::CallSlot;
 use super::looks::{self, QueueLooks, QueueStatus};
 use super::options::Config;
-use super::pending::CallSlot;
+
 use super::request::OutgoingRequest;
 use crate::broker::{self, CallError, Channel, Connection, Limit, Waiter, WriteError};
 use crate::deadline::Deadline;
@@ -36,6 +37,8 @@ const CONSUMERS_TIMEOUT: Duration = Duration::from_secs(3);
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long writing [`PROBE`] may take. The broker may not read yet.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// A request whose caller gives up earlier is not sent: the broker would drop it.
+const SHORTEST_EXPIRATION: Duration = Duration::from_millis(1);
 /// The pseudo-queue of [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to).
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
@@ -117,7 +120,7 @@ impl Session {
     /// was not executed, and another session may send it.
     ///
     /// Blocks while the broker is blocked or no in-flight slot is free, but not beyond `limit`. The
-    /// request carries the `deadline` of its caller.
+    /// request carries the `deadline` of its caller, and is not sent once that has passed.
     pub(super) fn publish(
         &self,
         request: &OutgoingRequest,
@@ -131,6 +134,11 @@ impl Session {
         if !self.register(&slot, limit, is_resend)? {
             return Ok(None);
         }
+        let remaining = deadline.remaining();
+        if remaining < SHORTEST_EXPIRATION {
+            self.forget(&slot);
+            return Err(too_late(deadline));
+        }
         let Config { options, app_id, .. } = &*self.dispatcher.config;
         let head = RequestHead {
             reply_to: self.reply_queue.get().map_or(DIRECT_REPLY_TO, String::as_str),
@@ -141,7 +149,7 @@ impl Session {
             app_id,
             headers: &request.headers,
             keep_alive: request.keep_alive,
-            remaining: deadline.remaining(),
+            remaining,
         };
         let route = self.publishing.route(&request.queue.name, true);
         let frames = wire::encode_request(route, &head, &request.body);
@@ -158,6 +166,11 @@ impl Session {
         result
     }
 
+    /// Number of calls in flight.
+    pub(super) fn in_flight(&self) -> usize {
+        self.dispatcher.pending.len(&self.connection)
+    }
+
     /// Removes a call that no thread waits for any more.
     pub(super) fn forget(&self, slot: &CallSlot) {
         self.dispatcher.pending.forget(slot.id, &self.connection);
@@ -166,19 +179,22 @@ impl Session {
     /// Waits for an in-flight slot. False if the session accepts no more calls.
     fn register(&self, slot: &Arc<CallSlot>, limit: Deadline, is_resend: bool) -> Result<bool> {
         let pending = &self.dispatcher.pending;
+        pending.enter(slot, is_resend, &self.connection);
         let is_over = || self.takes_no_more_calls();
-        while !is_over() {
-            let registered = pending.register(slot, is_resend);
-            let Err(next_end) = registered else { return Ok(true) };
+        let is_ready = || slot.is_admitted() || is_over();
+        while !is_ready() {
             if limit.has_passed() {
+                self.forget(slot);
                 return Err(self.limit_reached(limit));
             }
-            pending.await_capacity(&slot.waiter);
-            let has_capacity = || pending.has_capacity() || is_over();
-            self.connection.wait(&slot.waiter, next_end.min(limit.at), has_capacity);
-            pending.stop_awaiting_capacity(&slot.waiter, &self.connection);
+            let next = pending.hand_over(&self.connection).unwrap_or(limit.at);
+            self.connection.wait(&slot.waiter, next.min(limit.at), is_ready);
         }
-        Ok(false)
+        if is_over() {
+            self.forget(slot);
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     fn wait_while_blocked(&self, waiter: &Arc<Waiter>, deadline: Deadline) -> Result<()> {
@@ -301,6 +317,12 @@ impl Drop for Session {
             self.connection.cut("no replies came through it");
         }
     }
+}
+
+/// The error for a call whose time was up before it was sent.
+pub(super) fn too_late(deadline: Deadline) -> Error {
+    let what = "the time was up before the request could be sent".into();
+    Error::TimedOut { what, after: deadline.timeout, sent: false }
 }
 
 /// Waits until the request queue has consumers, but at most for [`CONSUMERS_TIMEOUT`].

@@ -49,7 +49,7 @@ impl Sessions {
     fn replace(&self, session: &Arc<Session>) {
         let mut retired = lock(&self.retired);
         let before = retired.upgrade().filter(|before| !Arc::ptr_eq(before, session));
-        if before.as_ref().is_none_or(|before| before.dispatcher.pending.len() == 0) {
+        if before.as_ref().is_none_or(|before| before.in_flight() == 0) {
             // Only calls whose deadlines have passed are left there.
             before.iter().for_each(|before| before.connection.cut("no replies came through it"));
             *retired = Arc::downgrade(session);
@@ -62,7 +62,7 @@ impl Sessions {
         [self.reconnector.present(), retired]
             .iter()
             .flatten()
-            .map(|session| session.dispatcher.pending.len())
+            .map(|session| session.in_flight())
             .sum()
     }
 

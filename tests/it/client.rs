@@ -7,6 +7,7 @@ mod faults;
 mod leaks;
 mod reconnects;
 mod silence;
+mod slots;
 mod threads;
 
 use std::fmt::Debug;

@@ -1,0 +1,231 @@
+//! The calls in flight, at most a certain number of them, and the line of calls that wait for one
+//! of them to end.
+//!
+//! Whoever ends a call hands its place to the call that has waited longest, so no place is free
+//! while a call waits.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use super::request::Outcome;
+use crate::broker::Waiter;
+use crate::lock::lock;
+
+/// The calls of one session that have no outcome yet, by correlation id. A call whose deadline has
+/// passed does not count, even if a thread still waits for it.
+pub(super) struct InFlightCalls {
+    limit: usize,
+    calls: HashMap<Uuid, Arc<CallSlot>>,
+    line: VecDeque<Arc<CallSlot>>,
+    /// No call in flight has an earlier deadline than this.
+    earliest: Option<Instant>,
+}
+
+/// The state that a caller shares with the reader of the socket, for one attempt of a call.
+pub(super) struct CallSlot {
+    /// The correlation id of the request.
+    pub(super) id: Uuid,
+    /// The deadline of the whole call.
+    deadline: Instant,
+    pub(super) waiter: Arc<Waiter>,
+    /// Whether it has been in flight, so that the request may be published.
+    is_admitted: AtomicBool,
+    progress: Mutex<Progress>,
+}
+
+#[derive(Default)]
+struct Progress {
+    outcome: Option<Outcome>,
+    /// When the server sent the last sign of life, if it has sent any.
+    last_sign: Option<Instant>,
+}
+
+/// Calls that have just got a place, and have to be woken.
+#[must_use = "their callers wait"]
+#[derive(Default)]
+pub(super) struct Admitted(Vec<Arc<CallSlot>>);
+
+impl InFlightCalls {
+    pub(super) fn new(limit: usize) -> InFlightCalls {
+        InFlightCalls { limit, calls: HashMap::new(), line: VecDeque::new(), earliest: None }
+    }
+
+    /// Takes a place for a call, or puts it at the end of the line. A call that `is_resend` takes a
+    /// place beyond the limit.
+    pub(super) fn enter(&mut self, slot: &Arc<CallSlot>, is_resend: bool) -> Admitted {
+        if is_resend || self.line.is_empty() && self.has_room() {
+            self.admit(slot);
+            return Admitted::default();
+        }
+        self.line.push_back(Arc::clone(slot));
+        self.hand_over()
+    }
+
+    /// Removes a call, also from the line. Returns it if it was in flight.
+    pub(super) fn leave(&mut self, id: Uuid) -> (Option<Arc<CallSlot>>, Admitted) {
+        let left = self.calls.remove(&id);
+        if left.is_none() {
+            self.line.retain(|waiting| waiting.id != id);
+        }
+        (left, self.hand_over())
+    }
+
+    pub(super) fn get(&self, id: Uuid) -> Option<&Arc<CallSlot>> {
+        self.calls.get(&id)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// When to hand over next, because a call expires then.
+    pub(super) fn next_expiry(&self) -> Option<Instant> {
+        self.earliest
+    }
+
+    /// Hands the places of calls that have ended, or whose deadlines have passed, to the first
+    /// calls in the line.
+    pub(super) fn hand_over(&mut self) -> Admitted {
+        let mut admitted = Admitted::default();
+        while !self.line.is_empty()
+            && self.has_room()
+            && let Some(next) = self.line.pop_front()
+        {
+            self.admit(&next);
+            admitted.0.push(next);
+        }
+        admitted
+    }
+
+    fn has_room(&mut self) -> bool {
+        if self.calls.len() >= self.limit {
+            self.remove_expired();
+        }
+        self.calls.len() < self.limit
+    }
+
+    /// Removes the calls whose deadlines have passed.
+    pub(super) fn remove_expired(&mut self) {
+        let now = Instant::now();
+        if self.earliest.is_some_and(|earliest| earliest <= now) {
+            self.calls.retain(|_, slot| slot.deadline > now);
+            self.earliest = self.calls.values().map(|slot| slot.deadline).min();
+        }
+    }
+
+    fn admit(&mut self, slot: &Arc<CallSlot>) {
+        self.calls.insert(slot.id, Arc::clone(slot));
+        self.earliest = Some(self.earliest.unwrap_or(slot.deadline).min(slot.deadline));
+        slot.is_admitted.store(true, Ordering::Release);
+    }
+}
+
+impl Admitted {
+    pub(super) fn wake(self, wake: impl Fn(&Arc<Waiter>)) {
+        self.0.iter().for_each(|slot| wake(&slot.waiter));
+    }
+}
+
+impl CallSlot {
+    pub(super) fn new(deadline: Instant) -> Arc<CallSlot> {
+        Arc::new(CallSlot {
+            id: Uuid::new_v4(),
+            deadline,
+            waiter: Arc::default(),
+            is_admitted: AtomicBool::new(false),
+            progress: Mutex::default(),
+        })
+    }
+
+    pub(super) fn is_admitted(&self) -> bool {
+        self.is_admitted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_outcome(&self, outcome: Outcome) {
+        lock(&self.progress).outcome = Some(outcome);
+    }
+
+    pub(super) fn has_outcome(&self) -> bool {
+        lock(&self.progress).outcome.is_some()
+    }
+
+    pub(super) fn take_outcome(&self) -> Option<Outcome> {
+        lock(&self.progress).outcome.take()
+    }
+
+    pub(super) fn note_sign_of_life(&self) {
+        lock(&self.progress).last_sign = Some(Instant::now());
+    }
+
+    pub(super) fn last_sign(&self) -> Option<Instant> {
+        lock(&self.progress).last_sign
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn later() -> Arc<CallSlot> {
+        CallSlot::new(Instant::now() + Duration::from_secs(60))
+    }
+
+    /// The calls that were admitted.
+    fn ids(admitted: Admitted) -> Vec<Uuid> {
+        admitted.0.iter().map(|slot| slot.id).collect()
+    }
+
+    /// Whether the call gets a place at once.
+    fn enters(calls: &mut InFlightCalls, slot: &Arc<CallSlot>) -> bool {
+        assert!(calls.enter(slot, false).0.is_empty());
+        slot.is_admitted()
+    }
+
+    #[test]
+    fn place_is_handed_to_the_call_that_has_waited_longest() {
+        let mut calls = InFlightCalls::new(1);
+        let [first, second, third, fourth, gone] = [(); 5].map(|()| later());
+        assert!(enters(&mut calls, &first));
+        assert!(![&gone, &second, &third].into_iter().any(|slot| enters(&mut calls, slot)));
+        assert!(ids(calls.leave(gone.id).1).is_empty(), "it waited in the line");
+        let (left, admitted) = calls.leave(first.id);
+        assert_eq!((left.unwrap().id, ids(admitted)), (first.id, vec![second.id]));
+        assert!(second.is_admitted() && !third.is_admitted());
+        assert!(!enters(&mut calls, &fourth), "a new call does not overtake those that wait");
+        assert_eq!(ids(calls.leave(second.id).1), [third.id]);
+        assert_eq!(calls.len(), 1);
+    }
+
+    #[test]
+    fn expired_call_makes_room_whoever_notices() {
+        let mut calls = InFlightCalls::new(2);
+        let soon = Instant::now() + Duration::from_millis(20);
+        let [first, second] = [(); 2].map(|()| CallSlot::new(soon));
+        let [third, fourth, fifth] = [(); 3].map(|()| later());
+        assert!(enters(&mut calls, &first) && enters(&mut calls, &second));
+        assert!(!enters(&mut calls, &third) && !enters(&mut calls, &fourth));
+        assert_eq!(calls.next_expiry(), Some(soon));
+        std::thread::sleep(soon.saturating_duration_since(Instant::now()));
+        assert_eq!(ids(calls.hand_over()), [third.id, fourth.id]);
+        assert!(!enters(&mut calls, &fifth));
+        assert!(calls.leave(first.id).0.is_none(), "it has no place any more");
+        assert_eq!(ids(calls.leave(third.id).1), [fifth.id]);
+    }
+
+    #[test]
+    fn resent_call_exceeds_the_limit() {
+        let mut calls = InFlightCalls::new(1);
+        let [first, again, waiting] = [(); 3].map(|()| later());
+        assert!(enters(&mut calls, &first));
+        assert!(ids(calls.enter(&again, true)).is_empty() && again.is_admitted());
+        assert!(!enters(&mut calls, &waiting));
+        assert!(ids(calls.leave(first.id).1).is_empty(), "two calls had one place");
+        assert_eq!(ids(calls.leave(again.id).1), [waiting.id]);
+    }
+}
