@@ -159,7 +159,15 @@ impl RpcClient {
     /// # Ok::<(), rabbitmq_rpc::Error>(())
     /// ```
     pub fn queue(&self) -> Result<QueueStatus> {
-        let deadline = Deadline::after(self.config().options.timeout);
+        self.queue_timeout(self.config().options.timeout)
+    }
+
+    /// The same as [`RpcClient::queue`], with a timeout of its own.
+    ///
+    /// # Errors
+    /// As [`RpcClient::queue`].
+    pub fn queue_timeout(&self, timeout: Duration) -> Result<QueueStatus> {
+        let deadline = Deadline::after(timeout);
         self.sessions().session(deadline)?.ask_about(&self.queue.name, deadline)
     }
 

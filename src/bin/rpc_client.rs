@@ -4,6 +4,8 @@ mod common;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
@@ -33,7 +35,7 @@ struct Args {
     /// queue to send requests to (default: rpc_queue)
     #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
     queue: String,
-    /// seconds for all numbers together, from the program's start (default: 30)
+    /// seconds from the program's start for all that it does (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     timeout: Duration,
     /// request no number: print how many consumers the queue has, and how many messages wait
@@ -72,22 +74,42 @@ fn main() -> ExitCode {
     }
     common::start_logger("warn");
     let (is_check, numbers, timeout) = (args.check, args.numbers.clone(), args.timeout);
-    match connect(args) {
-        Ok(client) if is_check => check(&client),
-        Ok(client) => ask(&client, &numbers, began, timeout),
-        Err(error) => common::report(NAME, &error),
-    }
+    let left = || timeout.saturating_sub(began.elapsed());
+    let client = match connect(args, left()) {
+        Ok(client) => client,
+        Err(error) => return common::report(NAME, &error),
+    };
+    let code = match is_check {
+        true => check(&client, left()),
+        false => ask(&client, &numbers, left),
+    };
+    close(client, left());
+    code
 }
 
-fn connect(args: Args) -> Result<FibonacciRpcClient, Error> {
+fn connect(args: Args, timeout: Duration) -> Result<FibonacciRpcClient, Error> {
     let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
     let brokers = common::brokers(args.url, args.connect_timeout, args.wait, tls)?;
-    let options = ClientOptions { timeout: args.timeout, ..FibonacciRpcClient::options() };
+    let options = ClientOptions { timeout, ..FibonacciRpcClient::options() };
     FibonacciRpcClient::with_options(brokers, &args.queue, options)
 }
 
-fn check(client: &FibonacciRpcClient) -> ExitCode {
-    match client.client().queue() {
+/// Closes the connection, and waits for the broker no longer than the program may take.
+fn close(client: FibonacciRpcClient, left: Duration) {
+    const MIN_WAIT: Duration = Duration::from_millis(200);
+    let (closing, closed) = mpsc::channel::<()>();
+    let close = move || {
+        drop(client);
+        drop(closing);
+    };
+    // If there is no thread, the closure is dropped here, and so is the client.
+    if thread::Builder::new().spawn(close).is_ok() {
+        let _ = closed.recv_timeout(left.max(MIN_WAIT));
+    }
+}
+
+fn check(client: &FibonacciRpcClient, left: Duration) -> ExitCode {
+    match client.client().queue_timeout(left) {
         Ok(QueueStatus { consumers, messages, .. }) => {
             match common::print(format!("consumers {consumers}\nmessages {messages}\n")) {
                 Err(error) => ExitCode::from(common::cannot_print(NAME, &error)),
@@ -99,13 +121,7 @@ fn check(client: &FibonacciRpcClient) -> ExitCode {
     }
 }
 
-fn ask(
-    client: &FibonacciRpcClient,
-    numbers: &[u64],
-    began: Instant,
-    timeout: Duration,
-) -> ExitCode {
-    let left = || timeout.saturating_sub(began.elapsed());
+fn ask(client: &FibonacciRpcClient, numbers: &[u64], left: impl Fn() -> Duration) -> ExitCode {
     let calls: Vec<_> = numbers.iter().map(|n| client.send_timeout(*n, left())).collect();
     let mut first_failure = None;
     for (n, call) in numbers.iter().zip(calls) {

@@ -75,6 +75,18 @@ fn client_closes_its_connection_although_its_reply_queue_never_comes() {
     peer.ends.recv_timeout(PATIENCE / 4).expect("the client's connection is closed");
 }
 
+#[test]
+fn check_ends_at_one_deadline_for_connecting_and_asking() {
+    let peer = Peer::declaring_no_queue();
+    let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=0", peer.port);
+    let began = Instant::now();
+    let mut client = Process::spawn(RPC_CLIENT, &["--url", &url, "--check", "--timeout", "3"]);
+    assert_eq!(client.wait(PATIENCE).code(), Some(75), "{}", client.stderr());
+    // Connecting takes a second, in which the peer declares no reply queue.
+    let took = began.elapsed();
+    assert!((3.0..3.8).contains(&took.as_secs_f64()), "{took:?}: {}", client.stderr());
+}
+
 fn check_client(url: &str, round: &str) {
     let numbers: Vec<String> = (0..30).map(|n| n.to_string()).collect();
     let mut args = vec!["--url", url, "--timeout", "1"];
