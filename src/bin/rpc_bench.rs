@@ -94,7 +94,7 @@ fn main() -> ExitCode {
     common::start_logger("warn");
     match connect(&args) {
         Ok(client) => run(&args, &client),
-        Err(error) => common::report(NAME, &error),
+        Err(error) => ExitCode::from(common::report(NAME, &error)),
     }
 }
 
@@ -122,7 +122,7 @@ fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
     });
     let so_far = Arc::clone(&load);
     signals::handle(NAME, move |signal| {
-        so_far.print();
+        let _ = so_far.print();
         signals::end_by(signal);
     });
     thread::scope(|scope| {
@@ -134,11 +134,9 @@ fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
             }
         }
     });
-    if let Some(code) = load.print() {
-        return ExitCode::from(code);
-    }
-    let right = lock(&load.tally).ok == args.requests;
-    ExitCode::from(u8::from(!right))
+    let printed = load.print();
+    let all_right = lock(&load.tally).ok == args.requests;
+    ExitCode::from(printed.map_or_else(|code| code, |()| u8::from(!all_right)))
 }
 
 /// The calls to make and their results, shared by the threads.
@@ -226,14 +224,16 @@ impl Load {
     }
 
     /// Prints the results so far. Returns the exit code if they cannot be written.
-    fn print(&self) -> Option<u8> {
+    fn print(&self) -> Result<(), u8> {
         let seconds = self.began.elapsed().as_secs_f64();
         let tally = lock(&self.tally);
-        let printed = match self.args.json {
-            true => common::print(tally.json(seconds) + "\n"),
-            false => common::print(tally.table(seconds)),
-        };
-        printed.err().map(|error| common::cannot_print(NAME, &error))
+        common::print(
+            NAME,
+            match self.args.json {
+                true => tally.json(seconds) + "\n",
+                false => tally.table(seconds),
+            },
+        )
     }
 }
 

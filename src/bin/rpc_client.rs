@@ -1,6 +1,9 @@
-//! Requests Fibonacci numbers, as RabbitMQ's tutorial six does.
+//! Calls any service from the shell. By default, requests Fibonacci numbers, as RabbitMQ's tutorial
+//! six does.
 
 mod common;
+#[path = "rpc_client/lines.rs"]
+mod lines;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,22 +12,31 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
-use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, QueueStatus};
+use rabbitmq_rpc::{
+    CallBuilder, ClientOptions, Error, FibonacciRpcClient, PendingNumber, QueueStatus, RpcClient,
+};
 
-/// Request Fibonacci numbers from the servers on a RabbitMQ queue. Print one number a line, in
-/// the order of the arguments.
-#[derive(FromArgs)]
+/// Send requests to the servers on a RabbitMQ queue, and print their replies: Fibonacci numbers, one
+/// a line in the order of the arguments, or with --body or --lines any requests.
+#[derive(FromArgs, Clone)]
 #[argh(
-    example = "rpc_client 7\nrpc_client --timeout 2 0 1 7 93 186\nrpc_client --check",
-    note = "All requests are sent together. If some fail, the first failure gives the exit code.",
-    error_code(0, "every number was answered, or with --check: somebody serves the queue"),
+    example = "rpc_client 7
+rpc_client --timeout 2 0 1 7 93 186
+rpc_client --queue upper --body hello
+rpc_client --queue prices --method price.get --header tenant=7 --body - <order.json
+seq 1 1000 | rpc_client --queue upper --lines
+rpc_client --check",
+    note = "Numbers are all requested together. If some requests fail, the others go on, and the first
+failure gives the exit code. The bytes of a reply are printed as they are; a missing newline at
+their end is added on a terminal and with --lines.",
+    error_code(0, "every request was answered, or with --check: somebody serves the queue"),
     error_code(64, "usage"),
-    error_code(65, "the server refused a number"),
+    error_code(65, "the server refused a request"),
     error_code(69, "no broker could be reached, no such queue, or with --check: nobody serves it"),
     error_code(70, "the server failed"),
-    error_code(74, "standard output could not be written"),
+    error_code(74, "standard output could not be written, or standard input not be read"),
     error_code(75, "timed out, connection lost, or busy (may have been executed), or overloaded"),
-    error_code(76, "a reply was not a number"),
+    error_code(76, "a reply was not what was asked for, such as a number"),
     error_code(77, "the broker refused the user or a permission")
 )]
 struct Args {
@@ -35,10 +47,39 @@ struct Args {
     /// queue to send requests to (default: rpc_queue)
     #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
     queue: String,
-    /// seconds from the program's start for all that it does (default: 30)
+    /// seconds from the program's start for all that it does; from the end of the input with
+    /// --body -; for each line with --lines (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     timeout: Duration,
-    /// request no number: print how many consumers the queue has, and how many messages wait
+    /// send one request with this body; - takes it from standard input, whatever bytes it has
+    #[argh(option, arg_name = "text")]
+    body: Option<String>,
+    /// send each line of standard input as a request, and print one reply a line, in order
+    #[argh(switch)]
+    lines: bool,
+    /// with --lines: how many lines may be without a printed reply (default: 64)
+    #[argh(option, default = "64")]
+    in_flight: usize,
+    /// name of the method to call
+    #[argh(option)]
+    method: Option<String>,
+    /// header of the requests, as NAME=VALUE; may be repeated
+    #[argh(option, from_str_fn(header), arg_name = "name=value")]
+    header: Vec<(String, String)>,
+    /// media type of the bodies (default: application/octet-stream)
+    #[argh(option)]
+    content_type: Option<String>,
+    /// id of the request; a service may take a second request with this id for the same one
+    #[argh(option)]
+    message_id: Option<String>,
+    /// the requests may be executed twice: send them again if the connection is lost
+    #[argh(switch)]
+    idempotent: bool,
+    /// seconds between the signs of life that the server is to send while it works; if they stop,
+    /// the call ends
+    #[argh(option, from_str_fn(common::seconds))]
+    keep_alive: Option<Duration>,
+    /// send no request: print how many consumers the queue has, and how many messages wait
     #[argh(switch)]
     check: bool,
     /// seconds to keep trying if no broker is up yet (default: 0)
@@ -66,31 +107,55 @@ const NAME: &str = "rpc_client";
 fn main() -> ExitCode {
     let began = Instant::now();
     let args: Args = common::parse(NAME);
-    if args.numbers.is_empty() && !args.check {
-        common::usage_error(NAME, "There is no number to ask for.");
-    }
-    if args.check && !args.numbers.is_empty() {
-        common::usage_error(NAME, "With --check no number is asked for.");
+    if let Some(mistake) = args.mistake() {
+        common::usage_error(NAME, mistake);
     }
     common::start_logger("warn");
-    let (is_check, numbers, timeout) = (args.check, args.numbers.clone(), args.timeout);
-    let left = || timeout.saturating_sub(began.elapsed());
-    let client = match connect(args, left()) {
-        Ok(client) => client,
-        Err(error) => return common::report(NAME, &error),
-    };
-    let code = match is_check {
-        true => check(&client, left()),
-        false => ask(&client, &numbers, left),
-    };
-    close(client, left());
-    code
+    match run(&args, began) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(code) => ExitCode::from(code),
+    }
 }
 
-fn connect(args: Args, timeout: Duration) -> Result<FibonacciRpcClient, Error> {
-    let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
-    let brokers = common::brokers(args.url, args.connect_timeout, args.wait, tls)?;
-    let options = ClientOptions { timeout, ..FibonacciRpcClient::options() };
+fn run(args: &Args, mut began: Instant) -> Result<(), u8> {
+    let failed = |error| common::report(NAME, &error);
+    let body = match args.body.as_deref() {
+        Some("-") => {
+            let body = lines::read_body()?;
+            began = Instant::now();
+            Some(body)
+        }
+        body => body.map(|text| text.as_bytes().to_vec()),
+    };
+    let left = || args.timeout.saturating_sub(began.elapsed());
+    let fibonacci = connect(args, left()).map_err(failed)?;
+    let client = fibonacci.client();
+    let done = match body {
+        Some(body) => {
+            let reply = args.request(client, body).timeout(left()).call();
+            reply.map_err(failed).and_then(lines::print)
+        }
+        None if args.check => client.queue_timeout(left()).map_err(failed).and_then(report_queue),
+        None if args.lines => lines::call(args.in_flight, |line| args.request(client, line).send()),
+        None => ask(&fibonacci, &args.numbers, left),
+    };
+    close(fibonacci, left());
+    done
+}
+
+fn connect(args: &Args, timeout: Duration) -> Result<FibonacciRpcClient, Error> {
+    let Args { url, tls_ca, tls_cert, tls_key, .. } = args.clone();
+    let tls = common::tls_files(tls_ca, tls_cert, tls_key);
+    let brokers = common::brokers(url, args.connect_timeout, args.wait, tls)?;
+    let options = match args.numbers.is_empty() {
+        true => ClientOptions {
+            idempotent: args.idempotent,
+            max_in_flight: args.in_flight,
+            ..Default::default()
+        },
+        false => FibonacciRpcClient::options(),
+    };
+    let options = ClientOptions { keep_alive: args.keep_alive, timeout, ..options };
     FibonacciRpcClient::with_options(brokers, &args.queue, options)
 }
 
@@ -108,34 +173,72 @@ fn close(client: FibonacciRpcClient, left: Duration) {
     }
 }
 
-fn check(client: &FibonacciRpcClient, left: Duration) -> ExitCode {
-    match client.client().queue_timeout(left) {
-        Ok(QueueStatus { consumers, messages, .. }) => {
-            match common::print(format!("consumers {consumers}\nmessages {messages}\n")) {
-                Err(error) => ExitCode::from(common::cannot_print(NAME, &error)),
-                Ok(()) if consumers == 0 => ExitCode::from(common::UNAVAILABLE),
-                Ok(()) => ExitCode::SUCCESS,
+fn report_queue(QueueStatus { consumers, messages, .. }: QueueStatus) -> Result<(), u8> {
+    common::print(NAME, format!("consumers {consumers}\nmessages {messages}\n"))?;
+    if consumers == 0 { Err(common::UNAVAILABLE) } else { Ok(()) }
+}
+
+fn ask(
+    client: &FibonacciRpcClient,
+    numbers: &[u64],
+    left: impl Fn() -> Duration,
+) -> Result<(), u8> {
+    let calls: Vec<_> = numbers.iter().map(|n| client.send_timeout(*n, left())).collect();
+    let mut outcome = Ok(());
+    for (n, call) in numbers.iter().zip(calls) {
+        match call.and_then(PendingNumber::wait) {
+            Ok(number) => common::print(NAME, format!("{number}\n"))?,
+            Err(error) => {
+                common::say(format_args!("{NAME}: n = {n}: {error}"));
+                outcome = outcome.and(Err(common::exit_code(&error)));
             }
         }
-        Err(error) => common::report(NAME, &error),
+    }
+    outcome
+}
+
+impl Args {
+    /// What is wrong with them together.
+    fn mistake(&self) -> Option<&'static str> {
+        let tasks = [!self.numbers.is_empty(), self.body.is_some(), self.lines, self.check];
+        let is_request_set = !self.header.is_empty()
+            || self.method.is_some()
+            || self.content_type.is_some()
+            || self.message_id.is_some();
+        if tasks == [false; 4] {
+            Some("There is nothing to ask for: give numbers, --body, --lines or --check.")
+        } else if tasks.iter().filter(|task| **task).count() > 1 {
+            Some("Give only one of numbers, --body, --lines and --check.")
+        } else if is_request_set && self.body.is_none() && !self.lines {
+            Some("--method, --header, --content-type and --message-id need --body or --lines.")
+        } else if self.message_id.is_some() && self.lines {
+            Some("With --lines each request has an id of its own: leave out --message-id.")
+        } else if self.in_flight == 0 {
+            Some("--in-flight is at least 1.")
+        } else {
+            None
+        }
+    }
+
+    fn request<'a>(&self, client: &'a RpcClient, body: Vec<u8>) -> CallBuilder<'a> {
+        let mut request = client.request(body).timeout(self.timeout);
+        for (name, value) in &self.header {
+            request = request.header(name, value);
+        }
+        if let Some(method) = &self.method {
+            request = request.method(method);
+        }
+        if let Some(content_type) = &self.content_type {
+            request = request.content_type(content_type);
+        }
+        if let Some(id) = &self.message_id {
+            request = request.message_id(id);
+        }
+        request
     }
 }
 
-fn ask(client: &FibonacciRpcClient, numbers: &[u64], left: impl Fn() -> Duration) -> ExitCode {
-    let calls: Vec<_> = numbers.iter().map(|n| client.send_timeout(*n, left())).collect();
-    let mut first_failure = None;
-    for (n, call) in numbers.iter().zip(calls) {
-        match call.and_then(PendingNumber::wait) {
-            Ok(number) => {
-                if let Err(error) = common::print(format!("{number}\n")) {
-                    return ExitCode::from(common::cannot_print(NAME, &error));
-                }
-            }
-            Err(error) => {
-                common::say(format_args!("{NAME}: n = {n}: {error}"));
-                first_failure.get_or_insert(common::exit_code(&error));
-            }
-        }
-    }
-    ExitCode::from(first_failure.unwrap_or(0))
+fn header(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').ok_or("a header is NAME=VALUE")?;
+    Ok((pair.0.into(), pair.1.into()))
 }

@@ -84,7 +84,7 @@ fn main() -> ExitCode {
     common::start_logger("info");
     match serve(args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => common::report(NAME, &error),
+        Err(error) => ExitCode::from(common::report(NAME, &error)),
     }
 }
 
@@ -101,18 +101,14 @@ fn serve(args: Args) -> Result<(), Error> {
         drain_timeout: args.drain_timeout,
     };
     let queue = args.queue;
-    let server = RpcServer::connect(brokers, &queue, options)?.on_ready(move || announce(&queue));
+    let server = RpcServer::connect(brokers, &queue, options)?.on_ready(move || {
+        // If nobody reads this line, the server serves all the same.
+        let _ = common::print(NAME, format!("Awaiting RPC requests on {queue}\n"));
+    });
     stop_on_a_signal(server.stopper());
     match args.recursive {
         true => server.serve(fibonacci::answer_slowly),
         false => server.serve(fibonacci::answer),
-    }
-}
-
-/// The server serves on if nobody reads the line.
-fn announce(queue: &str) {
-    if let Err(error) = common::print(format!("Awaiting RPC requests on {queue}\n")) {
-        log::warn!("standard output cannot be written, serving all the same: {error}");
     }
 }
 

@@ -84,6 +84,7 @@ mod server; // workers, handlers, stopping
 mod server_faults; // a server that loses its broker or its connection
 mod server_killed; // servers that end while they work on a request
 mod settings; // environment variables that make a test longer
+mod shell; // rpc_client as a caller of any service: bodies, lines, headers
 mod soak; // minutes of faults under load, in an order given by a seed
 mod streams; // standard streams that nobody reads, arguments that are not text
 mod tls; // amqps://, and each way in which it fails

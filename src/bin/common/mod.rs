@@ -4,7 +4,7 @@ use std::env::{self, VarError};
 use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use std::process::{ExitCode, exit};
+use std::process::exit;
 use std::time::Duration;
 
 use argh::FromArgs;
@@ -21,10 +21,7 @@ pub fn parse<Args: FromArgs>(name: &str) -> Args {
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     Args::from_args(&[name], &words).unwrap_or_else(|early| match early.status {
-        Ok(()) => match print(early.output + "\n") {
-            Ok(()) => exit(0),
-            Err(error) => exit(i32::from(cannot_print(name, &error))),
-        },
+        Ok(()) => exit(print(name, early.output + "\n").map_or_else(i32::from, |()| 0)),
         Err(()) => usage_error(name, &without_passwords(&early.output)),
     })
 }
@@ -35,17 +32,14 @@ pub fn usage_error(name: &str, text: &str) -> ! {
 }
 
 /// Writes results to standard output. In contrast to `print!`, it does not panic if nobody reads
-/// them any more or the disk is full.
-pub fn print(results: impl AsRef<[u8]>) -> io::Result<()> {
+/// them any more or the disk is full. It says so, and returns the exit code.
+pub fn print(name: &str, results: impl AsRef<[u8]>) -> Result<(), u8> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(results.as_ref())?;
-    stdout.flush()
-}
-
-/// Says on standard error why results were not written, and returns the exit code.
-pub fn cannot_print(name: &str, error: &io::Error) -> u8 {
-    say(format_args!("{name}: standard output cannot be written: {error}"));
-    IO_ERROR
+    let written = stdout.write_all(results.as_ref()).and_then(|()| stdout.flush());
+    written.map_err(|error| {
+        say(format_args!("{name}: standard output cannot be written: {error}"));
+        IO_ERROR
+    })
 }
 
 /// Writes a line to standard error. A line that cannot be written is lost: there is no other place
@@ -107,14 +101,16 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub fn report(name: &str, error: &Error) -> ExitCode {
+/// Says what went wrong, and returns the exit code.
+pub fn report(name: &str, error: &Error) -> u8 {
     say(format_args!("{name}: {error}"));
-    ExitCode::from(exit_code(error))
+    exit_code(error)
 }
 
 const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
-const IO_ERROR: u8 = 74;
+pub const OS_ERROR: u8 = 71;
+pub const IO_ERROR: u8 = 74;
 
 /// The exit code of an error, from sysexits.h.
 pub fn exit_code(error: &Error) -> u8 {
