@@ -7,6 +7,7 @@
 mod decoder;
 mod encode;
 mod fields;
+mod handshake;
 mod incoming;
 mod properties;
 
@@ -15,6 +16,7 @@ pub(crate) use self::encode::{
     CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Frames, Method, Route, ack, bare_method, publish, reject,
 };
 pub(crate) use self::fields::{append_integer, append_text};
+pub(crate) use self::handshake::with_client_properties;
 pub(crate) use self::incoming::{
     Answer, Close, DeclaredQueue, Delivery, Event, Message, Notice, Version,
 };
@@ -40,6 +42,7 @@ const MESSAGE_MAX: usize = 512 << 20;
 /// The class and the method: the first four bytes of a method's payload.
 pub(crate) type MethodId = [u8; 4];
 pub(crate) const BASIC_PUBLISH: MethodId = [0, 60, 0, 40];
+pub(crate) const BASIC_CONSUME: MethodId = [0, 60, 0, 20];
 pub(crate) const CHANNEL_OPEN: MethodId = [0, 20, 0, 10];
 const CONNECTION_CLOSE: MethodId = [0, 10, 0, 50];
 const CHANNEL_CLOSE: MethodId = [0, 20, 0, 40];

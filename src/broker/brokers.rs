@@ -28,9 +28,9 @@ pub struct Brokers {
     /// 5 s unless set. A `connection_timeout` (in milliseconds) in a URL takes precedence.
     pub connect_timeout: Duration,
     /// The heartbeat interval in seconds: 10 unless set. A `heartbeat` in a URL takes precedence. A
-    /// broker that is silent for two intervals counts as lost. 0 turns heartbeats off. Nothing else
-    /// detects a network that drops packets without an error
-    /// ([Heartbeats](https://www.rabbitmq.com/docs/heartbeats)).
+    /// broker that suggests a lower one, but not 0, gets that. A broker that is silent for two
+    /// intervals counts as lost. 0 turns heartbeats off. Nothing else detects a network that drops
+    /// packets without an error ([Heartbeats](https://www.rabbitmq.com/docs/heartbeats)).
     pub heartbeat: u16,
     /// How long to retry the first connection while no broker is up yet: attempts begin until then.
     /// Unless this is set, each broker is tried once. With it, programs that start at the same time

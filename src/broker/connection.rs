@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::ops::Deref;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{io, thread};
@@ -44,9 +43,8 @@ impl Connection {
             |tls: Connector| tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, deadline);
         let session = tls.map(handshake).transpose()?;
         let transport = Transport::new(tcp, session).map_err(failed)?;
-        let interval = Duration::from_secs(heartbeat.into());
         let (data_plane, registration) =
-            DataPlane::new(endpoint.clone(), transport, interval).map_err(failed)?;
+            DataPlane::new(endpoint.clone(), transport, heartbeat).map_err(failed)?;
         let stream = ControlStream { data_plane: Arc::clone(&data_plane), registration };
 
         // amiquip blocks until the handshake is over, so it opens the connection in a new thread,
@@ -61,7 +59,6 @@ impl Connection {
             shared.wake(&waiting);
             shared.turn.run_reserve(&*shared);
         };
-        let began = Instant::now();
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
         data_plane.wait(&waiter, deadline.at, || !opened.is_empty());
         if opened.is_empty() && data_plane.ended().is_none() {
@@ -71,11 +68,10 @@ impl Connection {
             .recv_timeout(CLOSE_TIMEOUT)
             .map_err(|_| endpoint.unreachable(Ended::LoginTimedOut))?;
         let amiquip = opened.map_err(|error| {
-            let why = explain_handshake(error, endpoint, data_plane.ended(), began.elapsed());
+            let why = explain_handshake(error, endpoint, data_plane.ended());
             data_plane.cut("the login failed");
             why
         })?;
-        data_plane.is_open.store(true, Ordering::Relaxed);
         log::debug!("connected to {endpoint}");
         Ok(Connection { data_plane, amiquip: Mutex::new(Some(amiquip)) })
     }
@@ -88,7 +84,7 @@ impl Connection {
                 self.write_control(&Method::CloseConnection.encode(0), || true);
                 self.wait(&Arc::default(), Instant::now() + CLOSE_TIMEOUT, || false);
             }
-            self.cut("the connection was closed");
+            self.cut(Ended::ThisSide);
             // This waits only for amiquip's I/O thread, which ends because its stream has ended.
             drop(amiquip);
         }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
 
 use super::data_plane::DataPlane;
+use super::login::client_information;
+use crate::frames::with_client_properties;
 
 /// amiquip's end of the stream. amiquip's I/O thread owns it, and drops it when the thread ends.
 pub(super) struct ControlStream {
@@ -27,7 +29,8 @@ impl Write for ControlStream {
     /// if the connection has ended, the reading thread knows why, and amiquip notices the end when
     /// it reads.
     fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
-        self.data_plane.write_control(frames, || true);
+        let amended = with_client_properties(frames, client_information);
+        self.data_plane.write_control(&amended, || true);
         Ok(frames.len())
     }
 

@@ -5,7 +5,7 @@
 //! ([`super::control_stream`]).
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -37,12 +37,11 @@ pub(crate) struct DataPlane {
     pub(super) slots: Mutex<Slots<DataPlane>>,
     version: OnceLock<Option<Version>>,
     ended: OnceLock<Ended>,
-    /// Whether amiquip's handshake is over.
-    pub(super) is_open: AtomicBool,
     /// The broker's reason for accepting no messages at present: a resource alarm. During an alarm,
     /// the broker does not read from a connection that has published messages.
     blocked: Mutex<Option<String>>,
-    heartbeat: Duration,
+    /// The heartbeat interval in seconds: this side's, or the broker's if that is lower.
+    heartbeat: AtomicU16,
 }
 
 /// The time limit for an orderly close. After it, the connection is cut.
@@ -53,7 +52,7 @@ impl DataPlane {
     pub(super) fn new(
         endpoint: Endpoint,
         transport: Transport,
-        heartbeat: Duration,
+        heartbeat: u16,
     ) -> io::Result<(Arc<DataPlane>, Registration)> {
         let (control, registration) = ControlFrames::new();
         let data_plane = Arc::new(DataPlane {
@@ -66,9 +65,8 @@ impl DataPlane {
             slots: Mutex::default(),
             version: OnceLock::new(),
             ended: OnceLock::new(),
-            is_open: AtomicBool::new(false),
             blocked: Mutex::default(),
-            heartbeat,
+            heartbeat: AtomicU16::new(heartbeat),
         });
         Ok((data_plane, registration))
     }
@@ -164,8 +162,9 @@ impl DataPlane {
     /// Ends the connection after amiquip's I/O thread has ended: because the login failed, because
     /// the broker was silent for two heartbeats, or because the connection has ended.
     pub(super) fn amiquip_ended(&self) {
-        let is_silent = !self.heartbeat.is_zero() && self.control.silence() >= self.heartbeat;
-        self.cut(if is_silent { Ended::Silent } else { "the connection was closed".into() });
+        let heartbeat = Duration::from_secs(self.heartbeat.load(Ordering::Relaxed).into());
+        let is_silent = !heartbeat.is_zero() && self.control.silence() >= heartbeat;
+        self.cut(if is_silent { Ended::Silent } else { Ended::ThisSide });
     }
 
     /// Stores the reason and ends all waits. The socket stays open for the last frames.
@@ -243,21 +242,21 @@ impl DataPlane {
             Notice::Start { version } => {
                 let _ = self.version.set(version);
             }
-            Notice::Limits { channel_max, frame_max } => {
+            Notice::Tune { channel_max, frame_max, heartbeat } => {
+                // 0 suggests none, so this side's counts.
+                let heartbeat = if heartbeat == 0 { u16::MAX } else { heartbeat };
+                self.heartbeat.fetch_min(heartbeat, Ordering::Relaxed);
                 lock(&self.slots).limit(&[channel_max, self.endpoint.channel_max]);
                 self.transport.set_frame_max(frame_max);
             }
             Notice::Closed(close) => {
                 self.end(Ended::Closed(close));
-                // amiquip does not take part in closing. It gets the frame only during the login,
-                // to find out why the login failed.
-                if self.is_open.load(Ordering::Relaxed) {
-                    self.write_control(&bare_method(0, CONNECTION_CLOSE_OK), || true);
-                    self.control.end();
-                    return Ok(());
-                }
+                // amiquip does not take part in closing.
+                self.write_control(&bare_method(0, CONNECTION_CLOSE_OK), || true);
+                self.control.end();
+                return Ok(());
             }
-            Notice::CloseConfirmed => return Err("the connection was closed".into()),
+            Notice::CloseConfirmed => return Err(Ended::ThisSide),
             Notice::Blocked(reason) => {
                 log::warn!("{} takes no messages at present: {reason}", self.endpoint);
                 *lock(&self.blocked) = Some(reason);

@@ -15,7 +15,9 @@ pub(crate) enum Ended {
     Silent,
     /// The broker did not finish the login in time.
     LoginTimedOut,
-    /// This side ended it, or the socket failed.
+    /// This side closed it, and had nothing to complain about.
+    ThisSide,
+    /// This side ended it for this reason, or the socket failed.
     Cut(String),
 }
 
@@ -25,9 +27,8 @@ impl fmt::Display for Ended {
             Ended::Peer => f.write_str("the connection ended without a word"),
             Ended::Closed(close) => write!(f, "the broker closed the connection: {close}"),
             Ended::Silent => f.write_str("the broker was silent for two heartbeats"),
-            Ended::LoginTimedOut => f.write_str(
-                "it did not finish the login in time (a refused login takes RabbitMQ 3 s)",
-            ),
+            Ended::LoginTimedOut => f.write_str("it did not finish the login in time"),
+            Ended::ThisSide => f.write_str("the connection was closed"),
             Ended::Cut(reason) => f.write_str(reason),
         }
     }

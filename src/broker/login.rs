@@ -1,7 +1,6 @@
 //! What a login says about this program, and what its failure means.
 
 use std::process;
-use std::time::Duration;
 
 use amiquip::{Auth, ConnectionOptions};
 
@@ -21,60 +20,30 @@ impl Endpoint {
             .virtual_host(&self.vhost)
             .channel_max(self.channel_max)
             .frame_max(RABBITMQ_FRAME_MAX as u32)
-            .information(Some(client_information()))
     }
 }
 
-/// Converts an error of the handshake. amiquip reports a refused login in the same way as a
-/// connection that ends during the login. RabbitMQ waits before it closes the connection of a
-/// refused login (`SILENT_CLOSE_DELAY` in its `rabbit_reader`: 3 s). This delay distinguishes a
-/// wrong password from a broker that stops during the login.
+/// Converts an error of amiquip's handshake. amiquip reports a refused login in the same way as a
+/// connection that ends during the login, so the reason for the end counts first.
 pub(super) fn explain_handshake(
     error: amiquip::Error,
     endpoint: &Endpoint,
     ended: Option<&Ended>,
-    took: Duration,
 ) -> Error {
-    const MIN_REFUSAL_DELAY: Duration = Duration::from_millis(2500);
-    let Endpoint { user, vhost, .. } = endpoint;
-    match error {
-        amiquip::Error::InvalidCredentials
-            if !matches!(ended, None | Some(Ended::Peer)) || took < MIN_REFUSAL_DELAY =>
-        {
-            match ended {
-                None | Some(Ended::Peer) => endpoint.unreachable("it hung up during the login"),
-                Some(reason) => endpoint.unreachable(reason),
-            }
-        }
-        _ if ended == Some(&Ended::LoginTimedOut) => endpoint.unreachable(Ended::LoginTimedOut),
-        amiquip::Error::InvalidCredentials => Error::Refused(match endpoint.external {
-            true => format!("{endpoint} refused the client certificate as a login"),
-            false => format!(
-                "{endpoint} refused the login of user {user:?}: check name and password{}",
-                match user.as_str() {
-                    "guest" => "; guest may log in from the broker's own machine only",
-                    _ => "",
-                }
-            ),
-        }),
-        amiquip::Error::UnsupportedAuthMechanism { available, requested } => Error::Refused(
+    match (ended, error) {
+        (Some(Ended::Closed(close)), _) => endpoint.explain_refused_login(close),
+        (_, amiquip::Error::UnsupportedAuthMechanism { available, requested }) => Error::Refused(
             format!("{endpoint} takes no login by {requested}; it takes {available}"),
         ),
-        // A limit on connections is not final: a connection may be available later.
-        amiquip::Error::ServerClosedConnection { code: 402 | 403 | 530, message }
-            if !message.contains("limit") =>
-        {
-            Error::Refused(format!(
-                "{endpoint} refused user {user:?} the virtual host {vhost:?}: {message}"
-            ))
-        }
+        (Some(Ended::Peer), _) => endpoint.unreachable("it hung up during the login"),
         // The error cannot contain a URL, and so no password: the connection is opened without one.
-        error => endpoint.unreachable(ended.map_or_else(|| error.to_string(), Ended::to_string)),
+        (None | Some(Ended::ThisSide), error) => endpoint.unreachable(error),
+        (Some(reason), _) => endpoint.unreachable(reason),
     }
 }
 
 /// The connection's client property `information`, which operators see.
-fn client_information() -> String {
+pub(super) fn client_information() -> String {
     let version = env!("CARGO_PKG_VERSION");
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{} (rabbitmq-rpc {version}) on {}, process {}", program(), host.trim(), process::id())

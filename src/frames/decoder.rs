@@ -12,7 +12,8 @@ use std::mem;
 use std::ops::RangeInclusive;
 
 use super::fields::Fields;
-use super::incoming::{Event, Notice, without_broker_properties};
+use super::handshake::for_amiquip;
+use super::incoming::{Event, Notice};
 use super::{BODY, END, HEADER, HEARTBEAT, MESSAGE_MAX, METHOD, OVERHEAD, PREFIX};
 
 /// Takes bytes in chunks of any size, and returns them frame by frame.
@@ -141,7 +142,7 @@ impl Decoder {
         let (kind, payload) = (frame[0], &frame[PREFIX..end - begin - 1]);
         let notice = if kind == HEARTBEAT { Some(Notice::Other) } else { Notice::decode(payload) };
         let notice = notice.ok_or_else(|| unexpected_method(payload))?;
-        Ok(Incoming::Control { frame: without_broker_properties(frame), notice })
+        Ok(Incoming::Control { frame: for_amiquip(frame), notice })
     }
 
     /// The length of the next frame; `None` until the whole frame has arrived.

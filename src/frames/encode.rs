@@ -2,13 +2,12 @@
 
 use super::fields::{append_long, append_short};
 use super::{
-    BASIC_PUBLISH, BODY, CHANNEL_CLOSE, CHANNEL_OPEN, CONNECTION_CLOSE, END, HEADER, METHOD,
-    MethodId, OVERHEAD, Properties,
+    BASIC_CONSUME, BASIC_PUBLISH, BODY, CHANNEL_CLOSE, CHANNEL_OPEN, CONNECTION_CLOSE, END, HEADER,
+    METHOD, MethodId, OVERHEAD, Properties,
 };
 
 const QUEUE_DECLARE: MethodId = [0, 50, 0, 10];
 const BASIC_QOS: MethodId = [0, 60, 0, 10];
-const BASIC_CONSUME: MethodId = [0, 60, 0, 20];
 const BASIC_ACK: MethodId = [0, 60, 0, 80];
 const BASIC_REJECT: MethodId = [0, 60, 0, 90];
 
@@ -218,7 +217,7 @@ pub(crate) fn bare_method(channel: u16, id: MethodId) -> Vec<u8> {
     method(channel, id, |_| {})
 }
 
-fn method(channel: u16, id: MethodId, arguments: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+pub(super) fn method(channel: u16, id: MethodId, arguments: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut out = Vec::new();
     frame(&mut out, METHOD, channel, |out| {
         out.extend_from_slice(&id);

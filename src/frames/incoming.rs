@@ -3,10 +3,7 @@
 use std::fmt;
 
 use super::fields::Fields;
-use super::{
-    BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, METHOD, MethodId, OVERHEAD, PREFIX, Properties,
-    find_header,
-};
+use super::{BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId, Properties, find_header};
 
 /// The broker's methods on channel 0.
 pub(super) const CONNECTION_START: MethodId = [0, 10, 0, 10];
@@ -39,10 +36,11 @@ pub(crate) enum Notice {
         version: Option<Version>,
     },
     /// The greatest number of channels and the largest frame, in bytes, that the broker accepts; 0
-    /// is no limit.
-    Limits {
+    /// is no limit. The heartbeat interval, in seconds, that it suggests; 0 suggests none.
+    Tune {
         channel_max: u16,
         frame_max: usize,
+        heartbeat: u16,
     },
     Closed(Close),
     CloseConfirmed,
@@ -160,7 +158,8 @@ impl Notice {
             }
             CONNECTION_SECURE | CONNECTION_OPEN_OK => Notice::Other,
             CONNECTION_TUNE => {
-                Notice::Limits { channel_max: fields.u16()?, frame_max: fields.u32()? as usize }
+                let (channel_max, frame_max) = (fields.u16()?, fields.u32()? as usize);
+                Notice::Tune { channel_max, frame_max, heartbeat: fields.u16()? }
             }
             CONNECTION_CLOSE => Notice::Closed(close(fields)?),
             CONNECTION_CLOSE_OK => Notice::CloseConfirmed,
@@ -183,24 +182,6 @@ fn version(text: &str) -> Option<Version> {
 fn close(mut fields: Fields<'_>) -> Option<Close> {
     let (code, text) = (fields.u16()?, fields.short_text()?);
     Some(Close { code, text, method: fields.array().unwrap_or_default() })
-}
-
-/// Removes the broker's properties from `connection.start`. amiquip's decoder recurses into nested
-/// tables, so deep nesting overflows its stack and ends the process. On channel 0, only
-/// `connection.start` contains a table: the broker's properties.
-pub(super) fn without_broker_properties(frame: &mut [u8]) -> &[u8] {
-    /// The table's bytes start after the method's id, the protocol's version (2 bytes) and the
-    /// table's length (4 bytes).
-    const TABLE_AT: usize = PREFIX + 4 + 2 + 4;
-    if frame[0] != METHOD || frame[PREFIX..PREFIX + 4] != CONNECTION_START {
-        return frame;
-    }
-    let table = u32::from_be_bytes(*frame[..TABLE_AT].last_chunk().expect("it is longer")) as usize;
-    frame.copy_within(TABLE_AT + table.., TABLE_AT);
-    frame[TABLE_AT - 4..TABLE_AT].fill(0);
-    let length = frame.len() - table;
-    frame[3..PREFIX].copy_from_slice(&((length - OVERHEAD) as u32).to_be_bytes());
-    &frame[..length]
 }
 
 impl Close {

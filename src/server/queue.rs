@@ -163,7 +163,10 @@ mod tests {
             assert!(matches!(error, Error::QueueRefused { .. }), "{error:?}");
             assert!(error.to_string().contains(fix), "{error}");
         }
-        let refused = channel(403, "ACCESS_REFUSED - access to queue 'q' refused");
+        let refused = channel(
+            403,
+            "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'ann'",
+        );
         assert!(matches!(&refused, Error::Refused(text) if text.contains("user \"ann\"")));
         let unreachable = channel(404, "home node of durable queue 'q' is down or inaccessible");
         assert!(matches!(unreachable, Error::Unreachable { .. }));

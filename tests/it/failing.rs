@@ -19,7 +19,7 @@ pub const PASSWORD: &str = "Tr0ub4dor&3";
 /// The password as a URL has it.
 pub const ENCODED: &str = "Tr0ub4dor%263";
 
-/// A refused login takes three seconds. The default of five is too short on a busy machine.
+/// The default of five seconds is too short on a busy machine.
 const CONNECTING: Duration = Duration::from_secs(20);
 
 /// A connection that client and server try.

@@ -54,6 +54,7 @@ mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`
 mod failing; // an attempt that fails for client and server, with the password in no text
 mod headers; // content headers of any size, and properties of any type
+mod heartbeats; // a silent broker, by the heartbeat that both sides agree on
 mod hostile; // requests that no client library sends
 mod interop; // clients and servers on other AMQP libraries
 mod keep_alive; // keep-alives during long calls

@@ -3,11 +3,13 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::time::Instant;
 
-use rabbitmq_rpc::{RpcServer, ServerOptions, fibonacci};
+use rabbitmq_rpc::{Error, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::failing::{Attempt, ENCODED, PASSWORD};
+use crate::patience::SECOND;
 use crate::programs::stop;
 use crate::raw::Raw;
 
@@ -56,9 +58,41 @@ fn url(user: &str, vhost: &str) -> String {
 
 #[test]
 fn wrong_password_is_reported() {
-    // RabbitMQ closes the connection after 3 s, without a reason.
-    Attempt::new(&url("guest", "%2f"), &queue_name("refused"))
-        .fails_for_all(77, &["refused the login of user \"guest\"", "password", "127.0.0.1:"]);
+    let attempt = Attempt::new(&url("guest", "%2f"), &queue_name("refused"));
+    attempt.fails_for_all(77, &["refused the login of user \"guest\"", "password", "127.0.0.1:"]);
+}
+
+/// Without a capability that the client announces, RabbitMQ hangs up after 3 s.
+#[test]
+fn wrong_password_is_reported_at_once() {
+    let attempt = Attempt::new(&url("guest", "%2f"), &queue_name("refused"));
+    let mut took: Vec<_> = [(); 3]
+        .map(|()| {
+            let began = Instant::now();
+            let error = attempt.call().expect_err("the password is wrong");
+            assert!(matches!(error, Error::Refused(_)), "{error:?}");
+            began.elapsed()
+        })
+        .into();
+    took.sort();
+    assert!(took[0] < 2 * SECOND, "{took:?}");
+}
+
+#[test]
+fn names_do_not_change_what_a_refusal_is() {
+    let (limit, broker) = ("connection limit (0) is reached", broker());
+    let encoded = limit.replace(' ', "%20");
+    let login = Attempt::new(&url(&encoded, "%2f"), &queue_name("refused"));
+    login.fails_for_all(77, &["refused the login of user", limit]);
+    let vhost = Attempt::new(&url("outsider", &encoded), &queue_name("refused"));
+    vhost.fails_for_all(77, &["the virtual host", "not found"]);
+    broker.ctl(&["add_vhost", limit]);
+    vhost.fails_for_all(77, &["the virtual host", "set_permissions"]);
+    // A limit passes, so it is an attempt that failed.
+    broker.ctl(&["set_permissions", "-p", limit, "outsider", ".*", ".*", ".*"]);
+    broker.ctl(&["set_vhost_limits", "-p", limit, r#"{"max-connections": 0}"#]);
+    vhost.fails_for_all(69, &["as many connections as it may have", "is reached"]);
+    broker.ctl(&["delete_vhost", limit]);
 }
 
 #[test]

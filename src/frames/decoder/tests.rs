@@ -261,7 +261,7 @@ fn methods_are_read_on_their_channels_only() {
     assert!(close.refuses_message());
     let arguments = text(406, "PRECONDITION_FAILED");
     let queue = DeclaredQueue { name: "q".into(), messages: 7, consumers: 1 };
-    let limits = |frame_max| Notice::Limits { channel_max: 2047, frame_max };
+    let tune = |frame_max| Notice::Tune { channel_max: 2047, frame_max, heartbeat: 60 };
     let control = |notice: Notice| (0, Some(notice), None);
     let on_channel = |event: Event| (CHANNEL, None, Some(event));
     for (id, arguments, (channel, notice, event)) in [
@@ -275,8 +275,8 @@ fn methods_are_read_on_their_channels_only() {
         ),
         (CONNECTION_CLOSE, &arguments, control(Notice::Closed(close))),
         (CONNECTION_CLOSE_OK, b"", control(Notice::CloseConfirmed)),
-        (CONNECTION_TUNE, b"\x07\xff\0\x01\0\0\0\x3c", control(limits(65_536))),
-        (CONNECTION_TUNE, b"\x07\xff\0\0\0\0\0\x3c", control(limits(0))),
+        (CONNECTION_TUNE, b"\x07\xff\0\x01\0\0\0\x3c", control(tune(65_536))),
+        (CONNECTION_TUNE, b"\x07\xff\0\0\0\0\0\x3c", control(tune(0))),
         (CONNECTION_BLOCKED, b"\x04disk", control(Notice::Blocked("disk".into()))),
         (CONNECTION_UNBLOCKED, b"", control(Notice::Unblocked)),
     ] {
