@@ -157,10 +157,14 @@ fn busy_worker_answers_although_its_queue_was_deleted_without_notice() {
 /// Removes the broker's record of a queue without a notice to its consumers. A cluster did so after
 /// it had lost a node.
 fn forget(queue: &str) {
-    let name = format!("{{resource, <<\"/\">>, queue, <<\"{queue}\">>}}");
-    let forget = |table| format!("ok = mnesia:dirty_delete({table}, {name})");
-    let both = format!("{}, {}.", forget("rabbit_durable_queue"), forget("rabbit_queue"));
-    Broker::shared().ctl(&["eval", &both]);
+    // RabbitMQ wants the queue's name here, and its record from 3.12 on.
+    let queue_or_name = if Broker::shared().version() < (3, 12, 0) { "Name" } else { "Queue" };
+    let forget = format!(
+        "Name = rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>), \
+         {{ok, Queue}} = rabbit_amqqueue:lookup(Name), \
+         ok = rabbit_amqqueue:internal_delete({queue_or_name}, <<\"tests\">>)."
+    );
+    Broker::shared().ctl(&["eval", &forget]);
 }
 
 #[test]
