@@ -82,7 +82,7 @@ fn threads(process: &Process) -> Vec<String> {
     let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
     let mut names: Vec<String> = tasks.filter_map(|task| name(task.unwrap())).collect();
     names.iter_mut().for_each(|name| name.truncate(name.trim_end().len()));
-    names.retain(|name| !name.starts_with("rpc_"));
+    names.retain(|name| !name.starts_with("rpc_") && name != "signals");
     names.sort();
     names
 }
