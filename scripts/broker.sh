@@ -3,6 +3,7 @@
 # its files in one temporary directory. It ends when its standard input closes.
 #
 #   broker.sh [--nodes N] [--tls DIR] [--config FILE]
+#   broker.sh --version
 #
 #   --nodes N      a cluster of N nodes (1 to 5), which pause in a minority up to
 #                  RabbitMQ 4.2; in 4.3 nothing pauses
@@ -25,7 +26,7 @@
 # The end of standard input, INT and TERM end all nodes at once, also during a command.
 #
 # With RABBITMQ_ROOT=FOLDER it runs the RabbitMQ of the Debian in that folder, which
-# debian13.sh makes. That needs root.
+# debian_root.sh makes. That needs root.
 #
 # This is one long file because starting the nodes, the commands and the clean-up share
 # their state.
@@ -35,6 +36,11 @@ shopt -s extglob
 main() {
     local i
     [[ -z ${RABBITMQ_ROOT:-} ]] || enter "$@"
+    find_rabbitmq
+    if [[ $* == --version ]]; then
+        echo "$version"
+        exit
+    fi
     nodes=1 tls='' config=/dev/null
     while (($#)); do
         (($# > 1)) || usage
@@ -47,7 +53,6 @@ main() {
         shift 2
     done
     [[ $nodes == [1-5] ]] || usage
-    find_rabbitmq
 
     commands=() partial='' pid=() epmd='' ctl='' dir=''
     trap end EXIT

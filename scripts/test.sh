@@ -2,8 +2,12 @@
 # Runs all checks, as CI does: format, lints, documentation, scripts, tests. Installs missing
 # packages if it may. Runs every check, and fails at the end if one of them failed.
 #
-# With RABBITMQ_ROOT=FOLDER the tests use the RabbitMQ of the Debian in that folder, which
-# scripts/debian13.sh makes.
+# The tests run on this machine's RabbitMQ. Those that need a broker then run again on the one
+# of Debian testing, from a folder that scripts/debian_root.sh makes once. That needs root;
+# without it this script says so and leaves them out.
+#
+# With RABBITMQ_ROOT=FOLDER all tests use the RabbitMQ of the Debian in that folder, and no
+# other.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/debian.sh
@@ -18,7 +22,7 @@ main() {
     fi
     log=$(mktemp)
     trap 'rm -f "$log"' EXIT
-    failures=()
+    failures=() passed=0 failed=0
 
     check 'format' cargo fmt --check
     check 'lints' cargo clippy --quiet --all-targets -- -D warnings
@@ -28,7 +32,8 @@ main() {
     if command -v shellcheck >/dev/null; then
         check 'scripts' shellcheck -x scripts/*.sh .ci/run
     fi
-    run_tests
+    run_tests "tests on RabbitMQ $(version)" cargo test --no-fail-fast
+    [[ ${RABBITMQ_ROOT:-} ]] || test_newer
     # The seed is fixed, so that two runs have the same faults.
     check 'a minute of faults' scripts/soak.sh 1 1
 
@@ -41,24 +46,53 @@ main() {
 check() {
     local name=$1 start=$SECONDS verdict=ok
     "${@:2}" >"$log" 2>&1 || verdict=FAILED
-    printf '%-28s %-7s %3d s\n' "$name" "$verdict" $((SECONDS - start))
-    [[ $verdict == ok ]] && return
-    cat "$log" >&2
-    failures+=("$name")
+    report "$name" "$verdict" "$start"
+    [[ $verdict == ok ]] || cat "$log" >&2
 }
 
+# The integration tests on the RabbitMQ that people run today.
+test_newer() {
+    local release=forky why=''
+    if ((EUID != 0)); then
+        why='only root can run another Debian'
+    elif ! unshare --mount true 2>/dev/null; then
+        why='root may not mount here'
+    fi
+    if [[ $why ]]; then
+        echo "No tests on the RabbitMQ of Debian $release: $why."
+        return
+    fi
+    local failures_before=${#failures[@]}
+    check "a Debian $release" scripts/debian_root.sh "$release"
+    ((${#failures[@]} == failures_before)) || return 0
+    local -x RABBITMQ_ROOT
+    RABBITMQ_ROOT=$(sed -n 's/^RabbitMQ .* is in \(.*\)\.$/\1/p' "$log")
+    run_tests "tests on RabbitMQ $(version)" cargo test --no-fail-fast --test it
+}
+
+# The version of the RabbitMQ that scripts/broker.sh starts.
+version() {
+    scripts/broker.sh --version || echo unknown
+}
+
+# Runs tests, shows their output, and adds up their summary lines.
 run_tests() {
     local start=$SECONDS verdict=ok
-    cargo test --no-fail-fast 2>&1 | tee "$log"
-    ((PIPESTATUS[0] == 0)) || verdict=FAILED failures+=(tests)
-    passed=$(sum passed)
-    failed=$(sum failed)
-    printf '%-28s %-7s %3d s\n' tests "$verdict" $((SECONDS - start))
+    "${@:2}" 2>&1 | tee "$log"
+    ((PIPESTATUS[0] == 0)) || verdict=FAILED
+    passed=$((passed + $(sum passed))) failed=$((failed + $(sum failed)))
+    report "$1" "$verdict" "$start"
 }
 
 # Adds up one column of the test binaries' summary lines.
 sum() {
     grep '^test result:' "$log" | grep -o "[0-9]* $1" | awk '{ sum += $1 } END { print sum + 0 }'
+}
+
+# report NAME VERDICT START
+report() {
+    printf '%-28s %-7s %4d s\n' "$1" "$2" $((SECONDS - $3))
+    [[ $2 == ok ]] || failures+=("$1")
 }
 
 main "$@"
