@@ -200,7 +200,8 @@ delete_queue() {
     local url
     [[ $queue ]] || return
     for url in ${AMQP_URL//,/ }; do
-        ! amqp-delete-queue --url="$url" --queue="$queue" >/dev/null || return
+        # The tool knows no options in a URL.
+        ! amqp-delete-queue --url="${url%%\?*}" --queue="$queue" >/dev/null || return
     done
     echo "The queue $queue is left on the broker."
 }
