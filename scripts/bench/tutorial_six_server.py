@@ -30,12 +30,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", default="amqp://guest:guest@localhost:5672/%2f")
     parser.add_argument("--queue", default="rpc_queue")
+    parser.add_argument("--queue-type", help="the tutorial of today says quorum")
     parser.add_argument("--prefetch", type=int, default=1)
     options = parser.parse_args()
 
     connection = pika.BlockingConnection(pika.URLParameters(options.url))
     channel = connection.channel()
-    channel.queue_declare(queue=options.queue, durable=True)
+    arguments = {"x-queue-type": options.queue_type} if options.queue_type else None
+    channel.queue_declare(queue=options.queue, durable=True, arguments=arguments)
     channel.basic_qos(prefetch_count=options.prefetch)
     channel.basic_consume(queue=options.queue, on_message_callback=on_request)
     print(f"Awaiting RPC requests on {options.queue}", flush=True)

@@ -47,8 +47,8 @@ fn python(program: &str, queue: &str, args: &[&str]) -> Process {
 }
 
 /// A server in Python, ready to be called.
-fn python_server(program: &str, queue: &str) -> Process {
-    let mut server = python(program, queue, &[]);
+fn python_server(program: &str, queue: &str, args: &[&str]) -> Process {
+    let mut server = python(program, queue, args);
     server.wait_for_line("Awaiting RPC requests", PATIENCE);
     server
 }

@@ -20,7 +20,7 @@ fn kombu_client_calls_our_server() {
 #[test]
 fn our_client_calls_kombu_server() {
     let queue = queue_name("kombu-server");
-    let _server = python_server(SERVER, &queue);
+    let _server = python_server(SERVER, &queue, &[]);
     let output = rpc_client(&queue, &["0", "7", "187", "186"]);
     let expected = "0\n13\n332825110087067562321196029789634457848\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
@@ -35,7 +35,7 @@ fn our_client_calls_kombu_server() {
 #[test]
 fn kombu_server_serves_request_with_deadline_headers_and_trace() {
     let queue = queue_name("kombu-headers");
-    let mut server = python_server(SERVER, &queue);
+    let mut server = python_server(SERVER, &queue, &[]);
     let client = connect(&Broker::shared().url(), &queue);
     let call = client.request("7").header("tenant", "blue").header("traceparent", TRACE);
     assert_eq!(call.keep_alive(Duration::from_secs(1)).call().unwrap(), b"13");

@@ -33,30 +33,40 @@ fn pika_client_calls_our_server() {
 #[test]
 fn our_client_calls_pika_server() {
     let queue = queue_name("pika-server");
-    let _server = python_server(SERVER, &queue);
+    let _server = python_server(SERVER, &queue, &[]);
     let output = rpc_client(&queue, &["0", "7", "186"]);
     let expected = "0\n13\n332825110087067562321196029789634457848\n";
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
     assert_eq!(output.status.code(), Some(0));
 }
 
+/// The tutorial declares a quorum queue today, and declared a classic one before.
 #[test]
-fn our_server_shares_queue_with_pika_server() {
+fn our_server_shares_queue_with_pika_server_that_starts_before_or_after_it() {
+    for kind in ["classic", "quorum"] {
+        shares_queue_with_pika_server(kind, true);
+        shares_queue_with_pika_server(kind, false);
+    }
+}
+
+fn shares_queue_with_pika_server(kind: &str, we_start_first: bool) {
     let queue = queue_name("pika-beside");
-    let mut ours = rpc_server(&queue, &[]);
-    let _theirs = python_server(SERVER, &queue);
+    let theirs = || python_server(SERVER, &queue, &["--queue-type", kind]);
+    let before = (!we_start_first).then(theirs);
+    let mut ours = rpc_server(&queue, &["--queue-type", kind]);
+    let _theirs = before.unwrap_or_else(theirs);
     let bodies: Vec<String> = (0..40).map(|n| n.to_string()).collect();
     let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
     let expected: String = (0..40).map(|n| format!("{}\n", fibonacci::fib(n))).collect();
     let output = rpc_client(&queue, &bodies);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{kind}: {output:?}");
 
     // The queue remains when our server ends.
     ours.signal("TERM");
     let served = wait_for_served(&mut ours);
-    assert!((1..40).contains(&served), "ours answered {served} of 40");
+    assert!((1..40).contains(&served), "{kind}: ours answered {served} of 40");
     let output = rpc_client(&queue, &bodies);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{kind}: {output:?}");
 }
 
 #[test]
