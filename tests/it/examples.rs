@@ -137,3 +137,36 @@ fn web_front_serves_concurrently_and_maps_errors_to_statuses() {
     server.signal("CONT");
     assert_eq!(get("/fib/10"), "200 OK: 55");
 }
+
+/// Each line is a series with a number, as the text format of Prometheus demands.
+#[test]
+fn metrics_of_both_sides_can_be_scraped() {
+    let url = Broker::shared().virtual_host("metrics");
+    let mut metrics = example("metrics", &url, &["127.0.0.1:0"]);
+    let address = metrics.wait_for_line("http://", BUILD_TIMEOUT).split_off("http://".len());
+    let (address, path) = address.split_once('/').unwrap();
+    let client = connect(&url, "rpc_queue");
+    assert_eq!(client.request("187").method("any").call().unwrap_err().kind(), "OUT_OF_RANGE");
+    let scrape = || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET /{path} HTTP/1.1\r\nHost: {address}\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response.split_once("\r\n\r\n").expect(&response).1.to_string()
+    };
+    // The hook runs after the reply.
+    let text = await_value(scrape, |text| text.contains("OUT_OF_RANGE"));
+    for line in text.lines() {
+        let (series, value) = line.rsplit_once(' ').expect(line);
+        assert!(series.starts_with("rpc_") && series.ends_with('}'), "{line}");
+        value.parse::<f64>().expect(line);
+    }
+    for series in [
+        "rpc_client_call_duration_seconds_count{rpc_method=\"fib\",rpc_response_status_code=\"OK\"} 1",
+        "rpc_server_call_duration_seconds_bucket{rpc_method=\"fib\",rpc_response_status_code=\"OK\",le=\"+Inf\"} 1",
+        "rpc_server_call_duration_seconds_count{rpc_method=\"other\",rpc_response_status_code=\"OUT_OF_RANGE\"} 1",
+    ] {
+        assert!(text.contains(series), "{series} is missing in\n{text}");
+    }
+}
