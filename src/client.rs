@@ -12,6 +12,7 @@ mod pending;
 mod request;
 mod session;
 mod sessions;
+mod write_order;
 
 use std::fmt;
 use std::sync::Arc;

@@ -29,7 +29,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
-    /// A URL or an option is invalid, and nothing was tried. The text names the part to change.
+    /// A URL or an option is invalid, or the request is larger than the broker takes. Nothing was
+    /// executed. The text names the part to change.
     Config(String),
     /// No broker could be reached before the deadline, or none of them could be used.
     Unreachable {

@@ -54,11 +54,34 @@ impl DataPlane {
         waiter: Arc<Waiter>,
         handler: impl Fn(&DataPlane, Event) + Send + Sync + 'static,
     ) -> Result<Channel, CallError> {
-        let slot = Arc::new(Slot::new(waiter, Box::new(handler)));
-        let number = self.add_channel(&slot, limit.until())?;
-        let channel = Channel { data_plane: Arc::clone(self), number, slot };
+        let slot = Slot::new(waiter, Box::new(handler), false);
+        let channel = self.new_channel(slot, limit.until())?;
         channel.call(Method::OpenChannel, limit)?;
         Ok(channel)
+    }
+
+    /// Opens a channel without waiting for the broker: methods and messages may follow at once.
+    /// Blocks only while no number is free, and not beyond `until`. The handler gets the broker's
+    /// answers, too.
+    pub(crate) fn begin_channel(
+        self: &Arc<DataPlane>,
+        until: Instant,
+        handler: impl Fn(&DataPlane, Event) + Send + Sync + 'static,
+    ) -> Result<Channel, CallError> {
+        let slot = Slot::new(Arc::default(), Box::new(handler), true);
+        let channel = self.new_channel(slot, until)?;
+        channel.send(Method::OpenChannel);
+        Ok(channel)
+    }
+
+    fn new_channel(
+        self: &Arc<DataPlane>,
+        slot: Slot<DataPlane>,
+        until: Instant,
+    ) -> Result<Channel, CallError> {
+        let slot = Arc::new(slot);
+        let number = self.add_channel(&slot, until)?;
+        Ok(Channel { data_plane: Arc::clone(self), number, slot })
     }
 
     /// Waits for a free number if all are taken and one will be free soon: a channel that is closed

@@ -211,7 +211,7 @@ impl DataPlane {
             Event::Answer(Answer::ChannelClosed) => {
                 lock(&self.slots).remove(number);
             }
-            Event::Answer(answer) => {
+            Event::Answer(answer) if !slot.handles_answers => {
                 lock(&slot.answers).push(answer);
                 self.notify(&slot.waiter);
             }

@@ -18,6 +18,8 @@ pub(super) struct Slots<P> {
 /// The state that the user of a channel shares with the reader of the socket.
 pub(super) struct Slot<P> {
     pub(super) handler: Handler<P>,
+    /// Whether the handler gets the answers, too.
+    pub(super) handles_answers: bool,
     pub(super) is_open: AtomicBool,
     /// The reason that the broker gave, if it closed the channel.
     pub(super) closed: OnceLock<Close>,
@@ -25,7 +27,8 @@ pub(super) struct Slot<P> {
     pub(super) waiter: Arc<Waiter>,
 }
 
-/// The reader calls it for every event on a channel except answers. It must not block.
+/// The reader calls it for every event on a channel except answers
+/// ([`Slot::handles_answers`]). It must not block.
 pub(super) type Handler<P> = Box<dyn Fn(&P, Event) + Send + Sync>;
 
 /// The broker's answers to methods, which come in the order of the methods.
@@ -64,9 +67,10 @@ impl Answers {
 }
 
 impl<P> Slot<P> {
-    pub(super) fn new(waiter: Arc<Waiter>, handler: Handler<P>) -> Slot<P> {
+    pub(super) fn new(waiter: Arc<Waiter>, handler: Handler<P>, handles_answers: bool) -> Slot<P> {
         Slot {
             handler,
+            handles_answers,
             is_open: AtomicBool::new(true),
             closed: OnceLock::new(),
             answers: Mutex::default(),

@@ -9,7 +9,8 @@ use super::request::{Outcome, OutgoingRequest};
 use super::session::Session;
 use crate::broker::Session as _;
 use crate::deadline::Deadline;
-use crate::error::Error;
+use crate::error::{Error, Result};
+use crate::wire::Reply;
 
 /// A request in flight. Dropping it abandons the attempt.
 pub(super) struct InFlight {
@@ -86,8 +87,11 @@ impl InFlight {
     pub(super) fn take_outcome(&self, earlier: &mut Vec<InFlight>) -> Option<Outcome> {
         // In this order: a reply that came before the end counts.
         let ended = self.session.ended();
-        let reply = take_reply(earlier).or_else(|| self.slot.take_outcome());
-        reply.or(ended.map(Err))
+        let reply = take_reply(earlier).map(Outcome::Ended).or_else(|| self.slot.take_outcome());
+        reply.or(ended.map(|ended| match ended {
+            Error::ConnectionLost { reason } => Outcome::Lost(reason),
+            error => Outcome::Ended(Err(error)),
+        }))
     }
 
     /// Checks for signs of life, if it is time to. Returns a result if none has come for too long.
@@ -140,7 +144,8 @@ impl InFlight {
         }
         let after = seen.map_or(sign_timeout, |sign| sign.elapsed());
         let queue = request.queue.name.clone();
-        Some(Waited::Ended(Err(Error::ServerSilent { queue, after, unserved })))
+        let silent = Error::ServerSilent { queue, after, unserved };
+        Some(Waited::Ended(Outcome::Ended(Err(silent))))
     }
 
     /// The error for a call that was sent and got no reply by its deadline. Asks the broker about
@@ -174,12 +179,12 @@ impl InFlight {
 }
 
 /// The server's answer to one of these attempts. Attempts that failed otherwise are dropped.
-pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Outcome> {
+pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Result<Reply>> {
     let mut reply = None;
     attempts.retain(|attempt| {
         let is_alive = attempt.session.ended().is_none();
         match attempt.slot.take_outcome() {
-            Some(outcome @ (Ok(_) | Err(Error::Remote { .. }))) => {
+            Some(Outcome::Ended(outcome @ (Ok(_) | Err(Error::Remote { .. })))) => {
                 reply = Some(outcome);
                 false
             }

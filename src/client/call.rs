@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
 use super::attempt::{EARLIER_CHECK_INTERVAL, InFlight, Waited, take_reply};
-use super::request::OutgoingRequest;
+use super::request::{Outcome, OutgoingRequest};
 use super::session::too_late;
 use super::sessions::Sessions;
 use crate::deadline::Deadline;
@@ -176,15 +176,16 @@ impl PendingReply {
             };
             let may_resend = self.request.is_idempotent && !self.deadline.has_passed();
             match in_flight.wait(&self.request, &mut self.earlier, until) {
-                Waited::Ended(Err(Error::ConnectionLost { reason }))
-                    if may_resend
-                        && !in_flight.session.dispatcher.has_rejected.load(Ordering::Relaxed) =>
-                {
+                Waited::Ended(Outcome::Lost(reason)) if may_resend => {
                     self.note_lost(reason);
                     self.in_flight = None;
                 }
+                Waited::Ended(Outcome::Lost(reason)) => {
+                    return Err(Error::ConnectionLost { reason });
+                }
+                Waited::Ended(Outcome::Ignored) => self.in_flight = None,
                 // The queue existed before, so a server will declare it again.
-                Waited::Ended(Err(Error::Unroutable { .. }))
+                Waited::Ended(Outcome::Ended(Err(Error::Unroutable { .. })))
                     if may_resend
                         && (self.lost.is_some()
                             || self.request.queue.is_served.load(Ordering::Relaxed))
@@ -197,14 +198,17 @@ impl PendingReply {
                     self.note_lost(reason.into());
                     self.earlier.extend(self.in_flight.take());
                 }
-                Waited::Ended(outcome) => return outcome.map(Some),
+                Waited::Ended(Outcome::Ended(outcome)) => return outcome.map(Some),
                 _ if until < self.deadline.at => return Ok(None),
                 Waited::TimedOut | Waited::MayBeLost(_) => {
                     let queue = &self.request.queue.name;
                     let error = in_flight.explain_silence(queue, self.deadline);
                     // The outcome may have arrived while the broker was asked.
-                    let outcome = in_flight.take_outcome(&mut self.earlier);
-                    return outcome.unwrap_or(Err(error)).map(Some);
+                    return match in_flight.take_outcome(&mut self.earlier) {
+                        Some(Outcome::Ended(outcome)) => outcome.map(Some),
+                        Some(Outcome::Ignored) => Err(too_late(self.deadline)),
+                        Some(Outcome::Lost(_)) | None => Err(error),
+                    };
                 }
             }
         }

@@ -3,21 +3,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use uuid::Uuid;
-
 use super::options::Config;
-use super::pending::PendingCalls;
+use super::pending::{PROBE, PendingCalls};
+use super::request::Outcome;
 use crate::broker::DataPlane;
 use crate::error::Error;
-use crate::frames::{Close, Event, Message};
+use crate::frames::{BASIC_PUBLISH, Close, Event, Message};
 use crate::wire;
-
-/// The correlation id of the message that the client sends to its own reply queue as soon as that
-/// queue is there, to find out whether the broker accepts its messages. It is the first message of a
-/// session, unless replies come by direct reply-to at first. If the user lacks the permission, the
-/// broker closes the channel. During a resource alarm, the broker reports that it blocks the
-/// connection.
-pub(super) const PROBE: Uuid = Uuid::nil();
 
 /// The state that the reader of the socket shares with the callers of one session.
 pub(super) struct Dispatcher {
@@ -25,14 +17,10 @@ pub(super) struct Dispatcher {
     pub(super) pending: PendingCalls,
     /// The reason why the session has ended, unless its connection ended first.
     pub(super) ended: OnceLock<Error>,
-    /// Whether the broker closed the channel because of one of the requests. None of them may be
-    /// sent again, because that request would end every later session, too.
-    pub(super) has_rejected: AtomicBool,
     /// Whether the session accepts no more calls, but still serves those in flight.
     pub(super) is_retired: AtomicBool,
-    /// Whether the broker is known to accept messages from this client: [`PROBE`] has come back, or
-    /// a direct reply.
-    publish_verified: AtomicBool,
+    /// Whether replies come through the publishing channel, so that they end with it.
+    pub(super) replies_directly: AtomicBool,
 }
 
 impl Dispatcher {
@@ -41,38 +29,39 @@ impl Dispatcher {
             config: Arc::clone(config),
             pending: PendingCalls::new(config.options.max_in_flight),
             ended: OnceLock::new(),
-            has_rejected: AtomicBool::new(false),
             is_retired: AtomicBool::new(false),
-            publish_verified: AtomicBool::new(false),
+            replies_directly: AtomicBool::new(false),
         }
     }
 
-    /// Handles an event on the channel that publishes requests. Unroutable requests return on it,
-    /// and direct replies arrive on it.
-    pub(super) fn on_publishing(&self, data_plane: &DataPlane, event: Event) {
+    /// Handles an event on the channel that publishes requests, which is the session's latest or an
+    /// earlier one. Unroutable requests return on it, and direct replies arrive on it.
+    pub(super) fn on_publishing(&self, channel: u64, data_plane: &DataPlane, event: Event) {
         match event {
             Event::Return { queue, message, .. } => {
                 if let Some(id) = wire::correlation_id(&message) {
-                    self.pending.settle(id, Err(Error::Unroutable { queue }), data_plane);
+                    let unroutable = Outcome::Ended(Err(Error::Unroutable { queue }));
+                    self.pending.settle(id, unroutable, data_plane);
                 }
             }
-            Event::Delivery(delivery) => {
-                self.publish_verified.store(true, Ordering::Relaxed);
-                self.route_reply(data_plane, delivery.message);
-            }
-            Event::Closed(close) => {
-                // The broker handles the messages of a channel in order. If it refused the first
-                // one, it accepted none of those after it.
-                let is_refused =
-                    close.code == 403 && !self.publish_verified.load(Ordering::Relaxed);
-                self.has_rejected.store(!is_refused, Ordering::Relaxed);
-                if is_refused {
-                    let doing = "write to the default exchange";
-                    let _ = self.ended.set(data_plane.endpoint.explain_close(&close, doing));
-                }
-                lose_channel(data_plane, &close);
-            }
+            Event::Delivery(delivery) => self.route_reply(data_plane, delivery.message),
+            Event::Closed(close) => self.lose_publishing(channel, data_plane, &close),
             _ => {}
+        }
+    }
+
+    /// One request is not the connection: the others go on, and later ones go through another
+    /// channel. But if the broker takes no messages from this user at all, the session has ended.
+    fn lose_publishing(&self, channel: u64, data_plane: &DataPlane, close: &Close) {
+        if close.method != BASIC_PUBLISH {
+            return lose_channel(data_plane, close);
+        }
+        if !self.pending.refuse(channel, close, data_plane) {
+            let doing = "write to the default exchange";
+            let _ = self.ended.set(data_plane.endpoint.explain_close(close, doing));
+            lose_channel(data_plane, close);
+        } else if self.replies_directly.load(Ordering::Relaxed) {
+            lose_channel(data_plane, close);
         }
     }
 
@@ -89,13 +78,14 @@ impl Dispatcher {
     fn route_reply(&self, data_plane: &DataPlane, reply: Message) {
         let id = wire::correlation_id(&reply);
         if id == Some(PROBE) {
-            return self.publish_verified.store(true, Ordering::Relaxed);
+            return self.pending.note_probe(true);
         }
         if wire::is_sign_of_life(&reply) {
             return id.into_iter().for_each(|id| self.pending.note_sign_of_life(id));
         }
-        let is_ours =
-            id.is_some_and(|id| self.pending.settle(id, wire::decode_reply(reply), data_plane));
+        let settle =
+            |id| self.pending.settle(id, Outcome::Ended(wire::decode_reply(reply)), data_plane);
+        let is_ours = id.is_some_and(settle);
         let counters = &self.config.counters;
         let counter = if is_ours { &counters.replies } else { &counters.late };
         counter.fetch_add(1, Ordering::Relaxed);

@@ -5,7 +5,7 @@
 //! while a call waits.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -34,6 +34,8 @@ pub(super) struct CallSlot {
     pub(super) waiter: Arc<Waiter>,
     /// Whether it has been in flight, so that the request may be published.
     is_admitted: AtomicBool,
+    /// The number of its request in the order of writing.
+    pub(super) number: AtomicU64,
     progress: Mutex<Progress>,
 }
 
@@ -137,6 +139,7 @@ impl CallSlot {
             deadline,
             waiter: Arc::default(),
             is_admitted: AtomicBool::new(false),
+            number: AtomicU64::new(0),
             progress: Mutex::default(),
         })
     }

@@ -34,8 +34,7 @@ pub struct ClientOptions {
     /// that connection because no replies came, or if no sign of life comes
     /// ([`ClientOptions::keep_alive`]). If the queue does not exist any more, although the client
     /// has had a reply through it or the request is sent again, the call tries again every 200 ms
-    /// until shortly before its deadline. A call is not sent again if the broker closed the channel
-    /// because of one of the requests, such as one that is larger than its `max_message_size`.
+    /// until shortly before its deadline. A call that the broker refused is not sent again.
     pub idempotent: bool,
     /// The `content_type` of the requests: `application/octet-stream` unless set.
     pub content_type: String,

@@ -1,6 +1,7 @@
 //! The calls of one session that have no outcome yet, as callers and the reader of the socket share
 //! them.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,24 @@ use uuid::Uuid;
 
 use super::in_flight::{CallSlot, InFlightCalls};
 use super::request::Outcome;
+use super::write_order::{Refusal, WriteOrder};
 use crate::broker::DataPlane;
+use crate::error::Error;
+use crate::frames::Close;
 use crate::lock::lock;
+
+/// The correlation id of the message that the client sends to its own reply queue as soon as that
+/// queue is there, to find out whether the broker accepts its messages. It is the first message of
+/// a session, unless replies come by direct reply-to at first. If the user lacks the permission,
+/// the broker closes the channel. During a resource alarm, the broker reports that it blocks the
+/// connection.
+pub(super) const PROBE: Uuid = Uuid::nil();
 
 pub(super) struct PendingCalls(Mutex<State>);
 
 struct State {
     calls: InFlightCalls,
+    order: WriteOrder,
     /// When the first call was registered after the last answer to any call.
     unanswered: Option<Instant>,
     /// Whether requests may be lost, because a call timed out and no answer has come for long.
@@ -24,7 +36,8 @@ struct State {
 impl PendingCalls {
     pub(super) fn new(limit: usize) -> PendingCalls {
         let calls = InFlightCalls::new(limit);
-        PendingCalls(Mutex::new(State { calls, unanswered: None, suspect: false }))
+        let order = WriteOrder::default();
+        PendingCalls(Mutex::new(State { calls, order, unanswered: None, suspect: false }))
     }
 
     /// Registers an attempt of a call before its request is sent. Its caller has to wait until it
@@ -52,6 +65,9 @@ impl PendingCalls {
         let mut state = lock(&self.0);
         (state.unanswered, state.suspect) = (None, false);
         let (slot, admitted) = state.calls.leave(id);
+        if let Some(slot) = &slot {
+            state.order.prove(slot.number.load(Ordering::Relaxed));
+        }
         drop(state);
         if let Some(slot) = &slot {
             slot.set_outcome(outcome);
@@ -59,6 +75,62 @@ impl PendingCalls {
         }
         admitted.wake(|waiter| reader_of.notify(waiter));
         slot.is_some()
+    }
+
+    /// Notes that the request of a call is written now, with a body of this size.
+    pub(super) fn note_written(&self, slot: &CallSlot, size: usize) {
+        let number = lock(&self.0).order.write(slot.id, size);
+        slot.number.store(number, Ordering::Relaxed);
+    }
+
+    /// Notes that a request was not written after all.
+    pub(super) fn withdraw(&self, slot: &CallSlot) {
+        lock(&self.0).order.withdraw(slot.id);
+    }
+
+    /// Notes that [`PROBE`] is written now, or that it has come back.
+    pub(super) fn note_probe(&self, has_come_back: bool) {
+        let order = &mut lock(&self.0).order;
+        match has_come_back {
+            true => order.prove_id(PROBE),
+            false => drop(order.write(PROBE, 0)),
+        }
+    }
+
+    /// See [`WriteOrder::begin_channel`].
+    pub(super) fn begin_channel(&self) -> u64 {
+        lock(&self.0).order.begin_channel()
+    }
+
+    /// Ends the calls whose requests went down with a publishing channel, which the broker closed
+    /// because of one of them. The others go on. False if the broker accepts nothing from this user.
+    /// Called by the reader.
+    pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) -> bool {
+        let too_large = too_large(close);
+        let refusal = lock(&self.0).order.refuse(channel, too_large.map(|(size, _)| size));
+        let may_have_executed = |id| {
+            let reason = format!("the broker closed the channel: {close}");
+            self.settle(id, Outcome::Ended(Err(Error::ConnectionLost { reason })), reader_of);
+        };
+        match refusal {
+            // The session ends, and they with it.
+            Refusal::OfAll(_) if close.code == 403 => return false,
+            Refusal::Of { refused, ignored } => {
+                let (size, most) = too_large.expect("its size named it");
+                let text = format!(
+                    "the request has {size} bytes, and the broker takes no message larger than \
+                     {most}: send less at a time, or raise its max_message_size"
+                );
+                self.settle(refused, Outcome::Ended(Err(Error::Config(text))), reader_of);
+                for id in ignored {
+                    self.settle(id, Outcome::Ignored, reader_of);
+                }
+            }
+            Refusal::OneOf(ids) | Refusal::OfAll(ids) => {
+                ids.into_iter().for_each(may_have_executed);
+            }
+        }
+        true
     }
 
     /// Notes a sign of life from the server that works on a call.
@@ -99,4 +171,14 @@ impl PendingCalls {
         admitted.wake(|waiter| data_plane.wake(waiter));
         length
     }
+}
+
+/// The sizes of the message that the broker refused, and of the largest that it takes, if that is
+/// why it closed the channel. `check_msg_size` in RabbitMQ's `rabbit_channel.erl` writes the text,
+/// and no name of a user's is part of it.
+fn too_large(close: &Close) -> Option<(usize, usize)> {
+    let sizes = close.text.strip_prefix("PRECONDITION_FAILED - message size ")?;
+    let (size, rest) = sizes.split_once(" is larger than ")?;
+    let (_, most) = rest.split_once("max size ")?;
+    (close.code == 406).then_some((size.parse().ok()?, most.parse().ok()?))
 }

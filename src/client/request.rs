@@ -35,5 +35,12 @@ impl RequestQueue {
     }
 }
 
-/// The outcome of a call.
-pub(super) type Outcome = Result<Reply>;
+/// The outcome of an attempt.
+pub(super) enum Outcome {
+    /// The reply, or an error that ends the call.
+    Ended(Result<Reply>),
+    /// The broker ignored the request, so it was not executed, and is sent again.
+    Ignored,
+    /// The connection was lost, for this reason.
+    Lost(String),
+}

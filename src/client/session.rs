@@ -4,27 +4,30 @@
 //! the replies in turns.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::dispatcher::{Dispatcher, PROBE};
+use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::looks::{self, QueueLooks, QueueStatus};
 use super::options::Config;
 
+use super::pending::PROBE;
 use super::request::OutgoingRequest;
 use crate::broker::{self, CallError, Channel, Connection, Limit, Waiter, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Answer, DeclaredQueue, Method};
+use crate::lock::lock;
 use crate::wire::{self, Reply, RequestHead};
 
 pub(super) struct Session {
     /// Dropped first, which also closes the channels.
     pub(super) connection: Connection,
     pub(super) dispatcher: Arc<Dispatcher>,
-    publishing: Channel,
+    /// Another one takes its place if the broker closes it because of a request.
+    publishing: Mutex<Arc<Channel>>,
     consuming: Channel,
     /// Unset until the broker has declared it. Until then, replies come by direct reply-to.
     reply_queue: OnceLock<String>,
@@ -61,11 +64,12 @@ impl Session {
         let limit = Limit::Until(until);
         let dispatcher = Arc::new(Dispatcher::new(config));
         let (publisher, consumer) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher));
+        let first = dispatcher.pending.begin_channel();
         let data_plane = &*connection;
         let failed = |doing| move |error| data_plane.explain(error, doing);
         let publishing = connection
             .open_channel(limit, Arc::default(), move |plane, event| {
-                publisher.on_publishing(plane, event)
+                publisher.on_publishing(first, plane, event)
             })
             .map_err(failed("open a channel"))?;
         let consuming = connection
@@ -80,12 +84,14 @@ impl Session {
         }
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
         let (reply_queue, looks) = (OnceLock::new(), QueueLooks::default());
+        let publishing = Mutex::new(Arc::new(publishing));
         let session = Session { connection, dispatcher, publishing, consuming, reply_queue, looks };
         match declared {
             Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
                 let consume = Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true };
-                let consumed = session.publishing.call(consume, limit);
+                let consumed = session.publishing().call(consume, limit);
                 consumed.map_err(|error| session.connection.explain(error, "receive replies"))?;
+                session.dispatcher.replies_directly.store(true, Ordering::Relaxed);
                 log::info!("no reply queue yet: replies come by direct reply-to");
             }
             declared => session.use_reply_queue(declared, limit)?,
@@ -108,11 +114,13 @@ impl Session {
         wire::check_length("reply queue's name", &reply_queue)?;
         let reply_queue = self.reply_queue.get_or_init(|| reply_queue);
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
-        let route = self.publishing.route(reply_queue, false);
+        let (publishing, pending) = (self.publishing(), &self.dispatcher.pending);
+        let route = publishing.route(reply_queue, false);
         let probe =
             wire::encode_reply(route, Some(id.as_bytes()), &self.dispatcher.config.app_id, &empty);
+        let until = Deadline::after(PROBE_TIMEOUT).at;
         // If writing fails, the first call reports why.
-        let _ = self.publishing.write(probe, Deadline::after(PROBE_TIMEOUT).at);
+        let _ = publishing.write_noting(probe, until, || pending.note_probe(false));
         Ok(())
     }
 
@@ -151,9 +159,18 @@ impl Session {
             keep_alive: request.keep_alive,
             remaining,
         };
-        let route = self.publishing.route(&request.queue.name, true);
-        let frames = wire::encode_request(route, &head, &request.body);
-        let result = match self.publishing.write(frames, limit.at) {
+        let note = || self.dispatcher.pending.note_written(&slot, request.body.len());
+        let written = loop {
+            let publishing = self.publishing();
+            let route = publishing.route(&request.queue.name, true);
+            let frames = wire::encode_request(route, &head, &request.body);
+            let written = publishing.write_noting(frames, limit.at, note);
+            if written != Err(WriteError::ChannelClosed) || self.takes_no_more_calls() {
+                break written;
+            }
+            self.replace_publishing(&publishing, limit);
+        };
+        let result = match written {
             Ok(()) => return Ok(Some(slot)),
             // The rest of the request is written before anything else.
             Err(WriteError::TimedOut { begun: true }) if limit.at < deadline.at => {
@@ -162,8 +179,27 @@ impl Session {
             Err(WriteError::TimedOut { begun }) => Err(self.write_timed_out(limit, begun)),
             Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
         };
+        self.dispatcher.pending.withdraw(&slot);
         self.forget(&slot);
         result
+    }
+
+    fn publishing(&self) -> Arc<Channel> {
+        Arc::clone(&lock(&self.publishing))
+    }
+
+    /// Opens another publishing channel, unless another caller has done so.
+    fn replace_publishing(&self, closed: &Arc<Channel>, limit: Deadline) {
+        let mut publishing = lock(&self.publishing);
+        if Arc::ptr_eq(&publishing, closed) {
+            let dispatcher = Arc::clone(&self.dispatcher);
+            let channel = dispatcher.pending.begin_channel();
+            let handler = move |plane: &_, event| dispatcher.on_publishing(channel, plane, event);
+            match self.connection.begin_channel(limit.at, handler) {
+                Ok(opened) => *publishing = Arc::new(opened),
+                Err(_) => self.connection.cut("it has no channel left for requests"),
+            }
+        }
     }
 
     /// Number of calls in flight.

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
 
 use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
-use crate::embedded::{Serving, connect, connect_idempotent};
-use crate::patience::{AT_ONCE, SetOnDrop};
+use crate::embedded::{Serving, connect};
+use crate::manual_server::ManualServer;
+use crate::patience::{SECOND, SetOnDrop};
 use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 
 /// The broker closes the channel for such a reply, and delivers the request again.
@@ -56,57 +56,65 @@ fn oversized_direct_reply_is_replaced_by_error_reply() {
     assert_eq!((counters.failed, counters.redelivered), (2, 0), "the request is executed once");
 }
 
+/// A large request, and then others, are written before the broker has refused the first.
 #[test]
-fn client_reconnects_after_broker_closes_channel() {
+fn refused_request_costs_its_own_call_alone() {
     let broker = Broker::fragile();
-    let (url, queue) = (broker.url(), queue_name("channel"));
-    let _server = Serving::echo(&url, &queue);
-    // The broker closes the channel on which a request is too large.
+    let (url, queue) = (broker.url(), queue_name("request-refused"));
+    let server = ManualServer::start(&url, &queue);
     broker.limit_messages(1000);
     let client = connect(&url, &queue);
-    let again = connect_idempotent(&url, &queue);
-    for client in [&client, &again] {
-        let began = Instant::now();
-        let error = client.call(vec![b'7'; 2000]).unwrap_err();
-        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
-        let text = error.to_string();
-        assert!(text.contains("406") && text.contains("message size 2000"), "{text}");
-        assert!(error.may_have_executed());
-        assert_eq!(client.call("8").unwrap(), b"8", "the next call succeeds");
+    let before = client.send("before").unwrap();
+    let refused = client.send(vec![b'7'; 2000]).unwrap();
+    let behind: Vec<_> = (0..50).map(|n| client.send(format!("{n}")).unwrap()).collect();
+    let error = refused.wait().unwrap_err();
+    assert!(matches!(error, Error::Config(_)) && !error.may_have_executed(), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("2000 bytes") && text.contains("larger than 1000"), "{text}");
+
+    // Who waits sends a request again that the broker ignored.
+    let waiting: Vec<_> = behind.into_iter().map(|call| thread::spawn(|| call.wait())).collect();
+    let requests: Vec<_> = (0..51).map(|_| server.next()).collect();
+    requests.iter().for_each(|request| server.reply(request, &request.body));
+    assert_eq!(before.wait().unwrap(), b"before");
+    for (n, call) in waiting.into_iter().enumerate() {
+        assert_eq!(call.join().unwrap().unwrap(), n.to_string().as_bytes());
     }
+    assert_eq!(client.call_timeout(vec![b'7'; 2000], SECOND).unwrap_err(), error);
+    let counters = client.counters();
+    assert_eq!((counters.reconnects, counters.in_flight), (0, 0));
+    assert!(server.requests.is_empty(), "no request was executed twice");
     broker.limit_messages(16 << 20);
 }
 
-/// If the client published another request after the broker's close, the connection would end
-/// without a reason, and the client would send the oversized request again.
+/// If a client wrote on the channel after the broker's close, the connection would end.
 #[test]
-fn oversized_request_is_not_sent_again_while_others_publish() {
+fn calls_go_on_while_requests_of_others_are_refused() {
     let broker = Broker::fragile();
-    let (url, queue) = (broker.url(), queue_name("channel-shared"));
+    let (url, queue) = (broker.url(), queue_name("request-refused-shared"));
     let _server = Serving::echo(&url, &queue);
     broker.limit_messages(1000);
-    let client = connect_idempotent(&url, &queue);
+    let client = connect(&url, &queue);
     let over = AtomicBool::new(false);
-    let during = |call: &dyn Fn() -> Result<(), Error>| {
-        while !over.load(Ordering::Relaxed) {
-            if let Err(error) = call() {
-                let text = error.to_string();
-                assert!(text.contains("406"), "{text}");
-            }
-        }
-    };
     thread::scope(|scope| {
         for _ in 0..3 {
-            scope.spawn(|| during(&|| client.call("8").map(drop)));
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    assert_eq!(client.call("8").unwrap(), b"8");
+                }
+            });
         }
-        scope.spawn(|| during(&|| client.queue().map(drop)));
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                client.queue().unwrap();
+            }
+        });
         let _over = SetOnDrop(&over);
         for _ in 0..10 {
             let error = client.call(vec![b'7'; 2000]).unwrap_err();
-            assert!(error.to_string().contains("message size 2000"), "{error}");
+            assert!(matches!(error, Error::Config(_)), "{error:?}");
         }
     });
-    assert_eq!(client.call("8").unwrap(), b"8");
-    assert_eq!(client.counters().reconnects, 10);
+    assert_eq!(client.counters().reconnects, 0);
     broker.limit_messages(16 << 20);
 }

@@ -1,0 +1,158 @@
+//! Tells which request the broker refused, if it closed the channel because of one.
+//!
+//! The broker handles the messages of a channel in the order in which they were written, and ignores
+//! all those behind the one that it refuses. A reply to a request, or its return, proves that the
+//! broker has accepted it and all those before it.
+
+use std::collections::VecDeque;
+
+use uuid::Uuid;
+
+/// The requests on the publishing channels of one session that the broker is not known to have
+/// accepted. They are numbered from 1, through all channels.
+#[derive(Default)]
+pub(super) struct WriteOrder {
+    unproved: VecDeque<Written>,
+    written: u64,
+    proved: u64,
+    /// The last number that was written before the present channel.
+    before_channel: u64,
+}
+
+struct Written {
+    number: u64,
+    id: Uuid,
+    size: usize,
+}
+
+/// What became of the requests on a channel that the broker closed because of one of them.
+#[derive(Debug, PartialEq)]
+pub(super) enum Refusal {
+    /// The broker refused one. It was not executed, nor were those behind it, which the broker
+    /// ignored.
+    Of { refused: Uuid, ignored: Vec<Uuid> },
+    /// The broker refused one of these, and has accepted those before it.
+    OneOf(Vec<Uuid>),
+    /// The broker has accepted none on this channel.
+    OfAll(Vec<Uuid>),
+}
+
+impl WriteOrder {
+    /// Notes that another channel takes the place of the one that is closed. Returns what tells the
+    /// channel from others.
+    pub(super) fn begin_channel(&mut self) -> u64 {
+        self.before_channel = self.written;
+        self.before_channel
+    }
+
+    /// Notes that a request is written, and returns its number. `size` is that of its body.
+    pub(super) fn write(&mut self, id: Uuid, size: usize) -> u64 {
+        /// More are not remembered, so one that was refused may not be found.
+        const MAX_UNPROVED: usize = 1 << 16;
+        if self.unproved.back().is_none_or(|last| last.id != id) {
+            self.written += 1;
+            self.unproved.push_back(Written { number: self.written, id, size });
+            if self.unproved.len() > MAX_UNPROVED {
+                self.unproved.pop_front();
+            }
+        }
+        self.written
+    }
+
+    /// Notes that a request was not written after all.
+    pub(super) fn withdraw(&mut self, id: Uuid) {
+        self.unproved.retain(|written| written.id != id);
+    }
+
+    /// Notes that the broker has accepted the request of this number.
+    pub(super) fn prove(&mut self, number: u64) {
+        self.proved = self.proved.max(number);
+        while self.unproved.front().is_some_and(|written| written.number <= number) {
+            self.unproved.pop_front();
+        }
+    }
+
+    pub(super) fn prove_id(&mut self, id: Uuid) {
+        let found = self.unproved.iter().find(|written| written.id == id);
+        if let Some(number) = found.map(|written| written.number) {
+            self.prove(number);
+        }
+    }
+
+    /// The broker has closed `channel` because of a request: of one of this size, if it said so.
+    pub(super) fn refuse(&mut self, channel: u64, size: Option<usize>) -> Refusal {
+        let is_present = channel == self.before_channel;
+        let last = if is_present { self.written } else { self.before_channel };
+        let count = self.unproved.partition_point(|written| written.number <= last);
+        let has_proof = self.proved > channel;
+        let lost: Vec<Written> = self.unproved.drain(..count).collect();
+        // The broker would have refused an earlier request of this size first.
+        let refused = lost.iter().position(|written| Some(written.size) == size);
+        let ids = |lost: &[Written]| lost.iter().map(|written| written.id).collect();
+        match refused {
+            Some(index) => {
+                Refusal::Of { refused: lost[index].id, ignored: ids(&lost[index + 1..]) }
+            }
+            None if has_proof || size.is_some() => Refusal::OneOf(ids(&lost)),
+            None => Refusal::OfAll(ids(&lost)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn id(number: u128) -> Uuid {
+        Uuid::from_u128(number)
+    }
+
+    /// Four requests of these sizes on the first channel.
+    fn written() -> WriteOrder {
+        let mut order = WriteOrder::default();
+        for (number, size) in [(1, 7), (2, 2000), (3, 7), (4, 2000)] {
+            assert_eq!(order.write(id(number), size), number as u64);
+        }
+        order
+    }
+
+    #[test]
+    fn size_names_the_refused_request_and_those_that_were_ignored() {
+        let ignored = vec![id(3), id(4)];
+        assert_eq!(written().refuse(0, Some(2000)), Refusal::Of { refused: id(2), ignored });
+        let mut order = written();
+        order.prove(3);
+        assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(4), ignored: vec![] });
+        assert_eq!(order.refuse(0, Some(2000)), Refusal::OneOf(vec![]), "they are settled");
+    }
+
+    #[test]
+    fn refusal_without_a_size_is_of_one_of_the_unproved_requests() {
+        let mut order = written();
+        order.prove_id(id(2));
+        assert_eq!(order.refuse(0, None), Refusal::OneOf(vec![id(3), id(4)]));
+        let all = (1..=4).map(id).collect();
+        assert_eq!(written().refuse(0, None), Refusal::OfAll(all));
+    }
+
+    #[test]
+    fn requests_on_the_next_channel_are_not_touched() {
+        let mut order = written();
+        order.prove(1);
+        let channel = order.begin_channel();
+        order.write(id(5), 2000);
+        let ignored = vec![id(3), id(4)];
+        assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(2), ignored });
+        assert_eq!(order.refuse(channel, None), Refusal::OfAll(vec![id(5)]));
+    }
+
+    #[test]
+    fn request_that_was_not_written_is_not_in_the_order() {
+        let mut order = written();
+        // Nothing could be written at the first try.
+        assert_eq!((order.write(id(5), 7), order.write(id(5), 7)), (5, 5));
+        order.withdraw(id(2));
+        let ignored = vec![id(5)];
+        assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(4), ignored });
+    }
+}
