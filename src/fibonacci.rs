@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::broker::Brokers;
-use crate::client::{ClientOptions, PendingReply, RpcClient};
+use crate::client::{CallBuilder, ClientOptions, PendingReply, RpcClient};
 use crate::error::{Error, Failure, Result, Status};
 use crate::wire::Request;
 
@@ -66,7 +66,7 @@ impl FibonacciRpcClient {
     /// # Errors
     /// The errors of [`RpcClient::send`].
     pub fn send(&self, n: u64) -> Result<PendingNumber> {
-        self.0.send(n.to_string()).map(PendingNumber)
+        self.request(n).send()
     }
 
     /// Like [`FibonacciRpcClient::send`], with this timeout in place of the client's.
@@ -74,7 +74,11 @@ impl FibonacciRpcClient {
     /// # Errors
     /// The errors of [`RpcClient::send`].
     pub fn send_timeout(&self, n: u64, timeout: Duration) -> Result<PendingNumber> {
-        self.0.send_timeout(n.to_string(), timeout).map(PendingNumber)
+        self.request(n).timeout(timeout).send()
+    }
+
+    fn request(&self, n: u64) -> CallBuilder<'_, u128> {
+        self.0.request(n.to_string()).decoded_by(|reply| decode_number(reply.body()))
     }
 
     /// The generic client that sends the requests.
@@ -84,38 +88,7 @@ impl FibonacciRpcClient {
 }
 
 /// A Fibonacci number whose reply has not been read yet. Dropping it abandons the call.
-#[derive(Debug)]
-#[must_use = "dropping it abandons the call"]
-pub struct PendingNumber(PendingReply);
-
-impl PendingNumber {
-    /// Blocks until the number arrives, at most until the call's deadline.
-    ///
-    /// # Errors
-    /// The errors of [`FibonacciRpcClient::call`].
-    pub fn wait(self) -> Result<u128> {
-        decode_number(&self.0.wait()?)
-    }
-
-    /// Blocks until the number arrives, at most for `timeout` and at most until the call's
-    /// deadline. `None` means that the timeout passed first. The call is over once this has
-    /// returned a number or an error.
-    ///
-    /// # Errors
-    /// The errors of [`FibonacciRpcClient::call`].
-    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<u128>> {
-        self.0.wait_timeout(timeout)?.map(|body| decode_number(&body)).transpose()
-    }
-
-    /// The number, if it has arrived. Blocks only while it asks the broker about the queue, for some
-    /// 200 ms: at the call's deadline, or if no sign of life comes in time. The call is over once this has returned a number or an error.
-    ///
-    /// # Errors
-    /// The errors of [`FibonacciRpcClient::call`].
-    pub fn try_wait(&mut self) -> Result<Option<u128>> {
-        self.0.try_wait()?.map(|body| decode_number(&body)).transpose()
-    }
-}
+pub type PendingNumber = PendingReply<u128>;
 
 /// Answers requests of the Fibonacci service. Pass it to
 /// [`RpcServer::serve`](crate::RpcServer::serve) as the handler.

@@ -15,6 +15,7 @@ use crate::observation::Observation;
 use crate::wire::Reply;
 
 /// A call whose reply has not come yet, as [`RpcClient::send`](super::RpcClient::send) returns it.
+/// What it waits for, `T`, is the reply's body, unless the call decodes it.
 ///
 /// Dropping it abandons the call: the request may still be executed, and its reply is discarded. It
 /// does not keep the client's connection open. Once the client is closed, waiting ends with
@@ -36,9 +37,10 @@ use crate::wire::Reply;
 /// # Ok::<(), rabbitmq_rpc::Error>(())
 /// ```
 #[must_use = "dropping it gives the call up"]
-pub struct PendingReply {
+pub struct PendingReply<T = Vec<u8>> {
     sessions: Arc<Sessions>,
     request: OutgoingRequest,
+    decode: fn(Reply) -> Result<T>,
     began: Instant,
     deadline: Deadline,
     /// `None` while the request is to be sent, for the first time or again.
@@ -60,16 +62,18 @@ const QUEUE_GONE_DELAY: Duration = Duration::from_millis(200);
 const ALREADY_DONE: &str =
     "this call is over: its reply or its error has been returned already; make another call";
 
-impl PendingReply {
+impl<T> PendingReply<T> {
     pub(super) fn send(
         sessions: &Arc<Sessions>,
         request: OutgoingRequest,
         timeout: Duration,
-    ) -> Result<PendingReply> {
+        decode: fn(Reply) -> Result<T>,
+    ) -> Result<PendingReply<T>> {
         sessions.config.counters.calls.fetch_add(1, Ordering::Relaxed);
         let mut pending = PendingReply {
             sessions: Arc::clone(sessions),
             request,
+            decode,
             began: Instant::now(),
             deadline: Deadline::after(timeout),
             in_flight: None,
@@ -83,12 +87,13 @@ impl PendingReply {
         Ok(pending)
     }
 
-    /// Waits for the body of the reply until the call's deadline.
+    /// Waits for the reply until the call's deadline, and decodes it.
     ///
     /// # Errors
-    /// See [`RpcClient::call`](super::RpcClient::call).
-    pub fn wait(self) -> Result<Vec<u8>> {
-        self.wait_reply().map(Reply::into_body)
+    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::BadReply`] if it cannot be decoded.
+    pub fn wait(self) -> Result<T> {
+        let decode = self.decode;
+        self.wait_reply().and_then(decode)
     }
 
     /// Waits for the reply until the call's deadline.
@@ -105,10 +110,9 @@ impl PendingReply {
     /// an error.
     ///
     /// # Errors
-    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::Config`] if the call was over
-    /// before.
-    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<Vec<u8>>> {
-        Ok(self.wait_until(Deadline::after(timeout).at)?.map(Reply::into_body))
+    /// See [`PendingReply::wait`]; [`Error::Config`] if the call was over before.
+    pub fn wait_timeout(&mut self, timeout: Duration) -> Result<Option<T>> {
+        self.wait_until(Deadline::after(timeout).at)?.map(self.decode).transpose()
     }
 
     /// The reply, if it has come. Blocks only while it asks the broker about the queue, for some
@@ -116,7 +120,7 @@ impl PendingReply {
     ///
     /// # Errors
     /// As [`PendingReply::wait_timeout`].
-    pub fn try_wait(&mut self) -> Result<Option<Vec<u8>>> {
+    pub fn try_wait(&mut self) -> Result<Option<T>> {
         self.wait_timeout(Duration::ZERO)
     }
 
@@ -261,7 +265,7 @@ impl PendingReply {
     }
 }
 
-impl fmt::Debug for PendingReply {
+impl<T> fmt::Debug for PendingReply<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PendingReply")
             .field("queue", &self.request.queue.name)

@@ -30,10 +30,11 @@ use crate::wire::{self, Headers, Reply, Request};
 /// # Ok::<(), rabbitmq_rpc::Error>(())
 /// ```
 #[must_use = "it does nothing until it is sent"]
-pub struct CallBuilder<'a> {
+pub struct CallBuilder<'a, T = Vec<u8>> {
     sessions: &'a Arc<Sessions>,
     request: OutgoingRequest,
     timeout: Duration,
+    decode: fn(Reply) -> Result<T>,
 }
 
 impl<'a> CallBuilder<'a> {
@@ -53,7 +54,16 @@ impl<'a> CallBuilder<'a> {
             keep_alive: options.keep_alive,
             is_idempotent: options.idempotent,
         };
-        CallBuilder { sessions, request, timeout: options.timeout }
+        let decode = |reply: Reply| Ok(reply.into_body());
+        CallBuilder { sessions, request, timeout: options.timeout, decode }
+    }
+}
+
+impl<'a, T> CallBuilder<'a, T> {
+    /// The same call, whose reply is decoded in another way.
+    pub(crate) fn decoded_by<U>(self, decode: fn(Reply) -> Result<U>) -> CallBuilder<'a, U> {
+        let CallBuilder { sessions, request, timeout, .. } = self;
+        CallBuilder { sessions, request, timeout, decode }
     }
 
     /// The time limit of the call. Overrides
@@ -126,11 +136,12 @@ impl<'a> CallBuilder<'a> {
         self
     }
 
-    /// Sends the request and waits for the body of its reply.
+    /// Sends the request, waits for its reply and decodes it: to the body, unless a function of
+    /// another type is called.
     ///
     /// # Errors
-    /// As [`RpcClient::call`](super::RpcClient::call).
-    pub fn call(self) -> Result<Vec<u8>> {
+    /// As [`PendingReply::wait`].
+    pub fn call(self) -> Result<T> {
         self.send()?.wait()
     }
 
@@ -147,8 +158,8 @@ impl<'a> CallBuilder<'a> {
     ///
     /// # Errors
     /// As [`RpcClient::send`](super::RpcClient::send).
-    pub fn send(self) -> Result<PendingReply> {
-        let CallBuilder { sessions, mut request, timeout } = self;
+    pub fn send(self) -> Result<PendingReply<T>> {
+        let CallBuilder { sessions, mut request, timeout, decode } = self;
         if request.message_id.is_empty() {
             request.message_id = Uuid::new_v4().to_string();
         }
@@ -157,11 +168,11 @@ impl<'a> CallBuilder<'a> {
         wire::check_length("content type", request.content_type.as_deref().unwrap_or_default())?;
         wire::check_keep_alive(request.keep_alive)?;
         request.headers.check()?;
-        PendingReply::send(sessions, request, timeout)
+        PendingReply::send(sessions, request, timeout, decode)
     }
 }
 
-impl fmt::Debug for CallBuilder<'_> {
+impl<T> fmt::Debug for CallBuilder<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CallBuilder")
             .field("queue", &self.request.queue.name)
