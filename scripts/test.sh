@@ -26,13 +26,14 @@ main() {
 
     check 'format' cargo fmt --check
     check 'lints' cargo clippy --quiet --all-targets -- -D warnings
+    check 'lints with JSON' cargo clippy --quiet --all-targets --features json -- -D warnings
     check 'lints of the bare library' cargo clippy --quiet --no-default-features --lib -- -D warnings
     check 'tests of the bare library' cargo test --quiet --no-default-features --lib
     RUSTDOCFLAGS='-D warnings' check 'documentation' cargo doc --quiet --no-deps
     if command -v shellcheck >/dev/null; then
         check 'scripts' shellcheck -x scripts/*.sh .ci/run
     fi
-    run_tests "tests on RabbitMQ $(version)" cargo test --no-fail-fast
+    run_tests "tests on RabbitMQ $(version)" cargo test --features json --no-fail-fast
     [[ ${RABBITMQ_ROOT:-} ]] || test_newer
     # The seed is fixed, so that two runs have the same faults.
     check 'a minute of faults' scripts/soak.sh 1 1
@@ -67,7 +68,7 @@ test_newer() {
     ((${#failures[@]} == failures_before)) || return 0
     local -x RABBITMQ_ROOT
     RABBITMQ_ROOT=$(sed -n 's/^RabbitMQ .* is in \(.*\)\.$/\1/p' "$log")
-    run_tests "tests on RabbitMQ $(version)" cargo test --no-fail-fast --test it
+    run_tests "tests on RabbitMQ $(version)" cargo test --features json --no-fail-fast --test it
 }
 
 # The version of the RabbitMQ that scripts/broker.sh starts.

@@ -142,7 +142,19 @@ impl RpcClient {
 
     /// Starts a call with options of its own.
     pub fn request(&self, body: impl Into<Vec<u8>>) -> CallBuilder<'_> {
-        CallBuilder::new(self.sessions(), &self.queue, body.into())
+        CallBuilder::new(self.sessions(), &self.queue, Ok(body.into()))
+    }
+
+    /// As [`RpcClient::request`]. If there is no body, the call ends with this error.
+    #[cfg(feature = "json")]
+    pub(crate) fn try_request(&self, body: Result<Vec<u8>>) -> CallBuilder<'_> {
+        CallBuilder::new(self.sessions(), &self.queue, body)
+    }
+
+    /// The same client once more.
+    #[cfg(feature = "json")]
+    pub(crate) fn share(&self) -> RpcClient {
+        RpcClient { shared: Arc::clone(&self.shared), queue: Arc::clone(&self.queue) }
     }
 
     /// Asks the broker how many consumers the queue has, and how many requests wait in it. Blocks

@@ -129,7 +129,7 @@
 //!
 //! ```text
 //!  fibonacci               the tutorial's service: the only module that decodes numbers
-//!  service                 methods by name
+//!  service                 methods by name, JSON
 //!  client      server      calls and their attempts; workers and their threads
 //!  wire        broker      requests and replies as messages; connections and reconnection
 //!  frames                  AMQP: decodes and encodes messages and methods
@@ -180,6 +180,8 @@ pub use frames::HeaderValue;
 pub use observation::Observation;
 pub use server::{QueueType, RpcServer, Served, ServerCounters, ServerOptions, Stopper, Worker};
 pub use service::{Handler, Methods};
+#[cfg(feature = "json")]
+pub use service::{RemoteFunction, json};
 pub use wire::{Reply, Request};
 
 /// The README's Rust, compiled as tests.

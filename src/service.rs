@@ -1,5 +1,9 @@
-//! Services: a table of methods by name.
+//! Services: a table of methods by name, and handlers and functions that take JSON.
 
+#[cfg(feature = "json")]
+mod json;
 mod methods;
 
+#[cfg(feature = "json")]
+pub use self::json::{RemoteFunction, json};
 pub use self::methods::{Handler, Methods};

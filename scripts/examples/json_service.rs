@@ -3,16 +3,15 @@
 //! With the broker's URL in `$AMQP_URL`, start the server, and call it from another shell:
 //!
 //! ```console
-//! $ cargo run --example json_service
+//! $ cargo run --features json --example json_service
 //! Awaiting orders on prices
-//! $ cargo run --example json_service -- bolts 3
+//! $ cargo run --features json --example json_service -- bolts 3
 //! 36
 //! ```
 
-use std::time::Duration;
-
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Failure, Reply, Request, RpcClient, RpcServer, ServerOptions, Status,
+    Brokers, ClientOptions, Failure, Methods, Request, RpcClient, RpcServer, ServerOptions, Status,
+    json,
 };
 use serde::{Deserialize, Serialize};
 
@@ -30,26 +29,19 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     if let [item, count] = &words[..] {
         let client = RpcClient::connect(brokers, QUEUE, ClientOptions::default())?;
-        let order = Order { item: item.clone(), count: count.parse()? };
-        let call = client.request(serde_json::to_vec(&order)?).content_type("application/json");
-        let price: u64 = serde_json::from_slice(&call.timeout(Duration::from_secs(5)).call()?)?;
-        println!("{price}");
+        let price = client.function::<Order, u64>("price");
+        println!("{}", price.call(&Order { item: item.clone(), count: count.parse()? })?);
         return Ok(());
     }
     let server = RpcServer::connect(brokers, QUEUE, ServerOptions::default())?;
-    server.on_ready(|| println!("Awaiting orders on {QUEUE}")).serve(price)?;
-    Ok(())
+    let methods = Methods::new().on("price", json(price));
+    Ok(server.on_ready(|| println!("Awaiting orders on {QUEUE}")).serve(methods)?)
 }
 
-/// The handler: it needs no broker, so a unit test can give it a [`Request::new`].
-fn price(request: &Request) -> Result<Reply, Failure> {
-    let order: Order = serde_json::from_slice(request.body())
-        .map_err(|error| Failure::new(Status::InvalidArgument, format!("not an order: {error}")))?;
-    let each = match &*order.item {
-        "bolts" => 12,
-        "nuts" => 5,
-        item => return Err(Failure::new(Status::NotFound, format!("there are no {item}"))),
-    };
-    let price = each * u64::from(order.count);
-    Ok(Reply::from(price.to_string()).with_content_type("application/json"))
+fn price(order: Order, _request: &Request) -> Result<u64, Failure> {
+    match &*order.item {
+        "bolts" => Ok(12 * u64::from(order.count)),
+        "nuts" => Ok(5 * u64::from(order.count)),
+        item => Err(Failure::new(Status::NotFound, format!("there are no {item}"))),
+    }
 }

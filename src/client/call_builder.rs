@@ -32,6 +32,8 @@ use crate::wire::{self, Headers, Reply, Request};
 #[must_use = "it does nothing until it is sent"]
 pub struct CallBuilder<'a, T = Vec<u8>> {
     sessions: &'a Arc<Sessions>,
+    /// The error is the reason why there is no body.
+    ready: Result<()>,
     request: OutgoingRequest,
     timeout: Duration,
     decode: fn(Reply) -> Result<T>,
@@ -41,9 +43,13 @@ impl<'a> CallBuilder<'a> {
     pub(super) fn new(
         sessions: &'a Arc<Sessions>,
         queue: &Arc<RequestQueue>,
-        body: Vec<u8>,
+        body: Result<Vec<u8>>,
     ) -> CallBuilder<'a> {
         let options = &sessions.config.options;
+        let (ready, body) = match body {
+            Ok(body) => (Ok(()), body),
+            Err(error) => (Err(error), Vec::new()),
+        };
         let request = OutgoingRequest {
             queue: Arc::clone(queue),
             body,
@@ -55,15 +61,15 @@ impl<'a> CallBuilder<'a> {
             is_idempotent: options.idempotent,
         };
         let decode = |reply: Reply| Ok(reply.into_body());
-        CallBuilder { sessions, request, timeout: options.timeout, decode }
+        CallBuilder { sessions, ready, request, timeout: options.timeout, decode }
     }
 }
 
 impl<'a, T> CallBuilder<'a, T> {
     /// The same call, whose reply is decoded in another way.
     pub(crate) fn decoded_by<U>(self, decode: fn(Reply) -> Result<U>) -> CallBuilder<'a, U> {
-        let CallBuilder { sessions, request, timeout, .. } = self;
-        CallBuilder { sessions, request, timeout, decode }
+        let CallBuilder { sessions, ready, request, timeout, .. } = self;
+        CallBuilder { sessions, ready, request, timeout, decode }
     }
 
     /// The time limit of the call. Overrides
@@ -159,7 +165,8 @@ impl<'a, T> CallBuilder<'a, T> {
     /// # Errors
     /// As [`RpcClient::send`](super::RpcClient::send).
     pub fn send(self) -> Result<PendingReply<T>> {
-        let CallBuilder { sessions, mut request, timeout, decode } = self;
+        let CallBuilder { sessions, ready, mut request, timeout, decode } = self;
+        ready?;
         if request.message_id.is_empty() {
             request.message_id = Uuid::new_v4().to_string();
         }

@@ -57,6 +57,8 @@ mod headers; // content headers of any size, and properties of any type
 mod heartbeats; // a silent broker, by the heartbeat that both sides agree on
 mod hostile; // requests that no client library sends
 mod interop; // clients and servers on other AMQP libraries
+#[cfg(feature = "json")]
+mod json; // requests and replies that are JSON
 mod keep_alive; // keep-alives during long calls
 mod load; // rpc_bench: the load it makes and its report
 mod logged; // errors that the tests' own process logs
