@@ -7,6 +7,7 @@ mod signals;
 mod tally;
 
 use std::collections::VecDeque;
+use std::env;
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -84,7 +85,7 @@ struct Args {
 const NAME: &str = "rpc_bench";
 
 fn main() -> ExitCode {
-    let args: Args = common::parse(NAME);
+    let args: Args = common::parse(NAME, env::args_os().skip(1));
     if args.n > fibonacci::MAX_N {
         common::usage_error(NAME, "--n is at most 186: there is no larger answer to check.");
     }

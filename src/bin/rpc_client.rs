@@ -5,6 +5,7 @@ mod common;
 #[path = "rpc_client/lines.rs"]
 mod lines;
 
+use std::env;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -106,7 +107,7 @@ const NAME: &str = "rpc_client";
 
 fn main() -> ExitCode {
     let began = Instant::now();
-    let args: Args = common::parse(NAME);
+    let args: Args = common::parse(NAME, env::args_os().skip(1));
     if let Some(mistake) = args.mistake() {
         common::usage_error(NAME, mistake);
     }

@@ -1,24 +1,42 @@
-//! Serves Fibonacci numbers, as RabbitMQ's tutorial six does.
+//! Serves Fibonacci numbers, as RabbitMQ's tutorial six does, or any command.
 
+#[path = "rpc_server/command.rs"]
+mod command;
 mod common;
+#[path = "rpc_server/running.rs"]
+mod running;
 #[path = "common/signals.rs"]
 mod signals;
 
+use std::env;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use argh::FromArgs;
-use rabbitmq_rpc::{Error, QueueType, RpcServer, ServerOptions, Stopper, fibonacci};
+use command::Command;
+use rabbitmq_rpc::{Error, QueueType, Request, RpcServer, ServerOptions, Stopper, fibonacci};
 
-/// Serve Fibonacci numbers over RabbitMQ until interrupted: answer each request on the queue.
+/// Serve a RabbitMQ queue until interrupted: answer each request with a Fibonacci number, or, if the
+/// options end with -- COMMAND ARG..., with what this command prints.
 #[derive(FromArgs)]
 #[argh(
-    example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4",
-    note = "On SIGINT or SIGTERM the server answers the requests in progress, returns the others to
+    example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4
+rpc_server --queue upper --workers 4 -- tr a-z A-Z",
+    note = "The command runs once for each request, without a shell. It gets the body as its standard
+input, and the other properties as environment variables: RPC_METHOD, RPC_MESSAGE_ID,
+RPC_CORRELATION_ID, RPC_CONTENT_TYPE, RPC_REDELIVERED (0 or 1), RPC_DEADLINE (seconds since 1970),
+RPC_HEADER_NAME for each text header. If it exits with 0, its standard output is the reply. Else
+the last line of its standard error is the reason that the caller gets, with a status: 64 or 65
+INVALID_ARGUMENT, 66 NOT_FOUND, 69 or 75 UNAVAILABLE, 77 PERMISSION_DENIED, others INTERNAL. If
+nobody waits for the reply any more, the command gets SIGTERM, and SIGKILL 2 s later.
+
+On SIGINT or SIGTERM the server answers the requests in progress, returns the others to
 the queue, and exits. A second signal ends it at once.",
     error_code(0, "stopped, after answering every request in progress"),
-    error_code(64, "usage"),
+    error_code(64, "usage, or there is no such command"),
     error_code(69, "no broker could be reached"),
     error_code(71, "the system gave it no thread for signals"),
     error_code(75, "requests were still in progress after --drain-timeout"),
@@ -80,15 +98,23 @@ struct Args {
 const NAME: &str = "rpc_server";
 
 fn main() -> ExitCode {
-    let args = common::parse(NAME);
+    let mut words: Vec<OsString> = env::args_os().skip(1).collect();
+    let separator = words.iter().position(|word| word == "--");
+    let command = separator.map(|at| words.drain(at..).skip(1).collect());
+    let args: Args = common::parse(NAME, words);
+    if args.recursive && command.is_some() {
+        common::usage_error(NAME, "--recursive is not for a command.");
+    }
+    let command = command.map(Command::new).transpose();
+    let command = command.unwrap_or_else(|mistake| common::usage_error(NAME, &mistake));
     common::start_logger("info");
-    match serve(args) {
+    match serve(args, command.map(Arc::new)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(common::report(NAME, &error)),
     }
 }
 
-fn serve(args: Args) -> Result<(), Error> {
+fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
     let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
     let brokers = common::brokers(args.url, args.connect_timeout, args.wait, tls)?;
     let options = ServerOptions {
@@ -105,17 +131,25 @@ fn serve(args: Args) -> Result<(), Error> {
         // If nobody reads this line, the server serves all the same.
         let _ = common::print(NAME, format!("Awaiting RPC requests on {queue}\n"));
     });
-    stop_on_a_signal(server.stopper());
-    match args.recursive {
-        true => server.serve(fibonacci::answer_slowly),
-        false => server.serve(fibonacci::answer),
+    stop_on_a_signal(server.stopper(), command.clone());
+    match command {
+        Some(command) => {
+            let runs = Arc::clone(&command);
+            let served = server.serve(move |request: &Request| runs.answer(request));
+            command.end_all();
+            served
+        }
+        None if args.recursive => server.serve(fibonacci::answer_slowly),
+        None => server.serve(fibonacci::answer),
     }
 }
 
-fn stop_on_a_signal(stopper: Stopper) {
+/// The first signal stops the server, the second one ends the process.
+fn stop_on_a_signal(stopper: Stopper, command: Option<Arc<Command>>) {
     let mut is_stopping = false;
     signals::handle(NAME, move |signal| {
         if is_stopping {
+            command.iter().for_each(|command| command.kill_all());
             signals::end_by(signal);
         }
         is_stopping = true;

@@ -1,6 +1,7 @@
 //! Code that the three binaries share: arguments, logging and exit codes.
 
 use std::env::{self, VarError};
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -12,11 +13,11 @@ use log::LevelFilter;
 use rabbitmq_rpc::{Brokers, Error, Status, TlsFiles};
 
 /// Parses the program's arguments. Ends the process if they ask for help (0) or are invalid (64).
-pub fn parse<Args: FromArgs>(name: &str) -> Args {
+pub fn parse<Args: FromArgs>(name: &str, words: impl IntoIterator<Item = OsString>) -> Args {
     // An argument may contain a password, so the message does not repeat it.
     let not_utf_8 = |number| usage_error(name, &format!("Argument {number} is not UTF-8."));
     let words: Vec<String> = (1..)
-        .zip(env::args_os().skip(1))
+        .zip(words)
         .map(|(number, word)| word.into_string().unwrap_or_else(|_| not_utf_8(number)))
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
