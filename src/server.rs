@@ -6,6 +6,7 @@ mod keep_alive;
 mod limit;
 mod options;
 mod overload;
+mod own_methods;
 mod pool;
 mod queue;
 mod replies;
@@ -15,7 +16,7 @@ mod worker;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub use self::counters::ServerCounters;
 pub use self::options::{QueueType, ServerOptions};
@@ -95,6 +96,7 @@ impl RpcServer {
     {
         let handler = move |request: &Request| handler(request).map(R::into);
         let on_ready = lock(&self.on_ready).take();
+        let _ = self.state.serving_since.set(SystemTime::now());
         overload::serve_and_refuse(&self.state, Box::new(handler), on_ready)
     }
 
@@ -119,6 +121,7 @@ impl RpcServer {
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
         let ServerState { sessions, brokers, replies, .. } = &*self.state;
         let deadline = Deadline::after(brokers.first_connect_timeout());
+        let _ = self.state.serving_since.set(SystemTime::now());
         loop {
             let session = sessions.session(deadline)?;
             match Worker::begin(&self.state, &session) {

@@ -124,6 +124,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         delivery_limit: args.delivery_limit,
         dead_letter_exchange: args.dead_letter_exchange,
         max_waiting: args.max_waiting,
+        version: Some(env!("CARGO_PKG_VERSION").into()),
         drain_timeout: args.drain_timeout,
     };
     let queue = args.queue;

@@ -45,8 +45,13 @@ pub(super) fn explain_handshake(
 /// The connection's client property `information`, which operators see.
 pub(super) fn client_information() -> String {
     let version = env!("CARGO_PKG_VERSION");
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{} (rabbitmq-rpc {version}) on {}, process {}", program(), host.trim(), process::id())
+    format!("{} (rabbitmq-rpc {version}) on {}, process {}", program(), host(), process::id())
+}
+
+/// The name of this machine, for operators; empty if it cannot be read.
+pub(crate) fn host() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().to_string()
 }
 
 /// The program's name, for operators and for `app_id`. It has at most 60 characters, because AMQP

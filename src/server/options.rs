@@ -47,6 +47,8 @@ pub struct ServerOptions {
     /// connection. This cannot be combined with a dead-letter exchange. [`RpcServer::with_worker`](super::RpcServer::with_worker)
     /// does not answer them.
     pub max_waiting: Option<u32>,
+    /// The version of this program, which it tells to `rpc_client --ping`.
+    pub version: Option<String>,
     /// How long a server that is told to stop waits for the requests in progress: 30 s unless set.
     pub drain_timeout: Duration,
 }
@@ -70,6 +72,7 @@ impl Default for ServerOptions {
             delivery_limit: None,
             dead_letter_exchange: None,
             max_waiting: None,
+            version: None,
             drain_timeout: Duration::from_secs(30),
         }
     }

@@ -1,8 +1,8 @@
 //! The state that a server's threads share, and their connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::{Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -28,6 +28,8 @@ pub(crate) struct ServerState {
     /// The sessions that were left, of which some worker may still execute a request.
     left: Mutex<Vec<Weak<ServerSession>>>,
     pub(super) counters: Mutex<ServerCounters>,
+    /// When it began to serve. Not set for a server that only refuses requests.
+    pub(super) serving_since: OnceLock<SystemTime>,
     pub(super) replies: Replies,
     pub(super) stall_backoff: Mutex<StallBackoff>,
     pub(super) keep_alive: Arc<KeepAlive>,
@@ -84,6 +86,7 @@ impl ServerState {
             sessions,
             left: Mutex::default(),
             counters: Mutex::default(),
+            serving_since: OnceLock::new(),
             replies,
             stall_backoff: Mutex::default(),
             keep_alive: KeepAlive::new(&app_id),

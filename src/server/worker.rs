@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use self::stall::StallDetector;
 use super::inbox::Inbox;
+use super::own_methods;
 use super::replies::{ReplyOutcome, is_direct};
 use super::state::{ServerSession, ServerState};
 use crate::broker::{Channel, DataPlane, Limit, Session};
@@ -113,7 +114,11 @@ impl<'a> Worker<'a> {
     {
         match self.next(Deadline::after(timeout))? {
             Some(request) => {
-                let answered = self.answer(&request, |request| handler(request).map(R::into));
+                let handler = |request: &Request| {
+                    let own = own_methods::answer(request, self.state);
+                    own.unwrap_or_else(|| handler(request).map(R::into))
+                };
+                let answered = self.answer(&request, handler);
                 self.session.connection.recycle(request.delivery.message.body);
                 answered.map(|()| Served::Request)
             }

@@ -71,6 +71,7 @@ mod network; // a network that delivers nothing
 mod operator; // how clients and servers name themselves to an operator
 mod overload; // a limit on waiting requests
 mod oversized; // requests and replies larger than the broker takes
+mod own_methods; // what a server answers itself
 mod partition; // a node that is cut off from the other two
 mod patience; // how tests wait
 mod process; // a program that a test runs
