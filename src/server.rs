@@ -1,6 +1,7 @@
 //! The server: workers on one connection, which is replaced when it is lost.
 
 mod counters;
+mod exchange;
 mod inbox;
 mod keep_alive;
 mod limit;

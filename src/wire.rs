@@ -40,10 +40,18 @@ const TRANSIENT: u8 = 1;
 /// long for AMQP, or with a line break, which RabbitMQ removes from the name.
 pub(crate) fn check_queue(queue: &str) -> Result<()> {
     ensure(!queue.is_empty(), || "the name of the request queue is empty".into())?;
-    ensure(!queue.contains(['\r', '\n']), || {
-        format!("the queue's name {queue:?} contains a line break")
-    })?;
-    check_length("queue's name", queue)
+    check_name("queue's name", queue)
+}
+
+/// Refuses the name of an exchange for the same reasons. An empty name is the default exchange.
+pub(crate) fn check_exchange(exchange: &str) -> Result<()> {
+    ensure(!exchange.is_empty(), || "the name of the exchange is empty: name none".into())?;
+    check_name("exchange's name", exchange)
+}
+
+fn check_name(what: &str, name: &str) -> Result<()> {
+    ensure(!name.contains(['\r', '\n']), || format!("the {what} {name:?} contains a line break"))?;
+    check_length(what, name)
 }
 
 /// Refuses an interval so short that signs of life would load the broker, or longer than any call.
@@ -147,8 +155,13 @@ mod tests {
     use crate::error::{Error, Failure, Status};
     use crate::frames::{Decoder, Delivery, Event, Incoming};
 
-    const ROUTE: Route<'_> =
-        Route { channel: 3, queue: "rpc_queue", mandatory: true, frame_max: 4096 };
+    const ROUTE: Route<'_> = Route {
+        channel: 3,
+        exchange: "",
+        routing_key: "rpc_queue",
+        mandatory: true,
+        frame_max: 4096,
+    };
 
     /// The message in these frames, as the broker delivers it.
     fn deliver(frames: Frames<'_>) -> Message {

@@ -24,8 +24,13 @@ mod sources {
 criterion_main!(benches);
 criterion_group!(benches, encode, decode, fib);
 
-const ROUTE: frames::Route<'_> =
-    frames::Route { channel: 1, queue: "rpc_queue", mandatory: true, frame_max: 131_072 };
+const ROUTE: frames::Route<'_> = frames::Route {
+    channel: 1,
+    exchange: "",
+    routing_key: "rpc_queue",
+    mandatory: true,
+    frame_max: 131_072,
+};
 /// Bodies of one digit and of half a frame, in bytes.
 const SIZES: [usize; 2] = [1, 65_536];
 

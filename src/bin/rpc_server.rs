@@ -71,6 +71,10 @@ struct Args {
     /// --max-waiting
     #[argh(option)]
     dead_letter_exchange: Option<String>,
+    /// exchange to bind the queue to, with the queue's name as the routing key; declared if it does
+    /// not exist
+    #[argh(option)]
+    exchange: Option<String>,
     /// requests that may wait in the queue, if this server declares it; callers over the limit
     /// learn at once that the service is overloaded
     #[argh(option)]
@@ -123,6 +127,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         queue_type: args.queue_type,
         delivery_limit: args.delivery_limit,
         dead_letter_exchange: args.dead_letter_exchange,
+        exchange: args.exchange,
         max_waiting: args.max_waiting,
         version: Some(env!("CARGO_PKG_VERSION").into()),
         drain_timeout: args.drain_timeout,

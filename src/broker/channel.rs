@@ -203,7 +203,7 @@ impl Channel {
     /// mandatory message.
     pub(crate) fn route<'a>(&self, queue: &'a str, mandatory: bool) -> Route<'a> {
         let frame_max = self.data_plane.frame_max();
-        Route { channel: self.number, queue, mandatory, frame_max }
+        Route { channel: self.number, exchange: "", routing_key: queue, mandatory, frame_max }
     }
 
     /// Closes the channel without waiting for the broker. A thread that waits for an answer gives

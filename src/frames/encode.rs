@@ -6,7 +6,9 @@ use super::{
     METHOD, MethodId, OVERHEAD, Properties,
 };
 
+const EXCHANGE_DECLARE: MethodId = [0, 40, 0, 10];
 const QUEUE_DECLARE: MethodId = [0, 50, 0, 10];
+const QUEUE_BIND: MethodId = [0, 50, 0, 20];
 const BASIC_QOS: MethodId = [0, 60, 0, 10];
 const BASIC_ACK: MethodId = [0, 60, 0, 80];
 const BASIC_REJECT: MethodId = [0, 60, 0, 90];
@@ -14,6 +16,9 @@ const BASIC_REJECT: MethodId = [0, 60, 0, 90];
 /// Methods without arguments, for [`bare_method`].
 pub(crate) const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
 pub(crate) const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
+
+/// Where AMQP has a reserved field.
+const RESERVED: [u8; 2] = [0, 0];
 
 /// The methods that the broker answers.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +36,15 @@ pub(crate) enum Method<'a> {
     },
     /// Declares a queue that only this connection can use. The broker chooses its name.
     DeclareReplyQueue,
+    /// Asks whether there is an exchange of this name.
+    FindExchange(&'a str),
+    /// Declares a direct exchange that survives a restart of the broker.
+    DeclareExchange(&'a str),
+    /// Binds the queue to the exchange, with the queue's name as the routing key.
+    Bind {
+        queue: &'a str,
+        exchange: &'a str,
+    },
     /// Limits the number of unacknowledged deliveries; 0 is no limit.
     Prefetch(u16),
     Consume {
@@ -41,7 +55,6 @@ pub(crate) enum Method<'a> {
 
 impl Method<'_> {
     pub(crate) fn encode(self, channel: u16) -> Vec<u8> {
-        const RESERVED: [u8; 2] = [0, 0];
         const PASSIVE: u8 = 1;
         const DURABLE: u8 = 2;
         const EXCLUSIVE: u8 = 4;
@@ -57,6 +70,15 @@ impl Method<'_> {
                 append_long(out, |out| out.extend_from_slice(arguments));
             })
         };
+        let declare_exchange = |exchange: &str, kind: &str, bits: u8| {
+            method(channel, EXCHANGE_DECLARE, |out| {
+                out.extend_from_slice(&RESERVED);
+                append_short(out, exchange);
+                append_short(out, kind);
+                out.push(bits);
+                append_long(out, |_| {});
+            })
+        };
         match self {
             Method::CloseConnection => close(CONNECTION_CLOSE),
             Method::OpenChannel => method(channel, CHANNEL_OPEN, |out| append_short(out, "")),
@@ -64,6 +86,14 @@ impl Method<'_> {
             Method::FindQueue(queue) => declare(queue, PASSIVE, &[]),
             Method::DeclareQueue { queue, arguments } => declare(queue, DURABLE, arguments),
             Method::DeclareReplyQueue => declare("", EXCLUSIVE, &[]),
+            Method::FindExchange(exchange) => declare_exchange(exchange, "", PASSIVE),
+            Method::DeclareExchange(exchange) => declare_exchange(exchange, "direct", DURABLE),
+            Method::Bind { queue, exchange } => method(channel, QUEUE_BIND, |out| {
+                out.extend_from_slice(&RESERVED);
+                [queue, exchange, queue].into_iter().for_each(|name| append_short(out, name));
+                out.push(0);
+                append_long(out, |_| {});
+            }),
             Method::Prefetch(count) => method(channel, BASIC_QOS, |out| {
                 const ANY_SIZE: [u8; 4] = [0; 4];
                 const NOT_GLOBAL: u8 = 0;
@@ -96,12 +126,14 @@ pub(crate) struct Frames<'a> {
     trailer: Vec<u8>,
 }
 
-/// How to publish a message to a queue through the default exchange.
+/// How to publish a message.
 #[derive(Clone, Copy)]
 pub(crate) struct Route<'a> {
     pub(crate) channel: u16,
-    pub(crate) queue: &'a str,
-    /// Whether the broker returns the message if the queue does not exist.
+    /// The default exchange, whose name is empty, routes to the queue that the routing key names.
+    pub(crate) exchange: &'a str,
+    pub(crate) routing_key: &'a str,
+    /// Whether the broker returns the message if it reaches no queue.
     pub(crate) mandatory: bool,
     /// The largest frame, in bytes, that the broker accepts.
     pub(crate) frame_max: usize,
@@ -113,16 +145,16 @@ pub(crate) fn publish<'a>(
     properties: &Properties<'_>,
     body: &'a [u8],
 ) -> Frames<'a> {
-    let Route { channel, queue, mandatory, frame_max } = route;
-    const RESERVED_AND_DEFAULT_EXCHANGE: [u8; 3] = [0; 3];
+    let Route { channel, exchange, routing_key, mandatory, frame_max } = route;
     const CLASS_AND_WEIGHT: [u8; 4] = [0, 60, 0, 0];
     const OTHER_FIELDS_SIZE: usize = 512;
     let size = OTHER_FIELDS_SIZE + properties.headers.len() + body.len().min(Frames::PART);
     let mut part = Vec::with_capacity(size);
     frame(&mut part, METHOD, channel, |out| {
         out.extend_from_slice(&BASIC_PUBLISH);
-        out.extend_from_slice(&RESERVED_AND_DEFAULT_EXCHANGE);
-        append_short(out, queue);
+        out.extend_from_slice(&RESERVED);
+        append_short(out, exchange);
+        append_short(out, routing_key);
         out.push(mandatory.into());
     });
     frame(&mut part, HEADER, channel, |out| {

@@ -16,7 +16,9 @@ pub(super) const CONNECTION_UNBLOCKED: MethodId = [0, 10, 0, 61];
 /// The broker's methods on the other channels.
 pub(super) const CHANNEL_OPEN_OK: MethodId = [0, 20, 0, 11];
 pub(super) const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
+pub(super) const EXCHANGE_DECLARE_OK: MethodId = [0, 40, 0, 11];
 pub(super) const QUEUE_DECLARE_OK: MethodId = [0, 50, 0, 11];
+pub(super) const QUEUE_BIND_OK: MethodId = [0, 50, 0, 21];
 pub(super) const BASIC_QOS_OK: MethodId = [0, 60, 0, 11];
 pub(super) const BASIC_CONSUME_OK: MethodId = [0, 60, 0, 21];
 pub(super) const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
@@ -130,7 +132,8 @@ impl Event {
                 Event::Answer(Answer::Queue(DeclaredQueue { name, messages, consumers }))
             }
             CHANNEL_CLOSE_OK => Event::Answer(Answer::ChannelClosed),
-            CHANNEL_OPEN_OK | BASIC_QOS_OK | BASIC_CONSUME_OK => Event::Answer(Answer::Done),
+            CHANNEL_OPEN_OK | EXCHANGE_DECLARE_OK | QUEUE_BIND_OK | BASIC_QOS_OK
+            | BASIC_CONSUME_OK => Event::Answer(Answer::Done),
             CHANNEL_CLOSE => Event::Closed(close(fields)?),
             BASIC_CANCEL => Event::Cancelled,
             _ => return None,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::wire;
 
 /// The options of a server.
 ///
@@ -38,6 +39,11 @@ pub struct ServerOptions {
     /// The exchange that receives requests that were rejected, expired or delivered too often
     /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
     pub dead_letter_exchange: Option<String>,
+    /// The exchange to which the queue is bound, with its name as the routing key: none unless set.
+    /// A direct exchange is declared if there is none of this name. A client that names the exchange
+    /// ([`ClientOptions::exchange`](crate::ClientOptions::exchange)) needs the permission to write to
+    /// it alone, and then reaches no other queue.
+    pub exchange: Option<String>,
     /// How many requests may wait in the queue, if the server declares it: no limit unless set. If
     /// there are more, their callers get
     /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted) at once. A classic queue
@@ -71,6 +77,7 @@ impl Default for ServerOptions {
             queue_type: QueueType::Classic,
             delivery_limit: None,
             dead_letter_exchange: None,
+            exchange: None,
             max_waiting: None,
             version: None,
             drain_timeout: Duration::from_secs(30),
@@ -80,6 +87,7 @@ impl Default for ServerOptions {
 
 impl ServerOptions {
     pub(super) fn check(&self) -> Result<()> {
+        self.exchange.as_deref().map_or(Ok(()), wire::check_exchange)?;
         let mistake = if self.workers == 0 {
             "a server needs at least one worker"
         } else if self.delivery_limit.is_some() && self.queue_type != QueueType::Quorum {

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::counters::ServerCounters;
+use super::exchange;
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::options::ServerOptions;
@@ -66,6 +67,7 @@ impl ServerState {
     ) -> ServerState {
         let (queue, ensured) = (queue.to_string(), queue.to_string());
         let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
+        let exchange = options.exchange.clone();
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
             let until = Deadline::after(connect_timeout).at;
             if has_limit {
@@ -74,6 +76,9 @@ impl ServerState {
                 queue::ensure(&connection, &overflow, &Declaration::overflow(), until, false)?;
             }
             queue::ensure(&connection, &ensured, &declaration, until, is_reconnect)?;
+            if let Some(exchange) = &exchange {
+                exchange::ensure_bound(&connection, exchange, &ensured, until)?;
+            }
             let next_check = Mutex::new(Instant::now());
             Ok(ServerSession { connection, next_check, inboxes: Mutex::default() })
         });

@@ -53,6 +53,7 @@ mod command; // any command as a service
 mod deleted_queue; // a server whose queue is deleted, with and without a notice
 mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`
+mod exchange; // services behind an exchange of their own
 mod failing; // an attempt that fails for client and server, with the password in no text
 mod headers; // content headers of any size, and properties of any type
 mod heartbeats; // a silent broker, by the heartbeat that both sides agree on

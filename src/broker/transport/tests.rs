@@ -166,7 +166,13 @@ fn large_message_arrives_whole_although_its_writer_gave_up() {
     let body: Vec<u8> = (0..16 << 20).map(|byte: u32| byte as u8).collect();
     let message = || {
         let properties = crate::frames::Properties::default();
-        let route = Route { channel: 1, queue: "q", mandatory: true, frame_max: FRAME_MAX };
+        let route = Route {
+            channel: 1,
+            exchange: "",
+            routing_key: "q",
+            mandatory: true,
+            frame_max: FRAME_MAX,
+        };
         let frames = crate::frames::publish(route, &properties, &body);
         frames.followed_by(b"behind")
     };

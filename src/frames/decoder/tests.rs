@@ -16,7 +16,8 @@ use super::super::{
 use super::*;
 
 const CHANNEL: u16 = 7;
-const ROUTE: Route<'_> = Route { channel: CHANNEL, queue: "q", mandatory: true, frame_max: 4096 };
+const ROUTE: Route<'_> =
+    Route { channel: CHANNEL, exchange: "", routing_key: "q", mandatory: true, frame_max: 4096 };
 const METHODS: [MethodId; 8] = [
     BASIC_DELIVER,
     BASIC_RETURN,
