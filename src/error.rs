@@ -40,7 +40,8 @@ pub enum Error {
         reason: String,
     },
     /// The broker refused the credentials, the virtual host or the permission. Trying again
-    /// does not help. The text names the user, the virtual host and the resource.
+    /// does not help before somebody has changed something at the broker. The text names the user,
+    /// the virtual host and the resource.
     Refused(String),
     /// The broker refused the queue: another connection owns it exclusively, or the broker cannot
     /// declare it with these options (AMQP's 405, 406 and 541).

@@ -124,7 +124,7 @@ impl RpcServer {
         let deadline = Deadline::after(brokers.first_connect_timeout());
         let _ = self.state.serving_since.set(SystemTime::now());
         loop {
-            let session = sessions.session(deadline)?;
+            let session = sessions.persistent_session(deadline)?;
             match Worker::begin(&self.state, &session) {
                 Err(Error::Unreachable { .. }) if !deadline.has_passed() => {}
                 worker => {

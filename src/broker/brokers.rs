@@ -32,9 +32,10 @@ pub struct Brokers {
     /// intervals counts as lost. 0 turns heartbeats off. Nothing else detects a network that drops
     /// packets without an error ([Heartbeats](https://www.rabbitmq.com/docs/heartbeats)).
     pub heartbeat: u16,
-    /// How long to retry the first connection while no broker is up yet: attempts begin until then.
-    /// Unless this is set, each broker is tried once. With it, programs that start at the same time
-    /// as their broker can come up in any order. A connection that is lost later is always retried.
+    /// How long to retry the first connection while no broker is up yet, or while the user, the
+    /// virtual host or a permission is not there yet: attempts begin until then. Unless this is
+    /// set, each broker is tried once. With it, programs that start at the same time as their
+    /// broker can come up in any order. A connection that is lost later is always retried.
     pub wait: Duration,
     /// Files for `amqps://`. None is needed if the system trusts the broker's certificate.
     pub tls: TlsFiles,

@@ -5,11 +5,12 @@
 
 mod state;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
-use self::state::{Phase, State};
+use self::state::{Patience, Phase, State};
 use super::brokers::Brokers;
 use super::connection::Connection;
 use super::ended::Ended;
@@ -58,27 +59,30 @@ impl<S: Session> Reconnector<S> {
         })
     }
 
-    /// Makes the first session. Retries until [`Brokers::wait`] is over, and tries at least once.
+    /// Makes the first session. Retries after any failure until [`Brokers::wait`] is over: a user
+    /// or a permission may come later than the program. Tries at least once.
     pub(crate) fn first_session(self: &Arc<Self>, timeout: Duration) -> Result<Arc<S>> {
         let deadline = Deadline::after(self.brokers.first_connect_timeout().min(timeout));
-        self.session_or_failure(deadline, Deadline::after(self.brokers.wait))
+        self.wait_for_session(deadline, Patience::Until(Deadline::after(self.brokers.wait)))
     }
 
     /// Returns the current session, or else a new one. Retries a failed attempt, with a longer
-    /// delay each time, unless a retry cannot help.
+    /// delay each time, but returns a refusal at once.
     pub(crate) fn session(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<S>> {
-        self.session_or_failure(deadline, Deadline::after(Duration::MAX))
+        self.wait_for_session(deadline, Patience::UntilRefused)
     }
 
-    /// Returns the failure of an attempt if no further attempt may begin, or if it cannot help.
-    fn session_or_failure(
+    /// The same as [`Reconnector::session`], but retries after a refusal, too: it passes when
+    /// somebody gives back the permission or the password.
+    pub(crate) fn persistent_session(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<S>> {
+        self.wait_for_session(deadline, Patience::Always)
+    }
+
+    fn wait_for_session(
         self: &Arc<Self>,
         deadline: Deadline,
-        last_attempt: Deadline,
+        patience: Patience,
     ) -> Result<Arc<S>> {
-        let is_final = |failure: &Error| {
-            last_attempt.has_passed() || !matches!(failure, Error::Unreachable { .. })
-        };
         let mut state = lock(&self.state);
         let failures_before = state.failures;
         loop {
@@ -101,9 +105,9 @@ impl<S: Session> Reconnector<S> {
                 Phase::Closed(_) => return Err(Error::Closed),
                 Phase::Connecting => deadline.at,
                 Phase::Down => {
-                    let failed = state.failures > failures_before;
-                    match state.last_failure.as_ref().filter(|failure| is_final(failure)) {
-                        Some(failure) if failed => return Err(failure.clone()),
+                    let is_recent = state.failures > failures_before || state.next_try > now;
+                    match state.last_failure.as_ref().filter(|failure| patience.ends_by(failure)) {
+                        Some(failure) if is_recent => return Err(failure.clone()),
                         _ if state.next_try <= now => {
                             state.phase = Phase::Connecting;
                             self.start_connecting(&mut state, deadline);
@@ -131,15 +135,11 @@ impl<S: Session> Reconnector<S> {
         let (this, is_reconnect) = (Arc::clone(self), state.had_session);
         let mut order = state.order.clone();
         let connect = move || {
-            let connected = this.brokers.connect(&mut order, deadline);
-            let opened = connected.and_then(|connection| {
-                (this.open)(connection, is_reconnect).map_err(|error| {
-                    // A broker that accepts the login but not what follows is tried again last.
-                    order.rotate(1);
-                    (error, true)
-                })
-            });
-            if let Some(session) = this.connected(order, opened) {
+            // A panic must not leave the callers waiting for this thread.
+            let opened =
+                catch_unwind(AssertUnwindSafe(|| this.open(&mut order, deadline, is_reconnect)));
+            let panicked = |_| Err((this.brokers.unreachable("connecting panicked".into()), true));
+            if let Some(session) = this.connected(order, opened.unwrap_or_else(panicked)) {
                 session.finish_setup();
             }
         };
@@ -147,6 +147,30 @@ impl<S: Session> Reconnector<S> {
             let reason = format!("there is no thread to connect in: {error}");
             state.failed(self.brokers.unreachable(reason), true);
         }
+    }
+
+    /// The flag of an error is that of [`Brokers::connect`].
+    fn open(
+        &self,
+        order: &mut TryOrder,
+        deadline: Deadline,
+        is_reconnect: bool,
+    ) -> Result<S, (Error, bool)> {
+        let connected = self.brokers.connect(order, deadline);
+        let opened = connected.and_then(|connection| {
+            (self.open)(connection, is_reconnect).map_err(|error| {
+                // A broker that accepts the login but not what follows is tried again last.
+                order.rotate(1);
+                (error, true)
+            })
+        });
+        opened.map_err(|(error, has_tcp_connection)| match error {
+            // The same settings have worked before. A file, for example, may be replaced just now.
+            Error::Config(reason) if is_reconnect => {
+                (self.brokers.unreachable(reason), has_tcp_connection)
+            }
+            error => (error, has_tcp_connection),
+        })
     }
 
     /// Returns the new session, if callers may use it.
@@ -159,6 +183,7 @@ impl<S: Session> Reconnector<S> {
             _ if matches!(state.phase, Phase::Closed(_)) => {}
             Ok(session) => {
                 state.had_session = true;
+                state.last_failure = None;
                 let session = new.insert(Arc::new(session)).clone();
                 let up = Phase::Up { session, since: Instant::now(), replacing: None };
                 if let Phase::Up { session, .. } = mem::replace(&mut state.phase, up) {
@@ -175,10 +200,11 @@ impl<S: Session> Reconnector<S> {
 
     fn timed_out(&self, state: &State<S>, deadline: Deadline) -> Error {
         let reason = match &state.last_failure {
-            Some(Error::Unreachable { reason, .. }) if state.consecutive_failures > 0 => reason,
-            _ => "no answer yet",
+            Some(Error::Unreachable { reason, .. }) => reason,
+            Some(refusal) => return refusal.clone(),
+            None => "no answer yet",
         };
-        self.brokers.unreachable(format!("{reason} (tried for {:?})", deadline.timeout))
+        self.brokers.unreachable(format!("{reason} (tried for {:.1?})", deadline.timeout))
     }
 
     /// Whether callers get this session.

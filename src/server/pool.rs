@@ -77,7 +77,7 @@ impl Job {
         let state = &self.state;
         let never = Deadline::after(Duration::MAX);
         while !state.stop.is_stopped() {
-            let session = match state.sessions.session(never) {
+            let session = match state.sessions.persistent_session(never) {
                 Err(Error::Closed) => break,
                 session => session?,
             };

@@ -74,6 +74,7 @@ mod overload; // a limit on waiting requests
 mod oversized; // requests and replies larger than the broker takes
 mod own_methods; // what a server answers itself
 mod partition; // a node that is cut off from the other two
+mod passing; // refusals that pass, and what comes late at a first start
 mod patience; // how tests wait
 mod process; // a program that a test runs
 mod programs; // this crate's programs

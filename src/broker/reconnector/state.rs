@@ -4,8 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::try_order::TryOrder;
-use crate::deadline::backoff;
+use crate::deadline::{Deadline, backoff};
 use crate::error::Error;
+
+/// The longest delays before an attempt to connect. Without a TCP connection, an early attempt puts
+/// no load on a broker.
+const MOST: Duration = Duration::from_secs(3);
+const MOST_WITHOUT_TCP: Duration = Duration::from_millis(500);
+const MOST_AT_START: Duration = Duration::from_secs(2);
+const MOST_AFTER_REFUSAL: Duration = Duration::from_secs(30);
 
 pub(super) struct State<S> {
     pub(super) phase: Phase<S>,
@@ -33,6 +40,32 @@ pub(super) enum Phase<S> {
     },
     /// With the last session, for the callers that have to finish on it.
     Closed(Option<Arc<S>>),
+}
+
+/// How long a caller waits for a session although attempts fail.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Patience {
+    /// While further attempts may begin.
+    Until(Deadline),
+    /// While the brokers cannot be reached.
+    UntilRefused,
+    Always,
+}
+
+impl Patience {
+    /// Whether this failure of an attempt is final for the caller.
+    pub(super) fn ends_by(self, failure: &Error) -> bool {
+        match self {
+            Patience::Until(last_attempt) => last_attempt.has_passed(),
+            Patience::UntilRefused => is_refusal(failure),
+            Patience::Always => false,
+        }
+    }
+}
+
+/// Whether somebody has to change something before an attempt can succeed.
+fn is_refusal(failure: &Error) -> bool {
+    !matches!(failure, Error::Unreachable { .. })
 }
 
 impl<S> State<S> {
@@ -79,7 +112,7 @@ impl<S> State<S> {
             error => error.to_string(),
         };
         if lasted < MIN_LIFETIME {
-            let wait = self.delay_next_try(true);
+            let wait = self.delay_next_try(MOST);
             return log::warn!("{reason}; trying again in {wait:.1?}");
         }
         log::warn!("{reason}; trying again at once");
@@ -92,18 +125,22 @@ impl<S> State<S> {
             Phase::Up { replacing, .. } => *replacing = None,
             phase => *phase = Phase::Down,
         }
-        let wait = self.delay_next_try(has_tcp_connection);
-        match &error {
-            Error::Unreachable { .. } => log::warn!("{error}; trying again in {wait:.1?}"),
-            _ => log::warn!("{error}"),
-        }
+        // A program that has worked with these settings keeps trying, whatever the broker says.
+        let most = match is_refusal(&error) {
+            _ if !has_tcp_connection => MOST_WITHOUT_TCP,
+            true if self.had_session => MOST_AFTER_REFUSAL,
+            _ if !self.had_session => MOST_AT_START,
+            _ => MOST,
+        };
+        let wait = self.delay_next_try(most);
+        let level = if is_refusal(&error) { log::Level::Error } else { log::Level::Warn };
+        log::log!(level, "{error}; trying again in {wait:.1?}");
         self.failures += 1;
         self.last_failure = Some(error);
     }
 
-    fn delay_next_try(&mut self, has_tcp_connection: bool) -> Duration {
+    fn delay_next_try(&mut self, most: Duration) -> Duration {
         const FIRST: Duration = Duration::from_millis(50);
-        let most = Duration::from_millis(if has_tcp_connection { 3000 } else { 500 });
         self.consecutive_failures += 1;
         let wait = backoff(self.consecutive_failures, FIRST, most);
         self.next_try = Instant::now() + wait;
