@@ -2,6 +2,9 @@
 //!
 //! These modules hold no code. Their text is in the repository under `src/guide`.
 
+#[doc = include_str!("guide/services.md")]
+pub mod services {}
+
 #[doc = include_str!("guide/requests.md")]
 pub mod requests {}
 

@@ -33,9 +33,12 @@
 //! # Ok::<(), rabbitmq_rpc::Error>(())
 //! ```
 //!
+//! A service of several methods passes a table of them to the server: [`Methods`]. With the feature
+//! `json`, handlers and calls take and return a program's own types ([`guide::services`]).
+//!
 //! [`FibonacciRpcClient`] and [`fibonacci::answer`] implement the tutorial's service on top of
 //! these. The repository contains complete programs in `scripts/examples`: a service with JSON
-//! bodies, a nested call, a worker pool that drains on SIGTERM, and a web front.
+//! bodies, one for NestJS, a nested call, a worker pool that drains on SIGTERM, and a web front.
 //!
 //! # Time
 //!
@@ -184,7 +187,7 @@ pub use service::{Handler, Methods};
 pub use service::{RemoteFunction, json};
 pub use wire::{Reply, Request};
 
-/// The README's Rust, compiled as tests.
-#[cfg(doctest)]
+/// The README's Rust, compiled as tests. It uses JSON.
+#[cfg(all(doctest, feature = "json"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

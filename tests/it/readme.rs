@@ -14,6 +14,7 @@ use crate::scratch;
 /// In the order in which they are read: a block may need a process that an earlier block started.
 const TEXTS: &str = concat!(
     include_str!("../../README.md"),
+    include_str!("../../src/guide/services.md"),
     include_str!("../../src/guide/requests.md"),
     include_str!("../../src/guide/wire_contract.md"),
     include_str!("../../src/guide/errors.md"),

@@ -106,3 +106,21 @@ fn pika_clients_share_durable_reply_queue() {
     check_two_requesters(&queue, &shared);
     assert_kept_and_empty(&shared);
 }
+
+#[test]
+fn client_of_the_guide_survives_what_may_come() {
+    let queue = queue_name("pika-guide");
+    let _server = rpc_server(&queue, &[]);
+    let guide = source("src/guide/wire_contract.md");
+    let client = python(
+        "tests/it/interop/pika_guide.py",
+        &queue,
+        &[guide.to_str().expect("a path is text")],
+    );
+    let expected = format!(
+        "b'13'\nb'13'\n\
+         RuntimeError: OUT_OF_RANGE: fib(187) does not fit into 128 bits; n goes from 0 to 186\n\
+         None None\nUNKNOWN: no header \u{fffd}\nTimeoutError: no reply from {queue}-none\n"
+    );
+    assert_eq!(replies(client), expected);
+}
