@@ -48,8 +48,21 @@ pub struct RpcServer {
 }
 
 impl RpcServer {
-    /// Connects to the first broker that accepts the connection, and declares the queue if it does
-    /// not exist.
+    /// Checks the options and the queue's name, and connects to nothing: [`RpcServer::serve`] then
+    /// does. Until that, [`RpcServer::stopper`] can end the connecting.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the options or the queue's name cannot be used.
+    pub fn new(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
+        options.check()?;
+        wire::check_queue(queue)?;
+        let declaration = Declaration::new(queue, &options);
+        let state = Arc::new(ServerState::new(brokers, queue, declaration, options));
+        Ok(RpcServer { state, on_ready: Mutex::default() })
+    }
+
+    /// The same as [`RpcServer::new`]; then connects to the first broker that accepts the
+    /// connection, and declares the queue if it does not exist.
     ///
     /// Blocks for at most [`Brokers::connect_timeout`] for each broker, including looking up its
     /// name, and once more for the queue; or for [`Brokers::wait`] if that is longer.
@@ -59,12 +72,17 @@ impl RpcServer {
     /// refuses the user, [`Error::QueueRefused`] if it refuses the queue, [`Error::Config`] if the
     /// options, the queue's name or the TLS files cannot be used.
     pub fn connect(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
-        options.check()?;
-        wire::check_queue(queue)?;
-        let declaration = Declaration::new(queue, &options);
-        let state = Arc::new(ServerState::new(brokers, queue, declaration, options));
-        state.sessions.first_session(Duration::MAX)?;
-        Ok(RpcServer { state, on_ready: Mutex::default() })
+        let server = RpcServer::new(brokers, queue, options)?;
+        server.ensure_connected()?;
+        Ok(server)
+    }
+
+    /// Makes the first connection, unless there was one. A lost one is not made again here.
+    fn ensure_connected(&self) -> Result<()> {
+        match self.state.sessions.had_session() {
+            true => Ok(()),
+            false => self.state.sessions.first_session(Duration::MAX).map(drop),
+        }
     }
 
     /// Calls `notice` once, when [`RpcServer::serve`] starts to take requests for the first time.
@@ -73,10 +91,10 @@ impl RpcServer {
         self
     }
 
-    /// Serves until it is stopped. Reconnects when a connection is lost. After each failed attempt
-    /// it waits longer: 25 ms to 3 s, or at most half a second if no broker accepts a TCP
-    /// connection. It has [`ServerOptions::workers`] threads of its own, and three for the
-    /// connection. Every 4 s, and every second in its first 8 s, an idle worker asks the broker
+    /// Serves until it is stopped. Connects first, as [`RpcServer::connect`] does, unless that was
+    /// called. Reconnects when a connection is lost. After each failed attempt it waits longer:
+    /// 25 ms to 3 s, or at most half a second if no broker accepts a TCP connection. It has
+    /// [`ServerOptions::workers`] threads of its own, and three for the connection. Every 4 s, and every second in its first 8 s, an idle worker asks the broker
     /// whether the queue exists and whether requests wait in it. A classic queue that was deleted is
     /// declared again at once, a quorum queue after half a second.
     ///
@@ -87,15 +105,20 @@ impl RpcServer {
     ///
     /// # Errors
     /// [`Error::TimedOut`] if requests were still in progress at the end of the drain timeout.
-    /// Their threads continue, and the broker gives the requests to another server.
-    /// [`Error::Refused`], [`Error::QueueRefused`] and [`Error::Config`] if no retry can help; the
-    /// server is then stopped.
+    /// Their threads continue, and the broker gives the requests to another server. The errors of
+    /// [`RpcServer::connect`] if the server was not connected before. [`Error::Refused`],
+    /// [`Error::QueueRefused`] and [`Error::Config`] if no retry can help; the server is then
+    /// stopped.
     pub fn serve<H, R>(&self, handler: H) -> Result<()>
     where
         H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
         R: Into<Reply>,
     {
         let handler = move |request: &Request| handler(request).map(R::into);
+        match self.ensure_connected() {
+            Err(Error::Closed) => return Ok(()),
+            connected => connected?,
+        }
         let on_ready = lock(&self.on_ready).take();
         let _ = self.state.serving_since.set(SystemTime::now());
         overload::serve_and_refuse(&self.state, Box::new(handler), on_ready)
@@ -121,6 +144,7 @@ impl RpcServer {
     /// server was stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
         let ServerState { sessions, brokers, replies, .. } = &*self.state;
+        self.ensure_connected()?;
         let deadline = Deadline::after(brokers.first_connect_timeout());
         let _ = self.state.serving_since.set(SystemTime::now());
         loop {
@@ -190,7 +214,7 @@ impl fmt::Debug for RpcServer {
 pub struct Stopper(pub(super) Arc<ServerState>);
 
 impl Stopper {
-    /// Tells the server to stop. The server takes no further requests, answers those in progress,
+    /// Tells the server to stop, also while it connects. The server takes no further requests, answers those in progress,
     /// and returns the others to the queue. Then [`RpcServer::serve`]
     /// returns. The server stays stopped: later calls of `serve` return at once. Does not block.
     pub fn stop(&self) {

@@ -27,7 +27,8 @@ fn main() -> Result<(), Error> {
         drain_timeout: Duration::from_secs(20),
         ..Default::default()
     };
-    let server = RpcServer::connect(Brokers::parse(&url)?, QUEUE, options)?
+    // It connects in `serve`: the signals are caught before.
+    let server = RpcServer::new(Brokers::parse(&url)?, QUEUE, options)?
         .on_ready(|| println!("Awaiting jobs on {QUEUE}"));
 
     let stopper = server.stopper();

@@ -133,7 +133,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         drain_timeout: args.drain_timeout,
     };
     let queue = args.queue;
-    let server = RpcServer::connect(brokers, &queue, options)?.on_ready(move || {
+    let server = RpcServer::new(brokers, &queue, options)?.on_ready(move || {
         // If nobody reads this line, the server serves all the same.
         let _ = common::print(NAME, format!("Awaiting RPC requests on {queue}\n"));
     });

@@ -207,6 +207,11 @@ impl<S: Session> Reconnector<S> {
         self.brokers.unreachable(format!("{reason} (tried for {:.1?})", deadline.timeout))
     }
 
+    /// Whether there was a session already.
+    pub(crate) fn had_session(&self) -> bool {
+        lock(&self.state).had_session
+    }
+
     /// Whether callers get this session.
     pub(crate) fn is_current(&self, session: &Arc<S>) -> bool {
         self.present().is_some_and(|present| Arc::ptr_eq(&present, session))

@@ -50,6 +50,7 @@ mod certificates; // certificates made by the openssl command
 mod client; // the client: deadlines, errors, many callers, faults, leaks
 mod cluster; // three nodes that fail in turn
 mod command; // any command as a service
+mod connecting; // a server that is stopped before it has connected
 mod deleted_queue; // a server whose queue is deleted, with and without a notice
 mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`
