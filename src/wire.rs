@@ -3,6 +3,7 @@
 //! The contract is that of RabbitMQ's tutorial six, with additions that a program may ignore.
 //! Properties may be absent, foreign or undecodable. This is never an error.
 
+mod direct_reply_to;
 mod headers;
 mod reply;
 mod request;
@@ -11,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use uuid::Uuid;
 
+pub(crate) use self::direct_reply_to::is_direct;
 pub(crate) use self::headers::Headers;
 pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
@@ -140,6 +142,9 @@ pub(crate) fn reply_address<'a>(
         None => Err("it has no readable reply_to"),
         Some("") => Err("its reply_to is empty"),
         Some(reply_to) if reply_to == queue => Err("its reply_to is the request queue itself"),
+        Some(reply_to) if is_direct(reply_to) && !direct_reply_to::is_well_formed(reply_to) => {
+            Err("its reply_to is no direct reply-to address that the broker made")
+        }
         Some(reply_to) => Ok(ReplyAddress { reply_to, correlation_id: properties.correlation_id }),
     }
 }
