@@ -4,8 +4,8 @@ mod counters;
 mod exchange;
 mod inbox;
 mod keep_alive;
-mod limit;
 mod options;
+mod outcomes;
 mod overload;
 mod own_methods;
 mod pool;
@@ -153,7 +153,7 @@ impl RpcServer {
                 Err(Error::Unreachable { .. }) if !deadline.has_passed() => {}
                 worker => {
                     let done = work(&worker?);
-                    replies.close();
+                    replies.direct.close();
                     return done;
                 }
             }

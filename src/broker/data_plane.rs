@@ -130,7 +130,6 @@ impl DataPlane {
     }
 
     /// The broker's version; `None` if it did not name one.
-    #[allow(dead_code)] // read with the next change
     pub(crate) fn version(&self) -> Option<Version> {
         self.version.get().copied().flatten()
     }

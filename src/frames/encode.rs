@@ -229,19 +229,19 @@ impl From<Vec<u8>> for Frames<'_> {
 
 /// Acknowledges one delivery.
 pub(crate) fn ack(channel: u16, delivery_tag: u64) -> Vec<u8> {
-    settle(channel, BASIC_ACK, delivery_tag)
+    settle(channel, BASIC_ACK, delivery_tag, false)
 }
 
-/// Rejects one delivery. The broker then drops or dead-letters it.
-pub(crate) fn reject(channel: u16, delivery_tag: u64) -> Vec<u8> {
-    settle(channel, BASIC_REJECT, delivery_tag)
+/// Rejects one delivery. The broker then drops or dead-letters it, or returns it to the queue.
+pub(crate) fn reject(channel: u16, delivery_tag: u64, requeue: bool) -> Vec<u8> {
+    settle(channel, BASIC_REJECT, delivery_tag, requeue)
 }
 
-fn settle(channel: u16, id: MethodId, delivery_tag: u64) -> Vec<u8> {
-    const NEITHER_MULTIPLE_NOR_REQUEUE: u8 = 0;
+/// `bit` is false for `multiple` of an acknowledgement, and `requeue` of a rejection.
+fn settle(channel: u16, id: MethodId, delivery_tag: u64, bit: bool) -> Vec<u8> {
     method(channel, id, |out| {
         out.extend_from_slice(&delivery_tag.to_be_bytes());
-        out.push(NEITHER_MULTIPLE_NOR_REQUEUE);
+        out.push(bit.into());
     })
 }
 

@@ -190,9 +190,19 @@ fn close(mut fields: Fields<'_>) -> Option<Close> {
 impl Close {
     /// Whether the broker refused a message. It handles the frames of a channel in order, so it took
     /// the messages that were published before on that channel, and ignored those after it.
-    #[allow(dead_code)] // used with the next change
     pub(crate) fn refuses_message(&self) -> bool {
         self.method == BASIC_PUBLISH
+    }
+
+    /// Whether the broker refused a message because of what it contains, and not because of what the
+    /// user may do.
+    pub(crate) fn is_message_fault(&self) -> bool {
+        self.refuses_message() && self.code != 403
+    }
+
+    /// Whether the broker closed it by itself, and not because of a method.
+    pub(crate) fn names_no_method(&self) -> bool {
+        self.method == MethodId::default()
     }
 }
 

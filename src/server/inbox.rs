@@ -25,8 +25,22 @@ struct InboxState {
     requests: VecDeque<Request>,
     /// The reason why no more requests come.
     ended: Option<Error>,
-    /// Whether the broker has said that the queue was deleted.
-    is_cancelled: bool,
+    withdrawal: Option<Withdrawal>,
+}
+
+/// How the broker ended the deliveries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Withdrawal {
+    /// It cancelled the consumer. It does so if the queue was deleted, but also if RabbitMQ 4.3 has
+    /// waited too long for an acknowledgement
+    /// ([consumer timeout](https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout)).
+    Cancelled,
+    /// It has waited too long for an acknowledgement.
+    TimedOut,
+    /// It closed the channel for another reason.
+    Closed,
+    /// The queue was deleted, with the requests in it.
+    QueueDeleted,
 }
 
 /// The number of requests beyond the prefetch at which a broker counts as faulty. A quorum queue
@@ -59,24 +73,35 @@ impl Inbox {
                 }
             }
             Event::Closed(close) => {
-                // The broker delivers these requests to other workers, if the queue exists.
-                lock(&self.state).requests.clear();
-                self.end(match close.code {
-                    404 => endpoint.unreachable(format!(
-                        "the request queue was deleted without a word ({close})"
-                    )),
-                    // Publishing replies requires the permission to write to the default exchange.
-                    _ => endpoint.explain_close(&close, "answer requests"),
-                });
+                let is_timeout = close.code == 406 && close.names_no_method();
+                let how = if is_timeout { Withdrawal::TimedOut } else { Withdrawal::Closed };
+                self.withdraw(
+                    how,
+                    match close.code {
+                        404 => endpoint.unreachable(format!(
+                            "the request queue was deleted without a word ({close})"
+                        )),
+                        // Publishing replies requires the permission to write to the default exchange.
+                        _ => endpoint.explain_close(&close, "answer requests"),
+                    },
+                );
             }
-            // No other worker gets the requests that have arrived, so this one answers them.
-            Event::Cancelled => {
-                lock(&self.state).is_cancelled = true;
-                self.end(endpoint.unreachable("the request queue was deleted"));
-            }
+            // The worker finds out why.
+            Event::Cancelled => lock(&self.state).withdrawal = Some(Withdrawal::Cancelled),
             Event::Return { .. } | Event::Answer(_) => {}
         }
         data_plane.notify(&self.waiter);
+    }
+
+    /// The broker has taken back all deliveries, for this reason. It delivers them to other workers,
+    /// unless the queue was deleted: then this worker answers what it has got.
+    pub(super) fn withdraw(&self, how: Withdrawal, reason: Error) {
+        let mut state = lock(&self.state);
+        state.withdrawal = Some(how);
+        if how != Withdrawal::QueueDeleted {
+            state.requests.clear();
+        }
+        state.ended.get_or_insert(reason);
     }
 
     /// No more requests are taken in, for this reason.
@@ -87,17 +112,40 @@ impl Inbox {
     /// Whether [`Inbox::take`] would return a request or an error.
     pub(crate) fn is_ready(&self) -> bool {
         let state = lock(&self.state);
-        state.ended.is_some() || !state.requests.is_empty()
+        let is_cancelled = state.withdrawal == Some(Withdrawal::Cancelled);
+        is_cancelled || state.ended.is_some() || !state.requests.is_empty()
     }
 
-    pub(super) fn has_ended(&self) -> bool {
-        lock(&self.state).ended.is_some()
+    /// Whether the broker sends nothing more.
+    pub(super) fn is_over(&self) -> bool {
+        let state = lock(&self.state);
+        state.withdrawal.is_some() || state.ended.is_some()
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        lock(&self.state).withdrawal == Some(Withdrawal::Cancelled)
+    }
+
+    /// Whether the broker has given this worker's requests back, or may have.
+    pub(super) fn is_withdrawn(&self) -> bool {
+        !matches!(lock(&self.state).withdrawal, None | Some(Withdrawal::QueueDeleted))
+    }
+
+    /// Whether the broker has waited too long for an acknowledgement, or may have.
+    pub(super) fn has_timed_out(&self) -> bool {
+        let withdrawal = lock(&self.state).withdrawal;
+        matches!(withdrawal, Some(Withdrawal::Cancelled | Withdrawal::TimedOut))
+    }
+
+    /// The reason why no more requests come.
+    pub(super) fn ended(&self) -> Option<Error> {
+        lock(&self.state).ended.clone()
     }
 
     /// Whether requests are left that no other worker gets, because their queue was deleted.
     pub(super) fn has_last_requests(&self) -> bool {
         let state = lock(&self.state);
-        state.is_cancelled && !state.requests.is_empty()
+        state.withdrawal == Some(Withdrawal::QueueDeleted) && !state.requests.is_empty()
     }
 
     /// The next request. `Err` is the reason why no more come.

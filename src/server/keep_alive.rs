@@ -10,7 +10,6 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::replies::is_direct;
 use crate::broker::Channel;
 use crate::frames::Message;
 use crate::lock::lock;
@@ -63,7 +62,7 @@ impl KeepAlive {
     ) -> Option<SignsOfLife<'a>> {
         let (interval, correlation_id) = (request.keep_alive()?, address.correlation_id?);
         let queue = address.reply_to;
-        if is_direct(queue) {
+        if wire::is_direct(queue) {
             return None;
         }
         let route = channel.route(queue, true);

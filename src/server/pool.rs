@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 use super::state::ServerState;
 use super::worker::{Served, Worker};
 use crate::broker::Session;
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, backoff};
 use crate::error::{Error, Failure, Result};
 use crate::lock::lock;
 use crate::wire::{Reply, Request};
@@ -92,17 +92,16 @@ impl Job {
                 Ok(()) => break,
                 Err(Error::Unreachable { .. })
                     if session.ended().is_some() || !state.sessions.is_current(&session) => {}
-                // Only a direct reply has failed. The request will be redelivered.
-                Err(error @ Error::Unreachable { .. }) if !worker.inbox.has_ended() => {
-                    log::warn!("{error}; the request is returned to the queue");
-                    drop(worker);
-                    let _ = state.stop.signal.recv_timeout(MIN_LIFETIME);
-                }
                 Err(error @ Error::Unreachable { .. }) => {
                     match worker.inbox.began.elapsed() < MIN_LIFETIME {
                         true => state.leave(&session, &error),
                         false => log::warn!("{error}; going on with another channel"),
                     }
+                }
+                // The user may write again soon.
+                Err(error) if state.outcomes.has_replied() => {
+                    log::error!("{error}");
+                    let _ = state.stop.signal.recv_timeout(MIN_LIFETIME);
                 }
                 Err(error) => return Err(error),
             }
@@ -112,8 +111,27 @@ impl Job {
 
     /// Serves until the server is told to stop, or until the channel or the connection has ended.
     fn serve(&self, worker: &Worker<'_>) -> Result<()> {
-        while worker.serve_one(&self.handler, Duration::MAX)? != Served::Stopped {}
-        Ok(())
+        const FIRST_PAUSE: Duration = Duration::from_secs(1);
+        const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+        let mut failures = 0;
+        loop {
+            match worker.serve_one(&self.handler, Duration::MAX) {
+                Ok(Served::Stopped) => return Ok(()),
+                Ok(_) => failures = 0,
+                Err(error)
+                    if worker.inbox.ended().is_some() || worker.session.ended().is_some() =>
+                {
+                    return Err(error);
+                }
+                // Only one reply could not be sent.
+                Err(error) => {
+                    failures += 1;
+                    let pause = backoff(failures, FIRST_PAUSE, LONGEST_PAUSE);
+                    log::error!("{error}; its request is in the queue again");
+                    let _ = self.state.stop.signal.recv_timeout(pause);
+                }
+            }
+        }
     }
 }
 

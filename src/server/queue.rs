@@ -42,7 +42,7 @@ pub(crate) fn ensure(
     let Declaration { is_quorum, arguments } = declaration;
     let limit = Limit::Until(until);
     let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
-        Err(CallError::Closed(close)) if close.code == 404 && !close.text.contains(NODE_DOWN) => {
+        Err(CallError::Closed(close)) if close.code == 404 && !close.text.ends_with(NODE_DOWN) => {
             if existed && *is_quorum {
                 thread::sleep(REDECLARE_DELAY);
                 return ensure(data_plane, queue, declaration, until + REDECLARE_DELAY, false);
@@ -71,6 +71,14 @@ pub(crate) fn ensure(
              for the queue's home node"
         )),
     })
+}
+
+/// Whether the broker says that there is no such queue. Does not block beyond `until`.
+pub(super) fn is_deleted(data_plane: &Arc<DataPlane>, queue: &str, until: Instant) -> bool {
+    match data_plane.ask(Method::FindQueue(queue), Limit::Until(until)) {
+        Err(CallError::Closed(close)) => close.code == 404 && !close.text.ends_with(NODE_DOWN),
+        _ => false,
+    }
 }
 
 impl Declaration {

@@ -1,147 +1,133 @@
-//! Sends replies by [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to), over separate
-//! connections.
-//!
-//! Such a `reply_to` names a process of the broker, and a requester can write any name there. If
-//! the broker cannot find the process, or its node is down, RabbitMQ up to 3.x fails and closes the
-//! connection that published the reply, with INTERNAL_ERROR. If that were the connection that
-//! receives requests, the broker would redeliver all of them, and the same request would close the
-//! next connection as well.
+//! Sends replies, and finds out whether the broker took them.
 
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+mod direct;
 
-use super::limit::ReplyLimit;
-use crate::broker::{Brokers, CallError, Channel, Connection, Endpoint, Limit, WriteError};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(super) use self::direct::{DirectConnection, DirectConnections};
+use crate::broker::{Brokers, CallError, Channel, DataPlane, Limit};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
-use crate::frames::{Frames, Method, Route};
-use crate::lock::lock;
+use crate::frames::{Close, Event, Frames, Method, Version};
 use crate::wire::{self, Reply, ReplyAddress};
 
 /// Sends the replies of all workers.
 pub(crate) struct Replies {
-    brokers: Brokers,
     app_id: String,
-    pub(super) limit: ReplyLimit,
-    /// The connections for direct replies that no worker uses at present. There are at most as many
-    /// for each broker as workers have sent direct replies at the same time.
-    idle: Mutex<Vec<Direct>>,
+    pub(super) direct: DirectConnections,
 }
 
-/// Dropping the connection also closes the channel.
-struct Direct {
-    /// The broker of the workers that may use this connection. The connection is to that broker, or
-    /// to another one if that broker was not reachable.
-    endpoint: Endpoint,
-    _connection: Connection,
-    channel: Channel,
-    last_used: Instant,
-}
-
-/// The result of sending a reply.
-pub(crate) enum ReplyOutcome {
-    Sent,
-    /// The broker failed on the address of the reply.
+/// Why the broker does not have a reply.
+pub(crate) enum NotSent {
+    /// It refused this message, and will refuse it again.
+    Refused(Close),
+    /// It failed on the address.
     Undeliverable,
-    /// The broker refused the reply because of a size limit that was not known before.
-    TooLarge,
+    /// No fault of the message is known. `by_broker` means that the broker closed the connection
+    /// after it had got the message.
+    Lost { error: Error, by_broker: bool },
 }
 
-pub(crate) fn is_direct(reply_to: &str) -> bool {
-    reply_to.starts_with("amq.rabbitmq.reply-to.")
+/// How the broker treats a reply address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// A queue, or a direct reply-to address on a broker that says when nobody listens there: the
+    /// reply is mandatory.
+    Mandatory,
+    /// Not mandatory: a broker before 4.2 also returns a direct reply that it has delivered.
+    Silent,
+    /// Through a connection of its own, which the broker may close
+    /// ([`DirectConnections`]).
+    OwnConnection,
 }
 
 impl Replies {
     pub(super) fn new(brokers: &Brokers, app_id: &str) -> Replies {
-        Replies {
-            brokers: brokers.clone(),
-            app_id: app_id.to_string(),
-            limit: ReplyLimit(usize::MAX.into()),
-            idle: Mutex::default(),
-        }
+        Replies { app_id: app_id.to_string(), direct: DirectConnections::new(brokers) }
     }
 
-    /// Encodes a reply.
+    /// Encodes a reply to be written on this channel.
     pub(super) fn encode<'a>(
         &self,
-        route: Route<'_>,
+        channel: &Channel,
+        mandatory: bool,
         address: &ReplyAddress<'_>,
         outcome: &'a Result<Reply, Failure>,
     ) -> Frames<'a> {
+        let route = channel.route(address.reply_to, mandatory);
         wire::encode_reply(route, address.correlation_id, &self.app_id, outcome)
     }
 
-    /// Publishes a reply and waits until the broker has handled it. Makes a connection first if
-    /// none is idle for workers of the broker at `endpoint`: those for others may lead to a frozen
-    /// broker. Writing and waiting for the answer each block for at most the time that
-    /// connecting to one broker may take; waiting for the answer blocks for longer during an alarm.
-    pub(crate) fn send_direct(
+    /// Sends a reply on a channel of its own, so that a refusal costs no other request anything, and
+    /// waits until the broker has taken it: for as long as the connection works. If the connection
+    /// has no further channel, uses `own`.
+    pub(super) fn send_alone(
         &self,
-        endpoint: &Endpoint,
+        own: &Channel,
+        prefetch: u16,
+        on_event: impl Fn(&DataPlane, Event) + Send + Sync + 'static,
+        mandatory: bool,
         address: &ReplyAddress<'_>,
         outcome: &Result<Reply, Failure>,
-    ) -> Result<ReplyOutcome> {
-        let mut idle = lock(&self.idle);
-        idle.retain(|direct| direct.channel.data_plane.ended().is_none());
-        let found = idle.iter().rposition(|direct| direct.endpoint == *endpoint);
-        let direct = found.map(|index| idle.swap_remove(index));
-        drop(idle);
-        let connect = || {
-            // Ordinary replies still go through the server's own connection.
-            connect(&self.brokers, endpoint).map_err(|error| match error {
-                Error::Unreachable { .. } => error,
-                error => endpoint.unreachable(format!("no connection for direct replies: {error}")),
-            })
-        };
-        let mut direct = direct.map_or_else(connect, Ok)?;
-        let channel = &direct.channel;
-        let limit = self.brokers.connect_timeout;
-        // Not mandatory: the address is not a queue, so the broker would return the reply even
-        // after it has delivered it.
-        let route = channel.route(address.reply_to, false);
-        let frames = self.encode(route, address, outcome);
-        let written = channel.write(frames, Deadline::after(limit).at);
-        if let Err(WriteError::TimedOut { .. }) = written {
-            return Err(channel.data_plane.endpoint.unreachable("it does not read a direct reply"));
-        }
-        // The broker's answer to the next method shows whether it accepted the reply.
-        match channel.call(Method::Prefetch(0), Limit::ExtendedByAlarm(limit)) {
-            Ok(_) => {
-                direct.last_used = Instant::now();
-                lock(&self.idle).push(direct);
-                Ok(ReplyOutcome::Sent)
+    ) -> Result<(), NotSent> {
+        let never = Limit::Until(Deadline::after(Duration::MAX).at);
+        match own.data_plane.open_channel(never, Arc::default(), on_event) {
+            Ok(channel) => self.send_verified(&channel, prefetch, mandatory, address, outcome),
+            Err(CallError::NoChannel(_)) => {
+                self.send_verified(own, prefetch, mandatory, address, outcome)
             }
-            Err(CallError::Closed(close)) if close.code == 541 => Ok(ReplyOutcome::Undeliverable),
-            Err(CallError::Closed(close)) if self.limit.learn(&close) => Ok(ReplyOutcome::TooLarge),
-            Err(error) => Err(channel.data_plane.explain(error, "answer requests")),
+            Err(error) => Err(lost(own, error, false)),
         }
     }
 
-    /// Closes a connection that has not been used for a while. Blocks for at most a second.
-    pub(crate) fn close_unused(&self) {
-        const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-        let is_unused = |direct: &mut Direct| direct.last_used.elapsed() >= IDLE_TIMEOUT;
-        let unused = lock(&self.idle).extract_if(.., is_unused).next();
-        drop(unused);
-    }
-
-    /// Closes all connections. Blocks for at most a second for each.
-    pub(crate) fn close(&self) {
-        let idle = std::mem::take(&mut *lock(&self.idle));
-        drop(idle);
+    /// Sends a reply and waits until the broker has taken it. The broker handles the frames of a
+    /// channel in order, so its answer to the next method says that it has.
+    pub(super) fn send_verified(
+        &self,
+        channel: &Channel,
+        prefetch: u16,
+        mandatory: bool,
+        address: &ReplyAddress<'_>,
+        outcome: &Result<Reply, Failure>,
+    ) -> Result<(), NotSent> {
+        let never = Deadline::after(Duration::MAX).at;
+        // If writing fails, the answer says why.
+        let _ = channel.write(self.encode(channel, mandatory, address, outcome), never);
+        match channel.call(Method::Prefetch(prefetch), Limit::Until(never)) {
+            Ok(_) => Ok(()),
+            Err(CallError::Closed(close))
+                if close.is_message_fault() && channel.data_plane.ended().is_none() =>
+            {
+                Err(NotSent::Refused(close))
+            }
+            Err(error) => Err(lost(channel, error, true)),
+        }
     }
 }
 
-fn connect(brokers: &Brokers, endpoint: &Endpoint) -> Result<Direct> {
-    let connection = brokers.connect_near(endpoint)?;
-    let limit = Limit::Until(Deadline::after(brokers.connect_timeout).at);
-    match connection.open_channel(limit, Arc::default(), |_, _| {}) {
-        Ok(channel) => Ok(Direct {
-            endpoint: endpoint.clone(),
-            _connection: connection,
-            channel,
-            last_used: Instant::now(),
-        }),
-        Err(error) => Err(connection.explain(error, "open a channel")),
+fn lost(channel: &Channel, error: CallError, had_message: bool) -> NotSent {
+    /// An operator closed the connection, or stops the broker.
+    const CONNECTION_FORCED: u16 = 320;
+    let by_broker = match &error {
+        CallError::Closed(close) => had_message && close.code != CONNECTION_FORCED,
+        _ => false,
+    };
+    let by_broker = by_broker && channel.data_plane.ended().is_some();
+    NotSent::Lost { error: channel.data_plane.explain(error, "answer requests"), by_broker }
+}
+
+impl Route {
+    /// How a broker of this version treats the address. A version that is not known counts as old.
+    pub(super) fn new(reply_to: &str, version: Option<Version>) -> Route {
+        let version = version.unwrap_or_default();
+        // Before, a reply to a node that is down closed the connection.
+        let is_fixed = version >= (3, 11, 4) || ((3, 10, 12)..(3, 11, 0)).contains(&version);
+        match wire::is_direct(reply_to) {
+            true if version >= (4, 2, 0) => Route::Mandatory,
+            true if is_fixed => Route::Silent,
+            true => Route::OwnConnection,
+            false => Route::Mandatory,
+        }
     }
 }

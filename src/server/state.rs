@@ -1,6 +1,6 @@
 //! The state that a server's threads share, and their connection.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Instant, SystemTime};
 
@@ -11,14 +11,17 @@ use super::exchange;
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::options::ServerOptions;
+use super::outcomes::Outcomes;
 use super::queue::{self, Declaration};
 use super::replies::Replies;
 use super::stall_backoff::StallBackoff;
 use crate::broker::{Brokers, Connection, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
+use crate::frames::Event;
 use crate::lock::lock;
 use crate::observation::Observer;
+use crate::wire;
 
 /// The state that a server's threads share.
 pub(crate) struct ServerState {
@@ -32,6 +35,7 @@ pub(crate) struct ServerState {
     /// When it began to serve. Not set for a server that only refuses requests.
     pub(super) serving_since: OnceLock<SystemTime>,
     pub(super) replies: Replies,
+    pub(super) outcomes: Outcomes,
     pub(super) stall_backoff: Mutex<StallBackoff>,
     pub(super) keep_alive: Arc<KeepAlive>,
     pub(super) observer: Observer,
@@ -41,11 +45,18 @@ pub(crate) struct ServerState {
 /// A connection to a broker that has the request queue.
 pub(crate) struct ServerSession {
     pub(super) connection: Connection,
+    /// Replies of this size are sent alone: one that the broker refuses closes its channel.
+    pub(super) large: AtomicUsize,
+    /// Whether a worker has found that the queue was deleted. The others may notice later.
+    pub(super) queue_is_deleted: AtomicBool,
     /// When an idle worker checks for a stall next.
     pub(super) next_check: Mutex<Instant>,
     /// The inboxes of the workers that consume through it.
     inboxes: Mutex<Vec<Weak<Inbox>>>,
 }
+
+/// From this size on, waiting for the broker's answer costs little beside sending the reply.
+const LARGE: usize = 512 << 10;
 
 impl Session for ServerSession {
     fn connection(&self) -> &Connection {
@@ -80,7 +91,14 @@ impl ServerState {
                 exchange::ensure_bound(&connection, exchange, &ensured, until)?;
             }
             let next_check = Mutex::new(Instant::now());
-            Ok(ServerSession { connection, next_check, inboxes: Mutex::default() })
+            let (large, queue_is_deleted) = (AtomicUsize::new(LARGE), AtomicBool::new(false));
+            Ok(ServerSession {
+                connection,
+                large,
+                queue_is_deleted,
+                next_check,
+                inboxes: Mutex::default(),
+            })
         });
         let app_id = program();
         let replies = Replies::new(&brokers, &app_id);
@@ -93,6 +111,7 @@ impl ServerState {
             counters: Mutex::default(),
             serving_since: OnceLock::new(),
             replies,
+            outcomes: Outcomes::default(),
             stall_backoff: Mutex::default(),
             keep_alive: KeepAlive::new(&app_id),
             observer: Observer::default(),
@@ -128,11 +147,37 @@ impl ServerState {
         session.connection.wake_all();
     }
 
+    /// Says once that replies go through the connection that they may end.
+    pub(super) fn no_direct_connection(&self, error: &Error) {
+        static SAID: std::sync::Once = std::sync::Once::new();
+        SAID.call_once(|| {
+            log::warn!(
+                "there is no second connection for replies by direct reply-to: {error}; they go \
+                 through the connection of the requests, which this broker closes if the \
+                 requester's node is down"
+            );
+        });
+    }
+
+    /// Handles a message that the broker returned. Called by the reader.
+    pub(super) fn on_return(&self, event: &Event) {
+        match event {
+            Event::Return { queue, message, .. } if wire::is_sign_of_life(message) => {
+                self.keep_alive.sign_returned(queue, message);
+            }
+            Event::Return { reason, .. } => {
+                lock(&self.counters).returned += 1;
+                log::info!("a reply came back: its requester is gone ({reason})");
+            }
+            _ => {}
+        }
+    }
+
     /// Closes the connections. Blocks for at most a second for each.
     pub(super) fn close(&self) {
         let left: Vec<_> = lock(&self.left).drain(..).filter_map(|left| left.upgrade()).collect();
         left.iter().chain(&self.sessions.present()).for_each(|session| session.connection.close());
-        self.replies.close();
+        self.replies.direct.close();
     }
 
     /// Tells the workers to stop, and makes no new connection. Does not block.

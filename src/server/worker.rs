@@ -1,26 +1,30 @@
 //! One worker: one channel, one request at a time.
 
+mod execute;
+mod sender;
 mod stall;
 
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use self::execute::{RequestName, execute};
+use self::sender::{Sender, Sent, too_slow};
 use self::stall::StallDetector;
-use super::inbox::Inbox;
-use super::own_methods;
-use super::replies::{ReplyOutcome, is_direct};
+use super::inbox::{Inbox, Withdrawal};
+use super::outcomes::{Begun, Known, Ledger, Outcome};
+use super::replies::NotSent;
 use super::state::{ServerSession, ServerState};
+use super::{own_methods, queue};
 use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
-use crate::error::{Error, Failure, Result, Status};
-use crate::frames::{self, Event, Frames, Method};
+use crate::error::{Error, Failure, Result};
+use crate::frames::{self, Method};
 use crate::lock::lock;
-use crate::observation::Observation;
-use crate::wire::{self, Reply, ReplyAddress, Request};
+use crate::wire::{self, Reply, Request};
 
 /// Takes requests from the queue and answers them, on the thread that it was made on. When it is
 /// dropped, the broker returns its unanswered requests to the queue.
@@ -31,6 +35,7 @@ pub struct Worker<'a> {
     pub(super) session: &'a Arc<ServerSession>,
     pub(super) channel: Arc<Channel>,
     pub(super) inbox: Arc<Inbox>,
+    ledger: Arc<Ledger>,
     stall_detector: StallDetector<'a>,
 }
 
@@ -62,19 +67,10 @@ impl<'a> Worker<'a> {
         // replied.
         let limit = Limit::ExtendedByAlarm(state.brokers.connect_timeout);
         let inbox = state.inbox(session);
+        let ledger = state.outcomes.ledger(&inbox);
         let (receiver, held) = (Arc::clone(&inbox), Arc::clone(state));
         let on_event = move |plane: &DataPlane, event| {
-            match &event {
-                Event::Return { queue, message, .. } if wire::is_sign_of_life(message) => {
-                    held.keep_alive.sign_returned(queue, message);
-                }
-                Event::Return { reason, .. } => {
-                    lock(&held.counters).returned += 1;
-                    log::info!("a reply came back: its requester is gone ({reason})");
-                }
-                Event::Closed(close) => drop(held.replies.limit.learn(close)),
-                _ => {}
-            }
+            held.on_return(&event);
             receiver.on_event(plane, event);
         };
         let consume = || {
@@ -92,7 +88,8 @@ impl<'a> Worker<'a> {
         })?;
         log::info!("taking requests from {:?} on {}", state.queue, connection.endpoint);
         let stall_detector = StallDetector::new(state, session, &inbox);
-        Ok(Worker { not_sync: PhantomData, state, session, channel, inbox, stall_detector })
+        let not_sync = PhantomData;
+        Ok(Worker { not_sync, state, session, channel, inbox, ledger, stall_detector })
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the
@@ -100,13 +97,16 @@ impl<'a> Worker<'a> {
     /// open and the broker has accepted the reply.
     ///
     /// The reply is written before the acknowledgement, so that the broker has the reply when it
-    /// deletes the request. Both are written on one channel. A direct reply is written on another
-    /// connection, and the request is acknowledged after the broker has accepted the reply. If a
-    /// worker is lost before the acknowledgement, another worker gets the request.
+    /// deletes the request. Both are written on one channel. A large reply is written on a channel
+    /// of its own, and the request is acknowledged after the broker has accepted the reply. If a
+    /// worker is lost before the acknowledgement, another worker gets the request. If it is one of
+    /// this server, it sends the same reply.
     ///
     /// # Errors
-    /// [`Error::Unreachable`](crate::Error::Unreachable) if the connection is lost or the queue was
-    /// deleted, or if no connection for a direct reply could be made.
+    /// [`Error::Unreachable`](crate::Error::Unreachable) if the connection or the channel is lost, or
+    /// the queue was deleted, and [`Error::Refused`](crate::Error::Refused) if the user may not
+    /// publish replies. If only one reply could not be sent, its request is in the queue again, and
+    /// the next call serves the next request.
     pub fn serve_one<H, R>(&self, handler: H, timeout: Duration) -> Result<Served>
     where
         H: FnOnce(&Request) -> Result<R, Failure>,
@@ -118,9 +118,7 @@ impl<'a> Worker<'a> {
                     let own = own_methods::answer(request, self.state);
                     own.unwrap_or_else(|| handler(request).map(R::into))
                 };
-                let answered = self.answer(&request, handler);
-                self.session.connection.recycle(request.delivery.message.body);
-                answered.map(|()| Served::Request)
+                self.answer(Arc::new(request), handler).map(|()| Served::Request)
             }
             None if self.state.stop.is_stopped() => Ok(Served::Stopped),
             None => Ok(Served::Nothing),
@@ -135,6 +133,9 @@ impl<'a> Worker<'a> {
         loop {
             let next_check = *lock(&session.next_check);
             session.connection.wait(&inbox.waiter, deadline.at.min(next_check), is_ready);
+            if inbox.is_cancelled() {
+                self.find_out_why_cancelled();
+            }
             if stop.is_stopped() && !inbox.has_last_requests() {
                 return Ok(None);
             }
@@ -143,10 +144,10 @@ impl<'a> Worker<'a> {
             }
             match inbox.take()? {
                 None if !deadline.has_passed() => {
-                    self.stall_detector.check(&self.channel);
+                    self.stall_detector.check(&self.channel, &self.ledger);
                     // During an alarm, the broker does not answer a close.
                     if session.connection.blocked().is_none() {
-                        self.state.replies.close_unused();
+                        self.state.replies.direct.close_unused();
                     }
                 }
                 next => return Ok(next),
@@ -154,137 +155,154 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// The broker cancels a consumer when its queue is deleted: then no other worker gets the
+    /// requests that have arrived, so this one answers them. RabbitMQ 4.3 also cancels it after a
+    /// consumer timeout, and gives them to other workers.
+    fn find_out_why_cancelled(&self) {
+        /// How long RabbitMQ may take to delete a queue, and does not answer meanwhile.
+        const LONGEST_DELETION: Duration = Duration::from_secs(5);
+        const PAUSE: Duration = Duration::from_millis(500);
+        let queue = &self.state.queue;
+        let connection = &self.session.connection;
+        let until = Instant::now() + LONGEST_DELETION;
+        let ask = || queue::is_deleted(connection, queue, until);
+        // The broker cancels the consumers before the queue is gone.
+        let ask_again = || {
+            connection.wait(&self.inbox.waiter, Instant::now() + PAUSE, || false);
+            ask()
+        };
+        // If another worker has found it deleted, it may exist again by now.
+        let deleted = &self.session.queue_is_deleted;
+        let is_deleted = connection.version() < Some((4, 3, 0))
+            || deleted.load(Ordering::Relaxed)
+            || ask()
+            || ask_again();
+        deleted.fetch_or(is_deleted, Ordering::Relaxed);
+        let (how, why) = match is_deleted {
+            true => (Withdrawal::QueueDeleted, "the request queue was deleted"),
+            false => (
+                Withdrawal::TimedOut,
+                "the broker cancelled the consumer, as it does when a request takes longer than \
+                 its consumer_timeout",
+            ),
+        };
+        self.inbox.withdraw(how, connection.endpoint.unreachable(why));
+    }
+
     fn answer(
         &self,
-        request: &Request,
-        handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
+        request: Arc<Request>,
+        handler: impl FnOnce(&Request) -> Outcome,
     ) -> Result<()> {
-        let ServerState { counters, queue, replies, keep_alive, observer, .. } = &**self.state;
-        let began = Instant::now();
+        let Worker { state, session, channel, inbox, ledger, .. } = self;
+        let ServerState { counters, queue, outcomes, stop, options, .. } = &***state;
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
             Ok(address) => address,
-            Err(why) => return self.reject(request, why),
+            Err(why) => return self.reject(&request, why),
         };
-        let name =
-            RequestName { address: &address, method: request.method(), trace: request.trace_id() };
         if request.redelivered() {
             lock(counters).redelivered += 1;
-            log::info!("{name} is redelivered: another worker may have begun with it before");
+            let name = RequestName::new(&address, &request);
+            log::info!("{name} is redelivered: a worker may have begun with it before");
+        }
+        let is_over = || inbox.is_over() || stop.is_stopped();
+        let begun = outcomes.begin(ledger, &request, options.prefetch, is_over);
+        if let Begun::GivenUp = begun {
+            return inbox.ended().map_or(Ok(()), Err);
         }
         lock(counters).in_progress += 1;
-        let signs = keep_alive.begin(request, &address, &self.channel);
-        let frame_max = self.session.connection.frame_max();
-        let outcome = run(handler, request).and_then(|reply| sendable(reply, frame_max));
-        let outcome = replies.limit.apply(outcome);
-        drop(signs);
-        let replied = self.reply(request, &address, &outcome);
-        lock(counters).in_progress -= 1;
-        if let ReplyOutcome::Undeliverable = replied? {
-            return self.reject(request, "the broker fails on its reply_to");
-        }
-        // Sending the reply may have revealed the size limit.
-        let outcome = replies.limit.apply(outcome);
-        match outcome {
-            Ok(_) => lock(counters).served += 1,
-            Err(_) => lock(counters).failed += 1,
-        }
-        let (status, bytes_out) = match &outcome {
-            Ok(reply) => ("OK", reply.body().len()),
-            Err(failure) => (failure.status.name(), failure.message.len()),
+        let began = Instant::now();
+        let mut sender = Sender::new(state, session, channel, inbox, address);
+        let (known, answered) = match begun {
+            Begun::Known(Known::Answered) => {
+                let ack = frames::ack(channel.number, request.delivery.tag);
+                (Known::Answered, sender.write(ack.into()))
+            }
+            Begun::Known(Known::Finished { outcome, lost_connections }) => {
+                self.reply(&mut sender, &request, began, outcome, Some(lost_connections))
+            }
+            Begun::TooSlow => self.reply(&mut sender, &request, began, Err(too_slow()), None),
+            Begun::Execute | Begun::GivenUp => {
+                let signs = state.keep_alive.begin(&request, &address, channel);
+                let outcome = execute(handler, &request, session.connection.frame_max());
+                drop(signs);
+                self.reply(&mut sender, &request, began, outcome, None)
+            }
         };
-        let (time, bytes_in) = (began.elapsed(), request.body().len());
-        log::debug!("{name}: {status}, {bytes_in} bytes in, {bytes_out} out, {time:?}");
-        let method = request.method();
-        observer.observe(|| Observation { queue, method, status, time, bytes_in, bytes_out });
-        Ok(())
+        lock(counters).in_progress -= 1;
+        drop(sender);
+        let tag = request.delivery.tag;
+        session.connection.recycle(outcomes.finish(ledger, request, known));
+        answered.inspect_err(|_| self.give_back(tag))
     }
 
-    /// Writes the reply and the acknowledgement together, in that order.
+    /// Sends the reply. `lost_connections` is how many connections ended when it was sent before.
+    /// Returns what is known if the request comes back.
     fn reply(
         &self,
+        sender: &mut Sender<'_>,
         request: &Request,
-        address: &ReplyAddress<'_>,
-        outcome: &Result<Reply, Failure>,
-    ) -> Result<ReplyOutcome> {
-        let replies = &self.state.replies;
-        let frames = if is_direct(address.reply_to) {
-            let endpoint = &self.session.connection.endpoint;
-            let mut sent = replies.send_direct(endpoint, address, outcome)?;
-            if let ReplyOutcome::TooLarge = sent {
-                let failure = replies.limit.apply(outcome.clone());
-                sent = replies.send_direct(endpoint, address, &failure)?;
+        began: Instant,
+        mut outcome: Outcome,
+        lost_connections: Option<u32>,
+    ) -> (Known, Result<()>) {
+        /// How many connections one reply may cost.
+        const MOST_LOST_CONNECTIONS: u32 = 2;
+        let lost = lost_connections.unwrap_or(0);
+        if lost >= MOST_LOST_CONNECTIONS {
+            let why = "the broker closes the connection on which its reply is sent";
+            return (Known::Answered, self.reject(request, why));
+        }
+        let sent = sender.send(request.delivery.tag, &mut outcome, lost_connections.is_some());
+        let keep = |outcome, lost_connections| Known::Finished { outcome, lost_connections };
+        match sent {
+            Ok(sent) => {
+                sender.report(request, began, &outcome);
+                match sent {
+                    Sent::Written => (keep(outcome, lost), Ok(())),
+                    Sent::Taken => (Known::Answered, Ok(())),
+                }
             }
-            if let ReplyOutcome::Undeliverable = sent {
-                return Ok(sent);
+            Err(NotSent::Lost { error, by_broker }) => {
+                (keep(outcome, lost + u32::from(by_broker)), Err(error))
             }
-            Frames::from(Vec::new())
-        } else {
-            let route = self.channel.route(address.reply_to, true);
-            replies.encode(route, address, outcome)
-        };
-        self.write(frames.followed_by(&frames::ack(self.channel.number, request.delivery.tag)))?;
-        Ok(ReplyOutcome::Sent)
+            Err(NotSent::Refused(close)) => {
+                log::error!("the broker refused even a short reply: {close}");
+                (Known::Answered, self.reject(request, "the broker refuses its reply"))
+            }
+            Err(NotSent::Undeliverable) => {
+                (Known::Answered, self.reject(request, "the broker fails on its reply_to"))
+            }
+        }
     }
 
     /// Removes a request that cannot be answered from the queue.
     fn reject(&self, request: &Request, why: &str) -> Result<()> {
         lock(&self.state.counters).rejected += 1;
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
-        self.write(frames::reject(self.channel.number, request.delivery.tag).into())
+        let reject = frames::reject(self.channel.number, request.delivery.tag, false);
+        let written = self.channel.write(reject.into(), Deadline::after(Duration::MAX).at);
+        let endpoint = &self.session.connection.endpoint;
+        written.map_err(|_| endpoint.unreachable("the connection is gone"))
     }
 
-    /// Blocks while the broker does not read. If the broker is silent for two heartbeats, the
-    /// connection is lost.
-    fn write(&self, frames: Frames<'_>) -> Result<()> {
-        let never = Deadline::after(Duration::MAX);
-        self.channel.write(frames, never.at).map_err(|_| {
-            let reason = self.inbox.take().err().or_else(|| self.session.ended());
-            let endpoint = &self.session.connection.endpoint;
-            reason.unwrap_or_else(|| endpoint.unreachable("the connection is gone"))
-        })
+    /// Returns a request to the queue, if the channel is still open. Does not block.
+    fn give_back(&self, tag: u64) {
+        let back = frames::reject(self.channel.number, tag, true);
+        let _ = self.channel.write(back.into(), Instant::now());
+    }
+}
+
+/// Keeps the replies that the broker may not have.
+impl Drop for Worker<'_> {
+    fn drop(&mut self) {
+        self.state.outcomes.retire(&self.ledger);
     }
 }
 
 impl fmt::Debug for Worker<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Worker").field("queue", &self.state.queue).finish_non_exhaustive()
-    }
-}
-
-/// Runs the handler. If it panics, the requester gets `INTERNAL`, without the text of the panic.
-fn run(
-    handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
-    request: &Request,
-) -> Result<Reply, Failure> {
-    catch_unwind(AssertUnwindSafe(|| handler(request))).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
-        log::error!("the handler panicked: {text}");
-        Err(Failure::new(Status::Internal, "the server failed on this request"))
-    })
-}
-
-/// Replaces a reply that AMQP cannot carry by the failure `INTERNAL`.
-fn sendable(reply: Reply, frame_max: usize) -> Result<Reply, Failure> {
-    reply.check(frame_max).map(|()| reply).map_err(|error| {
-        log::error!("a reply cannot be sent: {error}");
-        Failure::new(Status::Internal, format!("the reply cannot be sent: {error}"))
-    })
-}
-
-/// Formats a request for the log: its correlation id, and its method and trace id if it has them.
-struct RequestName<'a> {
-    address: &'a ReplyAddress<'a>,
-    method: Option<&'a str>,
-    trace: Option<&'a str>,
-}
-
-impl fmt::Display for RequestName<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.address.correlation_id.unwrap_or(b"without id");
-        write!(f, "request {}", id.escape_ascii())?;
-        self.method.map_or(Ok(()), |method| write!(f, " to {method:?}"))?;
-        self.trace.map_or(Ok(()), |trace| write!(f, " (trace {trace})"))
     }
 }

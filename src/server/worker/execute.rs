@@ -1,0 +1,60 @@
+//! Runs the handler, and names requests in the log.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::error::{Failure, Result, Status};
+use crate::server::outcomes::Outcome;
+use crate::wire::{Reply, ReplyAddress, Request};
+
+/// Runs the handler. Its reply can be sent in frames of at most `frame_max` bytes.
+pub(super) fn execute(
+    handler: impl FnOnce(&Request) -> Outcome,
+    request: &Request,
+    frame_max: usize,
+) -> Outcome {
+    run(handler, request).and_then(|reply| sendable(reply, frame_max))
+}
+
+/// Runs the handler. If it panics, the requester gets `INTERNAL`, without the text of the panic.
+fn run(
+    handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
+    request: &Request,
+) -> Result<Reply, Failure> {
+    catch_unwind(AssertUnwindSafe(|| handler(request))).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
+        log::error!("the handler panicked: {text}");
+        Err(Failure::new(Status::Internal, "the server failed on this request"))
+    })
+}
+
+/// Replaces a reply that AMQP cannot carry by the failure `INTERNAL`.
+fn sendable(reply: Reply, frame_max: usize) -> Result<Reply, Failure> {
+    reply.check(frame_max).map(|()| reply).map_err(|error| {
+        log::error!("a reply cannot be sent: {error}");
+        Failure::new(Status::Internal, format!("the reply cannot be sent: {error}"))
+    })
+}
+
+/// Formats a request for the log: its correlation id, and its method and trace id if it has them.
+pub(super) struct RequestName<'a> {
+    address: &'a ReplyAddress<'a>,
+    method: Option<&'a str>,
+    trace: Option<&'a str>,
+}
+
+impl<'a> RequestName<'a> {
+    pub(super) fn new(address: &'a ReplyAddress<'a>, request: &'a Request) -> RequestName<'a> {
+        RequestName { address, method: request.method(), trace: request.trace_id() }
+    }
+}
+
+impl fmt::Display for RequestName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.address.correlation_id.unwrap_or(b"without id");
+        write!(f, "request {}", id.escape_ascii())?;
+        self.method.map_or(Ok(()), |method| write!(f, " to {method:?}"))?;
+        self.trace.map_or(Ok(()), |trace| write!(f, " (trace {trace})"))
+    }
+}

@@ -1,0 +1,174 @@
+//! Sends one finished reply so that no other request pays for it if the broker refuses it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::execute::RequestName;
+use crate::broker::{Channel, DataPlane, Session};
+use crate::deadline::Deadline;
+use crate::error::{Failure, Result, Status};
+use crate::frames::{Close, Event, Frames, ack};
+use crate::lock::lock;
+use crate::observation::Observation;
+use crate::server::inbox::Inbox;
+use crate::server::outcomes::{Outcome, size};
+use crate::server::replies::{DirectConnection, NotSent, Route};
+use crate::server::state::{ServerSession, ServerState};
+use crate::wire::{ReplyAddress, Request};
+
+/// Sends the reply to one request, and then its acknowledgement.
+pub(super) struct Sender<'a> {
+    state: &'a Arc<ServerState>,
+    session: &'a ServerSession,
+    /// The worker's channel.
+    channel: &'a Channel,
+    inbox: &'a Inbox,
+    address: ReplyAddress<'a>,
+    route: Route,
+    direct: Option<DirectConnection>,
+}
+
+/// How far a reply has got.
+pub(super) enum Sent {
+    /// It was written before the acknowledgement, on the same channel.
+    Written,
+    /// The broker has taken it.
+    Taken,
+}
+
+impl<'a> Sender<'a> {
+    /// If the address needs a connection of its own, makes it, so that a handler does not run before
+    /// there is a way to its requester.
+    pub(super) fn new(
+        state: &'a Arc<ServerState>,
+        session: &'a ServerSession,
+        channel: &'a Channel,
+        inbox: &'a Inbox,
+        address: ReplyAddress<'a>,
+    ) -> Sender<'a> {
+        let route = Route::new(address.reply_to, session.connection.version());
+        let mut sender = Sender { state, session, channel, inbox, address, route, direct: None };
+        sender.direct = sender.direct_connection();
+        sender
+    }
+
+    /// Sends the reply and acknowledges the request. A reply that `is_suspect` or large goes alone.
+    /// A reply that the broker refuses is replaced by the failure `INTERNAL`.
+    pub(super) fn send(
+        &mut self,
+        tag: u64,
+        outcome: &mut Outcome,
+        is_suspect: bool,
+    ) -> Result<Sent, NotSent> {
+        let Sender { session, channel, inbox, .. } = *self;
+        let is_large = size(outcome) >= session.large.load(Ordering::Relaxed);
+        let ack = ack(channel.number, tag);
+        if !is_suspect && !is_large && !inbox.is_withdrawn() && self.direct.is_none() {
+            let replies = &self.state.replies;
+            let frames = replies.encode(channel, self.is_mandatory(), &self.address, outcome);
+            match self.write(frames.followed_by(&ack)) {
+                Ok(()) => return Ok(Sent::Written),
+                Err(error) if session.ended().is_some() => {
+                    return Err(NotSent::Lost { error, by_broker: false });
+                }
+                // The channel has ended meanwhile.
+                Err(_) => {}
+            }
+        }
+        match self.send_alone(outcome) {
+            Err(NotSent::Refused(close)) => {
+                let size = size(outcome);
+                session.large.fetch_min(size, Ordering::Relaxed);
+                *outcome = Err(refused(size, &close));
+                self.send_alone(outcome)?;
+            }
+            sent => sent?,
+        }
+        // If the channel has ended, the request comes back. It is then acknowledged.
+        let _ = self.write(ack.into());
+        Ok(Sent::Taken)
+    }
+
+    /// Counts an answered request, and shows it to the log and the hook.
+    pub(super) fn report(&self, request: &Request, began: Instant, outcome: &Outcome) {
+        let ServerState { counters, queue, observer, .. } = &**self.state;
+        let status = match outcome {
+            Ok(_) => {
+                lock(counters).served += 1;
+                "OK"
+            }
+            Err(failure) => {
+                lock(counters).failed += 1;
+                failure.status.name()
+            }
+        };
+        let (name, method) = (RequestName::new(&self.address, request), request.method());
+        let (time, bytes_in, bytes_out) = (began.elapsed(), request.body().len(), size(outcome));
+        log::debug!("{name}: {status}, {bytes_in} bytes in, {bytes_out} out, {time:?}");
+        observer.observe(|| Observation { queue, method, status, time, bytes_in, bytes_out });
+    }
+
+    /// Writes frames on the worker's channel. Blocks while the broker does not read. If the broker
+    /// is silent for two heartbeats, the connection is lost.
+    pub(super) fn write(&self, frames: Frames<'_>) -> Result<()> {
+        let never = Deadline::after(Duration::MAX);
+        self.channel.write(frames, never.at).map_err(|_| {
+            let reason = self.session.ended().or_else(|| self.inbox.ended());
+            let endpoint = &self.session.connection.endpoint;
+            reason.unwrap_or_else(|| endpoint.unreachable("the connection is gone"))
+        })
+    }
+
+    fn send_alone(&mut self, outcome: &Outcome) -> Result<(), NotSent> {
+        let ServerState { replies, options, .. } = &**self.state;
+        let direct = self.direct.take().filter(DirectConnection::works);
+        if let Some(direct) = direct.or_else(|| self.direct_connection()) {
+            let sent = replies.send_verified(&direct.channel, 0, false, &self.address, outcome);
+            return match sent {
+                // The connection has this one purpose.
+                Err(NotSent::Lost { by_broker: true, .. }) => Err(NotSent::Undeliverable),
+                Ok(()) => {
+                    replies.direct.give_back(direct);
+                    Ok(())
+                }
+                not_sent => not_sent,
+            };
+        }
+        let state = Arc::clone(self.state);
+        let on_event = move |_: &DataPlane, event: Event| state.on_return(&event);
+        let (mandatory, address) = (self.is_mandatory(), &self.address);
+        replies.send_alone(self.channel, options.prefetch, on_event, mandatory, address, outcome)
+    }
+
+    fn is_mandatory(&self) -> bool {
+        self.route == Route::Mandatory
+    }
+
+    /// A connection for the reply, if the address needs one and one can be had. Else the reply goes
+    /// through the worker's connection: only if the requester's node is down, this ends that
+    /// connection.
+    fn direct_connection(&self) -> Option<DirectConnection> {
+        if self.route != Route::OwnConnection {
+            return None;
+        }
+        let taken = self.state.replies.direct.take(&self.session.connection.endpoint);
+        taken.inspect_err(|error| self.state.no_direct_connection(error)).ok()
+    }
+}
+
+/// The broker says in its text what the limit is.
+fn refused(size: usize, close: &Close) -> Failure {
+    log::error!("the broker refused a reply of {size} bytes: {close}");
+    let text = format!("the broker refused the reply of {size} bytes: {}", close.text);
+    Failure::new(Status::Internal, text)
+}
+
+/// The failure of a request that has cost several workers their channels.
+pub(super) fn too_slow() -> Failure {
+    Failure::new(
+        Status::Internal,
+        "the request takes longer than the broker waits for an acknowledgement: raise its \
+         consumer_timeout, or make the request smaller",
+    )
+}
