@@ -8,6 +8,9 @@ pub mod services {}
 #[doc = include_str!("guide/requests.md")]
 pub mod requests {}
 
+#[doc = include_str!("guide/shell.md")]
+pub mod shell {}
+
 #[doc = include_str!("guide/wire_contract.md")]
 pub mod wire_contract {}
 
