@@ -190,8 +190,7 @@ fn ask(
         match call.and_then(PendingNumber::wait) {
             Ok(number) => common::print(NAME, format!("{number}\n"))?,
             Err(error) => {
-                common::say(format_args!("{NAME}: n = {n}: {error}"));
-                outcome = outcome.and(Err(common::exit_code(&error)));
+                outcome = outcome.and(Err(common::report(&format!("{NAME}: n = {n}"), &error)));
             }
         }
     }

@@ -90,7 +90,7 @@ fn lines_are_answered_in_their_order_and_a_failed_one_is_named() {
     let queue = queue_name("lines");
     let options = ServerOptions { workers: 4, prefetch: 4, ..Default::default() };
     let _server = Serving::start(&url(), &queue, options, |line| match line {
-        b"500" => Err(Failure::new(Status::NotFound, "no such line")),
+        b"500" => Err(Failure::new(Status::NotFound, "no such\n\x1b[2Jline")),
         b"600" => Err(Failure::new(Status::InvalidArgument, "bad line")),
         // Some replies end with a newline, as the output of most commands does.
         line if line.ends_with(b"7") => Ok([line, b"\n"].concat()),
@@ -100,7 +100,7 @@ fn lines_are_answered_in_their_order_and_a_failed_one_is_named() {
     assert_eq!(output.status.code(), Some(70), "the first failure's: {output:?}");
     let expected = (1..=1000).filter(|n| ![500, 600].contains(n)).map(|n| format!("{n}\n"));
     assert_eq!(text(&output.stdout), expected.collect::<String>());
-    let errors = "rpc_client: line 500: NOT_FOUND: no such line\n\
+    let errors = "rpc_client: line 500: NOT_FOUND: no such  [2Jline\n\
                   rpc_client: line 600: INVALID_ARGUMENT: bad line\n";
     assert_eq!(text(&output.stderr), errors);
 

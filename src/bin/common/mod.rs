@@ -102,9 +102,11 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Says what went wrong, and returns the exit code.
-pub fn report(name: &str, error: &Error) -> u8 {
-    say(format_args!("{name}: {error}"));
+/// Says what went wrong with a program or with one of its requests, and returns the exit code. A
+/// server's sentence stays one line, and cannot control the terminal.
+pub fn report(what: &str, error: &Error) -> u8 {
+    let sentence = error.to_string().replace(char::is_control, " ");
+    say(format_args!("{what}: {sentence}"));
     exit_code(error)
 }
 
@@ -114,7 +116,7 @@ pub const OS_ERROR: u8 = 71;
 pub const IO_ERROR: u8 = 74;
 
 /// The exit code of an error, from sysexits.h.
-pub fn exit_code(error: &Error) -> u8 {
+fn exit_code(error: &Error) -> u8 {
     match error {
         Error::Config(_) => USAGE,
         Error::Remote(failure) => match failure.status {

@@ -54,8 +54,8 @@ pub fn call(
                 Ok(reply) => print_line(reply).unwrap_or_else(|code| exit(code.into())),
                 Err(error) => {
                     progress.clear();
-                    common::say(format_args!("{NAME}: line {number}: {error}"));
-                    outcome = outcome.and(Err(common::exit_code(&error)));
+                    let line = format!("{NAME}: line {number}");
+                    outcome = outcome.and(Err(common::report(&line, &error)));
                 }
             }
             let _ = printed.recv();
