@@ -30,6 +30,7 @@ pub use self::brokers::Brokers;
 pub(crate) use self::channel::{CallError, Channel, Limit};
 pub(crate) use self::connection::Connection;
 pub(crate) use self::data_plane::DataPlane;
+pub(crate) use self::ended::Ended;
 pub(crate) use self::login::{host, program};
 pub(crate) use self::reconnector::{Reconnector, Session};
 pub use self::tls::TlsFiles;

@@ -16,6 +16,7 @@ mod write_order;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use self::call::PendingReply;
@@ -84,6 +85,7 @@ impl RpcClient {
             app_id: program(),
             counters: Counters::default(),
             observer: Observer::default(),
+            allows_looks: AtomicBool::new(true),
         });
         let shared = Shared(Arc::new(Sessions::open_first(config)?));
         Ok(RpcClient { shared: Arc::new(shared), queue: RequestQueue::new(queue) })

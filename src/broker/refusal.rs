@@ -7,7 +7,7 @@
 
 use super::url::Endpoint;
 use crate::error::Error;
-use crate::frames::{BASIC_CONSUME, CHANNEL_OPEN, Close};
+use crate::frames::{BASIC_CONSUME, Close};
 
 impl Endpoint {
     /// Converts the reason that the broker gave for closing the connection during the login
@@ -72,7 +72,7 @@ impl Endpoint {
             {
                 "there are as many queues as there may be; delete some, or raise that limit"
             }
-            530 if close.method == CHANNEL_OPEN => {
+            530 if close.is_channel_limit() => {
                 "the user has as many channels as it may have; ask for fewer workers, or raise \
                  that limit"
             }
@@ -174,7 +174,7 @@ mod tests {
                 "raise",
             ),
             (
-                CHANNEL_OPEN,
+                [0; 4],
                 530,
                 "NOT_ALLOWED - number of channels opened for user 'u' has reached the maximum \
                  allowed user limit of (1)",

@@ -100,8 +100,7 @@ impl InFlight {
     /// none came, either the request still waits in its queue, or its server does not support them.
     /// The call then goes on until its deadline, unless the queue has no consumers. If one came,
     /// the request may have been returned to the queue, and wait there. An idempotent request may
-    /// be lost if no sign of it comes and no request waits in the queue, or if the broker does not
-    /// answer.
+    /// be lost if no sign of it comes and no request waits in the queue.
     fn check_signs_of_life(
         &mut self,
         request: &OutgoingRequest,
@@ -130,8 +129,8 @@ impl InFlight {
             Ok(QueueStatus { messages, .. }) => {
                 (false, messages == 0 && (seen.is_some() || request.is_idempotent))
             }
-            Err(Error::Unroutable { .. }) => (false, false),
-            Err(_) => (false, request.is_idempotent),
+            // No answer is not evidence: the broker may be far away, or may not tell this user.
+            Err(_) => (false, false),
         };
         if !is_over || last_sign() != seen {
             self.next_check = Some(now + request.keep_alive?);

@@ -1,20 +1,21 @@
-//! Asks the broker about the request queue.
+//! Asks the broker about request queues, on a channel that is used for nothing else.
+//!
+//! A question is a passive declaration. The broker answers the questions in order. If a queue does
+//! not exist, or the user may not ask about it, the broker closes the channel in place of an answer,
+//! and ignores the questions behind that one. Those who wait for them ask again, on another channel.
 
-use std::sync::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::broker::{CallError, Connection, Limit};
+use crate::broker::{Channel, Connection, DataPlane, Waiter};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::frames::Method;
+use crate::frames::{Answer, Close, Event, Method};
 use crate::lock::lock;
 
-/// The broker's answers on one connection.
-#[derive(Default)]
-pub(super) struct QueueLooks {
-    /// The last queue that the broker was asked about, the time, and the result.
-    last: Mutex<Option<(String, Instant, Result<QueueStatus>)>>,
-}
+/// The questions of one session.
+pub(super) struct QueueLooks(Mutex<State>);
 
 /// The broker's answer about a queue: see [`RpcClient::queue`](super::RpcClient::queue).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,43 +28,176 @@ pub struct QueueStatus {
     pub messages: u32,
 }
 
+/// Which answers will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Freshness {
+    /// One that the broker gave within the last second, or its refusal within the last hour.
+    Recent,
+    /// One to a question of one's own.
+    New,
+}
+
+struct State {
+    /// Whether the broker allows a channel for this.
+    is_allowed: bool,
+    /// `None` until it is used, and after the broker has closed it.
+    channel: Option<Channel>,
+    /// The questions that have no answer yet, in the order in which they were sent.
+    asked: VecDeque<Arc<Question>>,
+    /// The latest answers by queue.
+    known: HashMap<String, (Instant, Result<QueueStatus>)>,
+}
+
+struct Question {
+    queue: String,
+    /// `None` if the broker ignored the question.
+    answer: OnceLock<Option<Result<QueueStatus>>>,
+    waiters: Mutex<Vec<Arc<Waiter>>>,
+}
+
 impl QueueLooks {
-    /// The broker's answer about a queue. Callers that ask within a second share the answer, or the
-    /// error that no answer came. Blocks for at most 200 ms.
-    pub(super) fn inspect(&self, connection: &Connection, queue: &str) -> Result<QueueStatus> {
-        const TIMEOUT: Duration = Duration::from_millis(200);
-        const MAX_AGE: Duration = Duration::from_secs(1);
-        let mut last = lock(&self.last);
-        if let Some((name, at, found)) = &*last
-            && at.elapsed() < MAX_AGE
-            && (name == queue || matches!(found, Err(Error::TimedOut { .. })))
-        {
-            return found.clone();
+    pub(super) fn new(is_allowed: bool) -> Arc<QueueLooks> {
+        let (asked, known) = (VecDeque::new(), HashMap::new());
+        Arc::new(QueueLooks(Mutex::new(State { is_allowed, channel: None, asked, known })))
+    }
+
+    /// Opens the channel, without waiting for the broker.
+    pub(super) fn open(self: &Arc<Self>, connection: &Connection) {
+        let mut state = lock(&self.0);
+        if state.is_allowed && state.channel.is_none() {
+            let this = Arc::clone(self);
+            let handler = move |data_plane: &DataPlane, event| this.handle(data_plane, event);
+            state.channel = connection.begin_channel(Instant::now(), handler).ok();
         }
-        let found = ask_about(connection, queue, Deadline::after(TIMEOUT));
-        *last = Some((queue.to_string(), Instant::now(), found.clone()));
-        found
+    }
+
+    /// The broker's answer about a queue, if one comes by the deadline. Callers that ask about the
+    /// same queue share an answer.
+    pub(super) fn ask(
+        self: &Arc<Self>,
+        connection: &Connection,
+        queue: &str,
+        freshness: Freshness,
+        deadline: Deadline,
+    ) -> Result<QueueStatus> {
+        let waiter = Arc::default();
+        loop {
+            self.open(connection);
+            let question = match lock(&self.0).question(queue, freshness) {
+                Ok(question) => question,
+                Err(known) => return known,
+            };
+            lock(&question.waiters).push(Arc::clone(&waiter));
+            connection.wait(&waiter, deadline.at, || question.answer.get().is_some());
+            match question.answer.get() {
+                Some(Some(answer)) => return answer.clone(),
+                _ if deadline.has_passed() || connection.ended().is_some() => {
+                    let what = format!("{} does not answer a question", connection.endpoint);
+                    return Err(Error::TimedOut { what, after: deadline.timeout, sent: false });
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Handles an event on the channel. Called by the reader.
+    fn handle(&self, data_plane: &DataPlane, event: Event) {
+        let mut state = lock(&self.0);
+        let (answer, ignored) = match event {
+            Event::Answer(Answer::Queue(found)) => {
+                let (consumers, messages) = (found.consumers, found.messages);
+                (Ok(QueueStatus { consumers, messages }), VecDeque::new())
+            }
+            Event::Closed(close) => {
+                state.channel = None;
+                let Some(refused) = state.asked.front() else { return };
+                let error = refused.error(data_plane, &close);
+                (Err(error), state.asked.split_off(1))
+            }
+            _ => return,
+        };
+        let Some(question) = state.asked.pop_front() else { return };
+        let is_first_refusal = state.learn(&question.queue, answer.clone());
+        drop(state);
+        if let (Err(error), true) = (&answer, is_first_refusal) {
+            log::warn!("{error}; until then, errors do not say whether a server is there");
+        }
+        question.settle(data_plane, Some(answer));
+        ignored.iter().for_each(|question| question.settle(data_plane, None));
     }
 }
 
-/// Asks the broker about a queue. Blocks until the deadline at most.
-pub(super) fn ask_about(
-    connection: &Connection,
-    queue: &str,
-    deadline: Deadline,
-) -> Result<QueueStatus> {
-    let asked = connection.ask(Method::FindQueue(queue), Limit::Until(deadline.at));
-    asked.map(|found| QueueStatus { consumers: found.consumers, messages: found.messages }).map_err(
-        |error| match error {
-            CallError::Closed(close) if close.code == 404 => {
-                Error::Unroutable { queue: queue.to_string() }
+impl State {
+    /// The question to wait for, or an answer that is known already.
+    fn question(
+        &mut self,
+        queue: &str,
+        freshness: Freshness,
+    ) -> Result<Arc<Question>, Result<QueueStatus>> {
+        if freshness == Freshness::Recent {
+            if let Some((at, known)) = self.known.get(queue)
+                && at.elapsed() < max_age(known)
+            {
+                return Err(known.clone());
             }
-            CallError::Unanswered(reason) => Error::TimedOut {
-                what: format!("asking {} about a queue: {reason}", connection.endpoint),
-                after: deadline.timeout,
-                sent: false,
-            },
-            error => connection.explain(error, "ask about the request queue"),
-        },
-    )
+            if let Some(question) = self.asked.iter().find(|other| other.queue == queue) {
+                return Ok(Arc::clone(question));
+            }
+        }
+        let Some(channel) = &self.channel else {
+            let text = "the broker allows this user, or this connection, no channel to ask about a \
+                        queue with: allow three for each client";
+            return Err(Err(Error::Refused(text.into())));
+        };
+        channel.send(Method::FindQueue(queue));
+        let question = Arc::new(Question::new(queue));
+        self.asked.push_back(Arc::clone(&question));
+        Ok(question)
+    }
+
+    /// True if this is the first refusal.
+    fn learn(&mut self, queue: &str, answer: Result<QueueStatus>) -> bool {
+        self.known.retain(|_, (at, known)| at.elapsed() < max_age(known));
+        let is_refusal = |known: &Result<_>| matches!(known, Err(Error::Refused(_)));
+        let is_first = !self.known.values().any(|(_, known)| is_refusal(known));
+        let is_first_refusal = is_first && is_refusal(&answer);
+        self.known.insert(queue.to_string(), (Instant::now(), answer));
+        is_first_refusal
+    }
+}
+
+/// How long an answer is good for. Each question that the broker refuses is an error in its log.
+fn max_age(answer: &Result<QueueStatus>) -> Duration {
+    match answer {
+        Err(Error::Refused(_)) => Duration::from_secs(3600),
+        _ => Duration::from_secs(1),
+    }
+}
+
+impl Question {
+    fn new(queue: &str) -> Question {
+        let (answer, waiters) = (OnceLock::new(), Mutex::default());
+        Question { queue: queue.to_string(), answer, waiters }
+    }
+
+    fn settle(&self, data_plane: &DataPlane, answer: Option<Result<QueueStatus>>) {
+        let _ = self.answer.set(answer);
+        let waiters = std::mem::take(&mut *lock(&self.waiters));
+        waiters.iter().for_each(|waiter| data_plane.notify(waiter));
+    }
+
+    fn error(&self, data_plane: &DataPlane, close: &Close) -> Error {
+        let (queue, endpoint) = (&self.queue, &data_plane.endpoint);
+        match endpoint.explain_close(close, "ask about the request queue") {
+            Error::Refused(_) => Error::Refused(format!(
+                "{endpoint} does not tell user {:?} about queue {queue:?}: {} (any permission on \
+                 the queue is enough, such as write; rabbitmqctl set_permissions)",
+                endpoint.user, close.text
+            )),
+            _ if close.code == 404 && close.text.starts_with("NOT_FOUND - no ") => {
+                Error::Unroutable { queue: queue.clone() }
+            }
+            error => error,
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The options of a client, and what all its sessions share.
 
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::counters::Counters;
@@ -72,4 +73,7 @@ pub(super) struct Config {
     pub(super) app_id: String,
     pub(super) counters: Counters,
     pub(super) observer: Observer,
+    /// Whether a session has a channel for questions about queues. The broker closes a connection
+    /// that opens more channels than it allows the user.
+    pub(super) allows_looks: AtomicBool,
 }

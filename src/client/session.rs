@@ -6,11 +6,11 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
-use super::looks::{self, QueueLooks, QueueStatus};
+use super::looks::{Freshness, QueueLooks, QueueStatus};
 use super::options::Config;
 
 use super::pending::PROBE;
@@ -31,7 +31,7 @@ pub(super) struct Session {
     consuming: Channel,
     /// Unset until the broker has declared it. Until then, replies come by direct reply-to.
     reply_queue: OnceLock<String>,
-    looks: QueueLooks,
+    looks: Arc<QueueLooks>,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
@@ -77,13 +77,16 @@ impl Session {
                 consumer.on_consuming(plane, event)
             })
             .map_err(failed("open a channel"))?;
+        let looks = QueueLooks::new(config.allows_looks.load(Ordering::Relaxed));
+        // The broker handles this before what follows, and answers that if it allows the channel.
+        looks.open(&connection);
         consuming.send(Method::DeclareReplyQueue);
         let soon = Deadline::after(DECLARE_TIMEOUT.min(config.brokers.connect_timeout / 2)).at;
         if awaits_consumers {
-            await_consumers(&connection, &config.queue);
+            await_consumers(&looks, &connection, &config.queue);
         }
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
-        let (reply_queue, looks) = (OnceLock::new(), QueueLooks::default());
+        let reply_queue = OnceLock::new();
         let publishing = Mutex::new(Arc::new(publishing));
         let session = Session { connection, dispatcher, publishing, consuming, reply_queue, looks };
         match declared {
@@ -280,14 +283,21 @@ impl Session {
         self.dispatcher.is_retired.load(Ordering::Relaxed)
     }
 
-    /// See [`QueueLooks::inspect`].
+    /// What the broker knows about a queue at present, to tell why no reply comes. Blocks for at
+    /// most 200 ms, however many callers ask.
     pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
-        self.looks.inspect(&self.connection, queue).map_err(|error| self.or_ended(error))
+        const TIMEOUT: Duration = Duration::from_millis(200);
+        self.look(queue, Freshness::Recent, Deadline::after(TIMEOUT))
     }
 
     /// Asks the broker about a queue. Blocks until the deadline at most.
     pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
-        looks::ask_about(&self.connection, queue, deadline).map_err(|error| self.or_ended(error))
+        self.look(queue, Freshness::New, deadline)
+    }
+
+    fn look(&self, queue: &str, freshness: Freshness, deadline: Deadline) -> Result<QueueStatus> {
+        let found = self.looks.ask(&self.connection, queue, freshness, deadline);
+        found.map_err(|error| self.or_ended(error))
     }
 
     /// The reason why the session has ended is a better error than that no answer came.
@@ -369,14 +379,12 @@ pub(super) fn too_late(deadline: Deadline) -> Error {
 /// (RabbitMQ's `rabbit_fifo_client.erl`). In tests, clients that reconnected and published at once
 /// lost every request of that session. The broker reports no event when there is a leader, so this
 /// polls.
-fn await_consumers(connection: &Connection, queue: &str) {
+fn await_consumers(looks: &Arc<QueueLooks>, connection: &Connection, queue: &str) {
     const STEP: Duration = Duration::from_millis(50);
-    let until = Instant::now() + CONSUMERS_TIMEOUT;
-    let limit = Limit::Until(until);
-    let Ok(channel) = connection.open_channel(limit, Arc::default(), |_, _| {}) else { return };
-    while let Ok(found) = channel.queue(Method::FindQueue(queue), limit)
+    let limit = Deadline::after(CONSUMERS_TIMEOUT);
+    while let Ok(found) = looks.ask(connection, queue, Freshness::New, limit)
         && found.consumers == 0
-        && Instant::now() < until
+        && !limit.has_passed()
     {
         thread::sleep(STEP);
     }

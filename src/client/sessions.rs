@@ -2,10 +2,12 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
+use std::thread;
+use std::time::Duration;
 
 use super::options::Config;
 use super::session::Session;
-use crate::broker::Reconnector;
+use crate::broker::{Connection, Ended, Reconnector};
 use crate::deadline::Deadline;
 use crate::error::Result;
 use crate::lock::lock;
@@ -24,7 +26,7 @@ impl Sessions {
     pub(super) fn open_first(config: Arc<Config>) -> Result<Sessions> {
         let shared = Arc::clone(&config);
         let reconnector = Reconnector::new(&config.brokers, move |connection, is_reconnect| {
-            let session = Session::open(&shared, connection, is_reconnect)?;
+            let session = open_session(&shared, connection, is_reconnect)?;
             shared.counters.reconnects.fetch_add(is_reconnect.into(), Ordering::Relaxed);
             Ok(session)
         });
@@ -70,5 +72,30 @@ impl Sessions {
     pub(super) fn close(&self) {
         let retired = lock(&self.retired).upgrade();
         [self.reconnector.close(), retired].iter().flatten().for_each(|session| session.close());
+    }
+}
+
+/// If the broker closes the connection because it allows the user fewer channels, the next one does
+/// without the channel for questions about queues.
+fn open_session(
+    config: &Arc<Config>,
+    connection: Connection,
+    is_reconnect: bool,
+) -> Result<Session> {
+    let data_plane = Arc::clone(&connection);
+    let opened = Session::open(config, connection, is_reconnect);
+    match data_plane.ended() {
+        Some(Ended::Closed(close))
+            if opened.is_err()
+                && close.is_channel_limit()
+                && config.allows_looks.swap(false, Ordering::Relaxed) =>
+        {
+            log::warn!("errors will not say whether a server is there: {close}");
+            // The broker counts the channels of a connection for a moment longer.
+            thread::sleep(Duration::from_millis(200));
+            let connection = config.brokers.connect_near(&data_plane.endpoint)?;
+            Session::open(config, connection, is_reconnect)
+        }
+        _ => opened,
     }
 }

@@ -206,6 +206,17 @@ impl Close {
     }
 }
 
+impl Close {
+    /// Whether the connection, the user or the node has as many channels as it may have. RabbitMQ
+    /// names no class and method then (`create_channel` in its `rabbit_reader.erl`).
+    pub(crate) fn is_channel_limit(&self) -> bool {
+        const NO_METHOD: MethodId = [0; 4];
+        self.code == 530
+            && self.method == NO_METHOD
+            && self.text.starts_with("NOT_ALLOWED - number of channels opened ")
+    }
+}
+
 /// The code and the text, in the format of RabbitMQ's log.
 impl fmt::Display for Close {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
+use std::time::Duration;
 
 /// A port on which nothing listens. Another program may take it later, which is unlikely.
 pub fn free_port() -> u16 {
@@ -37,6 +38,7 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let state = State {
             mode: Mode::Forward,
+            delay: Duration::ZERO,
             is_dropped: false,
             tries: 0,
             logins: 0,
@@ -67,6 +69,11 @@ impl Proxy {
     pub fn set(&self, mode: Mode) {
         self.gate.state().mode = mode;
         self.gate.changed.notify_all();
+    }
+
+    /// Makes the broker as far away as this, in each direction.
+    pub fn set_delay(&self, delay: Duration) {
+        self.gate.state().delay = delay;
     }
 
     /// Closes every present connection, in any mode.
@@ -109,6 +116,8 @@ struct Gate {
 
 struct State {
     mode: Mode,
+    /// How long each byte takes at least, and twice as long at most.
+    delay: Duration,
     is_dropped: bool,
     tries: usize,
     logins: usize,
@@ -157,6 +166,7 @@ impl Gate {
         to.set_nodelay(true).unwrap();
         let (mut bytes, mut logged_in) = ([0; 16 << 10], false);
         while let Ok(length @ 1..) = from.read(&mut bytes) {
+            thread::sleep(self.state().delay);
             self.pass_bytes(logged_in);
             if to.write_all(&bytes[..length]).is_err() {
                 break;

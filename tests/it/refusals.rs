@@ -2,21 +2,25 @@
 //! password.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
 use std::time::Instant;
 
 use rabbitmq_rpc::{Error, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect};
 use crate::failing::{Attempt, ENCODED, PASSWORD};
-use crate::patience::SECOND;
-use crate::programs::stop;
+use crate::patience::{PATIENCE, SECOND};
+use crate::programs::{RPC_CLIENT, stop};
 use crate::raw::Raw;
 
 /// Users and their permissions in `/`: configure, write, read. The first two users have exactly the
 /// permissions that client and server need.
-const USERS: [(&str, Option<[&str; 3]>); 8] = [
-    ("caller", Some(["^amq\\.gen-", "^amq\\.default$", "^amq\\.gen-"])),
+const USERS: [(&str, Option<[&str; 3]>); 9] = [
+    ("caller", Some(["^amq\\.gen-", "^(amq\\.default|served-.*)$", "^amq\\.gen-"])),
+    ("cannot-look", Some(["^amq\\.gen-", "^amq\\.default$", "^amq\\.gen-"])),
     ("answerer", Some(["^served-", "^amq\\.default$", "^served-"])),
     ("outsider", None),
     ("cannot-configure", Some(["^$", ".*", ".*"])),
@@ -171,10 +175,46 @@ fn documented_permissions_are_enough() {
     let caller = Attempt::new(&url("caller", "%2f"), &queue);
     assert_eq!(caller.call(), Ok(b"13".to_vec()));
 
+    let mut check = caller.start(RPC_CLIENT, &["--check"]);
+    assert_eq!(check.wait(PATIENCE).code(), Some(0));
+
     // If the queue exists, the server needs no configure permission.
     let mut second = Attempt::new(&url("answerer-of-a-queue", "%2f"), &queue).start_server();
 
     [&mut server, &mut second].into_iter().for_each(stop);
+}
+
+/// Whoever has no permission on a queue may write to it through the default exchange, but since
+/// RabbitMQ 4.2.6 not ask about it.
+#[test]
+fn refused_question_about_a_queue_is_no_evidence_of_loss() {
+    let (broker, queue) = (broker(), queue_name("served"));
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&runs);
+    let _server = Serving::start(&broker.url(), &queue, ServerOptions::default(), move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(3 * SECOND / 2);
+        Ok(Vec::new())
+    });
+    let client = connect(&url("cannot-look", "%2f"), &queue);
+    let call = || client.request("7").idempotent(true).keep_alive(SECOND / 2).send().unwrap();
+    thread::scope(|scope| {
+        let waiting = [(); 4].map(|()| call()).map(|call| scope.spawn(|| call.wait().unwrap()));
+        waiting.into_iter().for_each(|call| drop(call.join().unwrap()));
+    });
+    assert_eq!(runs.load(Ordering::Relaxed), 4);
+    assert_eq!(client.counters().reconnects, 0);
+    let refusal = format!("queue '{queue}' in vhost '/' refused");
+    let logged = broker.log(0).matches(&refusal).count();
+    if broker.version() < (4, 2, 6) {
+        assert_eq!((logged, client.queue().unwrap().consumers), (0, 1));
+        return;
+    }
+    assert!(logged <= 1, "{logged} errors in the broker's log");
+    let error = client.queue().unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("any permission on the queue is enough"), "{text}");
 }
 
 #[test]
