@@ -49,7 +49,7 @@ impl Brokers {
     /// # Errors
     /// [`Error::Config`] names the part that cannot be parsed. Host names are not looked up here.
     pub fn parse(urls: &str) -> Result<Brokers> {
-        let endpoints = urls.split(',').map(|url| url.trim().parse()).collect::<Result<_>>()?;
+        let endpoints = split(urls).map(|url| url.trim().parse()).collect::<Result<_>>()?;
         Ok(Brokers {
             endpoints,
             connect_timeout: Duration::from_secs(5),
@@ -139,10 +139,46 @@ impl Brokers {
     }
 }
 
+/// Splits at each comma that a URL follows: a password or a virtual host may contain others.
+fn split(urls: &str) -> impl Iterator<Item = &str> {
+    let begins_url = |text: &str| {
+        let scheme = text.trim_start().split_once("://").map_or("", |(scheme, _)| scheme);
+        ["amqp", "amqps"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
+    };
+    let mut rest = Some(urls);
+    std::iter::from_fn(move || {
+        let urls = rest.take()?;
+        let mut commas = urls.match_indices(',').map(|(at, _)| at);
+        let Some(at) = commas.find(|at| begins_url(&urls[at + 1..])) else { return Some(urls) };
+        rest = Some(&urls[at + 1..]);
+        Some(&urls[..at])
+    })
+}
+
 /// Writes the `host:port` of each broker, separated by commas.
 impl fmt::Display for Brokers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let endpoints: Vec<String> = self.endpoints.iter().map(Endpoint::to_string).collect();
         f.write_str(&endpoints.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_separate_urls_and_may_be_part_of_one() {
+        for (urls, shown) in [
+            ("amqp://a,AMQPS://b", "a:5672, b:5671"),
+            (" amqp://u:p,q@a/v,w , amqp://b", "a:5672, b:5672"),
+            ("amqp://[u]x:topsecret,tail@host", "host:5672"),
+        ] {
+            assert_eq!(Brokers::parse(urls).expect(urls).to_string(), shown);
+        }
+        for urls in ["amqp://a,b", "amqp://a,", "amqp://u:topsecret@a,http://b", ""] {
+            let error = Brokers::parse(urls).expect_err(urls).to_string();
+            assert!(!error.contains("secret"), "{error}");
+        }
     }
 }

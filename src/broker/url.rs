@@ -49,10 +49,18 @@ fn parse(url: &str) -> Result<Endpoint, String> {
         "amqps" => (true, 5671),
         _ => return Err("it does not begin with amqp:// or amqps://".into()),
     };
-    // From here on, an error shows no part of the URL that could belong to a password.
-    if rest.split_once(['/', '?']).is_some_and(|(_, behind)| behind.contains('@')) {
-        return Err("write /, ? and @ in a user or password as %2f, %3f and %40".into());
-    }
+    // From here on, an error shows no part of the URL: if a password is not percent-encoded, any
+    // part may belong to it.
+    let hint = match rest.split_once(['/', '?']) {
+        Some((_, behind)) if behind.contains('@') => {
+            "; write /, ? and @ in a user or password as %2f, %3f and %40"
+        }
+        _ => "",
+    };
+    parse_parts(tls, default_port, rest).map_err(|reason| reason + hint)
+}
+
+fn parse_parts(tls: bool, default_port: u16, rest: &str) -> Result<Endpoint, String> {
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (authority, vhost) = rest.split_once('/').unwrap_or((rest, "%2f"));
     if vhost.contains('/') {
@@ -65,9 +73,10 @@ fn parse(url: &str) -> Result<Endpoint, String> {
         None => address.split_at(address.find(':').unwrap_or(address.len())),
     };
     let port = match port.strip_prefix(':') {
+        Some("") => default_port,
         Some(port) => number(port, "port")?,
         None if port.is_empty() => default_port,
-        None => return Err(format!("the IPv6 address is followed by {port:?}, not by a port")),
+        None => return Err("the IPv6 address is followed by something else than a port".into()),
     };
     let mut endpoint = Endpoint {
         tls,
@@ -78,6 +87,7 @@ fn parse(url: &str) -> Result<Endpoint, String> {
         vhost: decode(vhost, "virtual host")?,
         ..Default::default()
     };
+    check(&endpoint)?;
     for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
         match (name, value.to_ascii_lowercase().as_str()) {
@@ -90,6 +100,7 @@ fn parse(url: &str) -> Result<Endpoint, String> {
             ("auth_mechanism", "plain") => endpoint.external = false,
             ("auth_mechanism", _) => return Err("auth_mechanism is plain or external".into()),
             _ => {
+                let name = if query.contains('@') { "" } else { name };
                 return Err(format!(
                     "the parameter {name:?} is unknown; the known ones are heartbeat (seconds), \
                      connection_timeout (milliseconds), channel_max and auth_mechanism"
@@ -98,6 +109,22 @@ fn parse(url: &str) -> Result<Endpoint, String> {
         }
     }
     Ok(endpoint)
+}
+
+/// Refuses what a login cannot contain.
+fn check(endpoint: &Endpoint) -> Result<(), String> {
+    const LONGEST: usize = 255;
+    // A SASL PLAIN response separates user and password by a zero byte (RFC 4616).
+    if endpoint.user.contains('\0') || endpoint.password.contains('\0') {
+        return Err("a user or password contains no zero byte".into());
+    }
+    if endpoint.vhost.len() > LONGEST {
+        return Err(format!("a virtual host's name has at most {LONGEST} bytes"));
+    }
+    if endpoint.host.contains(',') {
+        return Err("several URLs are separated by commas, each with its amqp://".into());
+    }
+    Ok(())
 }
 
 fn decode(text: &str, part: &str) -> Result<String, String> {
@@ -160,6 +187,12 @@ mod tests {
             ("amqp:///vhost", "guest", "guest", "localhost", 5672, "vhost"),
             ("amqp://host/", "guest", "guest", "host", 5672, ""),
             ("amqp://host/%2f", "guest", "guest", "host", 5672, "/"),
+            ("amqp://host:/%2f", "guest", "guest", "host", 5672, "/"),
+            ("amqps://u:p@[::1]:", "u", "p", "::1", 5671, "/"),
+            ("amqp://u:p@host/v@w", "u", "p", "host", 5672, "v@w"),
+            ("amqp://u:p@w@host/v", "u", "p@w", "host", 5672, "v"),
+            ("amqp://u:p,q@host/v,w", "u", "p,q", "host", 5672, "v,w"),
+            ("amqp://[u]x:p,q@host", "[u]x", "p,q", "host", 5672, "/"),
             ("amqp://[::1]", "guest", "guest", "::1", 5672, "/"),
             ("amqps://[::1]:77/a", "guest", "guest", "::1", 77, "a"),
             ("AMQPS://host", "guest", "guest", "host", 5671, "/"),
@@ -201,11 +234,19 @@ mod tests {
             ("amqp://u:secret@host?connection_timeout=1s", "connection_timeout"),
             ("amqp://u:secret@host?auth_mechanism=none", "auth_mechanism"),
             ("amqp://u:secret@host?verify=verify_none", "\"verify\""),
+            ("amqp://u:1?secret@host", "%3f"),
+            ("amqp://[u]x:secret,tail", "IPv6"),
+            ("amqp://u:p%00secret@host", "zero byte"),
+            ("amqp://u:secret@one,two", "each with its amqp://"),
         ] {
             let text = url.parse::<Endpoint>().expect_err(url).to_string();
             assert!(text.contains(named), "{url}: {text}");
             assert!(!text.contains("ret@") && !text.contains("secret"), "{url}: {text}");
         }
+        let long = |length| format!("amqp://u:secret@host/{}", "v".repeat(length));
+        assert!(long(255).parse::<Endpoint>().is_ok());
+        let text = long(256).parse::<Endpoint>().expect_err("it is too long").to_string();
+        assert!(text.contains("at most 255 bytes"), "{text}");
         let shown: Endpoint = "amqp://u:secret@host/v".parse().unwrap();
         assert_eq!(format!("{shown:?} {shown}"), "amqp://u:***@host:5672/v host:5672");
     }
