@@ -81,6 +81,27 @@ fn calls_succeed_over_tls() {
     stop(&mut server);
 }
 
+/// OpenSSL keeps errors in a queue for each thread.
+#[test]
+fn error_that_other_code_leaves_in_openssls_queue_does_not_end_the_connection() {
+    let leave_error = || {
+        let error = openssl::x509::X509::from_pem(b"no certificate").expect_err("it is none");
+        error.put();
+    };
+    let url = tls().url("", "localhost");
+    let attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
+    let mut server = attempt.start_server();
+    leave_error();
+    let brokers = attempt.brokers();
+    let client = RpcClient::connect(brokers, &attempt.queue, ClientOptions::default()).unwrap();
+    for _ in 0..40 {
+        leave_error();
+        assert_eq!(client.call("7"), Ok(b"13".to_vec()));
+    }
+    assert_eq!(client.counters().reconnects, 0);
+    stop(&mut server);
+}
+
 /// A partly written record must be finished before anything else is written, even after its writer
 /// has given up.
 #[test]
@@ -209,7 +230,7 @@ fn plain_amqp_on_tls_port_is_reported() {
 fn peer_that_does_not_speak_amqp_is_reported() {
     // The Erlang port mapper closes a connection on which it gets an unknown message.
     let url = format!("amqp://guest:{ENCODED}@localhost:{}", tls().broker.port(0) - 1);
-    tls().fails(&url, TlsFiles::default(), 69, &["the connection ended without a word"]);
+    tls().fails(&url, TlsFiles::default(), 69, &["it hung up during the login"]);
     let url = url.replace("amqp://", "amqps://");
     tls().fails(&url, tls().files(), 69, &["it hung up during the TLS handshake"]);
 }

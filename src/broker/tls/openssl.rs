@@ -29,6 +29,7 @@ pub(crate) struct Connector(SslContext);
 
 impl Connector {
     pub fn new(files: &TlsFiles) -> Result<Connector> {
+        forget_earlier_errors();
         let mut context = verifying_context(files.ca.is_none())
             .map_err(|error| Error::Config(format!("TLS cannot be set up: {error}")))?;
         if let Some(ca) = &files.ca {
@@ -55,7 +56,7 @@ impl Connector {
 
     /// Blocks until the handshake is done, at most until the deadline.
     pub fn handshake(
-        self,
+        &self,
         tcp: TcpStream,
         endpoint: &Endpoint,
         deadline: Deadline,
@@ -65,6 +66,7 @@ impl Connector {
             Error::Config(format!("TLS cannot verify the host name {host}: {error}"))
         })?;
         tcp.set_nonblocking(true).map_err(|error| endpoint.unreachable(error))?;
+        forget_earlier_errors();
         let mut handshake = ssl.connect(tcp);
         loop {
             match handshake {
@@ -80,6 +82,7 @@ impl Connector {
                     let socket = PollFd::new(unfinished.get_ref(), event);
                     // If the poll was interrupted, the next result is `WouldBlock` again.
                     let _ = poll(&mut [socket], Some(&timespec_until(deadline.at)));
+                    forget_earlier_errors();
                     handshake = unfinished.handshake();
                 }
                 Err(error) => {
@@ -125,6 +128,12 @@ fn unusable(path: &Path, purpose: &str) -> impl Fn(ErrorStack) -> Error {
     }
 }
 
+/// Empties OpenSSL's queue of errors, which each thread has for all that it does with OpenSSL. An
+/// error that other code has left there would count as that of the next operation (SSL_get_error(3)).
+fn forget_earlier_errors() {
+    drop(ErrorStack::get());
+}
+
 /// A TLS session whose read errors explain the broker's alerts. In TLS 1.3 the client finishes its
 /// handshake before the broker checks the client certificate, so an alert about the certificate
 /// arrives with the first read.
@@ -132,6 +141,7 @@ struct TlsSession(SslStream<TcpStream>);
 
 impl Read for TlsSession {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        forget_earlier_errors();
         // Only an error of OpenSSL contains another error. An error of the socket, such as the
         // frequent `WouldBlock`, contains none and is returned at once.
         self.0.read(into).map_err(|error| match error.get_ref().map(ToString::to_string) {
@@ -143,6 +153,7 @@ impl Read for TlsSession {
 
 impl Write for TlsSession {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        forget_earlier_errors();
         self.0.write(bytes)
     }
 
