@@ -14,6 +14,8 @@ mod data_plane;
 mod ended;
 mod login;
 #[cfg(test)]
+mod login_peer;
+#[cfg(test)]
 mod model;
 mod reconnector;
 mod refusal;

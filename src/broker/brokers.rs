@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::connection::{Connection, dial};
+use super::connection::{Connection, connect};
 use super::tls::{Connector, TlsFiles};
 use super::try_order::TryOrder;
 use super::url::Endpoint;
@@ -79,8 +79,9 @@ impl Brokers {
     /// Tries each broker once, starting with the one at `endpoint`.
     pub(crate) fn connect_near(&self, endpoint: &Endpoint) -> Result<Connection> {
         let mut order = self.order(self.index_of(endpoint));
-        let connected = self.connect(&mut order, Deadline::after(Duration::MAX));
-        connected.map_err(|(error, _)| error)
+        let count = self.endpoints.len();
+        let connected = self.connect(&mut order, count, Deadline::after(Duration::MAX));
+        connected.map(|(connection, _)| connection).map_err(|(error, _)| error)
     }
 
     pub(super) fn index_of(&self, endpoint: &Endpoint) -> usize {
@@ -97,20 +98,29 @@ impl Brokers {
         Error::Unreachable { brokers: self.to_string(), reason }
     }
 
-    /// Tries each broker once, in this order, until one accepts the connection, and moves those
-    /// that did not to the end of the order. Each broker gets an equal share of the time that is
-    /// left until the deadline. If a broker refuses the credentials, the next one is not tried.
+    /// The reason why this broker could not be used, for [`Brokers::unreachable`].
+    pub(super) fn reason_at(&self, endpoint: &Endpoint, reason: &str) -> String {
+        match self.are_several() {
+            true => format!("{endpoint}: {reason}"),
+            false => reason.to_string(),
+        }
+    }
+
+    /// Tries each of the first `count` brokers once, in this order, until one accepts the
+    /// connection, and moves those that did not to the end of the order. Each broker gets an equal
+    /// share of the time that is left until the deadline. If a broker refuses the credentials, the
+    /// next one is not tried. Also returns the number of brokers that were tried.
     /// With an error, also returns whether a broker has accepted a TCP connection. If none has, an
     /// early retry puts no load on any broker.
     pub(super) fn connect(
         &self,
         order: &mut TryOrder,
+        count: usize,
         deadline: Deadline,
-    ) -> Result<Connection, (Error, bool)> {
-        let count = self.endpoints.len();
+    ) -> Result<(Connection, usize), (Error, bool)> {
         let mut has_tcp_connection = false;
         let mut reasons = Vec::new();
-        for (position, index) in order.0.iter().enumerate() {
+        for (position, index) in order.0.iter().take(count).enumerate() {
             let endpoint = &self.endpoints[*index];
             let limit = self.connect_timeout_of(endpoint);
             let share = deadline.remaining() / (count - position) as u32;
@@ -118,21 +128,16 @@ impl Brokers {
             let tls = endpoint.tls.then(|| Connector::new(&self.tls)).transpose();
             let tls = tls.map_err(|error| (error, true))?;
             let heartbeat = endpoint.heartbeat.unwrap_or(self.heartbeat);
-            let dialled = dial(endpoint, deadline);
-            has_tcp_connection |= dialled.is_ok();
-            let connected = dialled
-                .map_err(|error| endpoint.unreachable(error))
-                .and_then(|tcp| Connection::log_in(tcp, tls, endpoint, heartbeat, deadline));
-            match connected {
+            match connect(endpoint, tls.as_ref(), heartbeat, deadline) {
                 Ok(connection) => {
                     order.rotate(position);
-                    return Ok(connection);
+                    return Ok((connection, position + 1));
                 }
-                Err(Error::Unreachable { reason, .. }) if count > 1 => {
-                    reasons.push(format!("{endpoint}: {reason}"));
+                Err((Error::Unreachable { reason, .. }, had_tcp_connection)) => {
+                    has_tcp_connection |= had_tcp_connection;
+                    reasons.push(self.reason_at(endpoint, &reason));
                 }
-                Err(Error::Unreachable { reason, .. }) => reasons.push(reason),
-                Err(error) => return Err((error, true)),
+                Err((error, _)) => return Err((error, true)),
             }
         }
         Err((self.unreachable(reasons.join("; ")), has_tcp_connection))

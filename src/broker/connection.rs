@@ -1,5 +1,8 @@
 //! A connection to one broker, from its login to its close.
 
+#[cfg(test)]
+mod tests;
+
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
@@ -18,7 +21,7 @@ use super::transport::Transport;
 use super::turn::Waiter;
 use super::url::Endpoint;
 use crate::deadline::Deadline;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::frames::Method;
 use crate::lock::lock;
 
@@ -30,17 +33,19 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Performs the handshakes of TLS, if requested, and of AMQP on a TCP connection.
-    pub(super) fn log_in(
+    /// Performs the handshakes of TLS, if requested, and of AMQP on a TCP connection. A broker must
+    /// begin to speak AMQP before `greeting`.
+    fn log_in(
         tcp: TcpStream,
-        tls: Option<Connector>,
+        tls: Option<&Connector>,
         endpoint: &Endpoint,
         heartbeat: u16,
+        greeting: Deadline,
         deadline: Deadline,
     ) -> Result<Connection> {
         let failed = |error: io::Error| endpoint.unreachable(error);
         let handshake =
-            |tls: Connector| tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, deadline);
+            |tls: &Connector| tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, greeting);
         let session = tls.map(handshake).transpose()?;
         let transport = Transport::new(tcp, session).map_err(failed)?;
         let (data_plane, registration) =
@@ -60,7 +65,10 @@ impl Connection {
             shared.turn.run_reserve(&*shared);
         };
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
-        data_plane.wait(&waiter, deadline.at, || !opened.is_empty());
+        data_plane.wait(&waiter, greeting.at, || !opened.is_empty());
+        if data_plane.has_greeted() {
+            data_plane.wait(&waiter, deadline.at, || !opened.is_empty());
+        }
         if opened.is_empty() && data_plane.ended().is_none() {
             data_plane.cut(Ended::LoginTimedOut);
         }
@@ -105,42 +113,62 @@ impl Deref for Connection {
     }
 }
 
-/// Opens a TCP connection to the first address of the endpoint that accepts one. It tries all
-/// addresses, because a broker may listen on `127.0.0.1` only while `localhost` resolves to `::1`
-/// first. Looking up a name blocks for as long as the system's resolver does. Each address gets an
-/// equal share of the time that is left after that.
-pub(super) fn dial(endpoint: &Endpoint, deadline: Deadline) -> io::Result<TcpStream> {
-    let addresses: Vec<SocketAddr> =
-        (endpoint.host.as_str(), endpoint.port).to_socket_addrs()?.collect();
-    let mut error = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
-    for (index, address) in addresses.iter().enumerate() {
-        let share = deadline.remaining() / (addresses.len() - index) as u32;
-        match TcpStream::connect_timeout(address, share.max(Duration::from_millis(1))) {
-            Ok(tcp) => {
-                // A call sends two small messages. With Nagle's algorithm, each may wait 40 ms for
-                // a delayed acknowledgement.
-                tcp.set_nodelay(true)?;
-                return Ok(tcp);
-            }
-            Err(refused) => error = refused,
-        }
-    }
-    Err(error)
+/// Connects to the first address of the endpoint at which a broker accepts the login. Looking up a
+/// name blocks for as long as the system's resolver does. With an error, also returns whether a TCP
+/// connection was accepted.
+pub(super) fn connect(
+    endpoint: &Endpoint,
+    tls: Option<&Connector>,
+    heartbeat: u16,
+    deadline: Deadline,
+) -> Result<Connection, (Error, bool)> {
+    let found = (endpoint.host.as_str(), endpoint.port).to_socket_addrs();
+    let addresses: Vec<_> = found.map_err(|error| (endpoint.unreachable(error), false))?.collect();
+    connect_to_any(&addresses, endpoint, tls, heartbeat, deadline)
 }
 
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-
-    /// With Nagle's algorithm, a call takes 44 ms.
-    #[test]
-    fn dial_tries_every_address_of_a_name_and_sets_nodelay() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let endpoint: Endpoint = format!("amqp://localhost:{port}").parse().unwrap();
-        let tcp = dial(&endpoint, Deadline::after(Duration::from_secs(5))).unwrap();
-        assert!(tcp.nodelay().unwrap());
+/// Tries all addresses: a broker may listen on `127.0.0.1` only, while `localhost` resolves to
+/// `::1` first, where something else may listen. Each gets an equal share of the time that is left.
+/// One at which a broker has answered gets all of it.
+fn connect_to_any(
+    addresses: &[SocketAddr],
+    endpoint: &Endpoint,
+    tls: Option<&Connector>,
+    heartbeat: u16,
+    deadline: Deadline,
+) -> Result<Connection, (Error, bool)> {
+    let mut has_tcp_connection = false;
+    let mut reasons = Vec::new();
+    for (index, address) in addresses.iter().enumerate() {
+        let share = deadline.remaining() / (addresses.len() - index) as u32;
+        let share = Deadline::after(share.max(Duration::from_millis(1)));
+        let dialled = dial(address, share).map_err(|error| endpoint.unreachable(error));
+        has_tcp_connection |= dialled.is_ok();
+        let connected = dialled
+            .and_then(|tcp| Connection::log_in(tcp, tls, endpoint, heartbeat, share, deadline));
+        match connected {
+            Err(Error::Unreachable { reason, .. }) => reasons.push((address, reason)),
+            connected => return connected.map_err(|error| (error, true)),
+        }
     }
+    let reason = match &reasons[..] {
+        [] => "the host name has no address".to_string(),
+        [(_, first), others @ ..] if others.iter().all(|(_, other)| other == first) => {
+            first.clone()
+        }
+        _ => {
+            let each = reasons.iter().map(|(address, reason)| format!("at {address}, {reason}"));
+            each.collect::<Vec<_>>().join("; ")
+        }
+    };
+    Err((endpoint.unreachable(reason), has_tcp_connection))
+}
+
+fn dial(address: &SocketAddr, deadline: Deadline) -> io::Result<TcpStream> {
+    let tcp =
+        TcpStream::connect_timeout(address, deadline.remaining().max(Duration::from_millis(1)))?;
+    // A call sends two small messages. With Nagle's algorithm, each may wait 40 ms for a delayed
+    // acknowledgement.
+    tcp.set_nodelay(true)?;
+    Ok(tcp)
 }

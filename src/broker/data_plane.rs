@@ -129,6 +129,11 @@ impl DataPlane {
         lock(&self.blocked).clone()
     }
 
+    /// Whether the broker has begun to speak AMQP.
+    pub(super) fn has_greeted(&self) -> bool {
+        self.version.get().is_some()
+    }
+
     /// The broker's version; `None` if it did not name one.
     pub(crate) fn version(&self) -> Option<Version> {
         self.version.get().copied().flatten()

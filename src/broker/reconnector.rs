@@ -4,6 +4,8 @@
 //! callers that need a session. Each caller waits until its own deadline.
 
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -149,28 +151,46 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    /// The flag of an error is that of [`Brokers::connect`].
+    /// Connects to the first broker with which a session can be set up. The flag of an error is that
+    /// of [`Brokers::connect`].
     fn open(
         &self,
         order: &mut TryOrder,
         deadline: Deadline,
         is_reconnect: bool,
     ) -> Result<S, (Error, bool)> {
-        let connected = self.brokers.connect(order, deadline);
-        let opened = connected.and_then(|connection| {
-            (self.open)(connection, is_reconnect).map_err(|error| {
-                // A broker that accepts the login but not what follows is tried again last.
-                order.rotate(1);
-                (error, true)
-            })
-        });
-        opened.map_err(|(error, has_tcp_connection)| match error {
+        let mut untried = order.0.len();
+        let mut reasons = Vec::new();
+        let (error, has_tcp_connection) = loop {
+            let (connection, tried) = match self.brokers.connect(order, untried, deadline) {
+                Ok(connected) => connected,
+                Err((Error::Unreachable { reason, .. }, has_tcp_connection)) => {
+                    reasons.push(reason);
+                    break (self.brokers.unreachable(reasons.join("; ")), has_tcp_connection);
+                }
+                Err(failed) => break failed,
+            };
+            untried -= tried;
+            let endpoint = connection.endpoint.clone();
+            let error = match (self.open)(connection, is_reconnect) {
+                Ok(session) => return Ok(session),
+                Err(error) => error,
+            };
+            // A broker that accepts the login but not what follows is tried again last.
+            order.rotate(1);
+            let Error::Unreachable { reason, .. } = error else { break (error, true) };
+            reasons.push(self.brokers.reason_at(&endpoint, &reason));
+            if untried == 0 {
+                break (self.brokers.unreachable(reasons.join("; ")), true);
+            }
+        };
+        match error {
             // The same settings have worked before. A file, for example, may be replaced just now.
             Error::Config(reason) if is_reconnect => {
-                (self.brokers.unreachable(reason), has_tcp_connection)
+                Err((self.brokers.unreachable(reason), has_tcp_connection))
             }
-            error => (error, has_tcp_connection),
-        })
+            error => Err((error, has_tcp_connection)),
+        }
     }
 
     /// Returns the new session, if callers may use it.

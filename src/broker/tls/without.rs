@@ -18,8 +18,8 @@ impl Connector {
         Err(Error::Config(text.into()))
     }
 
-    pub fn handshake(self, _: TcpStream, _: &Endpoint, _: Deadline) -> Result<Box<dyn Stream>> {
-        match self {}
+    pub fn handshake(&self, _: TcpStream, _: &Endpoint, _: Deadline) -> Result<Box<dyn Stream>> {
+        match *self {}
     }
 }
 
