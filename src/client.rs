@@ -6,6 +6,7 @@ mod call_builder;
 mod counters;
 mod dispatcher;
 mod in_flight;
+mod local;
 mod looks;
 mod options;
 mod pending;
@@ -16,23 +17,21 @@ mod write_order;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 pub use self::call::PendingReply;
 pub use self::call_builder::CallBuilder;
 pub use self::counters::ClientCounters;
-use self::counters::Counters;
 pub use self::looks::QueueStatus;
 pub use self::options::ClientOptions;
 use self::options::Config;
 use self::request::RequestQueue;
 use self::sessions::Sessions;
-use crate::broker::{Brokers, program};
+use crate::broker::Brokers;
 use crate::deadline::Deadline;
-use crate::error::{Error, Result};
-use crate::observation::{Observation, Observer};
-use crate::wire;
+use crate::error::{Error, Failure, Result};
+use crate::observation::Observation;
+use crate::wire::{self, Reply, Request};
 
 /// A client of the servers on one request queue. Requests and replies are bytes.
 ///
@@ -78,17 +77,33 @@ impl RpcClient {
             return Err(Error::Config("max_in_flight is at least 1".into()));
         }
         wire::check_keep_alive(options.keep_alive)?;
-        let config = Arc::new(Config {
-            brokers,
-            queue: queue.to_string(),
-            options,
-            app_id: program(),
-            counters: Counters::default(),
-            observer: Observer::default(),
-            allows_looks: AtomicBool::new(true),
-        });
+        let config = Config::new(brokers, queue, options);
         let shared = Shared(Arc::new(Sessions::open_first(config)?));
         Ok(RpcClient { shared: Arc::new(shared), queue: RequestQueue::new(queue) })
+    }
+
+    /// A client without a broker, for tests of what calls it: the handler answers each call, before
+    /// it is sent, on the thread of the caller. Deadlines, errors, counters and hooks are those of
+    /// any client. If the handler panics, so does the caller.
+    ///
+    /// ```
+    /// use rabbitmq_rpc::{Methods, RpcClient};
+    ///
+    /// let client = RpcClient::local(Methods::new().on("price.get", |_| Ok("12")));
+    /// assert_eq!(client.request("bolts").method("price.get").call()?, b"12");
+    /// assert_eq!(client.call("bolts").unwrap_err().kind(), "UNIMPLEMENTED");
+    /// # Ok::<(), rabbitmq_rpc::Error>(())
+    /// ```
+    pub fn local<H, R>(handler: H) -> RpcClient
+    where
+        H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
+        R: Into<Reply>,
+    {
+        let brokers = Brokers::parse("amqp://local").expect("this URL is valid");
+        let config = Config::new(brokers, "local", ClientOptions::default());
+        let handler = Box::new(move |request: &Request| handler(request).map(R::into));
+        let shared = Shared(Arc::new(Sessions::local(config, handler)));
+        RpcClient { shared: Arc::new(shared), queue: RequestQueue::new("local") }
     }
 
     /// A client of the servers on another queue. It shares the connection, the reply queue, the
@@ -182,6 +197,9 @@ impl RpcClient {
     /// # Errors
     /// As [`RpcClient::queue`].
     pub fn queue_timeout(&self, timeout: Duration) -> Result<QueueStatus> {
+        if self.sessions().local.is_some() {
+            return Ok(QueueStatus { consumers: 1, messages: 0 });
+        }
         let deadline = Deadline::after(timeout);
         self.sessions().session(deadline)?.ask_about(&self.queue.name, deadline)
     }

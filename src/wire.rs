@@ -18,7 +18,7 @@ pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
 pub use self::request::Request;
 use crate::error::{Result, ensure};
-use crate::frames::{self, Frames, Message, Properties, Route, append_text};
+use crate::frames::{self, Delivery, Frames, Message, Properties, Route, append_text};
 
 /// The header of an error reply that contains the name of the status.
 const STATUS: &str = "rpc-status";
@@ -93,6 +93,17 @@ pub(crate) fn encode_request<'a>(
     head: &RequestHead<'_>,
     body: &'a [u8],
 ) -> Frames<'a> {
+    with_properties(head, |properties| frames::publish(route, properties, body))
+}
+
+/// The request as its handler receives it, without a broker in between.
+pub(crate) fn deliver_request(head: &RequestHead<'_>, body: &[u8]) -> Request {
+    let properties = with_properties(head, |properties| properties.encode());
+    let message = Message { properties, body: body.to_vec() };
+    Request::from_delivery(Delivery { tag: 0, redelivered: false, message })
+}
+
+fn with_properties<T>(head: &RequestHead<'_>, encode: impl FnOnce(&Properties<'_>) -> T) -> T {
     let mut buffer = Uuid::encode_buffer();
     let correlation_id = head.correlation_id.hyphenated().encode_lower(&mut buffer);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -122,7 +133,7 @@ pub(crate) fn encode_request<'a>(
         app_id: Some(head.app_id),
         ..Default::default()
     };
-    frames::publish(route, &properties, body)
+    encode(&properties)
 }
 
 /// The queue and the correlation id of a reply. There is no id if the requester gave none.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
 use super::attempt::{EARLIER_CHECK_INTERVAL, InFlight, Waited, take_reply};
+use super::local;
 use super::request::{Outcome, OutgoingRequest};
 use super::session::too_late;
 use super::sessions::Sessions;
@@ -45,6 +46,8 @@ pub struct PendingReply<T = Vec<u8>> {
     deadline: Deadline,
     /// `None` while the request is to be sent, for the first time or again.
     in_flight: Option<InFlight>,
+    /// The outcome of a call that a local handler has answered.
+    local: Option<Result<Reply>>,
     /// Whether the reply or the error has been returned.
     is_over: bool,
     /// Earlier attempts, which may still get a reply.
@@ -77,6 +80,7 @@ impl<T> PendingReply<T> {
             began: Instant::now(),
             deadline: Deadline::after(timeout),
             in_flight: None,
+            local: None,
             is_over: false,
             earlier: Vec::new(),
             lost: None,
@@ -153,6 +157,9 @@ impl<T> PendingReply<T> {
     }
 
     fn poll_until(&mut self, until: Instant) -> Result<Option<Reply>> {
+        if let Some(outcome) = self.local.take() {
+            return outcome.map(Some);
+        }
         loop {
             let Some(in_flight) = &mut self.in_flight else {
                 if let Some(outcome) = take_reply(&mut self.earlier) {
@@ -230,6 +237,11 @@ impl<T> PendingReply<T> {
         while self.in_flight.is_none() {
             if until.has_passed() {
                 return Err(too_late(self.deadline));
+            }
+            if let Some(handler) = &self.sessions.local {
+                let config = &self.sessions.config;
+                self.local = Some(local::answer(handler, &self.request, config, self.deadline));
+                return Ok(());
             }
             let session = self.sessions.session(limit)?;
             let is_resend = !self.earlier.is_empty();

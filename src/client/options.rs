@@ -1,10 +1,11 @@
 //! The options of a client, and what all its sessions share.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::counters::Counters;
-use crate::broker::Brokers;
+use crate::broker::{Brokers, program};
 use crate::observation::Observer;
 
 /// The options of a client.
@@ -76,4 +77,18 @@ pub(super) struct Config {
     /// Whether a session has a channel for questions about queues. The broker closes a connection
     /// that opens more channels than it allows the user.
     pub(super) allows_looks: AtomicBool,
+}
+
+impl Config {
+    pub(super) fn new(brokers: Brokers, queue: &str, options: ClientOptions) -> Arc<Config> {
+        Arc::new(Config {
+            brokers,
+            queue: queue.to_string(),
+            options,
+            app_id: program(),
+            counters: Counters::default(),
+            observer: Observer::default(),
+            allows_looks: AtomicBool::new(true),
+        })
+    }
 }

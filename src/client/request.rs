@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use uuid::Uuid;
+
+use super::options::Config;
 use crate::error::Result;
-use crate::wire::{Headers, Reply};
+use crate::wire::{Headers, Reply, RequestHead};
 
 /// A request and the options of its call.
 pub(super) struct OutgoingRequest {
@@ -19,6 +22,29 @@ pub(super) struct OutgoingRequest {
     pub(super) headers: Headers,
     pub(super) keep_alive: Option<Duration>,
     pub(super) is_idempotent: bool,
+}
+
+impl OutgoingRequest {
+    /// The properties with which an attempt is sent.
+    pub(super) fn head<'a>(
+        &'a self,
+        config: &'a Config,
+        reply_to: &'a str,
+        correlation_id: Uuid,
+        remaining: Duration,
+    ) -> RequestHead<'a> {
+        RequestHead {
+            reply_to,
+            correlation_id,
+            message_id: &self.message_id,
+            method: self.method.as_deref(),
+            content_type: self.content_type.as_ref().unwrap_or(&config.options.content_type),
+            app_id: &config.app_id,
+            headers: &self.headers,
+            keep_alive: self.keep_alive,
+            remaining,
+        }
+    }
 }
 
 /// The queue that a client calls.

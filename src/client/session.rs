@@ -20,7 +20,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Answer, DeclaredQueue, Method};
 use crate::lock::lock;
-use crate::wire::{self, Reply, RequestHead};
+use crate::wire::{self, Reply};
 
 pub(super) struct Session {
     /// Dropped first, which also closes the channels.
@@ -150,18 +150,8 @@ impl Session {
             self.forget(&slot);
             return Err(too_late(deadline));
         }
-        let Config { options, app_id, .. } = &*self.dispatcher.config;
-        let head = RequestHead {
-            reply_to: self.reply_queue.get().map_or(DIRECT_REPLY_TO, String::as_str),
-            correlation_id: slot.id,
-            message_id: &request.message_id,
-            method: request.method.as_deref(),
-            content_type: request.content_type.as_ref().unwrap_or(&options.content_type),
-            app_id,
-            headers: &request.headers,
-            keep_alive: request.keep_alive,
-            remaining,
-        };
+        let reply_to = self.reply_queue.get().map_or(DIRECT_REPLY_TO, String::as_str);
+        let head = request.head(&self.dispatcher.config, reply_to, slot.id, remaining);
         let note = || self.dispatcher.pending.note_written(&slot, request.body.len());
         let written = loop {
             let publishing = self.publishing();

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
+use super::local::LocalHandler;
 use super::options::Config;
 use super::session::Session;
 use crate::broker::{Connection, Ended, Reconnector};
 use crate::deadline::Deadline;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lock::lock;
 
 /// The state that the clients on one connection share with their pending replies.
@@ -19,6 +20,8 @@ pub(super) struct Sessions {
     /// The previous session, which accepts no more calls but may have calls in flight; or the
     /// present one while it is replaced.
     retired: Mutex<Weak<Session>>,
+    /// Answers the calls in place of any session.
+    pub(super) local: Option<LocalHandler>,
 }
 
 impl Sessions {
@@ -33,7 +36,14 @@ impl Sessions {
         // A thread that still connects would keep its session.
         let first = reconnector.first_session(config.options.timeout);
         first.inspect_err(|_| reconnector.close().iter().for_each(|session| session.close()))?;
-        Ok(Sessions { config, reconnector, retired: Mutex::default() })
+        Ok(Sessions { config, reconnector, retired: Mutex::default(), local: None })
+    }
+
+    /// Makes no session: the handler answers all calls.
+    pub(super) fn local(config: Arc<Config>, handler: LocalHandler) -> Sessions {
+        let reconnector = Reconnector::new(&config.brokers, |_, _| Err(Error::Closed));
+        reconnector.close();
+        Sessions { config, reconnector, retired: Mutex::default(), local: Some(handler) }
     }
 
     /// A session that accepts calls. Blocks until the deadline at most.

@@ -5,6 +5,7 @@ mod deadlines;
 mod errors;
 mod faults;
 mod leaks;
+mod local;
 mod looks;
 mod reconnects;
 mod silence;
