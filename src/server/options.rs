@@ -29,8 +29,8 @@ pub struct ServerOptions {
     /// is faster ([Consumer prefetch](https://www.rabbitmq.com/docs/consumer-prefetch)). 0 is no
     /// limit.
     pub prefetch: u16,
-    /// The kind of queue to declare if the queue does not exist: classic unless set. An existing
-    /// queue is used as it is.
+    /// The kind of queue to declare if the queue does not exist: classic unless set, whatever the
+    /// virtual host's default is. An existing queue is used as it is.
     pub queue_type: QueueType,
     /// How often a request is delivered again at most, if its workers are lost while they work on
     /// it: quorum queues only ([Poison

@@ -21,11 +21,12 @@ const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 /// exist. The queue must not be declared then; it comes back with its node.
 const NODE_DOWN: &str = "is down or inaccessible";
 
-/// How to declare a queue.
+/// How to declare a queue. The arguments always name its type: a virtual host can have another
+/// default type, which neither drops messages nor counts deliveries as the options say.
 pub(crate) struct Declaration {
-    pub(super) is_quorum: bool,
+    queue_type: QueueType,
     /// The entries of an AMQP table.
-    pub(super) arguments: Vec<u8>,
+    arguments: Vec<u8>,
 }
 
 /// Makes sure that the queue exists. Does not block beyond `until`, to which [`REDECLARE_DELAY`]
@@ -39,11 +40,11 @@ pub(crate) fn ensure(
     until: Instant,
     existed: bool,
 ) -> Result<()> {
-    let Declaration { is_quorum, arguments } = declaration;
+    let Declaration { queue_type, arguments } = declaration;
     let limit = Limit::Until(until);
     let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
         Err(CallError::Closed(close)) if close.code == 404 && !close.text.ends_with(NODE_DOWN) => {
-            if existed && *is_quorum {
+            if existed && *queue_type == QueueType::Quorum {
                 thread::sleep(REDECLARE_DELAY);
                 return ensure(data_plane, queue, declaration, until + REDECLARE_DELAY, false);
             }
@@ -86,11 +87,7 @@ impl Declaration {
     /// durable nor exclusive ([Deprecated
     /// features](https://www.rabbitmq.com/docs/deprecated-features-list)).
     pub(super) fn new(queue: &str, options: &ServerOptions) -> Declaration {
-        let mut arguments = Vec::new();
-        let is_quorum = options.queue_type == QueueType::Quorum;
-        if is_quorum {
-            append_text(&mut arguments, "x-queue-type", "quorum");
-        }
+        let Declaration { queue_type, mut arguments } = Declaration::of_type(options.queue_type);
         if let Some(limit) = options.delivery_limit {
             append_integer(&mut arguments, "x-delivery-limit", limit.into());
         }
@@ -99,22 +96,32 @@ impl Declaration {
         }
         if let Some(limit) = options.max_waiting {
             append_integer(&mut arguments, "x-max-length", limit.into());
-            if !is_quorum {
+            if queue_type == QueueType::Classic {
                 append_text(&mut arguments, "x-overflow", "reject-publish-dlx");
             }
             append_text(&mut arguments, "x-dead-letter-exchange", "");
             append_text(&mut arguments, "x-dead-letter-routing-key", &overflow_queue(queue));
         }
-        Declaration { is_quorum, arguments }
+        Declaration { queue_type, arguments }
     }
 
     /// How to declare the overflow queue. Its messages have a time limit, since the broker removes the
     /// expiration of a message that it dead-letters: with all servers down, the queue would grow
     /// without bound.
     pub(super) fn overflow() -> Declaration {
+        let mut overflow = Declaration::of_type(QueueType::Classic);
+        append_integer(&mut overflow.arguments, "x-message-ttl", 60_000);
+        overflow
+    }
+
+    fn of_type(queue_type: QueueType) -> Declaration {
         let mut arguments = Vec::new();
-        append_integer(&mut arguments, "x-message-ttl", 60_000);
-        Declaration { is_quorum: false, arguments }
+        let name = match queue_type {
+            QueueType::Classic => "classic",
+            QueueType::Quorum => "quorum",
+        };
+        append_text(&mut arguments, "x-queue-type", name);
+        Declaration { queue_type, arguments }
     }
 }
 

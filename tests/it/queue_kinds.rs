@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 
-use crate::broker::{Broker, queue_name};
+use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::process::Process;
-use crate::programs::{RPC_SERVER, rpc_client, rpc_server, stop};
+use crate::programs::{RPC_SERVER, rpc_client, rpc_server, rpc_server_at, stop};
 use crate::queue;
 
 fn text(value: &str) -> AmqpValue {
@@ -73,6 +73,28 @@ fn missing_queue_is_declared_as_requested() {
     ] {
         assert!(row(&quorum).contains(part), "no {part} in {}", row(&quorum));
     }
+}
+
+/// A virtual host can have a default type, which a broker gives to queues that name none.
+#[test]
+fn declared_queues_have_the_type_of_the_options_whatever_the_default_is() {
+    let (broker, host) = (Broker::shared(), queue_name("default"));
+    broker.ctl(&["add_vhost", &host, "--default-queue-type", "quorum"]);
+    broker.ctl(&["set_permissions", "-p", &host, "guest", ".*", ".*", ".*"]);
+    let _server = rpc_server_at(&broker.url().replace("%2f", &host), "q", &["--max-waiting", "9"]);
+    let listed = broker.ctl(&["list_queues", "-p", &host, "name", "type"]);
+    assert!(!listed.contains("quorum"), "{listed}");
+    for queue in ["q\t", "q.overflow\t"] {
+        assert!(listed.contains(queue), "{listed}");
+    }
+}
+
+/// RabbitMQ treats a queue without a type as a classic one.
+#[test]
+fn program_that_names_no_type_shares_the_declared_queue() {
+    let queue = queue_name("shared");
+    let _server = rpc_server(&queue, &[]);
+    queue::declare_durable(&url(), &queue);
 }
 
 /// The server waits before it declares a deleted quorum queue again, so an operator who takes a
