@@ -22,7 +22,7 @@ use std::time::{Duration, SystemTime};
 pub use self::counters::ServerCounters;
 pub use self::options::{QueueType, ServerOptions};
 use self::pool::OnReady;
-use self::queue::Declaration;
+use self::queue::{Declaration, overflow_queue};
 use self::state::ServerState;
 pub use self::worker::{Served, Worker};
 use crate::broker::Brokers;
@@ -56,6 +56,9 @@ impl RpcServer {
     pub fn new(brokers: Brokers, queue: &str, options: ServerOptions) -> Result<RpcServer> {
         options.check()?;
         wire::check_queue(queue)?;
+        if options.max_waiting.is_some() {
+            wire::check_length("name of the overflow queue", &overflow_queue(queue))?;
+        }
         let declaration = Declaration::new(queue, &options);
         let state = Arc::new(ServerState::new(brokers, queue, declaration, options));
         Ok(RpcServer { state, on_ready: Mutex::default() })

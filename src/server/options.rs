@@ -87,11 +87,14 @@ impl Default for ServerOptions {
 
 impl ServerOptions {
     pub(super) fn check(&self) -> Result<()> {
-        self.exchange.as_deref().map_or(Ok(()), wire::check_exchange)?;
+        let exchanges = [&self.exchange, &self.dead_letter_exchange];
+        exchanges.into_iter().flatten().try_for_each(|exchange| wire::check_exchange(exchange))?;
         let mistake = if self.workers == 0 {
             "a server needs at least one worker"
         } else if self.delivery_limit.is_some() && self.queue_type != QueueType::Quorum {
             "a delivery limit needs a quorum queue: a classic one counts no deliveries"
+        } else if self.max_waiting == Some(0) {
+            "with room for no waiting request, the broker refuses all: set max_waiting to 1 or more"
         } else if self.max_waiting.is_some() && self.dead_letter_exchange.is_some() {
             "a server that limits how many requests may wait answers the dead letters itself: set \
              no dead-letter exchange, or no limit"

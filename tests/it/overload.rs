@@ -120,14 +120,30 @@ fn overflow_queue_has_a_time_limit() {
     queue::declare(&url, &format!("{queue}.overflow"), true, limit.into_iter().collect());
 }
 
+/// `amqp://127.0.0.1:1` is no broker's.
 #[test]
-fn limit_and_dead_letter_exchange_exclude_each_other() {
-    let options = ServerOptions {
-        max_waiting: Some(LIMIT),
-        dead_letter_exchange: Some("amq.fanout".into()),
+fn options_that_no_queue_can_keep_are_refused_before_anything_is_sent() {
+    let limited = |limit| ServerOptions { max_waiting: Some(limit), ..Default::default() };
+    let dead_lettered = |exchange: &str, max_waiting| ServerOptions {
+        max_waiting,
+        dead_letter_exchange: Some(exchange.into()),
         ..Default::default()
     };
-    let brokers = Brokers::parse(&Broker::shared().url()).unwrap();
-    let error = RpcServer::connect(brokers, &queue_name("overload"), options).unwrap_err();
-    assert!(matches!(&error, Error::Config(text) if text.contains("dead-letter")), "{error:?}");
+    let (short, long) = ("q".repeat(246), "q".repeat(247));
+    for (queue, options, sentence) in [
+        ("q", dead_lettered("amq.fanout", Some(LIMIT)), "set no dead-letter exchange, or no limit"),
+        // Rejected requests would return to the queue that they come from.
+        ("q", dead_lettered("", None), "the name of the exchange is empty"),
+        ("q", dead_lettered(&"x".repeat(256), None), "has 256 bytes; AMQP allows 255"),
+        ("q", limited(0), "set max_waiting to 1 or more"),
+        (&long, limited(LIMIT), "the name of the overflow queue has 256 bytes; AMQP allows 255"),
+    ] {
+        let brokers = Brokers::parse("amqp://127.0.0.1:1").unwrap();
+        let error = RpcServer::connect(brokers, queue, options).unwrap_err();
+        assert!(matches!(&error, Error::Config(text) if text.contains(sentence)), "{error:?}");
+    }
+    for (queue, options) in [(&short, limited(LIMIT)), (&long, ServerOptions::default())] {
+        let brokers = Brokers::parse(&Broker::shared().url()).unwrap();
+        RpcServer::connect(brokers, queue, options).unwrap();
+    }
 }
