@@ -26,14 +26,14 @@ rpc_client --timeout 2 0 1 7 93 186
 rpc_client --queue upper --body hello
 rpc_client --queue prices --method price.get --header tenant=7 --body - <order.json
 seq 1 1000 | rpc_client --queue upper --lines
-rpc_client --check",
+rpc_client --ping",
     note = "Numbers are all requested together. If some requests fail, the others go on, and the first
 failure gives the exit code. The bytes of a reply are printed as they are; a missing newline at
 their end is added on a terminal and with --lines.",
-    error_code(0, "every request was answered, or with --check: somebody serves the queue"),
+    error_code(0, "every request was answered; --check: somebody serves the queue"),
     error_code(64, "usage"),
     error_code(65, "the server refused a request"),
-    error_code(69, "no broker could be reached, no such queue, or with --check: nobody serves it"),
+    error_code(69, "no broker could be reached, no such queue, or --check: nobody serves it"),
     error_code(70, "the server failed"),
     error_code(74, "standard output could not be written, or standard input not be read"),
     error_code(75, "timed out, connection lost, or busy (may have been executed), or overloaded"),
@@ -80,6 +80,9 @@ struct Args {
     /// the call ends
     #[argh(option, from_str_fn(common::seconds))]
     keep_alive: Option<Duration>,
+    /// have a worker of a rabbitmq-rpc server answer, and print what it says of itself as JSON
+    #[argh(switch)]
+    ping: bool,
     /// send no request: print how many consumers the queue has, and how many messages wait
     #[argh(switch)]
     check: bool,
@@ -136,6 +139,7 @@ fn run(args: &Args, mut began: Instant) -> Result<(), u8> {
             let reply = args.request(client, body).timeout(left()).call();
             reply.map_err(failed).and_then(lines::print)
         }
+        None if args.ping => ping(client, left()).map_err(failed).and_then(lines::print_line),
         None if args.check => client.queue_timeout(left()).map_err(failed).and_then(report_queue),
         None if args.lines => lines::call(args.in_flight, |line| args.request(client, line).send()),
         None => ask(&fibonacci, &args.numbers, left),
@@ -174,6 +178,19 @@ fn close(client: FibonacciRpcClient, left: Duration) {
     }
 }
 
+/// What a worker says of itself: one that really answers, in contrast to a consumer of the queue.
+fn ping(client: &RpcClient, timeout: Duration) -> Result<Vec<u8>, Error> {
+    // A server of another kind takes this for a request. It can compute fib(0) at once.
+    let request = client.request("0").method("rpc.ping").timeout(timeout).idempotent(true);
+    let pong = request.reply()?;
+    match pong.content_type() == Some("application/json")
+        && pong.body().starts_with(b"{\"program\"")
+    {
+        true => Ok(pong.into_body()),
+        false => Err(Error::BadReply("the server answers, but does not know rpc.ping".into())),
+    }
+}
+
 fn report_queue(QueueStatus { consumers, messages, .. }: QueueStatus) -> Result<(), u8> {
     common::print(NAME, format!("consumers {consumers}\nmessages {messages}\n"))?;
     if consumers == 0 { Err(common::UNAVAILABLE) } else { Ok(()) }
@@ -200,15 +217,16 @@ fn ask(
 impl Args {
     /// What is wrong with them together.
     fn mistake(&self) -> Option<&'static str> {
-        let tasks = [!self.numbers.is_empty(), self.body.is_some(), self.lines, self.check];
+        let numbers = !self.numbers.is_empty();
+        let tasks = [numbers, self.body.is_some(), self.lines, self.ping, self.check];
         let is_request_set = !self.header.is_empty()
             || self.method.is_some()
             || self.content_type.is_some()
             || self.message_id.is_some();
-        if tasks == [false; 4] {
-            Some("There is nothing to ask for: give numbers, --body, --lines or --check.")
+        if tasks == [false; 5] {
+            Some("There is nothing to ask for: give numbers, --body, --lines, --ping or --check.")
         } else if tasks.iter().filter(|task| **task).count() > 1 {
-            Some("Give only one of numbers, --body, --lines and --check.")
+            Some("Give only one of numbers, --body, --lines, --ping and --check.")
         } else if is_request_set && self.body.is_none() && !self.lines {
             Some("--method, --header, --content-type and --message-id need --body or --lines.")
         } else if self.message_id.is_some() && self.lines {

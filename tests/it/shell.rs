@@ -9,9 +9,10 @@ use rabbitmq_rpc::{Failure, Request, ServerOptions, Status};
 
 use crate::broker::{queue_name, url};
 use crate::embedded::Serving;
+use crate::manual_server::ManualServer;
 use crate::patience::PATIENCE;
 use crate::process::Process;
-use crate::programs::{RPC_CLIENT, rpc_client};
+use crate::programs::{RPC_CLIENT, rpc_client, rpc_server, stop};
 
 /// Runs a script in which `"$@"` is `rpc_client` on a queue, with these arguments.
 fn bash(script: &str, queue: &str, args: &[&str]) -> Output {
@@ -66,11 +67,41 @@ fn options_of_a_request_reach_the_handler() {
 }
 
 #[test]
+fn ping_succeeds_only_if_a_worker_answers() {
+    let queue = queue_name("ping");
+    let ping = || rpc_client(&queue, &["--ping", "--timeout", "2"]);
+    assert_eq!(ping().status.code(), Some(69), "there is no queue");
+    let mut server = rpc_server(&queue, &[]);
+    let output = ping();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let pong = text(&output.stdout);
+    assert!(pong.starts_with(r#"{"program":"rpc_server","version":"#), "{pong}");
+    assert!(pong.ends_with("}\n") && pong.contains(r#""served":"#), "{pong}");
+    server.signal("STOP");
+    assert_eq!(rpc_client(&queue, &["--check"]).status.code(), Some(0), "it has a consumer");
+    assert_eq!(ping().status.code(), Some(75), "no worker answers");
+    server.signal("CONT");
+    stop(&mut server);
+
+    let queue = queue_name("ping-other");
+    let other = ManualServer::start(&url(), &queue);
+    let output = thread::scope(|scope| {
+        let pinging = scope.spawn(|| rpc_client(&queue, &["--ping"]));
+        let request = other.next();
+        other.reply(&request, b"0");
+        pinging.join().unwrap()
+    });
+    assert_eq!(output.status.code(), Some(76), "{output:?}");
+    assert!(text(&output.stderr).contains("does not know rpc.ping"), "{output:?}");
+}
+
+#[test]
 fn tasks_and_options_that_do_not_go_together_are_usage_errors() {
     for args in [
         &["--body", "x", "7"][..],
         &["--body", "x", "--lines"],
         &["--lines", "--check"],
+        &["--ping", "7"],
         &["--header", "a=b", "7"],
         &["--header", "a", "--body", "x"],
         &["--header", "rpc-mine=1", "--body", "x"],

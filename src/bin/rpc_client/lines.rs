@@ -87,7 +87,7 @@ pub fn print(reply: Vec<u8>) -> Result<(), u8> {
 }
 
 /// Prints a reply, and a newline unless it ends with one.
-fn print_line(mut reply: Vec<u8>) -> Result<(), u8> {
+pub fn print_line(mut reply: Vec<u8>) -> Result<(), u8> {
     if reply.last() != Some(&b'\n') {
         reply.push(b'\n');
     }
