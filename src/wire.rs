@@ -5,6 +5,7 @@
 
 mod direct_reply_to;
 mod headers;
+mod names;
 mod reply;
 mod request;
 
@@ -14,29 +15,13 @@ use uuid::Uuid;
 
 pub(crate) use self::direct_reply_to::is_direct;
 pub(crate) use self::headers::Headers;
+pub(crate) use self::names::{BAGGAGE, SHORTEST_KEEP_ALIVE, TRACEPARENT, TRACESTATE, check_length};
+use self::names::{DEADLINE, KEEP_ALIVE, TRANSIENT};
 pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
 pub use self::request::Request;
 use crate::error::{Result, ensure};
 use crate::frames::{self, Delivery, Frames, Message, Properties, Route, append_text};
-
-/// The header of an error reply that contains the name of the status.
-const STATUS: &str = "rpc-status";
-/// The header of an error reply whose value `true` states that no handler began the request.
-const NOT_EXECUTED: &str = "rpc-not-executed";
-/// The header of a request that contains the caller's deadline, in milliseconds since 1970.
-const DEADLINE: &str = "rpc-deadline";
-/// The header of a request that contains the interval between signs of life, in milliseconds.
-const KEEP_ALIVE: &str = "rpc-keep-alive";
-/// A server does not send signs of life more often than this, even if the caller asks it to.
-pub(crate) const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(100);
-/// The headers of W3C Trace Context and [Baggage](https://www.w3.org/TR/baggage/).
-pub(crate) const TRACEPARENT: &str = "traceparent";
-pub(crate) const TRACESTATE: &str = "tracestate";
-pub(crate) const BAGGAGE: &str = "baggage";
-/// AMQP's `delivery_mode` of a message that the broker need not keep through a restart: a request
-/// and its reply are of no use without the caller.
-const TRANSIENT: u8 = 1;
 
 /// Refuses a queue name that is empty, for which the broker would invent a new name each time, too
 /// long for AMQP, or with a line break, which RabbitMQ removes from the name.
@@ -61,13 +46,6 @@ pub(crate) fn check_keep_alive(interval: Option<Duration>) -> Result<()> {
     const LONGEST: Duration = Duration::from_secs(24 * 3600);
     let valid = interval.is_none_or(|it| (SHORTEST_KEEP_ALIVE..=LONGEST).contains(&it));
     ensure(valid, || format!("keep_alive is at least {SHORTEST_KEEP_ALIVE:?} and at most a day"))
-}
-
-/// Refuses a text that is too long for AMQP, such as a queue's name or a property.
-pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {
-    const LONGEST: usize = 255;
-    let length = text.len();
-    ensure(length <= LONGEST, || format!("the {what} has {length} bytes; AMQP allows {LONGEST}"))
 }
 
 /// The properties of a request.

@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 use super::fields::Fields;
 use super::handshake::for_amiquip;
 use super::incoming::{Event, Notice};
-use super::{BODY, END, HEADER, HEARTBEAT, MESSAGE_MAX, METHOD, OVERHEAD, PREFIX};
+use super::layout::{BODY, END, HEADER, HEARTBEAT, MESSAGE_MAX, METHOD, OVERHEAD, PREFIX};
 
 /// Takes bytes in chunks of any size, and returns them frame by frame.
 #[derive(Debug, Default)]

@@ -1,10 +1,11 @@
 //! Encodes the frames that are sent to the broker.
 
 use super::fields::{append_long, append_short};
-use super::{
+use super::layout::{
     BASIC_CONSUME, BASIC_PUBLISH, BODY, CHANNEL_CLOSE, CHANNEL_OPEN, CONNECTION_CLOSE, END, HEADER,
-    METHOD, MethodId, OVERHEAD, Properties,
+    METHOD, MethodId, OVERHEAD,
 };
+use super::properties::Properties;
 
 const EXCHANGE_DECLARE: MethodId = [0, 40, 0, 10];
 const QUEUE_DECLARE: MethodId = [0, 50, 0, 10];

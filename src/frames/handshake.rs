@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::encode::method;
 use super::fields::{Fields, append_long, append_short, append_text};
 use super::incoming::{CONNECTION_START, CONNECTION_TUNE};
-use super::{METHOD, MethodId, OVERHEAD, PREFIX};
+use super::layout::{METHOD, MethodId, OVERHEAD, PREFIX};
 
 const CONNECTION_START_OK: MethodId = [0, 10, 0, 11];
 

@@ -3,7 +3,8 @@
 use std::fmt;
 
 use super::fields::Fields;
-use super::{BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId, Properties, find_header};
+use super::layout::{BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId};
+use super::properties::{Properties, find_header};
 
 /// The broker's methods on channel 0.
 pub(super) const CONNECTION_START: MethodId = [0, 10, 0, 10];

@@ -1,6 +1,6 @@
 //! The headers of a message.
 
-use super::check_length;
+use super::names::check_length;
 use crate::error::{Error, Result, ensure};
 use crate::frames::append_text;
 

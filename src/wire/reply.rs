@@ -1,6 +1,7 @@
 //! A reply, as a handler returns it and as a caller receives it.
 
-use super::{Headers, NOT_EXECUTED, STATUS, TRANSIENT, check_length};
+use super::headers::Headers;
+use super::names::{NOT_EXECUTED, STATUS, TRANSIENT, check_length};
 use crate::error::{Error, Failure, Result, Status, ensure};
 use crate::frames::{
     Frames, HeaderValue, Message, Properties, Route, append_text, find_header, headers, publish,

@@ -9,10 +9,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::super::incoming::*;
-use super::super::{
-    BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId, Properties, Route, append_text,
-    find_header, publish,
-};
+use super::super::layout::{BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId};
+use super::super::{Properties, Route, append_text, find_header, publish};
 use super::*;
 
 const CHANNEL: u16 = 7;
