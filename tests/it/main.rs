@@ -59,6 +59,7 @@ mod failing; // an attempt that fails for client and server, with the password i
 mod headers; // content headers of any size, and properties of any type
 mod heartbeats; // a silent broker, by the heartbeat that both sides agree on
 mod hostile; // requests that no client library sends
+mod house; // the order of the library's files
 mod interop; // clients and servers on other AMQP libraries
 #[cfg(feature = "json")]
 mod json; // requests and replies that are JSON
