@@ -9,6 +9,7 @@ mod in_flight;
 mod local;
 mod looks;
 mod options;
+mod own_channels;
 mod pending;
 mod request;
 mod session;
@@ -73,6 +74,7 @@ impl RpcClient {
     pub fn connect(brokers: Brokers, queue: &str, options: ClientOptions) -> Result<RpcClient> {
         wire::check_queue(queue)?;
         wire::check_length("content type", &options.content_type)?;
+        options.exchange.as_deref().map_or(Ok(()), wire::check_exchange)?;
         if options.max_in_flight == 0 {
             return Err(Error::Config("max_in_flight is at least 1".into()));
         }

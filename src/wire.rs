@@ -56,6 +56,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) message_id: &'a str,
     pub(crate) content_type: &'a str,
     pub(crate) method: Option<&'a str>,
+    /// The user that the broker knows the requester as.
+    pub(crate) user_id: Option<&'a str>,
     pub(crate) app_id: &'a str,
     pub(crate) headers: &'a Headers,
     /// The interval at which the caller wants signs of life.
@@ -108,6 +110,7 @@ fn with_properties<T>(head: &RequestHead<'_>, encode: impl FnOnce(&Properties<'_
         message_id: Some(head.message_id),
         timestamp: Some(now.as_secs()),
         type_: head.method,
+        user_id: head.user_id,
         app_id: Some(head.app_id),
         ..Default::default()
     };
@@ -188,6 +191,7 @@ mod tests {
             message_id: "order-17",
             content_type: "text/plain",
             method: Some("price.get"),
+            user_id: Some("ann"),
             app_id: "test",
             headers: &headers,
             keep_alive: Some(Duration::from_secs(1)),

@@ -40,6 +40,7 @@ fn request(body: &[u8]) -> Vec<u8> {
         correlation_id: Uuid::from_u128(7),
         message_id: "00000000-0000-0000-0000-000000000008",
         method: None,
+        user_id: None,
         content_type: "text/plain",
         app_id: "rpc_client",
         headers: &wire::Headers::default(),

@@ -44,6 +44,10 @@ struct Args {
     /// queue to send requests to (default: rpc_queue)
     #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
     queue: String,
+    /// exchange to publish requests to, with the queue's name as the routing key (default: the
+    /// default exchange)
+    #[argh(option)]
+    exchange: Option<String>,
     /// calls to make (default: 10000)
     #[argh(option, default = "10_000")]
     requests: u64,
@@ -105,6 +109,7 @@ fn connect(args: &Args) -> Result<FibonacciRpcClient, Error> {
     let brokers = common::brokers(url, args.connect_timeout, args.wait, tls)?;
     let options = ClientOptions {
         timeout: args.timeout,
+        exchange: args.exchange.clone(),
         // In an open loop only the servers may delay a call.
         max_in_flight: if args.rate > 0.0 { usize::MAX } else { args.in_flight.max(args.threads) },
         ..FibonacciRpcClient::options()

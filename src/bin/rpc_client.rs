@@ -48,6 +48,10 @@ struct Args {
     /// queue to send requests to (default: rpc_queue)
     #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
     queue: String,
+    /// exchange to publish requests to, with the queue's name as the routing key (default: the
+    /// default exchange)
+    #[argh(option)]
+    exchange: Option<String>,
     /// seconds from the program's start for all that it does; from the end of the input with
     /// --body -; for each line with --lines (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
@@ -160,7 +164,8 @@ fn connect(args: &Args, timeout: Duration) -> Result<FibonacciRpcClient, Error> 
         },
         false => FibonacciRpcClient::options(),
     };
-    let options = ClientOptions { keep_alive: args.keep_alive, timeout, ..options };
+    let (exchange, keep_alive) = (args.exchange.clone(), args.keep_alive);
+    let options = ClientOptions { exchange, keep_alive, timeout, ..options };
     FibonacciRpcClient::with_options(brokers, &args.queue, options)
 }
 

@@ -199,11 +199,20 @@ impl Channel {
         })
     }
 
+    pub(crate) fn is_open(&self) -> bool {
+        self.slot.is_open.load(Ordering::Relaxed)
+    }
+
     /// A route to a queue through this channel. If the queue does not exist, the broker returns a
     /// mandatory message.
     pub(crate) fn route<'a>(&self, queue: &'a str, mandatory: bool) -> Route<'a> {
+        Route { mandatory, ..self.route_through("", queue) }
+    }
+
+    /// A route through an exchange. If it leads to no queue, the broker returns the message.
+    pub(crate) fn route_through<'a>(&self, exchange: &'a str, routing_key: &'a str) -> Route<'a> {
         let frame_max = self.data_plane.frame_max();
-        Route { channel: self.number, exchange: "", routing_key: queue, mandatory, frame_max }
+        Route { channel: self.number, exchange, routing_key, mandatory: true, frame_max }
     }
 
     /// Closes the channel without waiting for the broker. A thread that waits for an answer gives

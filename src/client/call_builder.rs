@@ -55,6 +55,8 @@ impl<'a> CallBuilder<'a> {
             body,
             message_id: String::new(),
             method: None,
+            exchange: options.exchange.clone(),
+            routing_key: None,
             content_type: None,
             headers: Headers::default(),
             keep_alive: options.keep_alive,
@@ -82,6 +84,20 @@ impl<'a, T> CallBuilder<'a, T> {
     /// The name of the method to call: the `type` of the AMQP message.
     pub fn method(mut self, name: impl Into<String>) -> Self {
         self.request.method = Some(name.into());
+        self
+    }
+
+    /// The exchange to publish to. Overrides
+    /// [`ClientOptions::exchange`](super::ClientOptions::exchange).
+    pub fn exchange(mut self, name: impl Into<String>) -> Self {
+        self.request.exchange = Some(name.into());
+        self
+    }
+
+    /// The routing key, which is the queue's name by default: for topic and consistent-hash
+    /// exchanges.
+    pub fn routing_key(mut self, key: impl Into<String>) -> Self {
+        self.request.routing_key = Some(key.into());
         self
     }
 
@@ -171,6 +187,8 @@ impl<'a, T> CallBuilder<'a, T> {
             request.message_id = Uuid::new_v4().to_string();
         }
         wire::check_length("message id", &request.message_id)?;
+        request.exchange.as_deref().map_or(Ok(()), wire::check_exchange)?;
+        wire::check_length("routing key", request.routing_key.as_deref().unwrap_or_default())?;
         wire::check_length("method's name", request.method.as_deref().unwrap_or_default())?;
         wire::check_length("content type", request.content_type.as_deref().unwrap_or_default())?;
         wire::check_keep_alive(request.keep_alive)?;

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use uuid::Uuid;
+
 use super::options::Config;
 use super::pending::{PROBE, PendingCalls};
 use super::request::Outcome;
@@ -48,6 +50,25 @@ impl Dispatcher {
             Event::Closed(close) => self.lose_publishing(channel, data_plane, &close),
             _ => {}
         }
+    }
+
+    /// Handles an event on a channel on which only this request is in flight.
+    pub(super) fn on_own_channel(&self, id: Uuid, data_plane: &DataPlane, event: Event) {
+        let error = match event {
+            Event::Return { queue, .. } => Error::Unroutable { queue },
+            Event::Closed(close) if close.method == BASIC_PUBLISH => match close.code {
+                403 => data_plane.endpoint.explain_close(&close, "publish requests"),
+                404 => Error::Unroutable { queue: close.text.replace("NOT_FOUND - ", "") },
+                _ => Error::Config(format!("the broker refused the request: {close}")),
+            },
+            Event::Closed(close) => {
+                let reason = format!("the broker closed the channel: {close}");
+                self.pending.settle(id, Outcome::Lost(reason), data_plane);
+                return;
+            }
+            _ => return,
+        };
+        self.pending.settle(id, Outcome::Ended(Err(error)), data_plane);
     }
 
     /// One request is not the connection: the others go on, and later ones go through another

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
+use super::own_channels::OwnChannel;
 use super::request::Outcome;
 use crate::broker::Waiter;
 use crate::lock::lock;
@@ -36,6 +37,9 @@ pub(super) struct CallSlot {
     is_admitted: AtomicBool,
     /// The number of its request in the order of writing.
     pub(super) number: AtomicU64,
+    /// The channel on which only its request is in flight, if there is such a channel.
+    pub(super) own: Mutex<Option<OwnChannel>>,
+    is_settled: AtomicBool,
     progress: Mutex<Progress>,
 }
 
@@ -137,6 +141,8 @@ impl CallSlot {
         Arc::new(CallSlot {
             id: Uuid::new_v4(),
             deadline,
+            own: Mutex::default(),
+            is_settled: AtomicBool::new(false),
             waiter: Arc::default(),
             is_admitted: AtomicBool::new(false),
             number: AtomicU64::new(0),
@@ -150,6 +156,12 @@ impl CallSlot {
 
     pub(super) fn set_outcome(&self, outcome: Outcome) {
         lock(&self.progress).outcome = Some(outcome);
+        self.is_settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has had an outcome.
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_settled.load(Ordering::Relaxed)
     }
 
     pub(super) fn has_outcome(&self) -> bool {

@@ -40,6 +40,17 @@ pub struct ClientOptions {
     pub idempotent: bool,
     /// The `content_type` of the requests: `application/octet-stream` unless set.
     pub content_type: String,
+    /// The exchange to which requests are published, with the queue's name as the routing key: the
+    /// default exchange unless set. The broker routes them to the queues that are bound there, such
+    /// as that of a server with [`ServerOptions::exchange`](crate::ServerOptions::exchange). If no
+    /// queue is bound, or if there is no such exchange, a call ends with
+    /// [`Error::Unroutable`](crate::Error::Unroutable).
+    pub exchange: Option<String>,
+    /// Whether requests carry the user's name, which the broker checks ([Validated
+    /// User-ID](https://www.rabbitmq.com/docs/validated-user-id)): no unless set. A handler reads it
+    /// with [`Request::user_id`](crate::Request::user_id). With `auth_mechanism=external`, the user
+    /// in the URL has to be the name that the broker reads from the certificate.
+    pub identify: bool,
     /// The interval at which the server sends a sign of life while it works on a request: none
     /// unless set, and then at least 100 ms and at most a day. If no sign comes for three
     /// intervals, the client asks the broker about the queue. The call ends with
@@ -60,6 +71,8 @@ impl Default for ClientOptions {
             max_in_flight: 1024,
             idempotent: false,
             content_type: "application/octet-stream".into(),
+            exchange: None,
+            identify: false,
             keep_alive: None,
         }
     }

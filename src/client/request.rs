@@ -17,6 +17,10 @@ pub(super) struct OutgoingRequest {
     /// A random UUID unless the caller gave one.
     pub(super) message_id: String,
     pub(super) method: Option<String>,
+    /// The default exchange unless set.
+    pub(super) exchange: Option<String>,
+    /// The name of the queue unless set.
+    pub(super) routing_key: Option<String>,
     /// Overrides the client's.
     pub(super) content_type: Option<String>,
     pub(super) headers: Headers,
@@ -25,6 +29,14 @@ pub(super) struct OutgoingRequest {
 }
 
 impl OutgoingRequest {
+    pub(super) fn exchange(&self) -> &str {
+        self.exchange.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn routing_key(&self) -> &str {
+        self.routing_key.as_deref().unwrap_or(&self.queue.name)
+    }
+
     /// The properties with which an attempt is sent.
     pub(super) fn head<'a>(
         &'a self,
@@ -38,6 +50,7 @@ impl OutgoingRequest {
             correlation_id,
             message_id: &self.message_id,
             method: self.method.as_deref(),
+            user_id: None,
             content_type: self.content_type.as_ref().unwrap_or(&config.options.content_type),
             app_id: &config.app_id,
             headers: &self.headers,

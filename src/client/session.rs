@@ -12,6 +12,7 @@ use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::looks::{Freshness, QueueLooks, QueueStatus};
 use super::options::Config;
+use super::own_channels::OwnChannels;
 
 use super::pending::PROBE;
 use super::request::OutgoingRequest;
@@ -20,7 +21,7 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Answer, DeclaredQueue, Method};
 use crate::lock::lock;
-use crate::wire::{self, Reply};
+use crate::wire::{self, Reply, RequestHead};
 
 pub(super) struct Session {
     /// Dropped first, which also closes the channels.
@@ -32,6 +33,7 @@ pub(super) struct Session {
     /// Unset until the broker has declared it. Until then, replies come by direct reply-to.
     reply_queue: OnceLock<String>,
     looks: Arc<QueueLooks>,
+    own_channels: OwnChannels,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
@@ -88,7 +90,16 @@ impl Session {
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
         let reply_queue = OnceLock::new();
         let publishing = Mutex::new(Arc::new(publishing));
-        let session = Session { connection, dispatcher, publishing, consuming, reply_queue, looks };
+        let own_channels = OwnChannels::default();
+        let session = Session {
+            connection,
+            dispatcher,
+            publishing,
+            consuming,
+            reply_queue,
+            looks,
+            own_channels,
+        };
         match declared {
             Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
                 let consume = Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true };
@@ -151,14 +162,24 @@ impl Session {
             return Err(too_late(deadline));
         }
         let reply_to = self.reply_queue.get().map_or(DIRECT_REPLY_TO, String::as_str);
-        let head = request.head(&self.dispatcher.config, reply_to, slot.id, remaining);
+        let user_id = self.config().options.identify.then_some(&*self.connection.endpoint.user);
+        let head = request.head(self.config(), reply_to, slot.id, remaining);
+        let head = RequestHead { user_id, ..head };
         let note = || self.dispatcher.pending.note_written(&slot, request.body.len());
+        self.take_own_channel(request, &slot, limit);
+        let own = lock(&slot.own).as_ref().map(|own| Arc::clone(&own.channel));
         let written = loop {
-            let publishing = self.publishing();
-            let route = publishing.route(&request.queue.name, true);
+            let publishing = own.clone().unwrap_or_else(|| self.publishing());
+            let route = publishing.route_through(request.exchange(), request.routing_key());
             let frames = wire::encode_request(route, &head, &request.body);
-            let written = publishing.write_noting(frames, limit.at, note);
-            if written != Err(WriteError::ChannelClosed) || self.takes_no_more_calls() {
+            let written = match own {
+                Some(_) => publishing.write(frames, limit.at),
+                None => publishing.write_noting(frames, limit.at, note),
+            };
+            if own.is_some()
+                || written != Err(WriteError::ChannelClosed)
+                || self.takes_no_more_calls()
+            {
                 break written;
             }
             self.replace_publishing(&publishing, limit);
@@ -175,6 +196,22 @@ impl Session {
         self.dispatcher.pending.withdraw(&slot);
         self.forget(&slot);
         result
+    }
+
+    /// Gives a request that the broker may refuse a channel of its own, if there is a number for one.
+    /// Direct replies come through the channel of the requests, so they share one.
+    fn take_own_channel(&self, request: &OutgoingRequest, slot: &CallSlot, limit: Deadline) {
+        let may_be_refused = request.exchange.is_some() || self.config().options.identify;
+        if may_be_refused && self.reply_queue.get().is_some() {
+            let dispatcher = Arc::clone(&self.dispatcher);
+            let on_event = move |id, plane: &_, event| dispatcher.on_own_channel(id, plane, event);
+            let own = self.own_channels.take(&self.connection, slot.id, limit.at, on_event);
+            *lock(&slot.own) = own.ok();
+        }
+    }
+
+    fn config(&self) -> &Config {
+        &self.dispatcher.config
     }
 
     fn publishing(&self) -> Arc<Channel> {
@@ -202,6 +239,9 @@ impl Session {
 
     /// Removes a call that no thread waits for any more.
     pub(super) fn forget(&self, slot: &CallSlot) {
+        if let Some(own) = lock(&slot.own).take().filter(|_| slot.is_settled()) {
+            self.own_channels.give_back(own);
+        }
         self.dispatcher.pending.forget(slot.id, &self.connection);
     }
 

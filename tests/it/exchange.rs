@@ -1,9 +1,11 @@
 //! Services behind an exchange of their own.
 
-use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions};
+use rabbitmq_rpc::{
+    Brokers, ClientOptions, Error, Failure, Request, RpcServer, ServerOptions, Status,
+};
 
 use crate::broker::{Broker, queue_name, url};
-use crate::embedded::Serving;
+use crate::embedded::{Serving, connect, connect_with};
 use crate::raw::{Properties, Raw, Verdict};
 
 fn behind(exchange: &str) -> ServerOptions {
@@ -49,4 +51,57 @@ fn exchange_that_cannot_be_named_is_refused_before_anything_is_sent() {
         let error = RpcServer::connect(brokers, "q", behind(exchange)).unwrap_err();
         assert!(matches!(&error, Error::Config(text) if text.contains(named)), "{error:?}");
     }
+}
+
+#[test]
+fn client_reaches_the_service_behind_its_exchange() {
+    let queue = queue_name("behind");
+    let exchange = format!("of {queue}");
+    let _serving = Serving::start(&url(), &queue, behind(&exchange), |n| Ok(n.to_vec()));
+    let options = ClientOptions { exchange: Some(exchange.clone()), ..Default::default() };
+    let client = connect_with(&url(), &queue, options);
+    let calls: Vec<_> = (0..100).map(|n| (n, client.send(n.to_string()).unwrap())).collect();
+    for (n, call) in calls {
+        assert_eq!(call.wait().unwrap(), n.to_string().into_bytes());
+    }
+    // On one call of another client, and with a routing key that no queue is bound with.
+    let other = connect(&url(), &queue);
+    assert_eq!(other.request("7").exchange(&exchange).call().unwrap(), b"7");
+    let error = other.request("7").exchange(&exchange).routing_key("x").call().unwrap_err();
+    assert!(matches!(&error, Error::Unroutable { .. }), "{error:?}");
+    let unbound = client.for_queue("orders").unwrap().call("7").unwrap_err();
+    assert!(matches!(&unbound, Error::Unroutable { .. }), "{unbound:?}");
+}
+
+/// The broker closes the channel of a request whose exchange does not exist, or whose `user_id` is
+/// not the user's.
+#[test]
+fn request_that_the_broker_refuses_ends_no_other_call() {
+    let queue = queue_name("no-exchange");
+    let _serving = Serving::echo(&url(), &queue);
+    let client = connect(&url(), &queue);
+    for _ in 0..10 {
+        let others: Vec<_> = (0..8).map(|_| client.send("8").unwrap()).collect();
+        let refused = client.request("7").exchange("there is none").call().unwrap_err();
+        assert!(matches!(&refused, Error::Unroutable { .. }), "{refused:?}");
+        assert!(!refused.may_have_executed() && refused.to_string().contains("there is none"));
+        for other in others {
+            assert_eq!(other.wait().unwrap(), b"8");
+        }
+    }
+    assert_eq!(client.counters().reconnects, 0);
+}
+
+#[test]
+fn handler_learns_which_user_calls() {
+    let queue = queue_name("user");
+    let only_guest = |request: &Request| match request.user_id() {
+        Some("guest") => Ok("welcome"),
+        who => Err(Failure::new(Status::PermissionDenied, format!("{who:?} may not"))),
+    };
+    let _serving = Serving::requests(&url(), &queue, ServerOptions::default(), only_guest);
+    let identified = ClientOptions { identify: true, ..Default::default() };
+    assert_eq!(connect_with(&url(), &queue, identified).call("").unwrap(), b"welcome");
+    let anonymous = connect(&url(), &queue).call("").unwrap_err();
+    assert_eq!(anonymous.kind(), "PERMISSION_DENIED");
 }
