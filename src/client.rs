@@ -14,6 +14,7 @@ mod pending;
 mod request;
 mod session;
 mod sessions;
+mod suspicion;
 mod write_order;
 
 use std::fmt;
@@ -176,8 +177,9 @@ impl RpcClient {
         RpcClient { shared: Arc::clone(&self.shared), queue: Arc::clone(&self.queue) }
     }
 
-    /// Asks the broker how many consumers the queue has, and how many requests wait in it. Blocks
-    /// for at most [`ClientOptions::timeout`].
+    /// Asks the broker how many consumers the queue has, and how many requests wait in it. If there
+    /// are none, or no queue, and the client has several brokers, the next one is asked, because
+    /// the first may be cut off from the others. Blocks for at most [`ClientOptions::timeout`].
     ///
     /// # Errors
     /// [`Error::Unroutable`] if the queue does not exist; otherwise as [`RpcClient::call`].
@@ -203,7 +205,7 @@ impl RpcClient {
             return Ok(QueueStatus { consumers: 1, messages: 0 });
         }
         let deadline = Deadline::after(timeout);
-        self.sessions().session(deadline)?.ask_about(&self.queue.name, deadline)
+        self.sessions().ask_about(&self.queue.name, deadline)
     }
 
     /// Calls `hook` after each call of this client and of the clients made from it, on the thread

@@ -7,6 +7,7 @@ use super::in_flight::CallSlot;
 use super::looks::QueueStatus;
 use super::request::{Outcome, OutgoingRequest};
 use super::session::Session;
+use super::suspicion::{SUSPECT_AFTER, is_unserved, may_be_lost};
 use crate::broker::Session as _;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -16,8 +17,8 @@ use crate::wire::Reply;
 pub(super) struct InFlight {
     pub(super) session: Arc<Session>,
     pub(super) slot: Arc<CallSlot>,
-    /// How long to wait for a sign of life, and when to check next, if the caller wants signs of
-    /// life.
+    /// How long to wait for a sign of life, and when to check next: if the caller wants signs of
+    /// life, or if there are other brokers to look for a server at.
     sign_timeout: Duration,
     next_check: Option<Instant>,
 }
@@ -27,6 +28,8 @@ pub(super) enum Waited {
     Ended(Outcome),
     /// The request may be lost, for this reason, and may be sent again.
     MayBeLost(&'static str),
+    /// Another session may get replies, and this one has not for long.
+    Suspect,
     TimedOut,
 }
 
@@ -48,7 +51,12 @@ impl InFlight {
             let factor = 1 << earlier.min(8);
             sign_timeout = sign_timeout.max(MIN_RESEND_DELAY).saturating_mul(factor);
         }
-        let next_check = request.keep_alive.map(|_| Instant::now() + sign_timeout);
+        let has_several_brokers = session.dispatcher.config.brokers.are_several();
+        if request.keep_alive.is_none() {
+            sign_timeout = SUSPECT_AFTER;
+        }
+        let checks = request.keep_alive.is_some() || has_several_brokers;
+        let next_check = checks.then(|| Instant::now() + sign_timeout);
         InFlight { session, slot, sign_timeout, next_check }
     }
 
@@ -123,6 +131,12 @@ impl InFlight {
             return None;
         }
         let found = self.session.inspect(&request.queue.name);
+        let pending = &self.session.dispatcher.pending;
+        if request.keep_alive.is_none() {
+            self.sign_timeout *= 2;
+            self.next_check = Some(now + self.sign_timeout);
+            return (is_unserved(&found) && pending.note_loss()).then_some(Waited::Suspect);
+        }
         let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
         let (unserved, is_over) = match found {
             Ok(QueueStatus { consumers: 0, .. }) => (true, true),
@@ -136,7 +150,7 @@ impl InFlight {
             self.next_check = Some(now + request.keep_alive?);
             return None;
         }
-        self.session.dispatcher.pending.suspect();
+        pending.note_loss();
         // A broker that is cut off from the rest of its cluster knows of no consumers.
         if request.is_idempotent && (!unserved || has_several_brokers && earlier.is_empty()) {
             return Some(Waited::MayBeLost("its server gave no sign of life"));
@@ -150,11 +164,7 @@ impl InFlight {
     /// The error for a call that was sent and got no reply by its deadline. Asks the broker about
     /// the queue, for at most 200 ms.
     ///
-    /// If nothing has come back for long, this makes the session suspect, because requests may be
-    /// lost on a connection that works. The first message of a channel to a quorum queue waits for
-    /// the queue's leader, for up to 65 s, and all later messages wait behind it. If a message to a
-    /// leader that stops is lost, the later ones wait for it. Without publisher confirms, the
-    /// client is not told (`rabbit_fifo_client.erl`).
+    /// If nothing has come back for long, this makes the session suspect.
     pub(super) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
         let after = deadline.timeout;
         if let Some(reason) = self.session.connection.blocked() {
@@ -169,9 +179,8 @@ impl InFlight {
             };
             what += &format!(" (consumers: {consumers}, waiting requests: {messages}); {advice}");
         }
-        // If the queue has no consumers, another session would get no replies either.
-        if found.map_or(true, |status| status.consumers > 0) {
-            self.session.dispatcher.pending.suspect();
+        if may_be_lost(&found, self.session.dispatcher.config.brokers.are_several()) {
+            self.session.dispatcher.pending.note_loss();
         }
         Error::TimedOut { what, after, sent: true }
     }

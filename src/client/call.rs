@@ -210,6 +210,7 @@ impl<T> PendingReply<T> {
                     self.earlier.extend(self.in_flight.take());
                 }
                 Waited::Ended(Outcome::Ended(outcome)) => return outcome.map(Some),
+                Waited::Suspect => self.sessions.replace_suspect(&in_flight.session),
                 _ if until < self.deadline.at => return Ok(None),
                 Waited::TimedOut | Waited::MayBeLost(_) => {
                     let queue = &self.request.queue.name;

@@ -3,12 +3,13 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use uuid::Uuid;
 
 use super::in_flight::{CallSlot, InFlightCalls};
 use super::request::Outcome;
+use super::suspicion::Suspicion;
 use super::write_order::{Refusal, WriteOrder};
 use crate::broker::DataPlane;
 use crate::error::Error;
@@ -27,17 +28,14 @@ pub(super) struct PendingCalls(Mutex<State>);
 struct State {
     calls: InFlightCalls,
     order: WriteOrder,
-    /// When the first call was registered after the last answer to any call.
-    unanswered: Option<Instant>,
-    /// Whether requests may be lost, because a call timed out and no answer has come for long.
-    suspect: bool,
+    suspicion: Suspicion,
 }
 
 impl PendingCalls {
     pub(super) fn new(limit: usize) -> PendingCalls {
         let calls = InFlightCalls::new(limit);
         let order = WriteOrder::default();
-        PendingCalls(Mutex::new(State { calls, order, unanswered: None, suspect: false }))
+        PendingCalls(Mutex::new(State { calls, order, suspicion: Suspicion::default() }))
     }
 
     /// Registers an attempt of a call before its request is sent. Its caller has to wait until it
@@ -45,7 +43,7 @@ impl PendingCalls {
     pub(super) fn enter(&self, slot: &Arc<CallSlot>, is_resend: bool, data_plane: &DataPlane) {
         let mut state = lock(&self.0);
         let admitted = state.calls.enter(slot, is_resend);
-        state.unanswered.get_or_insert_with(Instant::now);
+        state.suspicion.note_call();
         drop(state);
         admitted.wake(|waiter| data_plane.wake(waiter));
     }
@@ -63,7 +61,7 @@ impl PendingCalls {
     /// Sets the outcome of a call. Called by the reader. False if the call is not in flight.
     pub(super) fn settle(&self, id: Uuid, outcome: Outcome, reader_of: &DataPlane) -> bool {
         let mut state = lock(&self.0);
-        (state.unanswered, state.suspect) = (None, false);
+        state.suspicion.note_answer();
         let (slot, admitted) = state.calls.leave(id);
         if let Some(slot) = &slot {
             state.order.prove(slot.number.load(Ordering::Relaxed));
@@ -136,7 +134,7 @@ impl PendingCalls {
     /// Notes a sign of life from the server that works on a call.
     pub(super) fn note_sign_of_life(&self, id: Uuid) {
         let mut state = lock(&self.0);
-        (state.unanswered, state.suspect) = (None, false);
+        state.suspicion.note_answer();
         if let Some(slot) = state.calls.get(id) {
             slot.note_sign_of_life();
         }
@@ -148,17 +146,18 @@ impl PendingCalls {
         admitted.wake(|waiter| data_plane.wake(waiter));
     }
 
-    /// Notes that a call timed out. If calls have been registered for 3 s without any answer, this
-    /// makes the session suspect until an answer comes.
-    pub(super) fn suspect(&self) {
-        const LEAST: Duration = Duration::from_secs(3);
-        let mut state = lock(&self.0);
-        state.suspect |= state.unanswered.is_some_and(|since| since.elapsed() >= LEAST);
+    /// See [`Suspicion::note_loss`].
+    pub(super) fn note_loss(&self) -> bool {
+        lock(&self.0).suspicion.note_loss()
     }
 
     /// Whether requests may be lost in this session.
     pub(super) fn are_suspect(&self) -> bool {
-        lock(&self.0).suspect
+        lock(&self.0).suspicion.is_suspect()
+    }
+
+    pub(super) fn have_answers(&self) -> bool {
+        lock(&self.0).suspicion.has_answers
     }
 
     /// Number of calls in flight.

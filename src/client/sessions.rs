@@ -6,8 +6,10 @@ use std::thread;
 use std::time::Duration;
 
 use super::local::LocalHandler;
+use super::looks::QueueStatus;
 use super::options::Config;
 use super::session::Session;
+use super::suspicion::{Replacements, is_unserved};
 use crate::broker::{Connection, Ended, Reconnector};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -17,11 +19,17 @@ use crate::lock::lock;
 pub(super) struct Sessions {
     pub(super) config: Arc<Config>,
     reconnector: Arc<Reconnector<Session>>,
-    /// The previous session, which accepts no more calls but may have calls in flight; or the
-    /// present one while it is replaced.
-    retired: Mutex<Weak<Session>>,
+    replaced: Mutex<Replaced>,
     /// Answers the calls in place of any session.
     pub(super) local: Option<LocalHandler>,
+}
+
+#[derive(Default)]
+struct Replaced {
+    /// The previous session, which accepts no more calls but may have calls in flight; or the
+    /// present one while it is replaced.
+    retired: Weak<Session>,
+    replacements: Replacements,
 }
 
 impl Sessions {
@@ -36,14 +44,14 @@ impl Sessions {
         // A thread that still connects would keep its session.
         let first = reconnector.first_session(config.options.timeout);
         first.inspect_err(|_| reconnector.close().iter().for_each(|session| session.close()))?;
-        Ok(Sessions { config, reconnector, retired: Mutex::default(), local: None })
+        Ok(Sessions { config, reconnector, replaced: Mutex::default(), local: None })
     }
 
     /// Makes no session: the handler answers all calls.
     pub(super) fn local(config: Arc<Config>, handler: LocalHandler) -> Sessions {
         let reconnector = Reconnector::new(&config.brokers, |_, _| Err(Error::Closed));
         reconnector.close();
-        Sessions { config, reconnector, retired: Mutex::default(), local: Some(handler) }
+        Sessions { config, reconnector, replaced: Mutex::default(), local: Some(handler) }
     }
 
     /// A session that accepts calls. Blocks until the deadline at most.
@@ -52,25 +60,42 @@ impl Sessions {
         if !session.dispatcher.pending.are_suspect() {
             return Ok(session);
         }
-        self.replace(&session);
+        self.replace_suspect(&session);
         self.reconnector.session(deadline)
     }
 
-    /// Replaces a suspect session: its broker returns no replies, but the next one may. At most one
-    /// retired session may have calls in flight, because each keeps a connection.
-    fn replace(&self, session: &Arc<Session>) {
-        let mut retired = lock(&self.retired);
-        let before = retired.upgrade().filter(|before| !Arc::ptr_eq(before, session));
-        if before.as_ref().is_none_or(|before| before.in_flight() == 0) {
+    /// Asks the broker about a queue, and another broker if nobody serves the queue there. Blocks
+    /// until the deadline at most.
+    pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
+        let session = self.session(deadline)?;
+        let found = session.ask_about(queue, deadline);
+        if !self.config.brokers.are_several() || !is_unserved(&found) || deadline.has_passed() {
+            return found;
+        }
+        self.replace_suspect(&session);
+        let next = self.reconnector.session(deadline)?;
+        if Arc::ptr_eq(&next, &session) { found } else { next.ask_about(queue, deadline) }
+    }
+
+    /// Replaces a session whose broker returns no replies, but the next one may. At most one retired
+    /// session may have calls in flight, because each keeps a connection.
+    pub(super) fn replace_suspect(&self, session: &Arc<Session>) {
+        let mut state = lock(&self.replaced);
+        let before = state.retired.upgrade().filter(|before| !Arc::ptr_eq(before, session));
+        if self.reconnector.is_current(session)
+            && before.as_ref().is_none_or(|before| before.in_flight() == 0)
+            && state.replacements.begin(session.dispatcher.pending.have_answers())
+        {
+            state.retired = Arc::downgrade(session);
+            drop(state);
             // Only calls whose deadlines have passed are left there.
             before.iter().for_each(|before| before.connection.cut("no replies came through it"));
-            *retired = Arc::downgrade(session);
             self.reconnector.replace(session);
         }
     }
 
     pub(super) fn in_flight(&self) -> usize {
-        let retired = lock(&self.retired).upgrade().filter(|session| session.is_retired());
+        let retired = lock(&self.replaced).retired.upgrade().filter(|session| session.is_retired());
         [self.reconnector.present(), retired]
             .iter()
             .flatten()
@@ -80,7 +105,7 @@ impl Sessions {
 
     /// Ends the calls in flight with [`Error::Closed`](crate::Error::Closed), and accepts no more.
     pub(super) fn close(&self) {
-        let retired = lock(&self.retired).upgrade();
+        let retired = lock(&self.replaced).retired.upgrade();
         [self.reconnector.close(), retired].iter().flatten().for_each(|session| session.close());
     }
 }

@@ -10,6 +10,7 @@ mod looks;
 mod reconnects;
 mod silence;
 mod slots;
+mod suspicion;
 mod threads;
 
 use std::fmt::Debug;

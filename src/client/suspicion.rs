@@ -1,0 +1,132 @@
+//! Decides when to leave a connection that works, because no replies come through it.
+//!
+//! Requests may be lost on a connection that works. The first message of a channel to a quorum queue
+//! waits for the queue's leader, for up to 65 s, and all later messages wait behind it. If a message
+//! to a leader that stops is lost, the later ones wait for it. Without publisher confirms, the
+//! client is not told (`rabbit_fifo_client.erl`). And from RabbitMQ 4.3 on, a node that is cut off
+//! from its cluster goes on accepting requests that no server can get.
+
+use std::time::{Duration, Instant};
+
+use super::looks::QueueStatus;
+use crate::deadline::backoff;
+use crate::error::{Error, Result};
+
+/// How long no answer has come to any call when a session becomes suspect.
+pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+
+/// Whether requests may be lost in one session.
+#[derive(Debug, Default)]
+pub(super) struct Suspicion {
+    /// When the first call was registered after the last answer to any call.
+    unanswered: Option<Instant>,
+    is_suspect: bool,
+    pub(super) has_answers: bool,
+}
+
+impl Suspicion {
+    pub(super) fn note_call(&mut self) {
+        self.unanswered.get_or_insert_with(Instant::now);
+    }
+
+    /// Notes an answer to any call, or a sign of life.
+    pub(super) fn note_answer(&mut self) {
+        *self = Suspicion { has_answers: true, ..Suspicion::default() };
+    }
+
+    /// Notes that a call may be lost. This makes the session suspect until an answer comes, unless
+    /// one has come a short time ago.
+    pub(super) fn note_loss(&mut self) -> bool {
+        self.is_suspect |= self.unanswered.is_some_and(|since| since.elapsed() >= SUSPECT_AFTER);
+        self.is_suspect
+    }
+
+    pub(super) fn is_suspect(&self) -> bool {
+        self.is_suspect
+    }
+}
+
+/// When to replace the next suspect session. The interval doubles until an answer comes: if the
+/// server is slow, or there is none, another connection does not help.
+#[derive(Debug, Default)]
+pub(super) struct Replacements {
+    without_answer: u32,
+    next: Option<Instant>,
+}
+
+impl Replacements {
+    /// Whether a suspect session may be replaced now. `has_answers` tells whether it has had any.
+    pub(super) fn begin(&mut self, has_answers: bool) -> bool {
+        const LONGEST: Duration = Duration::from_secs(120);
+        if has_answers {
+            *self = Replacements::default();
+        }
+        if self.next.is_some_and(|next| Instant::now() < next) {
+            return false;
+        }
+        self.without_answer += 1;
+        let pause = backoff(self.without_answer, 2 * SUSPECT_AFTER, LONGEST);
+        self.next = Some(Instant::now() + pause);
+        true
+    }
+}
+
+/// Whether the broker of this answer gives the queue's requests to nobody. Another broker may, if
+/// this one is cut off.
+pub(super) fn is_unserved(found: &Result<QueueStatus>) -> bool {
+    matches!(
+        found,
+        Ok(QueueStatus { consumers: 0, .. })
+            | Err(Error::Unroutable { .. } | Error::Unreachable { .. })
+    )
+}
+
+/// Whether a call that got no reply may be lost, by what the broker says about its queue. Requests
+/// that wait there are overload. A broker that does not tell this user is no evidence.
+pub(super) fn may_be_lost(found: &Result<QueueStatus>, has_several_brokers: bool) -> bool {
+    match found {
+        found if is_unserved(found) => has_several_brokers,
+        Ok(QueueStatus { messages, .. }) => *messages == 0,
+        Err(Error::Refused(_)) => false,
+        Err(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn suspect_sessions_are_replaced_less_and_less_often() {
+        let mut replacements = Replacements::default();
+        assert!(replacements.begin(true) && !replacements.begin(false));
+        let pause = |replacements: &mut Replacements| {
+            replacements.next = Some(Instant::now());
+            assert!(replacements.begin(false));
+            replacements.next.unwrap().saturating_duration_since(Instant::now())
+        };
+        let pauses = [(); 6].map(|()| pause(&mut replacements));
+        for (pause, least) in pauses.into_iter().zip([5, 11, 23, 47, 59, 59]) {
+            assert!(pause > Duration::from_secs(least), "{pauses:?}");
+        }
+        assert!(replacements.begin(true), "an answer came through the last one");
+    }
+
+    #[test]
+    fn overload_is_no_evidence_of_loss() {
+        let found = |consumers, messages| Ok(QueueStatus { consumers, messages });
+        let gone = Err(Error::Unroutable { queue: "q".into() });
+        let silent = Err(Error::ConnectionLost { reason: "it was cut".into() });
+        for (found, with_one, with_several) in [
+            (found(1, 0), true, true),
+            (found(1, 9), false, false),
+            (found(0, 9), false, true),
+            (gone, false, true),
+            (Err(Error::Refused("it does not tell".into())), false, false),
+            (silent, true, true),
+        ] {
+            let lost = [false, true].map(|several| may_be_lost(&found, several));
+            assert_eq!(lost, [with_one, with_several], "{found:?}");
+        }
+    }
+}
