@@ -129,6 +129,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         dead_letter_exchange: args.dead_letter_exchange,
         exchange: args.exchange,
         max_waiting: args.max_waiting,
+        render_failure: None,
         version: Some(env!("CARGO_PKG_VERSION").into()),
         drain_timeout: args.drain_timeout,
     };

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Failure, Result};
 use crate::wire;
+use crate::wire::{Reply, Request};
 
 /// The options of a server.
 ///
@@ -19,6 +20,8 @@ use crate::wire;
 /// };
 /// # assert_eq!(options.prefetch, 1);
 /// ```
+// Two functions with the same code may be equal or not. Nothing here depends on it.
+#[allow(unpredictable_function_pointer_comparisons)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerOptions {
     /// The number of workers: 1 unless set. Each has a thread and a channel of its own, and
@@ -53,6 +56,11 @@ pub struct ServerOptions {
     /// connection. This cannot be combined with a dead-letter exchange. [`RpcServer::with_worker`](super::RpcServer::with_worker)
     /// does not answer them.
     pub max_waiting: Option<u32>,
+    /// Makes the reply to a request that failed, if its callers expect failures in another form than
+    /// [an error reply](crate::guide::wire_contract): whether the handler failed, it panicked, its
+    /// reply cannot be sent, or too many requests wait. If it panics itself, or its reply cannot be
+    /// sent, the caller gets the error reply.
+    pub render_failure: Option<fn(&Request, &Failure) -> Reply>,
     /// The version of this program, which it tells to `rpc_client --ping`.
     pub version: Option<String>,
     /// How long a server that is told to stop waits for the requests in progress: 30 s unless set.
@@ -79,6 +87,7 @@ impl Default for ServerOptions {
             dead_letter_exchange: None,
             exchange: None,
             max_waiting: None,
+            render_failure: None,
             version: None,
             drain_timeout: Duration::from_secs(30),
         }

@@ -27,7 +27,9 @@ pub(crate) fn serve_and_refuse(
         return pool::serve(state, handler, on_ready);
     };
     let drain_timeout = Duration::from_secs(1);
-    let options = ServerOptions { prefetch: 64, drain_timeout, ..ServerOptions::default() };
+    let render_failure = state.options.render_failure;
+    let options =
+        ServerOptions { prefetch: 64, drain_timeout, render_failure, ..ServerOptions::default() };
     let queue = overflow_queue(&state.queue);
     let (brokers, overflow) = (state.brokers.clone(), Declaration::overflow());
     let refuser = Arc::new(ServerState::new(brokers, &queue, overflow, options));

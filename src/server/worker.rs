@@ -213,7 +213,7 @@ impl<'a> Worker<'a> {
         }
         lock(counters).in_progress += 1;
         let began = Instant::now();
-        let mut sender = Sender::new(state, session, channel, inbox, address);
+        let mut sender = Sender::new(state, session, channel, inbox, &request, address);
         let (known, answered) = match begun {
             Begun::Known(Known::Answered) => {
                 let ack = frames::ack(channel.number, request.delivery.tag);
@@ -258,7 +258,7 @@ impl<'a> Worker<'a> {
         let keep = |outcome, lost_connections| Known::Finished { outcome, lost_connections };
         match sent {
             Ok(sent) => {
-                sender.report(request, began, &outcome);
+                sender.report(began, &outcome);
                 match sent {
                     Sent::Written => (keep(outcome, lost), Ok(())),
                     Sent::Taken => (Known::Answered, Ok(())),

@@ -50,6 +50,30 @@ fn json_service_answers_its_client() {
     assert!(error.to_string().contains(why), "{error}");
 }
 
+/// The bodies are those of NestJS's `ClientRMQ`.
+#[test]
+fn nestjs_example_answers_in_the_form_of_nestjs() {
+    let url = Broker::shared().virtual_host("nestjs");
+    let mut server = example("nestjs", &url, &[]);
+    server.wait_for_line("Awaiting NestJS on sums", BUILD_TIMEOUT);
+    let client = connect(&url, "sums");
+    let answer = |request: &str| String::from_utf8(client.call(request).unwrap()).unwrap();
+    let sum = r#"{"pattern": "sum", "data": [1, 2, 3.5], "id": "7f"}"#;
+    assert_eq!(answer(sum), r#"{"isDisposed":true,"response":6.5}"#);
+    for (request, status) in [
+        (r#"{"pattern": "sum", "data": "7", "id": "7f"}"#, "INVALID_ARGUMENT"),
+        (r#"{"pattern": {"cmd": "sum"}, "data": [], "id": "7f"}"#, "UNIMPLEMENTED"),
+        ("sum", "INVALID_ARGUMENT"),
+    ] {
+        let answer = answer(request);
+        assert!(answer.starts_with(r#"{"err":{"message":"#), "{answer}");
+        assert!(
+            answer.ends_with(&format!(r#""status":"{status}"}},"isDisposed":true}}"#)),
+            "{answer}"
+        );
+    }
+}
+
 #[test]
 fn nested_call_passes_on_deadline_and_trace() {
     let mut example = example("nested_call", &Broker::shared().virtual_host("nested"), &[]);

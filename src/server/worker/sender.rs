@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::execute::RequestName;
+use super::execute::{RequestName, execute};
 use crate::broker::{Channel, DataPlane, Session};
 use crate::deadline::Deadline;
 use crate::error::{Failure, Result, Status};
@@ -24,6 +24,7 @@ pub(super) struct Sender<'a> {
     /// The worker's channel.
     channel: &'a Channel,
     inbox: &'a Inbox,
+    request: &'a Request,
     address: ReplyAddress<'a>,
     route: Route,
     direct: Option<DirectConnection>,
@@ -45,10 +46,12 @@ impl<'a> Sender<'a> {
         session: &'a ServerSession,
         channel: &'a Channel,
         inbox: &'a Inbox,
+        request: &'a Request,
         address: ReplyAddress<'a>,
     ) -> Sender<'a> {
         let route = Route::new(address.reply_to, session.connection.version());
-        let mut sender = Sender { state, session, channel, inbox, address, route, direct: None };
+        let direct = None;
+        let mut sender = Sender { state, session, channel, inbox, request, address, route, direct };
         sender.direct = sender.direct_connection();
         sender
     }
@@ -62,11 +65,13 @@ impl<'a> Sender<'a> {
         is_suspect: bool,
     ) -> Result<Sent, NotSent> {
         let Sender { session, channel, inbox, .. } = *self;
-        let is_large = size(outcome) >= session.large.load(Ordering::Relaxed);
+        let rendered = self.rendered(outcome);
+        let shown = rendered.as_ref().unwrap_or(outcome);
+        let is_large = size(shown) >= session.large.load(Ordering::Relaxed);
         let ack = ack(channel.number, tag);
         if !is_suspect && !is_large && !inbox.is_withdrawn() && self.direct.is_none() {
             let replies = &self.state.replies;
-            let frames = replies.encode(channel, self.is_mandatory(), &self.address, outcome);
+            let frames = replies.encode(channel, self.is_mandatory(), &self.address, shown);
             match self.write(frames.followed_by(&ack)) {
                 Ok(()) => return Ok(Sent::Written),
                 Err(error) if session.ended().is_some() => {
@@ -76,12 +81,13 @@ impl<'a> Sender<'a> {
                 Err(_) => {}
             }
         }
-        match self.send_alone(outcome) {
+        match self.send_alone(shown) {
             Err(NotSent::Refused(close)) => {
-                let size = size(outcome);
+                let size = size(shown);
                 session.large.fetch_min(size, Ordering::Relaxed);
                 *outcome = Err(refused(size, &close));
-                self.send_alone(outcome)?;
+                let rendered = self.rendered(outcome);
+                self.send_alone(rendered.as_ref().unwrap_or(outcome))?;
             }
             sent => sent?,
         }
@@ -90,9 +96,18 @@ impl<'a> Sender<'a> {
         Ok(Sent::Taken)
     }
 
+    /// The reply to a request that failed, if the server has a form of its own for failures.
+    fn rendered(&self, outcome: &Outcome) -> Option<Outcome> {
+        let render = self.state.options.render_failure?;
+        let failure = outcome.as_ref().err()?;
+        let frame_max = self.session.connection.frame_max();
+        execute(|request| Ok(render(request, failure)), self.request, frame_max).ok().map(Ok)
+    }
+
     /// Counts an answered request, and shows it to the log and the hook.
-    pub(super) fn report(&self, request: &Request, began: Instant, outcome: &Outcome) {
+    pub(super) fn report(&self, began: Instant, outcome: &Outcome) {
         let ServerState { counters, queue, observer, .. } = &**self.state;
+        let request = self.request;
         let status = match outcome {
             Ok(_) => {
                 lock(counters).served += 1;
