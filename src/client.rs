@@ -11,6 +11,7 @@ mod looks;
 mod options;
 mod own_channels;
 mod pending;
+mod publishing;
 mod request;
 mod session;
 mod sessions;

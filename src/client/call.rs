@@ -7,8 +7,7 @@ use std::{fmt, mem, thread};
 
 use super::attempt::{EARLIER_CHECK_INTERVAL, InFlight, Waited, take_reply};
 use super::local;
-use super::request::{Outcome, OutgoingRequest};
-use super::session::too_late;
+use super::request::{Outcome, OutgoingRequest, too_late};
 use super::sessions::Sessions;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::broker::{Channel, Connection, DataPlane, Waiter};
@@ -97,6 +98,30 @@ impl QueueLooks {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Waits until the request queue has consumers, but at most for this time.
+    ///
+    /// When a cluster loses a node, the quorum queues that were led there have no leader for a while,
+    /// and report no consumers. The first message that a channel publishes to such a queue waits for a
+    /// leader, which may never answer, for up to 65 s. All later messages of the channel wait behind it
+    /// (RabbitMQ's `rabbit_fifo_client.erl`). In tests, clients that reconnected and published at once
+    /// lost every request of that session. The broker reports no event when there is a leader, so this
+    /// polls.
+    pub(super) fn await_consumers(
+        self: &Arc<Self>,
+        connection: &Connection,
+        queue: &str,
+        timeout: Duration,
+    ) {
+        const STEP: Duration = Duration::from_millis(50);
+        let limit = Deadline::after(timeout);
+        while let Ok(found) = self.ask(connection, queue, Freshness::New, limit)
+            && found.consumers == 0
+            && !limit.has_passed()
+        {
+            thread::sleep(STEP);
         }
     }
 

@@ -12,7 +12,8 @@ use super::request::Outcome;
 use super::suspicion::Suspicion;
 use super::write_order::{Refusal, WriteOrder};
 use crate::broker::DataPlane;
-use crate::error::Error;
+use crate::deadline::Deadline;
+use crate::error::{Error, Result};
 use crate::frames::Close;
 use crate::lock::lock;
 
@@ -23,7 +24,10 @@ use crate::lock::lock;
 /// connection.
 pub(super) const PROBE: Uuid = Uuid::nil();
 
-pub(super) struct PendingCalls(Mutex<State>);
+pub(super) struct PendingCalls {
+    limit: usize,
+    state: Mutex<State>,
+}
 
 struct State {
     calls: InFlightCalls,
@@ -35,22 +39,55 @@ impl PendingCalls {
     pub(super) fn new(limit: usize) -> PendingCalls {
         let calls = InFlightCalls::new(limit);
         let order = WriteOrder::default();
-        PendingCalls(Mutex::new(State { calls, order, suspicion: Suspicion::default() }))
+        let state = Mutex::new(State { calls, order, suspicion: Suspicion::default() });
+        PendingCalls { limit, state }
     }
 
-    /// Registers an attempt of a call before its request is sent. Its caller has to wait until it
-    /// [is admitted](CallSlot::is_admitted).
-    pub(super) fn enter(&self, slot: &Arc<CallSlot>, is_resend: bool, data_plane: &DataPlane) {
-        let mut state = lock(&self.0);
+    /// Registers an attempt of a call before its request is sent, and waits until it gets a place,
+    /// but not beyond `limit`. False if the session `is_over`: it accepts no more calls.
+    pub(super) fn register(
+        &self,
+        slot: &Arc<CallSlot>,
+        is_resend: bool,
+        limit: Deadline,
+        data_plane: &DataPlane,
+        is_over: impl Fn() -> bool,
+    ) -> Result<bool> {
+        let mut state = lock(&self.state);
         let admitted = state.calls.enter(slot, is_resend);
         state.suspicion.note_call();
         drop(state);
         admitted.wake(|waiter| data_plane.wake(waiter));
+        let is_ready = || slot.is_admitted() || is_over();
+        while !is_ready() {
+            if limit.has_passed() {
+                self.forget(slot.id, data_plane);
+                return Err(self.limit_reached(limit));
+            }
+            let next = self.hand_over(data_plane).unwrap_or(limit.at);
+            data_plane.wait(&slot.waiter, next.min(limit.at), is_ready);
+        }
+        if is_over() {
+            self.forget(slot.id, data_plane);
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn limit_reached(&self, deadline: Deadline) -> Error {
+        let limit = self.limit;
+        Error::TimedOut {
+            what: format!(
+                "no room for the request: {limit} calls are in flight already; raise max_in_flight"
+            ),
+            after: deadline.timeout,
+            sent: false,
+        }
     }
 
     /// Hands the places of expired calls to calls that wait. Returns when to do so next.
-    pub(super) fn hand_over(&self, data_plane: &DataPlane) -> Option<Instant> {
-        let mut state = lock(&self.0);
+    fn hand_over(&self, data_plane: &DataPlane) -> Option<Instant> {
+        let mut state = lock(&self.state);
         let admitted = state.calls.hand_over();
         let next = state.calls.next_expiry();
         drop(state);
@@ -60,7 +97,7 @@ impl PendingCalls {
 
     /// Sets the outcome of a call. Called by the reader. False if the call is not in flight.
     pub(super) fn settle(&self, id: Uuid, outcome: Outcome, reader_of: &DataPlane) -> bool {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         state.suspicion.note_answer();
         let (slot, admitted) = state.calls.leave(id);
         if let Some(slot) = &slot {
@@ -77,18 +114,18 @@ impl PendingCalls {
 
     /// Notes that the request of a call is written now, with a body of this size.
     pub(super) fn note_written(&self, slot: &CallSlot, size: usize) {
-        let number = lock(&self.0).order.write(slot.id, size);
+        let number = lock(&self.state).order.write(slot.id, size);
         slot.number.store(number, Ordering::Relaxed);
     }
 
     /// Notes that a request was not written after all.
     pub(super) fn withdraw(&self, slot: &CallSlot) {
-        lock(&self.0).order.withdraw(slot.id);
+        lock(&self.state).order.withdraw(slot.id);
     }
 
     /// Notes that [`PROBE`] is written now, or that it has come back.
     pub(super) fn note_probe(&self, has_come_back: bool) {
-        let order = &mut lock(&self.0).order;
+        let order = &mut lock(&self.state).order;
         match has_come_back {
             true => order.prove_id(PROBE),
             false => drop(order.write(PROBE, 0)),
@@ -97,7 +134,7 @@ impl PendingCalls {
 
     /// See [`WriteOrder::begin_channel`].
     pub(super) fn begin_channel(&self) -> u64 {
-        lock(&self.0).order.begin_channel()
+        lock(&self.state).order.begin_channel()
     }
 
     /// Ends the calls whose requests went down with a publishing channel, which the broker closed
@@ -105,7 +142,7 @@ impl PendingCalls {
     /// Called by the reader.
     pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) -> bool {
         let too_large = too_large(close);
-        let refusal = lock(&self.0).order.refuse(channel, too_large.map(|(size, _)| size));
+        let refusal = lock(&self.state).order.refuse(channel, too_large.map(|(size, _)| size));
         let may_have_executed = |id| {
             let reason = format!("the broker closed the channel: {close}");
             self.settle(id, Outcome::Ended(Err(Error::ConnectionLost { reason })), reader_of);
@@ -133,7 +170,7 @@ impl PendingCalls {
 
     /// Notes a sign of life from the server that works on a call.
     pub(super) fn note_sign_of_life(&self, id: Uuid) {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         state.suspicion.note_answer();
         if let Some(slot) = state.calls.get(id) {
             slot.note_sign_of_life();
@@ -142,27 +179,27 @@ impl PendingCalls {
 
     /// Removes a call that no thread waits for any more.
     pub(super) fn forget(&self, id: Uuid, data_plane: &DataPlane) {
-        let (_, admitted) = lock(&self.0).calls.leave(id);
+        let (_, admitted) = lock(&self.state).calls.leave(id);
         admitted.wake(|waiter| data_plane.wake(waiter));
     }
 
     /// See [`Suspicion::note_loss`].
     pub(super) fn note_loss(&self) -> bool {
-        lock(&self.0).suspicion.note_loss()
+        lock(&self.state).suspicion.note_loss()
     }
 
     /// Whether requests may be lost in this session.
     pub(super) fn are_suspect(&self) -> bool {
-        lock(&self.0).suspicion.is_suspect()
+        lock(&self.state).suspicion.is_suspect()
     }
 
     pub(super) fn have_answers(&self) -> bool {
-        lock(&self.0).suspicion.has_answers
+        lock(&self.state).suspicion.has_answers
     }
 
     /// Number of calls in flight.
     pub(super) fn len(&self, data_plane: &DataPlane) -> usize {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         state.calls.remove_expired();
         let admitted = state.calls.hand_over();
         let length = state.calls.len();

@@ -7,7 +7,8 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::options::Config;
-use crate::error::Result;
+use crate::deadline::Deadline;
+use crate::error::{Error, Result};
 use crate::wire::{Headers, Reply, RequestHead};
 
 /// A request and the options of its call.
@@ -29,6 +30,11 @@ pub(super) struct OutgoingRequest {
 }
 
 impl OutgoingRequest {
+    /// Whether the broker may refuse it for other reasons than its size.
+    pub(super) fn may_be_refused(&self, config: &Config) -> bool {
+        self.exchange.is_some() || config.options.identify
+    }
+
     pub(super) fn exchange(&self) -> &str {
         self.exchange.as_deref().unwrap_or_default()
     }
@@ -82,4 +88,10 @@ pub(super) enum Outcome {
     Ignored,
     /// The connection was lost, for this reason.
     Lost(String),
+}
+
+/// The error for a call whose time was up before it was sent.
+pub(super) fn too_late(deadline: Deadline) -> Error {
+    let what = "the time was up before the request could be sent".into();
+    Error::TimedOut { what, after: deadline.timeout, sent: false }
 }

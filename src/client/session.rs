@@ -1,39 +1,33 @@
 //! One connection of a client, with its channels and its reply queue.
 //!
-//! Callers do the work of a call themselves: they publish on one channel, one at a time, and read
-//! the replies in turns.
+//! Callers do the work of a call themselves: they publish, and read the replies in turns.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock};
-use std::thread;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::looks::{Freshness, QueueLooks, QueueStatus};
 use super::options::Config;
-use super::own_channels::OwnChannels;
-
 use super::pending::PROBE;
-use super::request::OutgoingRequest;
+use super::publishing::Publishing;
+use super::request::{OutgoingRequest, too_late};
 use crate::broker::{self, CallError, Channel, Connection, Limit, Waiter, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Answer, DeclaredQueue, Method};
-use crate::lock::lock;
 use crate::wire::{self, Reply, RequestHead};
 
 pub(super) struct Session {
     /// Dropped first, which also closes the channels.
     pub(super) connection: Connection,
     pub(super) dispatcher: Arc<Dispatcher>,
-    /// Another one takes its place if the broker closes it because of a request.
-    publishing: Mutex<Arc<Channel>>,
+    publishing: Publishing,
     consuming: Channel,
     /// Unset until the broker has declared it. Until then, replies come by direct reply-to.
     reply_queue: OnceLock<String>,
     looks: Arc<QueueLooks>,
-    own_channels: OwnChannels,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
@@ -85,25 +79,16 @@ impl Session {
         consuming.send(Method::DeclareReplyQueue);
         let soon = Deadline::after(DECLARE_TIMEOUT.min(config.brokers.connect_timeout / 2)).at;
         if awaits_consumers {
-            await_consumers(&looks, &connection, &config.queue);
+            looks.await_consumers(&connection, &config.queue, CONSUMERS_TIMEOUT);
         }
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
         let reply_queue = OnceLock::new();
-        let publishing = Mutex::new(Arc::new(publishing));
-        let own_channels = OwnChannels::default();
-        let session = Session {
-            connection,
-            dispatcher,
-            publishing,
-            consuming,
-            reply_queue,
-            looks,
-            own_channels,
-        };
+        let publishing = Publishing::new(&dispatcher, publishing);
+        let session = Session { connection, dispatcher, publishing, consuming, reply_queue, looks };
         match declared {
             Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
                 let consume = Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true };
-                let consumed = session.publishing().call(consume, limit);
+                let consumed = session.publishing.channel().call(consume, limit);
                 consumed.map_err(|error| session.connection.explain(error, "receive replies"))?;
                 session.dispatcher.replies_directly.store(true, Ordering::Relaxed);
                 log::info!("no reply queue yet: replies come by direct reply-to");
@@ -128,7 +113,7 @@ impl Session {
         wire::check_length("reply queue's name", &reply_queue)?;
         let reply_queue = self.reply_queue.get_or_init(|| reply_queue);
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
-        let (publishing, pending) = (self.publishing(), &self.dispatcher.pending);
+        let (publishing, pending) = (self.publishing.channel(), &self.dispatcher.pending);
         let route = publishing.route(reply_queue, false);
         let probe =
             wire::encode_reply(route, Some(id.as_bytes()), &self.dispatcher.config.app_id, &empty);
@@ -153,7 +138,8 @@ impl Session {
         request.headers.check_size(self.connection.frame_max())?;
         let slot = CallSlot::new(deadline.at);
         self.wait_while_blocked(&slot.waiter, limit)?;
-        if !self.register(&slot, limit, is_resend)? {
+        let (pending, is_over) = (&self.dispatcher.pending, || self.takes_no_more_calls());
+        if !pending.register(&slot, is_resend, limit, &self.connection, is_over)? {
             return Ok(None);
         }
         let remaining = deadline.remaining();
@@ -165,25 +151,11 @@ impl Session {
         let user_id = self.config().options.identify.then_some(&*self.connection.endpoint.user);
         let head = request.head(self.config(), reply_to, slot.id, remaining);
         let head = RequestHead { user_id, ..head };
-        let note = || self.dispatcher.pending.note_written(&slot, request.body.len());
-        self.take_own_channel(request, &slot, limit);
-        let own = lock(&slot.own).as_ref().map(|own| Arc::clone(&own.channel));
-        let written = loop {
-            let publishing = own.clone().unwrap_or_else(|| self.publishing());
-            let route = publishing.route_through(request.exchange(), request.routing_key());
-            let frames = wire::encode_request(route, &head, &request.body);
-            let written = match own {
-                Some(_) => publishing.write(frames, limit.at),
-                None => publishing.write_noting(frames, limit.at, note),
-            };
-            if own.is_some()
-                || written != Err(WriteError::ChannelClosed)
-                || self.takes_no_more_calls()
-            {
-                break written;
-            }
-            self.replace_publishing(&publishing, limit);
-        };
+        // Direct replies come through the publishing channel, so requests share it.
+        if request.may_be_refused(self.config()) && self.reply_queue.get().is_some() {
+            self.publishing.take_own_channel(&self.connection, &slot, limit);
+        }
+        let written = self.publishing.write(&self.connection, request, &head, &slot, limit);
         let result = match written {
             Ok(()) => return Ok(Some(slot)),
             // The rest of the request is written before anything else.
@@ -193,43 +165,13 @@ impl Session {
             Err(WriteError::TimedOut { begun }) => Err(self.write_timed_out(limit, begun)),
             Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
         };
-        self.dispatcher.pending.withdraw(&slot);
+        pending.withdraw(&slot);
         self.forget(&slot);
         result
     }
 
-    /// Gives a request that the broker may refuse a channel of its own, if there is a number for one.
-    /// Direct replies come through the channel of the requests, so they share one.
-    fn take_own_channel(&self, request: &OutgoingRequest, slot: &CallSlot, limit: Deadline) {
-        let may_be_refused = request.exchange.is_some() || self.config().options.identify;
-        if may_be_refused && self.reply_queue.get().is_some() {
-            let dispatcher = Arc::clone(&self.dispatcher);
-            let on_event = move |id, plane: &_, event| dispatcher.on_own_channel(id, plane, event);
-            let own = self.own_channels.take(&self.connection, slot.id, limit.at, on_event);
-            *lock(&slot.own) = own.ok();
-        }
-    }
-
     fn config(&self) -> &Config {
         &self.dispatcher.config
-    }
-
-    fn publishing(&self) -> Arc<Channel> {
-        Arc::clone(&lock(&self.publishing))
-    }
-
-    /// Opens another publishing channel, unless another caller has done so.
-    fn replace_publishing(&self, closed: &Arc<Channel>, limit: Deadline) {
-        let mut publishing = lock(&self.publishing);
-        if Arc::ptr_eq(&publishing, closed) {
-            let dispatcher = Arc::clone(&self.dispatcher);
-            let channel = dispatcher.pending.begin_channel();
-            let handler = move |plane: &_, event| dispatcher.on_publishing(channel, plane, event);
-            match self.connection.begin_channel(limit.at, handler) {
-                Ok(opened) => *publishing = Arc::new(opened),
-                Err(_) => self.connection.cut("it has no channel left for requests"),
-            }
-        }
     }
 
     /// Number of calls in flight.
@@ -239,31 +181,8 @@ impl Session {
 
     /// Removes a call that no thread waits for any more.
     pub(super) fn forget(&self, slot: &CallSlot) {
-        if let Some(own) = lock(&slot.own).take().filter(|_| slot.is_settled()) {
-            self.own_channels.give_back(own);
-        }
+        self.publishing.give_back(slot);
         self.dispatcher.pending.forget(slot.id, &self.connection);
-    }
-
-    /// Waits for an in-flight slot. False if the session accepts no more calls.
-    fn register(&self, slot: &Arc<CallSlot>, limit: Deadline, is_resend: bool) -> Result<bool> {
-        let pending = &self.dispatcher.pending;
-        pending.enter(slot, is_resend, &self.connection);
-        let is_over = || self.takes_no_more_calls();
-        let is_ready = || slot.is_admitted() || is_over();
-        while !is_ready() {
-            if limit.has_passed() {
-                self.forget(slot);
-                return Err(self.limit_reached(limit));
-            }
-            let next = pending.hand_over(&self.connection).unwrap_or(limit.at);
-            self.connection.wait(&slot.waiter, next.min(limit.at), is_ready);
-        }
-        if is_over() {
-            self.forget(slot);
-            return Ok(false);
-        }
-        Ok(true)
     }
 
     fn wait_while_blocked(&self, waiter: &Arc<Waiter>, deadline: Deadline) -> Result<()> {
@@ -294,17 +213,6 @@ impl Session {
         }
     }
 
-    fn limit_reached(&self, deadline: Deadline) -> Error {
-        let limit = self.dispatcher.config.options.max_in_flight;
-        Error::TimedOut {
-            what: format!(
-                "no room for the request: {limit} calls are in flight already; raise max_in_flight"
-            ),
-            after: deadline.timeout,
-            sent: false,
-        }
-    }
-
     fn takes_no_more_calls(&self) -> bool {
         broker::Session::ended(self).is_some() || self.is_retired()
     }
@@ -327,15 +235,11 @@ impl Session {
 
     fn look(&self, queue: &str, freshness: Freshness, deadline: Deadline) -> Result<QueueStatus> {
         let found = self.looks.ask(&self.connection, queue, freshness, deadline);
-        found.map_err(|error| self.or_ended(error))
-    }
-
-    /// The reason why the session has ended is a better error than that no answer came.
-    fn or_ended(&self, error: Error) -> Error {
-        match error {
+        // The reason why the session has ended is a better error than that no answer came.
+        found.map_err(|error| match error {
             Error::TimedOut { .. } => broker::Session::ended(self).unwrap_or(error),
             error => error,
-        }
+        })
     }
 
     /// Ends the calls in flight and closes the connection: orderly if the broker answers within a
@@ -392,30 +296,5 @@ impl Drop for Session {
         if self.is_retired() {
             self.connection.cut("no replies came through it");
         }
-    }
-}
-
-/// The error for a call whose time was up before it was sent.
-pub(super) fn too_late(deadline: Deadline) -> Error {
-    let what = "the time was up before the request could be sent".into();
-    Error::TimedOut { what, after: deadline.timeout, sent: false }
-}
-
-/// Waits until the request queue has consumers, but at most for [`CONSUMERS_TIMEOUT`].
-///
-/// When a cluster loses a node, the quorum queues that were led there have no leader for a while,
-/// and report no consumers. The first message that a channel publishes to such a queue waits for a
-/// leader, which may never answer, for up to 65 s. All later messages of the channel wait behind it
-/// (RabbitMQ's `rabbit_fifo_client.erl`). In tests, clients that reconnected and published at once
-/// lost every request of that session. The broker reports no event when there is a leader, so this
-/// polls.
-fn await_consumers(looks: &Arc<QueueLooks>, connection: &Connection, queue: &str) {
-    const STEP: Duration = Duration::from_millis(50);
-    let limit = Deadline::after(CONSUMERS_TIMEOUT);
-    while let Ok(found) = looks.ask(connection, queue, Freshness::New, limit)
-        && found.consumers == 0
-        && !limit.has_passed()
-    {
-        thread::sleep(STEP);
     }
 }

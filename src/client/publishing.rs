@@ -1,0 +1,99 @@
+//! The channels by which the requests of one session leave.
+
+use std::sync::{Arc, Mutex};
+
+use super::dispatcher::Dispatcher;
+use super::in_flight::CallSlot;
+use super::own_channels::OwnChannels;
+use super::request::OutgoingRequest;
+use crate::broker::{Channel, Connection, WriteError};
+use crate::deadline::Deadline;
+use crate::lock::lock;
+use crate::wire::{self, RequestHead};
+
+pub(super) struct Publishing {
+    dispatcher: Arc<Dispatcher>,
+    /// Shared by most requests. Another one takes its place if the broker closes it because of a
+    /// request.
+    shared: Mutex<Arc<Channel>>,
+    own: OwnChannels,
+}
+
+impl Publishing {
+    pub(super) fn new(dispatcher: &Arc<Dispatcher>, channel: Channel) -> Publishing {
+        Publishing {
+            dispatcher: Arc::clone(dispatcher),
+            shared: Mutex::new(Arc::new(channel)),
+            own: OwnChannels::default(),
+        }
+    }
+
+    /// The channel that most requests share.
+    pub(super) fn channel(&self) -> Arc<Channel> {
+        Arc::clone(&lock(&self.shared))
+    }
+
+    /// Writes a request: on its own channel if it has one, else on the shared one.
+    pub(super) fn write(
+        &self,
+        connection: &Connection,
+        request: &OutgoingRequest,
+        head: &RequestHead<'_>,
+        slot: &CallSlot,
+        limit: Deadline,
+    ) -> Result<(), WriteError> {
+        let encode = |channel: &Channel| {
+            let route = channel.route_through(request.exchange(), request.routing_key());
+            wire::encode_request(route, head, &request.body)
+        };
+        let own = lock(&slot.own).as_ref().map(|own| Arc::clone(&own.channel));
+        if let Some(own) = own {
+            return own.write(encode(&own), limit.at);
+        }
+        let note = || self.dispatcher.pending.note_written(slot, request.body.len());
+        loop {
+            let shared = self.channel();
+            let written = shared.write_noting(encode(&shared), limit.at, note);
+            let has_ended =
+                || connection.ended().is_some() || self.dispatcher.ended.get().is_some();
+            if written != Err(WriteError::ChannelClosed) || has_ended() {
+                return written;
+            }
+            self.replace(&shared, connection, limit);
+        }
+    }
+
+    /// Gives a request that the broker may refuse a channel of its own, if there is a number for
+    /// one.
+    pub(super) fn take_own_channel(
+        &self,
+        connection: &Connection,
+        slot: &CallSlot,
+        limit: Deadline,
+    ) {
+        let dispatcher = Arc::clone(&self.dispatcher);
+        let on_event = move |id, plane: &_, event| dispatcher.on_own_channel(id, plane, event);
+        *lock(&slot.own) = self.own.take(connection, slot.id, limit.at, on_event).ok();
+    }
+
+    /// Takes back the request's own channel, if the broker is known to have handled the request.
+    pub(super) fn give_back(&self, slot: &CallSlot) {
+        if let Some(own) = lock(&slot.own).take().filter(|_| slot.is_settled()) {
+            self.own.give_back(own);
+        }
+    }
+
+    /// Opens another shared channel, unless another caller has done so.
+    fn replace(&self, closed: &Arc<Channel>, connection: &Connection, limit: Deadline) {
+        let mut shared = lock(&self.shared);
+        if Arc::ptr_eq(&shared, closed) {
+            let dispatcher = Arc::clone(&self.dispatcher);
+            let channel = dispatcher.pending.begin_channel();
+            let handler = move |plane: &_, event| dispatcher.on_publishing(channel, plane, event);
+            match connection.begin_channel(limit.at, handler) {
+                Ok(opened) => *shared = Arc::new(opened),
+                Err(_) => connection.cut("it has no channel left for requests"),
+            }
+        }
+    }
+}
