@@ -219,7 +219,7 @@ impl Load {
         match answer {
             Ok(number) if number == self.expected => tally.right(latency),
             Ok(_) => tally.wrong("wrong answer"),
-            Err(error) => tally.wrong(tally::kind(&error)),
+            Err(error) => tally.wrong(error.kind()),
         }
         let (errors, done) = (tally.errors(), tally.ok + tally.errors());
         drop(tally);

@@ -70,7 +70,7 @@ fn open_loop_latency_includes_stalls() {
 fn errors_are_counted_by_kind() {
     let json = report(rpc_bench(&queue_name("no-such"), &["--requests", "20", "--json"]), 1);
     assert!(
-        json.contains("\"ok\":0,\"errors\":20,\"errors_by_kind\":{\"no such queue\":20}"),
+        json.contains("\"ok\":0,\"errors\":20,\"errors_by_kind\":{\"UNROUTABLE\":20}"),
         "{json}"
     );
 }

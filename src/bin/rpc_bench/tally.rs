@@ -5,7 +5,6 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use rabbitmq_rpc::Error;
 
 /// The number of right answers and of errors, and the latencies.
 pub struct Tally {
@@ -74,19 +73,5 @@ impl Tally {
             self.latency.mean(),
             percentiles.join(",")
         )
-    }
-}
-
-/// The name under which the tally counts an error.
-pub fn kind(error: &Error) -> &'static str {
-    match error {
-        Error::TimedOut { .. } => "timed out",
-        Error::Blocked { .. } => "broker blocked",
-        Error::Unreachable { .. } => "broker unreachable",
-        Error::Unroutable { .. } => "no such queue",
-        Error::ConnectionLost { .. } => "connection lost",
-        Error::Remote(_) => "error reply",
-        Error::BadReply(_) => "bad reply",
-        _ => "other",
     }
 }
