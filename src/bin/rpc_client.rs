@@ -156,16 +156,14 @@ fn connect(args: &Args, timeout: Duration) -> Result<FibonacciRpcClient, Error> 
     let Args { url, tls_ca, tls_cert, tls_key, .. } = args.clone();
     let tls = common::tls_files(tls_ca, tls_cert, tls_key);
     let brokers = common::brokers(url, args.connect_timeout, args.wait, tls)?;
-    let options = match args.numbers.is_empty() {
-        true => ClientOptions {
-            idempotent: args.idempotent,
-            max_in_flight: args.in_flight,
-            ..Default::default()
-        },
-        false => FibonacciRpcClient::options(),
-    };
+    let mut options = FibonacciRpcClient::options();
+    if args.numbers.is_empty() {
+        options = ClientOptions { idempotent: args.idempotent, ..Default::default() };
+        options.max_in_flight = args.in_flight;
+    }
+    let content_type = args.content_type.clone().unwrap_or(options.content_type);
     let (exchange, keep_alive) = (args.exchange.clone(), args.keep_alive);
-    let options = ClientOptions { exchange, keep_alive, timeout, ..options };
+    let options = ClientOptions { content_type, exchange, keep_alive, timeout, ..options };
     FibonacciRpcClient::with_options(brokers, &args.queue, options)
 }
 
@@ -224,22 +222,17 @@ impl Args {
     fn mistake(&self) -> Option<&'static str> {
         let numbers = !self.numbers.is_empty();
         let tasks = [numbers, self.body.is_some(), self.lines, self.ping, self.check];
-        let is_request_set = !self.header.is_empty()
-            || self.method.is_some()
-            || self.content_type.is_some()
-            || self.message_id.is_some();
-        if tasks == [false; 5] {
-            Some("There is nothing to ask for: give numbers, --body, --lines, --ping or --check.")
-        } else if tasks.iter().filter(|task| **task).count() > 1 {
-            Some("Give only one of numbers, --body, --lines, --ping and --check.")
-        } else if is_request_set && self.body.is_none() && !self.lines {
-            Some("--method, --header, --content-type and --message-id need --body or --lines.")
-        } else if self.message_id.is_some() && self.lines {
-            Some("With --lines each request has an id of its own: leave out --message-id.")
-        } else if self.in_flight == 0 {
-            Some("--in-flight is at least 1.")
-        } else {
-            None
+        let is_any = self.body.is_some() || self.lines;
+        match tasks.iter().filter(|task| **task).count() {
+            1 if self.lines && self.message_id.is_some() => {
+                Some("With --lines each request has an id of its own: leave out --message-id.")
+            }
+            1 if is_any => None,
+            1 if self.method.is_none() && self.header.is_empty() && self.message_id.is_none() => {
+                None
+            }
+            1 => Some("--method, --header and --message-id need --body or --lines."),
+            _ => Some("Give one of these: numbers, --body, --lines, --ping, --check."),
         }
     }
 
@@ -251,13 +244,8 @@ impl Args {
         if let Some(method) = &self.method {
             request = request.method(method);
         }
-        if let Some(content_type) = &self.content_type {
-            request = request.content_type(content_type);
-        }
-        if let Some(id) = &self.message_id {
-            request = request.message_id(id);
-        }
-        request
+        // Without one it gets a random id.
+        request.message_id(self.message_id.clone().unwrap_or_default())
     }
 }
 

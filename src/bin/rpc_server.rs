@@ -3,8 +3,8 @@
 #[path = "rpc_server/command.rs"]
 mod command;
 mod common;
-#[path = "rpc_server/running.rs"]
-mod running;
+#[path = "rpc_server/pipes.rs"]
+mod pipes;
 #[path = "common/signals.rs"]
 mod signals;
 
@@ -25,13 +25,10 @@ use rabbitmq_rpc::{Error, QueueType, Request, RpcServer, ServerOptions, Stopper,
 #[argh(
     example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4
 rpc_server --queue upper --workers 4 -- tr a-z A-Z",
-    note = "The command runs once for each request, without a shell. It gets the body as its standard
-input, and the other properties as environment variables: RPC_METHOD, RPC_MESSAGE_ID,
-RPC_CORRELATION_ID, RPC_CONTENT_TYPE, RPC_REDELIVERED (0 or 1), RPC_DEADLINE (seconds since 1970),
-RPC_HEADER_NAME for each text header. If it exits with 0, its standard output is the reply. Else
-the last line of its standard error is the reason that the caller gets, with a status: 64 or 65
-INVALID_ARGUMENT, 66 NOT_FOUND, 69 or 75 UNAVAILABLE, 77 PERMISSION_DENIED, others INTERNAL. If
-nobody waits for the reply any more, the command gets SIGTERM, and SIGKILL 2 s later.
+    note = "The command runs once for each request, without a shell: it gets the body as its input, and the
+other properties as variables (RPC_METHOD, RPC_HEADER_...). Its output is the reply, its exit code
+the status, the last line of its standard error the reason. The guide, src/guide/shell.md, says
+more.
 
 On SIGINT or SIGTERM the server answers the requests in progress, returns the others to
 the queue, and exits. A second signal ends it at once.",

@@ -107,7 +107,7 @@ fn tasks_and_options_that_do_not_go_together_are_usage_errors() {
         &["--header", "rpc-mine=1", "--body", "x"],
         &["--message-id", "x", "--lines"],
         &["--method", "x", "--check"],
-        &["--content-type", "x", "--check"],
+        &["--message-id", "x", "7"],
         &["--in-flight", "0", "--lines"],
         &["--keep-alive", "0", "--body", "x"],
     ] {

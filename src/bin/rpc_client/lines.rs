@@ -46,22 +46,27 @@ pub fn call(
             common::say(format_args!("{NAME}: no thread to read the lines: {error}"));
             common::OS_ERROR
         })?;
-        let mut progress = Progress::new();
-        let mut outcome = Ok(());
+        // A line on the terminal says how far the program is, unless the replies appear there.
+        let shows_progress = stderr().is_terminal() && !stdout().is_terminal();
+        let progress = |text: String| drop(shows_progress.then(|| write!(stderr(), "\r{text}")));
+        let (mut next, mut outcome) = (Instant::now(), Ok(()));
         for (number, call) in (1..).zip(calls) {
             match call.and_then(PendingReply::wait) {
                 // The thread may wait for input, so the process ends without it.
                 Ok(reply) => print_line(reply).unwrap_or_else(|code| exit(code.into())),
                 Err(error) => {
-                    progress.clear();
+                    progress("\x1b[K".into());
                     let line = format!("{NAME}: line {number}");
                     outcome = outcome.and(Err(common::report(&line, &error)));
                 }
             }
             let _ = printed.recv();
-            progress.show(number);
+            if next <= Instant::now() {
+                progress(format!("{number} lines"));
+                next = Instant::now() + Duration::from_millis(200);
+            }
         }
-        progress.clear();
+        progress("\x1b[K".into());
         let input = reader.join().expect("the thread that reads does not panic");
         outcome.and(input.map_err(cannot_read))
     })
@@ -92,32 +97,4 @@ pub fn print_line(mut reply: Vec<u8>) -> Result<(), u8> {
         reply.push(b'\n');
     }
     common::print(NAME, reply)
-}
-
-/// A line on the terminal that says how far the program is, unless the replies appear there.
-struct Progress {
-    is_shown: bool,
-    next: Instant,
-}
-
-impl Progress {
-    const INTERVAL: Duration = Duration::from_millis(200);
-
-    fn new() -> Progress {
-        let is_shown = stderr().is_terminal() && !stdout().is_terminal();
-        Progress { is_shown, next: Instant::now() + Progress::INTERVAL }
-    }
-
-    fn show(&mut self, lines: u64) {
-        if self.is_shown && self.next <= Instant::now() {
-            let _ = write!(stderr(), "\r{lines} lines");
-            self.next = Instant::now() + Progress::INTERVAL;
-        }
-    }
-
-    fn clear(&self) {
-        if self.is_shown {
-            let _ = write!(stderr(), "\r\x1b[K");
-        }
-    }
 }
