@@ -45,6 +45,9 @@ struct Args {
     /// amqp://guest:guest@localhost:5672/%2f)
     #[argh(option)]
     url: Option<String>,
+    /// file with the password, in place of the one in the URL; read again for each connection
+    #[argh(option)]
+    password_file: Option<PathBuf>,
     /// queue to send requests to (default: rpc_queue)
     #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
     queue: String,
@@ -155,7 +158,8 @@ fn run(args: &Args, mut began: Instant) -> Result<(), u8> {
 fn connect(args: &Args, timeout: Duration) -> Result<FibonacciRpcClient, Error> {
     let Args { url, tls_ca, tls_cert, tls_key, .. } = args.clone();
     let tls = common::tls_files(tls_ca, tls_cert, tls_key);
-    let brokers = common::brokers(url, args.connect_timeout, args.wait, tls)?;
+    let brokers =
+        common::brokers(url, args.connect_timeout, args.wait, args.password_file.clone(), tls)?;
     let mut options = FibonacciRpcClient::options();
     if args.numbers.is_empty() {
         options = ClientOptions { idempotent: args.idempotent, ..Default::default() };

@@ -46,6 +46,9 @@ struct Args {
     /// amqp://guest:guest@localhost:5672/%2f)
     #[argh(option)]
     url: Option<String>,
+    /// file with the password, in place of the one in the URL; read again for each connection
+    #[argh(option)]
+    password_file: Option<PathBuf>,
     /// queue to take requests from (default: rpc_queue)
     #[argh(option, default = "String::from(\"rpc_queue\")")]
     queue: String,
@@ -117,7 +120,8 @@ fn main() -> ExitCode {
 
 fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
     let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
-    let brokers = common::brokers(args.url, args.connect_timeout, args.wait, tls)?;
+    let brokers =
+        common::brokers(args.url, args.connect_timeout, args.wait, args.password_file, tls)?;
     let options = ServerOptions {
         workers: args.workers,
         prefetch: args.prefetch,

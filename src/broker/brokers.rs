@@ -1,14 +1,15 @@
 //! The brokers that a program may use, and connecting to one of them.
 
-use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use super::connection::{Connection, connect};
 use super::tls::{Connector, TlsFiles};
 use super::try_order::TryOrder;
 use super::url::Endpoint;
 use crate::deadline::Deadline;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, ensure};
 
 /// One broker, or several brokers of one cluster, and how to connect to them.
 ///
@@ -37,6 +38,10 @@ pub struct Brokers {
     /// set, each broker is tried once. With it, programs that start at the same time as their
     /// broker can come up in any order. A connection that is lost later is always retried.
     pub wait: Duration,
+    /// A file with the password, in place of the one in the URL: none unless set. It is read again
+    /// for each connection, so that a program goes on by itself after the password has changed. A
+    /// line break at its end does not count.
+    pub password_file: Option<PathBuf>,
     /// Files for `amqps://`. None is needed if the system trusts the broker's certificate.
     pub tls: TlsFiles,
 }
@@ -55,6 +60,7 @@ impl Brokers {
             connect_timeout: Duration::from_secs(5),
             heartbeat: 10,
             wait: Duration::ZERO,
+            password_file: None,
             tls: TlsFiles::default(),
         })
     }
@@ -85,8 +91,26 @@ impl Brokers {
     }
 
     pub(super) fn index_of(&self, endpoint: &Endpoint) -> usize {
-        let found = self.endpoints.iter().position(|other| other == endpoint);
+        let is_same = |other: &Endpoint| {
+            *endpoint == Endpoint { password: endpoint.password.clone(), ..other.clone() }
+        };
+        let found = self.endpoints.iter().position(is_same);
         found.expect("connections are made to these endpoints only")
+    }
+
+    /// The endpoint with the password that is valid at present.
+    fn with_password(&self, endpoint: &Endpoint) -> Result<Endpoint> {
+        let mut endpoint = endpoint.clone();
+        if let Some(path) = &self.password_file {
+            let text = fs::read_to_string(path).map_err(|error| {
+                Error::Config(format!("cannot read the password in {}: {error}", path.display()))
+            })?;
+            endpoint.password = text.trim_end_matches(['\r', '\n']).to_string();
+            ensure(!endpoint.password.is_empty(), || {
+                format!("the password file {} is empty", path.display())
+            })?;
+        }
+        Ok(endpoint)
     }
 
     /// The order that begins with the broker at index `first`.
@@ -121,7 +145,8 @@ impl Brokers {
         let mut has_tcp_connection = false;
         let mut reasons = Vec::new();
         for (position, index) in order.0.iter().take(count).enumerate() {
-            let endpoint = &self.endpoints[*index];
+            let endpoint = &self.with_password(&self.endpoints[*index]);
+            let endpoint = endpoint.as_ref().map_err(|error| (error.clone(), true))?;
             let limit = self.connect_timeout_of(endpoint);
             let share = deadline.remaining() / (count - position) as u32;
             let deadline = Deadline::after(limit.min(share));

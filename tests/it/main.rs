@@ -79,6 +79,7 @@ mod oversized; // requests and replies larger than the broker takes
 mod own_methods; // what a server answers itself
 mod partition; // a node that is cut off from the other two
 mod passing; // refusals that pass, and what comes late at a first start
+mod password_file; // a password that changes
 mod patience; // how tests wait
 mod process; // a program that a test runs
 mod programs; // this crate's programs

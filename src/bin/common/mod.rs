@@ -73,6 +73,7 @@ pub fn brokers(
     url: Option<String>,
     connect_timeout: Duration,
     wait: Duration,
+    password_file: Option<PathBuf>,
     tls: TlsFiles,
 ) -> Result<Brokers, Error> {
     let url = match url.map_or_else(|| env::var("AMQP_URL"), Ok) {
@@ -85,6 +86,7 @@ pub fn brokers(
     let mut brokers = Brokers::parse(&url)?;
     brokers.connect_timeout = connect_timeout;
     brokers.wait = wait;
+    brokers.password_file = password_file;
     brokers.tls = tls;
     Ok(brokers)
 }
