@@ -14,7 +14,8 @@ mod properties;
 
 pub(crate) use self::decoder::{Decoder, Incoming, RABBITMQ_FRAME_MAX};
 pub(crate) use self::encode::{
-    CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Frames, Method, Route, ack, bare_method, publish, reject,
+    CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Frames, Method, Route, ack, bare_method, cancel,
+    give_back, publish, reject,
 };
 pub(crate) use self::fields::{append_integer, append_text};
 pub(crate) use self::handshake::with_client_properties;

@@ -107,8 +107,9 @@ impl RpcServer {
     /// requester gets `INTERNAL`, and the worker continues.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if requests were still in progress at the end of the drain timeout.
-    /// Their threads continue, and the broker gives the requests to another server. The errors of
+    /// [`Error::TimedOut`] if requests were still in progress at the end of the drain timeout, or if
+    /// it is not known whether the broker has the last replies. The threads of requests in progress
+    /// continue, and the broker gives the requests to another server. The errors of
     /// [`RpcServer::connect`] if the server was not connected before. [`Error::Refused`],
     /// [`Error::QueueRefused`] and [`Error::Config`] if no retry can help; the server is then
     /// stopped.

@@ -215,6 +215,12 @@ impl Channel {
         Route { channel: self.number, exchange, routing_key, mandatory: true, frame_max }
     }
 
+    /// Sends frames that the broker does not answer. Does not block.
+    pub(crate) fn send_unanswered(&self, frames: &[u8]) {
+        let is_open = || self.slot.is_open.load(Ordering::Relaxed);
+        self.data_plane.write_control(frames, is_open);
+    }
+
     /// Closes the channel without waiting for the broker. A thread that waits for an answer gives
     /// up when it is woken next ([`DataPlane::wake_all`]).
     pub(crate) fn close(&self) {

@@ -12,7 +12,12 @@ const QUEUE_DECLARE: MethodId = [0, 50, 0, 10];
 const QUEUE_BIND: MethodId = [0, 50, 0, 20];
 const BASIC_QOS: MethodId = [0, 60, 0, 10];
 const BASIC_ACK: MethodId = [0, 60, 0, 80];
+const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
 const BASIC_REJECT: MethodId = [0, 60, 0, 90];
+const BASIC_NACK: MethodId = [0, 60, 0, 120];
+
+/// Names the only consumer of a channel.
+const CONSUMER_TAG: &str = "rpc";
 
 /// Methods without arguments, for [`bare_method`].
 pub(crate) const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
@@ -103,10 +108,9 @@ impl Method<'_> {
                 out.push(NOT_GLOBAL);
             }),
             Method::Consume { queue, no_ack } => method(channel, BASIC_CONSUME, |out| {
-                const BROKER_CHOOSES_TAG: &str = "";
                 out.extend_from_slice(&RESERVED);
                 append_short(out, queue);
-                append_short(out, BROKER_CHOOSES_TAG);
+                append_short(out, CONSUMER_TAG);
                 out.push(if no_ack { NO_ACK } else { 0 });
                 append_long(out, |_| {});
             }),
@@ -230,19 +234,36 @@ impl From<Vec<u8>> for Frames<'_> {
 
 /// Acknowledges one delivery.
 pub(crate) fn ack(channel: u16, delivery_tag: u64) -> Vec<u8> {
-    settle(channel, BASIC_ACK, delivery_tag, false)
+    const NOT_MULTIPLE: u8 = 0;
+    settle(channel, BASIC_ACK, delivery_tag, NOT_MULTIPLE)
 }
 
-/// Rejects one delivery. The broker then drops or dead-letters it, or returns it to the queue.
-pub(crate) fn reject(channel: u16, delivery_tag: u64, requeue: bool) -> Vec<u8> {
-    settle(channel, BASIC_REJECT, delivery_tag, requeue)
+/// Rejects one delivery. The broker then drops or dead-letters it.
+pub(crate) fn reject(channel: u16, delivery_tag: u64) -> Vec<u8> {
+    const NOT_REQUEUE: u8 = 0;
+    settle(channel, BASIC_REJECT, delivery_tag, NOT_REQUEUE)
 }
 
-/// `bit` is false for `multiple` of an acknowledgement, and `requeue` of a rejection.
-fn settle(channel: u16, id: MethodId, delivery_tag: u64, bit: bool) -> Vec<u8> {
+/// Returns one delivery to its queue. From 4.3 on, RabbitMQ does not count it against a delivery
+/// limit, as it counts one that is rejected with `requeue`, or whose channel is closed.
+pub(crate) fn give_back(channel: u16, delivery_tag: u64) -> Vec<u8> {
+    const REQUEUE: u8 = 2;
+    settle(channel, BASIC_NACK, delivery_tag, REQUEUE)
+}
+
+fn settle(channel: u16, id: MethodId, delivery_tag: u64, bits: u8) -> Vec<u8> {
     method(channel, id, |out| {
         out.extend_from_slice(&delivery_tag.to_be_bytes());
-        out.push(bit.into());
+        out.push(bits);
+    })
+}
+
+/// Ends the deliveries on this channel. The broker does not answer it.
+pub(crate) fn cancel(channel: u16) -> Vec<u8> {
+    const NO_WAIT: u8 = 1;
+    method(channel, BASIC_CANCEL, |out| {
+        append_short(out, CONSUMER_TAG);
+        out.push(NO_WAIT);
     })
 }
 

@@ -17,11 +17,16 @@ pub struct ServerCounters {
     pub returned: u64,
     /// Requests that are executed or answered at present.
     pub in_progress: u64,
+    /// Requests that were refused because too many waited
+    /// ([`ServerOptions::max_waiting`](crate::ServerOptions::max_waiting)).
+    pub refused: u64,
+    /// Requests whose requester had stopped waiting before a worker began with them.
+    pub expired: u64,
 }
 
 impl ServerCounters {
     /// The number of requests that workers have answered or rejected.
     pub(super) fn taken(&self) -> u64 {
-        self.served + self.failed + self.rejected
+        self.served + self.failed + self.rejected + self.expired
     }
 }

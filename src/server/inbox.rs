@@ -1,12 +1,12 @@
 //! The requests that have arrived for one worker.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Instant;
 
-use crate::broker::{DataPlane, Waiter};
+use crate::broker::{Channel, DataPlane, Waiter};
 use crate::error::{Error, Result};
-use crate::frames::Event;
+use crate::frames::{Event, cancel, give_back};
 use crate::lock::lock;
 use crate::wire::Request;
 
@@ -17,6 +17,8 @@ pub(crate) struct Inbox {
     /// Notified after every event and answer.
     pub(super) waiter: Arc<Waiter>,
     prefetch: usize,
+    /// Set once the broker has accepted the consumer.
+    channel: OnceLock<Weak<Channel>>,
     state: Mutex<InboxState>,
 }
 
@@ -26,6 +28,8 @@ struct InboxState {
     /// The reason why no more requests come.
     ended: Option<Error>,
     withdrawal: Option<Withdrawal>,
+    /// Whether requests are returned to the queue.
+    drains: bool,
 }
 
 /// How the broker ended the deliveries.
@@ -50,8 +54,8 @@ const SPARE: usize = 1000;
 
 impl Inbox {
     pub(super) fn new(prefetch: u16) -> Inbox {
-        let (waiter, state) = Default::default();
-        Inbox { began: Instant::now(), waiter, prefetch: prefetch.into(), state }
+        let (waiter, channel, state) = Default::default();
+        Inbox { began: Instant::now(), waiter, prefetch: prefetch.into(), channel, state }
     }
 
     /// Handles an event on the channel. Called by the reader, which notifies the worker.
@@ -61,13 +65,18 @@ impl Inbox {
             Event::Delivery(delivery) => {
                 let request = Request::from_delivery(delivery);
                 let mut state = lock(&self.state);
+                let (is_taken, drains) = (state.ended.is_none() && !state.drains, state.drains);
+                let tag = request.delivery.tag;
                 // After the end, the broker gets further requests back when the worker closes the
                 // channel.
-                if state.ended.is_none() {
+                if is_taken {
                     state.requests.push_back(request);
                 }
                 let count = state.requests.len();
                 drop(state);
+                if drains {
+                    self.give_back([tag]);
+                }
                 if self.prefetch > 0 && count > self.prefetch + SPARE {
                     data_plane.cut("the broker sent far more requests than the prefetch allows");
                 }
@@ -91,6 +100,38 @@ impl Inbox {
             Event::Return { .. } | Event::Answer(_) => {}
         }
         data_plane.notify(&self.waiter);
+    }
+
+    /// Lets [`Inbox::drain`] write on the channel.
+    pub(super) fn set_channel(&self, channel: &Arc<Channel>) {
+        let _ = self.channel.set(Arc::downgrade(channel));
+    }
+
+    /// Cancels the consumer, and returns the requests to the queue that the worker has not taken, as
+    /// well as those that still arrive. If the queue was deleted, the worker keeps them. Does not
+    /// block.
+    pub(super) fn drain(&self) {
+        let mut state = lock(&self.state);
+        if state.withdrawal.is_some() || state.drains {
+            return;
+        }
+        state.drains = true;
+        let requests = std::mem::take(&mut state.requests);
+        drop(state);
+        if let Some(channel) = self.channel() {
+            channel.send_unanswered(&cancel(channel.number));
+            self.give_back(requests.iter().map(|request| request.delivery.tag));
+        }
+    }
+
+    fn give_back(&self, tags: impl IntoIterator<Item = u64>) {
+        let Some(channel) = self.channel() else { return };
+        let frames = tags.into_iter().flat_map(|tag| give_back(channel.number, tag));
+        channel.send_unanswered(&frames.collect::<Vec<u8>>());
+    }
+
+    fn channel(&self) -> Option<Arc<Channel>> {
+        self.channel.get().and_then(Weak::upgrade)
     }
 
     /// The broker has taken back all deliveries, for this reason. It delivers them to other workers,

@@ -37,7 +37,10 @@ pub struct ServerOptions {
     pub queue_type: QueueType,
     /// How often a request is delivered again at most, if its workers are lost while they work on
     /// it: quorum queues only ([Poison
-    /// messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)).
+    /// messages](https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling)). Before 4.3,
+    /// RabbitMQ also counts requests that were prefetched and returned unexecuted by a server that
+    /// stops: leave `prefetch` at 1, or allow for as many restarts. Without a limit of its own, a
+    /// queue has that of the broker: none before RabbitMQ 4.0, then 20.
     pub delivery_limit: Option<u32>,
     /// The exchange that receives requests that were rejected, expired or delivered too often
     /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
@@ -48,10 +51,12 @@ pub struct ServerOptions {
     /// it alone, and then reaches no other queue.
     pub exchange: Option<String>,
     /// How many requests may wait in the queue, if the server declares it: no limit unless set. If
-    /// there are more, their callers get
-    /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted) at once. A classic queue
-    /// refuses the newest requests, a quorum queue those that have waited longest ([Queue length
-    /// limit](https://www.rabbitmq.com/docs/maxlength)). The server answers them from another
+    /// there are more, a classic queue refuses the newest requests, and their callers get
+    /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted) at once. A quorum queue refuses
+    /// those that have waited longest, among them one that was returned because its worker was lost
+    /// ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). It may have been executed, so
+    /// their callers get [`Status::Unavailable`](crate::Status::Unavailable), as those of a queue
+    /// that was declared by other means. The server answers them from another
     /// queue, whose name is that of this queue with `.overflow` appended, through another
     /// connection. This cannot be combined with a dead-letter exchange. [`RpcServer::with_worker`](super::RpcServer::with_worker)
     /// does not answer them.
@@ -61,6 +66,12 @@ pub struct ServerOptions {
     /// reply cannot be sent, or too many requests wait. If it panics itself, or its reply cannot be
     /// sent, the caller gets the error reply.
     pub render_failure: Option<fn(&Request, &Failure) -> Reply>,
+    /// After how long the broker returns the requests of workers whose node was lost: for quorum
+    /// queues that the server declares, and from RabbitMQ 4.3 on. 5 s unless set; `None` leaves it to
+    /// the broker, which waits for a minute. RabbitMQ 4.3 then refuses declarations of the queue by
+    /// other programs that do not name the same time (`x-consumer-disconnected-timeout`). Brokers
+    /// before 4.3 return the requests at once.
+    pub disconnected_timeout: Option<Duration>,
     /// The version of this program, which it tells to `rpc_client --ping`.
     pub version: Option<String>,
     /// How long a server that is told to stop waits for the requests in progress: 30 s unless set.
@@ -89,6 +100,7 @@ impl Default for ServerOptions {
             max_waiting: None,
             render_failure: None,
             version: None,
+            disconnected_timeout: Some(Duration::from_secs(5)),
             drain_timeout: Duration::from_secs(30),
         }
     }

@@ -200,6 +200,12 @@ impl State {
 }
 
 impl Ledger {
+    /// The number of replies that the broker may not have.
+    pub(super) fn unproved(&self) -> usize {
+        let is_unproved = |entry: &&Entry| matches!(entry.known, Known::Finished { .. });
+        lock(&self.entries).finished.entries.iter().filter(is_unproved).count()
+    }
+
     /// Returns true if this delivery proves that the broker has taken a reply.
     fn begin(&self, request: &Arc<Request>, prefetch: u16) -> bool {
         let mut entries = lock(&self.entries);

@@ -3,9 +3,11 @@
 //! With [`ServerOptions::max_waiting`], the broker dead-letters each request that exceeds the limit
 //! to an overflow queue ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). A second
 //! server answers the requests there, through another connection, so that they cost callers and
-//! workers nothing.
+//! workers nothing. A request is refused as not executed only if the queue is known to refuse the
+//! newest requests: a queue that drops its head may drop one that a lost worker has executed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -14,7 +16,9 @@ use super::pool::{self, Handler, OnReady};
 use super::queue::{Declaration, overflow_queue};
 use super::state::ServerState;
 use crate::error::{Error, Failure, Result, Status};
-use crate::wire::{Reply, Request};
+use crate::lock::lock;
+use crate::observation::Observation;
+use crate::wire::Request;
 
 /// Serves until the server is stopped. If the server has a limit, answers the requests in the
 /// overflow queue meanwhile, in a thread that makes the connection too.
@@ -27,15 +31,26 @@ pub(crate) fn serve_and_refuse(
         return pool::serve(state, handler, on_ready);
     };
     let drain_timeout = Duration::from_secs(1);
-    let render_failure = state.options.render_failure;
-    let options =
-        ServerOptions { prefetch: 64, drain_timeout, render_failure, ..ServerOptions::default() };
+    let (queue_type, render_failure) = (state.options.queue_type, state.options.render_failure);
+    let options = ServerOptions {
+        prefetch: 64,
+        queue_type,
+        drain_timeout,
+        render_failure,
+        ..ServerOptions::default()
+    };
     let queue = overflow_queue(&state.queue);
-    let (brokers, overflow) = (state.brokers.clone(), Declaration::overflow());
+    let (brokers, overflow) = (state.brokers.clone(), Declaration::overflow(queue_type));
     let refuser = Arc::new(ServerState::new(brokers, &queue, overflow, options));
-    let stopper = Arc::clone(&refuser);
+    // The main server decides whether a first start fails.
+    refuser.has_served.store(true, Ordering::Relaxed);
+    let (stopper, server) = (Arc::clone(&refuser), Arc::clone(state));
     let refuse = move || {
-        let handler = Box::new(move |request: &Request| refuse(request, limit));
+        let handler = Box::new(move |request: &Request| {
+            let failure = refuse(request, limit, server.refuses_newest.load(Ordering::Relaxed));
+            report(&server, request, &failure);
+            Err(failure)
+        });
         if let Err(error) = pool::serve(&refuser, handler, None) {
             log::error!("requests over the limit are no longer answered: {error}");
         }
@@ -53,16 +68,33 @@ pub(crate) fn serve_and_refuse(
 
 /// Requests that were dead-lettered for another reason arrive here too. The answer names the
 /// reason.
-fn refuse(request: &Request, limit: u32) -> Result<Reply, Failure> {
-    Err(match request.header("x-first-death-reason") {
+fn refuse(request: &Request, limit: u32, is_new: bool) -> Failure {
+    match request.header("x-first-death-reason") {
         Some("expired") => Failure::new(Status::DeadlineExceeded, "no worker was free in time"),
         Some("delivery_limit") => {
             Failure::new(Status::Internal, "every server that took the request was lost")
         }
         Some("rejected") => Failure::new(Status::Internal, "the reply could not be delivered"),
-        _ => Failure::new(
+        _ if is_new => Failure::new(
             Status::ResourceExhausted,
             format!("{limit} requests wait already; this one was not executed: try again later"),
         ),
-    })
+        _ => {
+            let text = format!("{limit} requests wait already: try again later");
+            Failure::new(Status::Unavailable, text)
+        }
+    }
+}
+
+/// Counts a refusal, and shows it to the hook of the server that serves the queue.
+fn report(server: &ServerState, request: &Request, failure: &Failure) {
+    lock(&server.counters).refused += 1;
+    server.observer.observe(|| Observation {
+        queue: &server.queue,
+        method: request.method(),
+        status: failure.status.name(),
+        time: Duration::ZERO,
+        bytes_in: request.body().len(),
+        bytes_out: failure.message.len(),
+    });
 }

@@ -3,9 +3,10 @@
 //! connection.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
@@ -35,6 +36,12 @@ pub(crate) fn serve(
 ) -> Result<()> {
     let options = &state.options;
     let (queue, workers, prefetch) = (&state.queue, options.workers, options.prefetch);
+    if options.delivery_limit.is_some() && prefetch != 1 {
+        log::warn!(
+            "a stop returns prefetched requests, which RabbitMQ before 4.3 counts against the \
+             delivery limit of {queue:?}: a prefetch of 1 avoids that"
+        );
+    }
     log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
     let (held, on_ready) = (Arc::clone(state), Mutex::new(on_ready));
     let job = Arc::new(Job { state: held, handler, on_ready });
@@ -76,6 +83,7 @@ impl Job {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         let state = &self.state;
         let never = Deadline::after(Duration::MAX);
+        let mut failures = 0;
         while !state.stop.is_stopped() {
             let session = match state.sessions.persistent_session(never) {
                 Err(Error::Closed) => break,
@@ -84,12 +92,25 @@ impl Job {
             let worker = match Worker::begin(state, &session) {
                 Ok(worker) => worker,
                 Err(Error::Unreachable { .. }) => continue,
+                Err(error) if state.has_served.load(Ordering::Relaxed) => {
+                    failures += 1;
+                    self.pause(failures, &error);
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
+            state.has_served.store(true, Ordering::Relaxed);
+            failures = 0;
             let on_ready = lock(&self.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
             match self.serve(&worker) {
-                Ok(()) => break,
+                Ok(()) => {
+                    state.confirming.fetch_add(1, Ordering::SeqCst);
+                    let unconfirmed = worker.confirm(state.drain_until());
+                    state.unconfirmed.fetch_add(unconfirmed, Ordering::SeqCst);
+                    state.confirming.fetch_sub(1, Ordering::SeqCst);
+                    break;
+                }
                 Err(Error::Unreachable { .. })
                     if session.ended().is_some() || !state.sessions.is_current(&session) => {}
                 Err(error @ Error::Unreachable { .. }) => {
@@ -98,11 +119,7 @@ impl Job {
                         false => log::warn!("{error}; going on with another channel"),
                     }
                 }
-                // The user may write again soon.
-                Err(error) if state.outcomes.has_replied() => {
-                    log::error!("{error}");
-                    let _ = state.stop.signal.recv_timeout(MIN_LIFETIME);
-                }
+                Err(error) if state.outcomes.has_replied() => self.pause(1, &error),
                 Err(error) => return Err(error),
             }
         }
@@ -111,8 +128,6 @@ impl Job {
 
     /// Serves until the server is told to stop, or until the channel or the connection has ended.
     fn serve(&self, worker: &Worker<'_>) -> Result<()> {
-        const FIRST_PAUSE: Duration = Duration::from_secs(1);
-        const LONGEST_PAUSE: Duration = Duration::from_secs(30);
         let mut failures = 0;
         loop {
             match worker.serve_one(&self.handler, Duration::MAX) {
@@ -126,16 +141,23 @@ impl Job {
                 // Only one reply could not be sent.
                 Err(error) => {
                     failures += 1;
-                    let pause = backoff(failures, FIRST_PAUSE, LONGEST_PAUSE);
-                    log::error!("{error}; its request is in the queue again");
-                    let _ = self.state.stop.signal.recv_timeout(pause);
+                    self.pause(failures, &error);
                 }
             }
         }
     }
+
+    /// Waits after something failed that may pass: longer each time, or until the server is stopped.
+    fn pause(&self, failures: u32, error: &Error) {
+        const FIRST: Duration = Duration::from_secs(1);
+        const LONGEST: Duration = Duration::from_secs(30);
+        self.state.complain(error);
+        let _ = self.state.stop.signal.recv_timeout(backoff(failures, FIRST, LONGEST));
+    }
 }
 
-/// Waits until the workers have answered their requests and ended, then closes the connections.
+/// Waits until the workers have answered their requests, the broker has the replies and the workers
+/// have ended. Then closes the connections.
 fn drain(
     state: &ServerState,
     first: Option<Result<()>>,
@@ -144,35 +166,40 @@ fn drain(
     /// How long to wait for workers that execute no request. Such a worker waits for a silent
     /// broker.
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
-    let (workers, limit) = (state.options.workers, state.options.drain_timeout);
-    let deadline = Deadline::after(limit);
+    let (workers, until) = (state.options.workers, state.drain_until());
     let in_progress = || lock(&state.counters).in_progress;
+    let is_busy = || in_progress() > 0 || state.confirming.load(Ordering::SeqCst) > 0;
     log::info!("stopping; requests in progress: {}", in_progress());
     let mut ended = usize::from(first.is_some());
     let mut failure = first.and_then(Result::err);
     while ended < workers {
-        match reports.recv_timeout(IDLE_TIMEOUT.min(deadline.remaining())) {
+        let left = until.saturating_duration_since(Instant::now());
+        match reports.recv_timeout(IDLE_TIMEOUT.min(left)) {
             Ok(report) => {
                 ended += 1;
                 failure = failure.or(report.err());
             }
-            Err(RecvTimeoutError::Timeout) if in_progress() > 0 && !deadline.has_passed() => {}
+            Err(RecvTimeoutError::Timeout) if is_busy() && !left.is_zero() => {}
             Err(_) => break,
         }
     }
-    let in_progress = in_progress();
+    let in_progress = if ended < workers { in_progress() } else { 0 };
+    let confirming = state.confirming.load(Ordering::SeqCst);
+    let unconfirmed = state.unconfirmed.load(Ordering::SeqCst) + confirming;
     state.close();
     let counters = *lock(&state.counters);
     log::info!("stopped: {counters:?}");
-    match failure {
-        Some(error) => Err(error),
-        None if ended < workers && in_progress > 0 => Err(Error::TimedOut {
-            what: format!(
-                "requests still in progress: {in_progress}; the broker gives them to another server"
-            ),
-            after: limit,
-            sent: true,
-        }),
-        None => Ok(()),
-    }
+    let what = match (in_progress, unconfirmed) {
+        (0, 0) => return failure.map_or(Ok(()), Err),
+        (0, _) => {
+            "the broker has not said that it has the last replies; it gives their requests to \
+             another server if it has not"
+                .to_string()
+        }
+        _ => format!(
+            "requests still in progress: {in_progress}; the broker gives them to another server"
+        ),
+    };
+    let after = state.options.drain_timeout;
+    Err(failure.unwrap_or(Error::TimedOut { what, after, sent: true }))
 }

@@ -25,6 +25,8 @@ const NODE_DOWN: &str = "is down or inaccessible";
 /// default type, which neither drops messages nor counts deliveries as the options say.
 pub(crate) struct Declaration {
     queue_type: QueueType,
+    /// Whether a queue with exactly these arguments never refuses a request that it has delivered.
+    refuses_newest: bool,
     /// The entries of an AMQP table.
     arguments: Vec<u8>,
 }
@@ -32,27 +34,30 @@ pub(crate) struct Declaration {
 /// Makes sure that the queue exists. Does not block beyond `until`, to which [`REDECLARE_DELAY`]
 /// does not count. Looks the queue up first, because an existing queue is used with the arguments
 /// that it was declared with. `existed` means that this server has found or declared the queue
-/// before, so it was deleted if it does not exist.
+/// before, so it was deleted if it does not exist. Returns whether the queue is known to refuse only
+/// requests that it has never delivered.
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,
     declaration: &Declaration,
     until: Instant,
     existed: bool,
-) -> Result<()> {
-    let Declaration { queue_type, arguments } = declaration;
+) -> Result<bool> {
+    let Declaration { queue_type, refuses_newest, arguments } = declaration;
     let limit = Limit::Until(until);
+    let declare = Method::DeclareQueue { queue, arguments };
+    let mut is_ours = true;
     let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
         Err(CallError::Closed(close)) if close.code == 404 && !close.text.ends_with(NODE_DOWN) => {
             if existed && *queue_type == QueueType::Quorum {
                 thread::sleep(REDECLARE_DELAY);
                 return ensure(data_plane, queue, declaration, until + REDECLARE_DELAY, false);
             }
-            let declare = Method::DeclareQueue { queue, arguments };
             let declared = data_plane.ask(declare, limit);
             match declared.inspect(|_| log::info!("declared the queue {queue:?}")) {
                 // Another program may have declared it meanwhile, with other arguments.
                 Err(CallError::Closed(close)) if close.code == 406 => {
+                    is_ours = false;
                     data_plane.ask(Method::FindQueue(queue), limit).map_err(|error| match error {
                         CallError::Closed(found) if found.code == 404 => CallError::Closed(close),
                         error => error,
@@ -61,9 +66,13 @@ pub(crate) fn ensure(
                 declared => declared,
             }
         }
-        found => found,
+        found => {
+            // The broker accepts the declaration of a queue that has the same arguments.
+            is_ours = found.is_ok() && *refuses_newest && data_plane.ask(declare, limit).is_ok();
+            found
+        }
     };
-    asked.map(drop).map_err(|error| match error {
+    asked.map(|_| is_ours && *refuses_newest).map_err(|error| match error {
         CallError::Closed(close) => explain(&data_plane.endpoint, queue, &close),
         CallError::NoChannel(_) => data_plane.explain(error, "look at the request queue"),
         // RabbitMQ 4 waits for the home node for a minute before it answers.
@@ -87,29 +96,38 @@ impl Declaration {
     /// durable nor exclusive ([Deprecated
     /// features](https://www.rabbitmq.com/docs/deprecated-features-list)).
     pub(super) fn new(queue: &str, options: &ServerOptions) -> Declaration {
-        let Declaration { queue_type, mut arguments } = Declaration::of_type(options.queue_type);
+        let mut declaration = Declaration::of_type(options.queue_type);
+        let (queue_type, arguments) = (declaration.queue_type, &mut declaration.arguments);
+        let is_quorum = queue_type == QueueType::Quorum;
+        if let Some(timeout) = options.disconnected_timeout.filter(|_| is_quorum) {
+            let milliseconds = timeout.as_millis().try_into();
+            let name = "x-consumer-disconnected-timeout";
+            append_integer(arguments, name, milliseconds.unwrap_or(i64::MAX));
+        }
         if let Some(limit) = options.delivery_limit {
-            append_integer(&mut arguments, "x-delivery-limit", limit.into());
+            append_integer(arguments, "x-delivery-limit", limit.into());
         }
         if let Some(exchange) = &options.dead_letter_exchange {
-            append_text(&mut arguments, "x-dead-letter-exchange", exchange);
+            append_text(arguments, "x-dead-letter-exchange", exchange);
         }
         if let Some(limit) = options.max_waiting {
-            append_integer(&mut arguments, "x-max-length", limit.into());
+            append_integer(arguments, "x-max-length", limit.into());
             if queue_type == QueueType::Classic {
-                append_text(&mut arguments, "x-overflow", "reject-publish-dlx");
+                append_text(arguments, "x-overflow", "reject-publish-dlx");
             }
-            append_text(&mut arguments, "x-dead-letter-exchange", "");
-            append_text(&mut arguments, "x-dead-letter-routing-key", &overflow_queue(queue));
+            append_text(arguments, "x-dead-letter-exchange", "");
+            append_text(arguments, "x-dead-letter-routing-key", &overflow_queue(queue));
         }
-        Declaration { queue_type, arguments }
+        declaration.refuses_newest = options.max_waiting.is_some() && !is_quorum;
+        declaration
     }
 
     /// How to declare the overflow queue. Its messages have a time limit, since the broker removes the
     /// expiration of a message that it dead-letters: with all servers down, the queue would grow
     /// without bound.
-    pub(super) fn overflow() -> Declaration {
-        let mut overflow = Declaration::of_type(QueueType::Classic);
+    /// Its type is that of the request queue: a classic queue is not there while its node is down.
+    pub(super) fn overflow(queue_type: QueueType) -> Declaration {
+        let mut overflow = Declaration::of_type(queue_type);
         append_integer(&mut overflow.arguments, "x-message-ttl", 60_000);
         overflow
     }
@@ -121,7 +139,7 @@ impl Declaration {
             QueueType::Quorum => "quorum",
         };
         append_text(&mut arguments, "x-queue-type", name);
-        Declaration { queue_type, arguments }
+        Declaration { queue_type, refuses_newest: false, arguments }
     }
 }
 

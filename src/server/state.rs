@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -32,6 +32,11 @@ pub(crate) struct ServerState {
     /// The sessions that were left, of which some worker may still execute a request.
     left: Mutex<Vec<Weak<ServerSession>>>,
     pub(super) counters: Mutex<ServerCounters>,
+    /// Whether a worker has consumed from the queue. What the broker refuses then may pass.
+    pub(super) has_served: AtomicBool,
+    /// Whether the queue is known to refuse only requests that it has never delivered.
+    pub(super) refuses_newest: Arc<AtomicBool>,
+    last_complaint: Mutex<Option<Instant>>,
     /// When it began to serve. Not set for a server that only refuses requests.
     pub(super) serving_since: OnceLock<SystemTime>,
     pub(super) replies: Replies,
@@ -40,6 +45,11 @@ pub(crate) struct ServerState {
     pub(super) keep_alive: Arc<KeepAlive>,
     pub(super) observer: Observer,
     pub(super) stop: Stop,
+    drain_until: OnceLock<Instant>,
+    /// The number of workers that wait for the broker to take their last replies.
+    pub(super) confirming: AtomicUsize,
+    /// The number of last replies of which it is not known whether the broker has taken them.
+    pub(super) unconfirmed: AtomicUsize,
 }
 
 /// A connection to a broker that has the request queue.
@@ -79,14 +89,20 @@ impl ServerState {
         let (queue, ensured) = (queue.to_string(), queue.to_string());
         let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
         let exchange = options.exchange.clone();
+        let overflow = Declaration::overflow(options.queue_type);
+        let refuses_newest_too: Arc<AtomicBool> = Arc::default();
+        let refuses_newest = Arc::clone(&refuses_newest_too);
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
             let until = Deadline::after(connect_timeout).at;
             if has_limit {
                 // The overflow queue must exist before the first request exceeds the limit.
-                let overflow = queue::overflow_queue(&ensured);
-                queue::ensure(&connection, &overflow, &Declaration::overflow(), until, false)?;
+                let (queue, overflow) = (queue::overflow_queue(&ensured), &overflow);
+                if let Err(error) = queue::ensure(&connection, &queue, overflow, until, false) {
+                    log::warn!("requests over the limit are not answered at present: {error}");
+                }
             }
-            queue::ensure(&connection, &ensured, &declaration, until, is_reconnect)?;
+            let refuses = queue::ensure(&connection, &ensured, &declaration, until, is_reconnect)?;
+            refuses_newest.store(refuses, Ordering::Relaxed);
             if let Some(exchange) = &exchange {
                 exchange::ensure_bound(&connection, exchange, &ensured, until)?;
             }
@@ -109,6 +125,9 @@ impl ServerState {
             sessions,
             left: Mutex::default(),
             counters: Mutex::default(),
+            has_served: AtomicBool::new(false),
+            refuses_newest: refuses_newest_too,
+            last_complaint: Mutex::default(),
             serving_since: OnceLock::new(),
             replies,
             outcomes: Outcomes::default(),
@@ -116,6 +135,9 @@ impl ServerState {
             keep_alive: KeepAlive::new(&app_id),
             observer: Observer::default(),
             stop: Stop::new(),
+            drain_until: OnceLock::new(),
+            confirming: AtomicUsize::new(0),
+            unconfirmed: AtomicUsize::new(0),
         }
     }
 
@@ -142,9 +164,23 @@ impl ServerState {
         left.retain(|session| session.strong_count() > 0);
         left.push(Arc::downgrade(session));
         drop(left);
-        let inboxes = lock(&session.inboxes);
-        inboxes.iter().filter_map(Weak::upgrade).for_each(|inbox| inbox.end(reason.clone()));
+        session.inboxes().iter().for_each(|inbox| inbox.end(reason.clone()));
         session.connection.wake_all();
+    }
+
+    /// Logs an error that keeps a worker from serving: not for each of many workers.
+    pub(super) fn complain(&self, error: &Error) {
+        const INTERVAL: Duration = Duration::from_secs(5);
+        let now = Instant::now();
+        let mut last = lock(&self.last_complaint);
+        let is_due = last.is_none_or(|last| now.duration_since(last) >= INTERVAL);
+        if is_due {
+            *last = Some(now);
+        }
+        drop(last);
+        if is_due {
+            log::error!("{error}; trying again");
+        }
     }
 
     /// Says once that replies go through the connection that they may end.
@@ -180,12 +216,28 @@ impl ServerState {
         self.replies.direct.close();
     }
 
-    /// Tells the workers to stop, and makes no new connection. Does not block.
+    /// Tells the workers to stop, and makes no new connection. The requests that no worker has begun
+    /// return to the queue. Does not block.
     pub(super) fn stop(&self) {
+        let _ = self.drain_until.set(Deadline::after(self.options.drain_timeout).at);
         self.stop.stop();
-        if let Some(session) = self.sessions.close() {
+        let session = self.sessions.close();
+        let left: Vec<_> = lock(&self.left).iter().filter_map(Weak::upgrade).collect();
+        for session in left.iter().chain(&session) {
+            session.inboxes().iter().for_each(|inbox| inbox.drain());
             session.connection.wake_all();
         }
+    }
+
+    /// Until when a server that is told to stop waits for its workers.
+    pub(super) fn drain_until(&self) -> Instant {
+        *self.drain_until.get_or_init(|| Deadline::after(self.options.drain_timeout).at)
+    }
+}
+
+impl ServerSession {
+    fn inboxes(&self) -> Vec<Arc<Inbox>> {
+        lock(&self.inboxes).iter().filter_map(Weak::upgrade).collect()
     }
 }
 

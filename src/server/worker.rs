@@ -86,6 +86,7 @@ impl<'a> Worker<'a> {
             }
             error
         })?;
+        inbox.set_channel(&channel);
         log::info!("taking requests from {:?} on {}", state.queue, connection.endpoint);
         let stall_detector = StallDetector::new(state, session, &inbox);
         let not_sync = PhantomData;
@@ -155,6 +156,23 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Waits until the broker has taken the replies that were written, but not beyond `until`. Returns
+    /// the number of those of which that is not known.
+    pub(super) fn confirm(&self, until: Instant) -> usize {
+        let Worker { state, channel, ledger, .. } = self;
+        let unproved = ledger.unproved();
+        if unproved == 0 {
+            return 0;
+        }
+        match channel.call(Method::Prefetch(state.options.prefetch), Limit::Until(until)) {
+            Ok(_) => {
+                state.outcomes.all_proved(ledger);
+                0
+            }
+            Err(_) => unproved,
+        }
+    }
+
     /// The broker cancels a consumer when its queue is deleted: then no other worker gets the
     /// requests that have arrived, so this one answers them. RabbitMQ 4.3 also cancels it after a
     /// consumer timeout, and gives them to other workers.
@@ -210,6 +228,9 @@ impl<'a> Worker<'a> {
         let begun = outcomes.begin(ledger, &request, options.prefetch, is_over);
         if let Begun::GivenUp = begun {
             return inbox.ended().map_or(Ok(()), Err);
+        }
+        if request.has_expired() && matches!(begun, Begun::Execute) {
+            return self.expire(request);
         }
         lock(counters).in_progress += 1;
         let began = Instant::now();
@@ -277,19 +298,32 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Removes a request from the queue whose requester no longer waits.
+    fn expire(&self, request: Arc<Request>) -> Result<()> {
+        lock(&self.state.counters).expired += 1;
+        log::info!("a request expired while it waited for a worker");
+        let ack = frames::ack(self.channel.number, request.delivery.tag);
+        self.state.outcomes.finish(&self.ledger, request, Known::Answered);
+        self.settle(ack)
+    }
+
     /// Removes a request that cannot be answered from the queue.
     fn reject(&self, request: &Request, why: &str) -> Result<()> {
         lock(&self.state.counters).rejected += 1;
         log::warn!("rejected a request of {} bytes: {why}", request.body().len());
-        let reject = frames::reject(self.channel.number, request.delivery.tag, false);
-        let written = self.channel.write(reject.into(), Deadline::after(Duration::MAX).at);
+        let reject = frames::reject(self.channel.number, request.delivery.tag);
+        self.settle(reject)
+    }
+
+    fn settle(&self, settlement: Vec<u8>) -> Result<()> {
+        let written = self.channel.write(settlement.into(), Deadline::after(Duration::MAX).at);
         let endpoint = &self.session.connection.endpoint;
         written.map_err(|_| endpoint.unreachable("the connection is gone"))
     }
 
     /// Returns a request to the queue, if the channel is still open. Does not block.
     fn give_back(&self, tag: u64) {
-        let back = frames::reject(self.channel.number, tag, true);
+        let back = frames::give_back(self.channel.number, tag);
         let _ = self.channel.write(back.into(), Instant::now());
     }
 }

@@ -154,7 +154,6 @@ impl Request {
     }
 
     /// Whether nobody waits for the reply any more, whatever the clocks of other machines say.
-    #[allow(dead_code)] // used with the next change
     pub(crate) fn has_expired(&self) -> bool {
         self.expires.is_some_and(|expires| expires <= Instant::now())
     }

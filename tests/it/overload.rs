@@ -25,7 +25,7 @@ fn refused_of(queue_type: QueueType) -> Vec<bool> {
     let executed = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&executed);
     let options = ServerOptions { queue_type, max_waiting: Some(LIMIT), ..Default::default() };
-    let _server = Serving::start(&url, &queue, options, move |_| {
+    let server = Serving::start(&url, &queue, options, move |_| {
         counted.fetch_add(1, Ordering::Relaxed);
         begin.send(()).unwrap();
         // An error here means that `release` was dropped.
@@ -45,7 +45,7 @@ fn refused_of(queue_type: QueueType) -> Vec<bool> {
         for (call, refused) in
             calls.iter_mut().zip(&mut is_refused).filter(|(_, refused)| !**refused)
         {
-            *refused = was_refused(call);
+            *refused = was_refused(call, queue_type);
         }
     }
     drop(release);
@@ -57,15 +57,21 @@ fn refused_of(queue_type: QueueType) -> Vec<bool> {
         1 + LIMIT as usize,
         "a refused request was executed"
     );
+    assert_eq!(server.server.counters().refused, 3);
     is_refused
 }
 
-fn was_refused(call: &mut PendingReply) -> bool {
+fn was_refused(call: &mut PendingReply, queue_type: QueueType) -> bool {
     match call.wait_timeout(Duration::from_millis(20)) {
         Ok(None) => false,
         Err(error @ Error::Remote(_)) => {
-            assert_eq!(error.kind(), Status::ResourceExhausted.name());
-            assert!(!error.may_have_executed(), "{error}");
+            // A quorum queue may refuse a request that a lost worker has executed.
+            let (status, may_have_executed) = match queue_type {
+                QueueType::Classic => (Status::ResourceExhausted, false),
+                QueueType::Quorum => (Status::Unavailable, true),
+            };
+            assert_eq!(error.kind(), status.name());
+            assert_eq!(error.may_have_executed(), may_have_executed, "{error}");
             true
         }
         outcome => panic!("{outcome:?}"),
@@ -115,9 +121,45 @@ fn overflow_queue_has_a_time_limit() {
     let (url, queue) = (Broker::shared().url(), queue_name("overflow"));
     let options = ServerOptions { max_waiting: Some(LIMIT), ..Default::default() };
     RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
-    let limit = [("x-message-ttl".to_string(), AmqpValue::LongLongInt(60_000))];
+    let limit = [
+        ("x-message-ttl".to_string(), AmqpValue::LongLongInt(60_000)),
+        ("x-queue-type".to_string(), AmqpValue::LongString("classic".into())),
+    ];
     // The broker refuses a declaration that differs from the first one.
     queue::declare(&url, &format!("{queue}.overflow"), true, limit.into_iter().collect());
+}
+
+/// A queue that another program declared may drop a request that was delivered before.
+#[test]
+fn refusal_by_a_queue_of_another_program_does_not_claim_that_nothing_was_executed() {
+    let (url, queue) = (Broker::shared().url(), queue_name("overload-foreign"));
+    let arguments = [
+        ("x-max-length".to_string(), AmqpValue::LongLongInt(1)),
+        ("x-dead-letter-exchange".to_string(), AmqpValue::LongString(String::new())),
+        (
+            "x-dead-letter-routing-key".to_string(),
+            AmqpValue::LongString(format!("{queue}.overflow")),
+        ),
+    ];
+    queue::declare(&url, &queue, true, arguments.into_iter().collect());
+    let (begin, begun) = unbounded();
+    let (release, released) = unbounded::<()>();
+    let options = ServerOptions { max_waiting: Some(1), ..Default::default() };
+    let _server = Serving::start(&url, &queue, options, move |_| {
+        begin.send(()).unwrap();
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(b"done".to_vec())
+    });
+    let client = connect(&url, &queue);
+    let first = client.send("1").unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
+    let dropped = client.send("2").unwrap();
+    let last = client.send("3").unwrap();
+    let error = dropped.wait().unwrap_err();
+    assert!(matches!(&error, Error::Remote(failure) if failure.status == Status::Unavailable));
+    assert!(error.may_have_executed(), "{error}");
+    drop(release);
+    assert_eq!((first.wait(), last.wait()), (Ok(b"done".to_vec()), Ok(b"done".to_vec())));
 }
 
 /// `amqp://127.0.0.1:1` is no broker's.

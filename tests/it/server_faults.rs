@@ -92,31 +92,6 @@ fn worker_resumes_after_consumer_timeout() {
     assert_eq!(serving.stop().redelivered, 1);
 }
 
-#[test]
-fn server_exits_when_login_or_permission_is_revoked() {
-    let broker = Broker::fragile();
-    broker.ctl(&["add_user", "ann", "first secret"]);
-    broker.ctl(&["set_permissions", "ann", ".*", ".*", ".*"]);
-    let url = broker.url().replace("guest:guest", "ann:first%20secret");
-    let queue = queue_name("refused");
-    let mut with_password = rpc_server_at(&url, &queue, &[]);
-    broker.ctl(&["change_password", "ann", "second secret"]);
-    broker.ctl(&["close_all_connections", "new passwords"]);
-    assert_eq!(with_password.wait(PATIENCE).code(), Some(77), "{}", with_password.stderr());
-    let stderr = with_password.stderr();
-    assert!(stderr.contains("refused the login of user \"ann\": check"), "{stderr}");
-
-    let url = url.replace("first", "second");
-    let mut with_permission = rpc_server_at(&url, &queue, &[]);
-    broker.ctl(&["set_permissions", "ann", "", "", ""]);
-    broker.ctl(&["close_all_connections", "new permissions"]);
-    assert_eq!(with_permission.wait(PATIENCE).code(), Some(77), "{}", with_permission.stderr());
-    let stderr = with_permission.stderr();
-    assert!(stderr.contains("user \"ann\" lacks the permission"), "{stderr}");
-    assert!(stderr.contains(&format!("queue '{queue}'")), "{stderr}");
-    assert!(!stderr.contains("secret"), "{stderr}");
-}
-
 /// An old broker needs another connection for a direct reply. If the login for it is refused, the
 /// reply goes through the server's own connection.
 #[test]

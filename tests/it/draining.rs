@@ -1,0 +1,122 @@
+//! A server that stops: what it returns to the queue, and what it waits for.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{bounded, unbounded};
+use rabbitmq_rpc::{Brokers, Error, QueueType, RpcServer, ServerOptions};
+
+use crate::broker::{Broker, queue_name};
+use crate::embedded::{Serving, connect};
+use crate::patience::{AT_ONCE, PATIENCE, await_value};
+
+/// The requests that a busy worker has prefetched go to another server at once, as do those that
+/// arrive while it stops.
+#[test]
+fn stopping_server_returns_at_once_what_no_handler_has_begun() {
+    let (url, queue) = (Broker::shared().url(), queue_name("returned"));
+    let (begin, begun) = unbounded();
+    let (release, released) = bounded::<()>(0);
+    let options = || ServerOptions { prefetch: 8, ..Default::default() };
+    let busy = Serving::start(&url, &queue, options(), move |request| {
+        begin.send(()).unwrap();
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(request.to_vec())
+    });
+    let client = connect(&url, &queue);
+    let first = client.send("first").unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
+    let prefetched: Vec<_> = (0..5).map(|n| client.send(n.to_string()).unwrap()).collect();
+    await_value(|| client.queue().unwrap().messages, |waiting| *waiting == 0);
+    let _idle = Serving::start(&url, &queue, options(), |request| Ok(request.to_vec()));
+    let stopped = Instant::now();
+    busy.stopper.stop();
+    for (n, call) in prefetched.into_iter().enumerate() {
+        assert_eq!(call.wait().unwrap(), n.to_string().as_bytes());
+    }
+    for n in 0..5 {
+        assert_eq!(client.call(n.to_string()).unwrap(), n.to_string().as_bytes());
+    }
+    assert!(stopped.elapsed() < AT_ONCE, "{:?}", stopped.elapsed());
+    drop(release);
+    assert_eq!(first.wait().unwrap(), b"first");
+    assert_eq!(busy.stop().served, 1);
+}
+
+/// RabbitMQ before 4.3 counts every return against the delivery limit.
+#[test]
+fn returned_requests_do_not_use_up_their_deliveries() {
+    if Broker::shared().version() < (4, 3, 0) {
+        return;
+    }
+    let (url, queue) = (Broker::shared().url(), queue_name("restarts"));
+    let options = || ServerOptions {
+        prefetch: 8,
+        queue_type: QueueType::Quorum,
+        delivery_limit: Some(2),
+        ..Default::default()
+    };
+    let client = connect_after_declaring(&url, &queue, options());
+    let calls: Vec<_> =
+        (0..10).map(|n| client.request(n.to_string()).timeout(PATIENCE).send().unwrap()).collect();
+    for _ in 0..5 {
+        let (begin, begun) = unbounded();
+        let (release, released) = bounded::<()>(0);
+        let busy = Serving::start(&url, &queue, options(), move |request| {
+            begin.send(()).unwrap();
+            let _ = released.recv_timeout(PATIENCE);
+            Ok(request.to_vec())
+        });
+        begun.recv_timeout(PATIENCE).unwrap();
+        busy.stopper.stop();
+        drop(release);
+        busy.stop();
+    }
+    let _server = Serving::start(&url, &queue, options(), |request| Ok(request.to_vec()));
+    for (n, call) in calls.into_iter().enumerate() {
+        assert_eq!(call.wait().unwrap(), n.to_string().as_bytes());
+    }
+}
+
+fn connect_after_declaring(
+    url: &str,
+    queue: &str,
+    options: ServerOptions,
+) -> rabbitmq_rpc::RpcClient {
+    RpcServer::connect(Brokers::parse(url).unwrap(), queue, options).unwrap();
+    connect(url, queue)
+}
+
+/// During an alarm, the broker does not read from the connection.
+#[test]
+fn stop_does_not_claim_that_the_broker_has_the_last_reply() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("unconfirmed"));
+    let (begin, begun) = unbounded();
+    let (release, released) = bounded::<()>(0);
+    let drain_timeout = Duration::from_secs(3);
+    let options = ServerOptions { drain_timeout, ..Default::default() };
+    let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
+    let stopper = server.stopper();
+    let serving = std::thread::spawn(move || {
+        server.serve(move |request: &rabbitmq_rpc::Request| {
+            if request.body() == b"last" {
+                begin.send(()).unwrap();
+                let _ = released.recv_timeout(PATIENCE);
+            }
+            Ok(request.body().to_vec())
+        })
+    });
+    let client = connect(&url, &queue);
+    assert_eq!(client.call("first").unwrap(), b"first");
+    let last = client.send("last").unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
+    broker.raise_memory_alarm(0);
+    drop(release);
+    await_value(|| stopper.counters().served, |served| *served == 2);
+    stopper.stop();
+    let error = serving.join().unwrap().unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert!(error.to_string().contains("has not said that it has the last replies"), "{error}");
+    broker.clear_memory_alarm(0);
+    drop(last);
+}
