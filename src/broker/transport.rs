@@ -36,6 +36,9 @@ pub(crate) struct Transport {
 pub(super) trait Stream: Read + Write + Send {}
 impl<S: Read + Write + Send> Stream for S {}
 
+/// How much memory, in bytes, an empty backlog keeps for the next frames.
+const MAX_IDLE_BACKLOG: usize = 64 << 10;
+
 #[derive(Default)]
 struct WriteState {
     /// Bytes to write before the next message: the rest of a message whose writer timed out, and
@@ -208,6 +211,10 @@ impl Transport {
             flushed = self.write_some(&state.backlog[written..]).map(|length| written += length);
         }
         state.backlog.drain(..written);
+        if state.backlog.is_empty() {
+            // The rest of a large message may have been there.
+            state.backlog.shrink_to(MAX_IDLE_BACKLOG);
+        }
         let is_blocked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
         self.has_backlog.store(flushed.as_ref().is_err_and(is_blocked), Ordering::Release);
         flushed

@@ -55,6 +55,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
     transport.write(b"last".to_vec().into(), late(), || true).unwrap();
     assert!(!transport.has_backlog());
     reading.join().unwrap();
+    assert!(lock(&transport.write).backlog.capacity() <= MAX_IDLE_BACKLOG, "it is freed");
 }
 
 #[test]
