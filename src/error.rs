@@ -176,11 +176,15 @@ impl fmt::Display for Error {
             }
             Error::Blocked { reason, after, .. } => write!(
                 f,
-                "the broker took no requests for {after:?} ({reason}): free this resource; {advice}"
+                "the broker took no requests for {:?} ({reason}): free this resource; {advice}",
+                rounded(*after)
             ),
-            Error::TimedOut { what, after, .. } => write!(f, "timed out after {after:?}: {what}"),
+            Error::TimedOut { what, after, .. } => {
+                write!(f, "timed out after {:?}: {what}", rounded(*after))
+            }
             Error::ServerSilent { queue, after, unserved } => {
                 let hint = if *unserved { " (nobody serves it: start a server)" } else { "" };
+                let after = rounded(*after);
                 write!(f, "no sign of life for {after:?} from queue {queue:?}{hint}; {advice}")
             }
             Error::ConnectionLost { reason } => {
@@ -190,6 +194,13 @@ impl fmt::Display for Error {
             Error::Closed => f.write_str("this program closed the client or the server"),
         }
     }
+}
+
+/// A time as people read it: in tenths of a second, or in milliseconds if it is short.
+fn rounded(time: Duration) -> Duration {
+    let step = if time < Duration::from_secs(1) { 1 } else { 100 };
+    let steps = (time.as_micros() + 500 * step) / (1000 * step);
+    Duration::from_millis(u64::try_from(steps * step).unwrap_or(u64::MAX))
 }
 
 impl std::error::Error for Error {}
@@ -206,6 +217,19 @@ mod tests {
         let unknown = Error::Remote(Failure::unimplemented("no such method"));
         assert!(!unknown.may_have_executed());
         assert_eq!(Failure::from(unknown), Failure::new(Status::Unimplemented, "no such method"));
+    }
+
+    #[test]
+    fn times_are_rounded_for_people() {
+        let text = |after| {
+            let what = "no reply".into();
+            Error::TimedOut { what, after: Duration::from_nanos(after), sent: true }.to_string()
+        };
+        assert_eq!(text(1_987_356_709), "timed out after 2s: no reply");
+        assert_eq!(text(4_249_000_001), "timed out after 4.2s: no reply");
+        assert_eq!(text(300_400_000), "timed out after 300ms: no reply");
+        assert_eq!(rounded(Duration::from_secs(30)), Duration::from_secs(30));
+        assert!(rounded(Duration::MAX) > Duration::from_secs(1 << 40));
     }
 
     #[test]
