@@ -200,7 +200,10 @@ fn client_connects_while_another_node_is_frozen(broker: &Broker, urls: &[String]
         request.properties.reply_to().clone().unwrap()
     };
     let reply_to = answered();
-    assert!(reply_to.starts_with("amq.rabbitmq.reply-to."), "{reply_to}");
+    // From RabbitMQ 4.3 on, the majority of the nodes may declare a queue meanwhile.
+    if broker.version() < (4, 3, 0) {
+        assert!(reply_to.starts_with("amq.rabbitmq.reply-to."), "{reply_to}");
+    }
     await_value(answered, |reply_to| reply_to.starts_with("amq.gen-"));
     assert_eq!(client.counters().reconnects, 0);
 }
