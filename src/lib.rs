@@ -71,12 +71,13 @@
 //!
 //! # What is tried again, and what is not
 //!
-//! - A request that has not been sent: until its deadline, through other connections if necessary.
+//! - A request that has not been sent, or that the broker ignored because it stood behind one that
+//!   the broker refused: until its deadline, through other connections if necessary.
 //! - A request whose connection was lost: only if it is idempotent ([`ClientOptions::idempotent`],
 //!   [`CallBuilder::idempotent`]).
 //! - A request that may be lost although its connection works: only if it is idempotent, and
-//!   either other calls have abandoned the connection because no replies came, or its server sends
-//!   no sign of life ([`ClientOptions::keep_alive`]).
+//!   either the connection is abandoned because no replies come, or its server sends no sign of
+//!   life ([`ClientOptions::keep_alive`]).
 //! - An idempotent request whose queue does not exist any more, although the client has had a reply
 //!   through it or the request is sent again: every 200 ms until shortly before its deadline,
 //!   because a server declares the queue again.
@@ -155,11 +156,16 @@
 //!
 //! A call passes through these files: [`RpcClient::call`] → `client/call.rs` (the call and its
 //! deadline) → `client/sessions.rs` and `broker/reconnector.rs` (choose the session) →
-//! `client/session.rs` (publishes) → `wire.rs` → `frames/encode.rs` → `broker/channel.rs` →
+//! `client/session.rs` and `client/publishing.rs` (publish) → `wire.rs` → `frames/encode.rs` → `broker/channel.rs` →
 //! `broker/transport.rs` (the socket) → the broker →
 //! `broker/turn.rs` (chooses the reading thread) → `broker/data_plane.rs` → `frames/decoder.rs` →
 //! `server/inbox.rs` → `server/worker.rs` → the handler. The reply returns through the same files
 //! to `client/dispatcher.rs` and the caller, in the caller's own thread.
+//!
+//! The files of `client`, from the lowest: `counters`, `options`, `request` (what is sent, and how
+//! it can end), `local`, `own_channels`, `in_flight` (the places, handed over in order),
+//! `write_order` (which request was refused), `looks` (questions about queues), `suspicion`,
+//! `pending`, `dispatcher`, `publishing`, `session`, `attempt`, `sessions`, `call`, `call_builder`.
 
 mod broker;
 mod client;
