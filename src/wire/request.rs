@@ -1,8 +1,8 @@
 //! A request, as its handler receives it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::headers::trace_id;
@@ -34,6 +34,8 @@ pub struct Request {
     expires: Option<Instant>,
     /// Whether the requester is known to be gone.
     pub(crate) is_abandoned: Arc<AtomicBool>,
+    /// Decoded once: a table of methods asks for it once for each of them.
+    method: OnceLock<Option<String>>,
 }
 
 impl Request {
@@ -48,6 +50,7 @@ impl Request {
     pub fn with_method(mut self, name: &str) -> Request {
         let properties = Properties { type_: Some(name), ..self.properties() };
         self.delivery.message.properties = properties.encode();
+        self.method = OnceLock::new();
         self
     }
 
@@ -71,7 +74,13 @@ impl Request {
         let (now, properties) = (Instant::now(), delivery.message.properties());
         let deadline = patience(&properties).and_then(|left| now.checked_add(left));
         let expires = expiration(&properties).and_then(|left| now.checked_add(left));
-        Request { delivery, deadline, expires, is_abandoned: Arc::default() }
+        Request {
+            delivery,
+            deadline,
+            expires,
+            is_abandoned: Arc::default(),
+            method: OnceLock::new(),
+        }
     }
 
     /// The body, in whatever format client and server have agreed on.
@@ -91,7 +100,7 @@ impl Request {
 
     /// The name of the method that the requester calls: the `type` of the AMQP message.
     pub fn method(&self) -> Option<&str> {
-        self.properties().type_
+        self.method.get_or_init(|| self.properties().type_.map(str::to_string)).as_deref()
     }
 
     /// The id of the request. It stays the same when the requester sends the request again, so a
