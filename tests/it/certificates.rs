@@ -66,6 +66,18 @@ impl Certificates {
         ));
     }
 
+    /// Replaces a client's certificate and then its key, as an operator does by two `mv`.
+    pub fn renew(&self, name: &str, between: impl FnOnce()) {
+        self.signed("renewed", CLIENT, "ca", 30);
+        let replace = |end: &str| {
+            let [from, to] = ["renewed", name].map(|name| self.path(&format!("{name}{end}")));
+            std::fs::rename(from, to).unwrap();
+        };
+        replace(".pem");
+        between();
+        replace("-key.pem");
+    }
+
     /// The same key under a passphrase.
     pub fn encrypted(&self, name: &str) -> PathBuf {
         self.openssl(&format!(

@@ -4,7 +4,8 @@
 //!
 //! The cluster has three nodes. It carries two services, each on a quorum queue with two servers,
 //! and clients call both. Faults come one at a time, and later two at once, in an order that the
-//! seed determines. After each step, every client must get answers again before the next step.
+//! seed determines. Some end processes, nodes or connections. Others have the broker refuse a message,
+//! a login or a consumer: that may cost nobody else anything, and passes with its cause. After each step, every client must get answers again before the next step.
 //! `RABBITMQ_RPC_SOAK_MINUTES` sets the duration (1 by default; each kind of fault comes at least
 //! once alone, however long that takes). `RABBITMQ_RPC_SOAK_SEED` repeats the faults of an earlier
 //! run. `scripts/soak.sh` sets both.
@@ -12,6 +13,7 @@
 mod faults;
 mod ledger;
 mod processes;
+mod refusals;
 mod report;
 mod roles;
 mod schedule;
@@ -28,22 +30,22 @@ use std::time::{Duration, Instant};
 
 use faults::System;
 use ledger::Ledger;
+use processes::Processes;
 use report::{History, Report};
 use schedule::{Fault, Schedule};
 use short_lived_clients::ShortLivedClients;
 use totals::{GROWN, LEFT_OVER, NOT_RECOVERED, UNACKED};
 
 use crate::broker::Broker;
-use crate::patience::poll;
+use crate::patience::{PATIENCE, poll};
 use crate::settings;
 use crate::usage::Usage;
 
 /// Longer than any recovery that succeeds.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
-// The test starts so many processes and nodes that no other test can run at the same time.
-#[cfg_attr(feature = "soak", test)]
-#[cfg_attr(not(feature = "soak"), expect(dead_code))]
+#[test]
+#[ignore = "starts so many processes that it runs alone: scripts/soak.sh"]
 fn every_call_ends_in_time_during_faults() {
     let minutes = settings::number("RABBITMQ_RPC_SOAK_MINUTES").unwrap_or(1);
     let seed = settings::seed("RABBITMQ_RPC_SOAK_SEED");
@@ -71,8 +73,10 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     let mut system = System::start(ledger);
     let wake_up_delay = WakeUpDelay::measure();
     ledger.wait_for_answers(&system.processes.clients(), 50, RECOVERY_TIMEOUT);
-    let long_lived = system.processes.long_lived();
-    let usage = || long_lived.iter().map(|(_, process)| Usage::of(*process)).collect::<Vec<_>>();
+    let usage = |processes: &Processes| {
+        let processes = processes.long_lived().into_iter();
+        processes.map(|(name, process)| (name, process, Usage::of(process))).collect::<Vec<_>>()
+    };
     let mut before = None;
 
     let urls = system.processes.urls(0, true);
@@ -83,21 +87,25 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
             break;
         }
         if began.elapsed() >= duration / 2 {
-            before.get_or_insert_with(usage);
+            before.get_or_insert_with(|| usage(&system.processes));
         }
         let at = began.elapsed().as_secs_f64();
         let joined = |texts: Vec<String>| texts.join(" and ");
         let shown = joined(faults.iter().map(Fault::to_string).collect());
         ledger.announce(&format!("{at:6.1} s  {number}: {shown}"));
         ledger.take_longest_gap();
+        ledger.allow_refusals(faults.iter().any(Fault::refuses));
         system.inject(&faults);
         system.wait_until_ready(ledger, &faults);
+        ledger.allow_refusals(false);
         let kind = joined(faults.iter().map(|fault| fault.kind().to_owned()).collect());
         history.faults.push((kind, ledger.take_longest_gap()));
     }
 
-    let before = before.unwrap_or_else(usage);
-    for ((name, process), before) in long_lived.into_iter().zip(before) {
+    let before = before.unwrap_or_else(|| usage(&system.processes));
+    // One that has ended by itself is a violation already.
+    let running = |process: &u32| Path::new(&format!("/proc/{process}")).exists();
+    for (name, process, before) in before.into_iter().filter(|(_, process, _)| running(process)) {
         let growth = measure_growth(name, process, before);
         if growth.is_too_much() {
             ledger.record_violation(GROWN, format!("{growth:?}"));
@@ -173,23 +181,41 @@ pub enum Service {
     Fibonacci,
     /// A server that replies with its process id, called by idempotent calls.
     Named,
+    /// The same, without signs of life.
+    Plain,
     /// The same server, called by calls that are not idempotent and have a short deadline.
     Once,
+    /// Requests larger than the broker takes, by clients that make the other calls meanwhile. The
+    /// right outcome is an error.
+    Refused,
+    /// Requests that no client library sends, or that ask for a reply that the broker refuses.
+    Hostile,
     /// `rpc_server`, called by `rpc_client`.
     Shell,
 }
 
 impl Service {
-    pub const ALL: [Service; 4] =
-        [Service::Fibonacci, Service::Named, Service::Once, Service::Shell];
+    pub const ALL: [Service; 7] = [
+        Service::Fibonacci,
+        Service::Named,
+        Service::Plain,
+        Service::Once,
+        Service::Shell,
+        Service::Refused,
+        Service::Hostile,
+    ];
     /// Those that every client process calls.
-    pub const CALLED: [Service; 3] = [Service::Fibonacci, Service::Named, Service::Once];
+    pub const CALLED: [Service; 4] =
+        [Service::Fibonacci, Service::Named, Service::Plain, Service::Once];
 
     pub fn name(self) -> &'static str {
         match self {
             Service::Fibonacci => "fibonacci",
             Service::Named => "named",
+            Service::Plain => "plain",
             Service::Once => "once",
+            Service::Refused => "refused",
+            Service::Hostile => "hostile",
             Service::Shell => "rpc_client",
         }
     }
@@ -202,18 +228,20 @@ impl Service {
     pub fn queue(self) -> &'static str {
         match self {
             Service::Fibonacci | Service::Shell => "soak-fibonacci",
-            Service::Named | Service::Once => "soak-named",
+            _ => "soak-named",
         }
     }
 
     pub fn is_idempotent(self) -> bool {
-        self != Service::Once
+        !matches!(self, Service::Once | Service::Refused | Service::Hostile)
     }
 
     pub fn timeout(self) -> Duration {
         match self {
-            Service::Fibonacci | Service::Named => Duration::from_secs(15),
+            Service::Fibonacci | Service::Named | Service::Plain => Duration::from_secs(15),
             Service::Once => Duration::from_secs(5),
+            Service::Refused => Duration::from_secs(10),
+            Service::Hostile => PATIENCE,
             Service::Shell => short_lived_clients::TIMEOUT,
         }
     }

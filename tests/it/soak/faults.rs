@@ -1,24 +1,34 @@
 //! How each fault is injected and ended.
 
+use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use super::ledger::Ledger;
-use super::processes::Processes;
+use super::processes::{Addresses, Processes};
+use super::refusals::Refusals;
 use super::schedule::Fault;
 use super::{RECOVERY_TIMEOUT, Service};
 use crate::broker::Broker;
+use crate::certificates::Certificates;
 use crate::patience::poll;
 use crate::proxy::{Mode, Proxy};
+use crate::scratch;
+
+/// The broker's limit. The default differs from version to version.
+pub const MAX_MESSAGE_SIZE: usize = 1 << 20;
 
 /// All that faults are injected into: the cluster, the proxies in front of it, and the clients and
 /// servers.
 pub struct System {
     pub broker: Broker,
     pub processes: Processes,
+    /// One for each node, then one for each node's TLS listener.
     proxies: Vec<Proxy>,
+    refusals: Refusals,
 }
 
 impl System {
@@ -28,13 +38,32 @@ impl System {
         // A connection is lost after two intervals of silence, which is four seconds, and no broker
         // is waited for longer than two seconds.
         const PARAMETERS: &str = "?heartbeat=2&connection_timeout=2000";
-        let broker = Broker::cluster(System::NODES);
+        let certificates = Certificates::make();
+        let config = scratch::directory("soak").join("rabbitmq.conf");
+        fs::write(&config, format!("max_message_size = {MAX_MESSAGE_SIZE}\n")).unwrap();
+        let text = |path: &Path| path.to_str().expect("the path is text").to_owned();
+        let (tls, config) = (text(certificates.directory()), text(&config));
+        let nodes = System::NODES.to_string();
+        let broker = Broker::with(&["--nodes", &nodes, "--tls", &tls, "--config", &config]);
+        let files = certificates.files("ca", Some("client"));
+        let refusals = Refusals::new(Arc::clone(ledger), certificates);
+        refusals.add_user(&broker);
+
         let nodes = 0..System::NODES;
-        let proxies: Vec<Proxy> = nodes.clone().map(|node| Proxy::to(broker.port(node))).collect();
-        let direct = nodes.map(|node| broker.url_of(node) + PARAMETERS).collect();
-        let proxied = proxies.iter().map(|proxy| proxy.url() + PARAMETERS).collect();
-        let processes = Processes::start(Arc::clone(ledger), direct, proxied);
-        System { broker, processes, proxies }
+        let ports = nodes.clone().map(|node| broker.port(node));
+        let ports = ports.chain(nodes.clone().map(|node| broker.tls_port(node)));
+        let proxies: Vec<Proxy> = ports.map(Proxy::to).collect();
+        let as_user = |url: String| url.replace("guest:guest", &Refusals::login()) + PARAMETERS;
+        let as_tls = |url: String| url.replace("amqp:", "amqps:").replace("127.0.0.1", "localhost");
+        let (plain, tls) = proxies.split_at(System::NODES);
+        let addresses = Addresses {
+            direct: nodes.map(|node| as_user(broker.url_of(node))).collect(),
+            proxied: plain.iter().map(|proxy| as_user(proxy.url())).collect(),
+            tls: tls.iter().map(|proxy| as_tls(as_user(proxy.url()))).collect(),
+            files,
+        };
+        let processes = Processes::start(Arc::clone(ledger), addresses);
+        System { broker, processes, proxies, refusals }
     }
 
     /// Injects the faults at once, waits for as long as the longest lasts, and ends them, the last
@@ -47,7 +76,7 @@ impl System {
     }
 
     fn begin(&mut self, fault: Fault) {
-        let System { broker, processes, proxies } = self;
+        let System { broker, processes, proxies, refusals } = self;
         match fault {
             Fault::KillServer(number) => processes.kill_server(Processes::LONG_LIVED + number),
             Fault::TerminateServer(number) => {
@@ -69,11 +98,19 @@ impl System {
             Fault::StallNetwork { nodes, .. } => {
                 affected(proxies, nodes).for_each(|proxy| proxy.set(Mode::Stall));
             }
+            Fault::HostileRequests => refusals.send_hostile_requests(broker),
+            Fault::RefusedRequests => processes.send_refused_requests(),
+            Fault::ConsumerTimeout => refusals.exceed_consumer_timeout(broker),
+            Fault::Withdraw(right, _) => refusals.withdraw(broker, right),
+            Fault::ExclusiveConsumer(_) => {
+                refusals.consume_exclusively(broker, &processes.urls(0, false));
+            }
+            Fault::RenewCertificates => refusals.renew_certificates(broker),
         }
     }
 
     fn end(&mut self, fault: Fault) {
-        let System { broker, proxies, .. } = self;
+        let System { broker, processes, proxies, refusals } = self;
         match fault {
             Fault::KillNode(node) | Fault::StopNode(node) => {
                 broker.start_node(node);
@@ -100,13 +137,12 @@ impl System {
                 }
                 affected(proxies, nodes).for_each(|proxy| proxy.set(Mode::Forward));
             }
+            Fault::Withdraw(right, _) => refusals.restore(broker, right),
+            Fault::ExclusiveConsumer(_) => {
+                refusals.stop_consuming(broker, &processes.urls(0, false))
+            }
             // The processes have been replaced already; the other faults have no duration.
-            Fault::KillServer(_)
-            | Fault::TerminateServer(_)
-            | Fault::KillClient
-            | Fault::TerminateClient
-            | Fault::CloseConnections
-            | Fault::DeleteQueue(_) => {}
+            _ => {}
         }
     }
 
@@ -148,6 +184,7 @@ impl Drop for System {
 }
 
 fn affected(proxies: &[Proxy], nodes: [bool; 3]) -> impl Iterator<Item = &Proxy> {
+    let nodes = nodes.into_iter().cycle();
     proxies.iter().zip(nodes).filter_map(|(proxy, is_affected)| is_affected.then_some(proxy))
 }
 

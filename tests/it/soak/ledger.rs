@@ -10,7 +10,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Service;
-use super::totals::{EXECUTED, LATE, NO_OUTCOME, Totals, UNANSWERED, WRONG};
+use super::totals::{EXECUTED, LATE, NO_OUTCOME, REFUSED, Totals, UNANSWERED, WRONG, is_refusal};
 
 /// Filled from the output of the soak's clients and servers.
 pub struct Ledger {
@@ -33,6 +33,9 @@ struct State {
     /// executed.
     executed: HashSet<String>,
     not_executed: HashSet<String>,
+    /// Whether calls may be refused, and when that ended: a call that began before may be, too.
+    may_be_refused: bool,
+    refused_until: Option<Instant>,
 }
 
 struct Call {
@@ -63,6 +66,8 @@ impl Ledger {
             gaps: HashMap::new(),
             executed: HashSet::new(),
             not_executed: HashSet::new(),
+            may_be_refused: false,
+            refused_until: None,
         };
         Ledger { state: Mutex::new(state), answered: Condvar::new() }
     }
@@ -127,6 +132,11 @@ impl Ledger {
                 if kind != word {
                     state.not_executed.insert(id.to_owned());
                 }
+                let may_be_refused =
+                    state.may_be_refused || state.refused_until >= Some(call.started);
+                if is_refusal(kind) && !may_be_refused {
+                    state.record_violation(REFUSED, format!("call {id}: {rest}"));
+                }
                 state.row(id, &call, took, kind, "");
                 *state.totals.errors.entry((service, kind.to_owned())).or_default() += 1;
             }
@@ -154,6 +164,15 @@ impl Ledger {
                 state.record_violation(NO_OUTCOME, format!("call {id}, started {took:?} ago"));
             }
         }
+    }
+
+    /// Whether calls may be refused, from now on.
+    pub fn allow_refusals(&self, allow: bool) {
+        let mut state = self.state();
+        if state.may_be_refused {
+            state.refused_until = Some(Instant::now());
+        }
+        state.may_be_refused = allow;
     }
 
     /// Prints the line and logs it.
@@ -226,8 +245,8 @@ impl State {
         let client = id.split('-').next().and_then(|process| process.parse().ok());
         let pair = (client.expect("a call's id begins with a process id"), service);
         *self.answers.entry(pair).or_default() += 1;
-        // Each run of `rpc_client` is another process, and their ids repeat.
-        if service == Service::Shell {
+        // The others are not called all the time.
+        if !Service::CALLED.contains(&service) {
             return;
         }
         let now = Instant::now();

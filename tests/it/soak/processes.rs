@@ -6,6 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rabbitmq_rpc::TlsFiles;
+
 use super::ledger::Ledger;
 use super::totals::{DIED, HUNG};
 use super::{RECOVERY_TIMEOUT, Service, roles};
@@ -14,16 +16,26 @@ use crate::programs::RPC_SERVER;
 
 /// Longer than a call's deadline plus one second for closing, and longer than a server waits for
 /// its requests in progress.
-const END_TIMEOUT: Duration = Duration::from_secs(40);
+pub const END_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// The server that connects with TLS.
+const TLS_SERVER: usize = 2;
 
 /// Some of the processes connect through the proxies, which can stall. No fault ends the first
 /// [`Processes::LONG_LIVED`] clients and servers.
 pub struct Processes {
     ledger: Arc<Ledger>,
-    direct: Vec<String>,
-    proxied: Vec<String>,
+    addresses: Addresses,
     servers: Vec<Process>,
     clients: Vec<Process>,
+}
+
+/// Every node's URL: direct, through its proxy, and with TLS through another proxy.
+pub struct Addresses {
+    pub direct: Vec<String>,
+    pub proxied: Vec<String>,
+    pub tls: Vec<String>,
+    pub files: TlsFiles,
 }
 
 impl Processes {
@@ -32,10 +44,9 @@ impl Processes {
     /// Number of servers, and of clients, that no fault ends. Faults end those that follow.
     pub const LONG_LIVED: usize = 2;
 
-    /// Takes every node's URL, direct and through its proxy.
-    pub fn start(ledger: Arc<Ledger>, direct: Vec<String>, proxied: Vec<String>) -> Processes {
+    pub fn start(ledger: Arc<Ledger>, addresses: Addresses) -> Processes {
         let (servers, clients) = (Vec::new(), Vec::new());
-        let mut processes = Processes { ledger, direct, proxied, servers, clients };
+        let mut processes = Processes { ledger, addresses, servers, clients };
         for number in 0..Processes::SERVERS {
             let server = processes.start_server(number);
             processes.servers.push(server);
@@ -73,6 +84,11 @@ impl Processes {
         terminate(client, &self.ledger, END_TIMEOUT);
         self.ledger.close(client.pid(), false);
         self.clients[Processes::LONG_LIVED] = self.start_client(Processes::LONG_LIVED);
+    }
+
+    /// Has every client send requests that the broker refuses.
+    pub fn send_refused_requests(&self) {
+        self.clients.iter().for_each(|client| client.signal("USR1"));
     }
 
     /// Records each process that has ended by itself as a violation, and replaces it.
@@ -123,9 +139,13 @@ impl Processes {
         servers.chain(clients).collect()
     }
 
-    /// Each service has one server that connects directly and one that connects by proxy.
+    /// Each service has one server that connects directly and one that connects by proxy; one of
+    /// the latter has TLS.
     fn start_server(&self, number: usize) -> Process {
-        let urls = self.urls(number, number == 1 || number == 2);
+        let urls = match number {
+            TLS_SERVER => rotated(&self.addresses.tls, number),
+            _ => self.urls(number, number == 1),
+        };
         let name = format!("server {number}");
         let deadline = Instant::now() + RECOVERY_TIMEOUT;
         loop {
@@ -136,6 +156,14 @@ impl Processes {
                 let args = ["--url", &urls, "--queue", queue, "--queue-type", "quorum"];
                 let args = [&args[..], &["--workers", "2", "--prefetch", "4"]].concat();
                 let mut command = Command::new(RPC_SERVER);
+                if number == TLS_SERVER {
+                    let TlsFiles { ca, cert, key } = &self.addresses.files;
+                    for (option, file) in
+                        [("--tls-ca", ca), ("--tls-cert", cert), ("--tls-key", key)]
+                    {
+                        command.arg(option).args(file);
+                    }
+                }
                 (self.spawn(command.args(args), &name), "Awaiting RPC requests")
             };
             if server.find_line(ready, RECOVERY_TIMEOUT).is_ok() {
@@ -163,11 +191,15 @@ impl Processes {
 
     /// The URLs of all nodes. The process's number decides which node comes first.
     pub fn urls(&self, number: usize, proxied: bool) -> String {
-        let mut urls = if proxied { self.proxied.clone() } else { self.direct.clone() };
-        let nodes = urls.len();
-        urls.rotate_left(number % nodes);
-        urls.join(",")
+        rotated(if proxied { &self.addresses.proxied } else { &self.addresses.direct }, number)
     }
+}
+
+fn rotated(urls: &[String], number: usize) -> String {
+    let mut urls = urls.to_vec();
+    let nodes = urls.len();
+    urls.rotate_left(number % nodes);
+    urls.join(",")
 }
 
 fn is_named(server: usize) -> bool {

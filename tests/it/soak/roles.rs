@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use log::LevelFilter;
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, FibonacciRpcClient, QueueType, Request, Result, RpcClient,
-    RpcServer, ServerOptions, Stopper, fibonacci,
+    Brokers, ClientOptions, Error, Failure, FibonacciRpcClient, QueueType, Reply, Request, Result,
+    RpcClient, RpcServer, ServerOptions, Status, Stopper, fibonacci,
 };
-use signal_hook::consts::SIGTERM;
+use signal_hook::consts::{SIGTERM, SIGUSR1};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
@@ -25,16 +25,19 @@ use super::{RECOVERY_TIMEOUT, Service};
 /// The environment variable with the brokers' URLs for either role.
 pub const URLS: &str = "RABBITMQ_RPC_SOAK_URLS";
 
+/// More bytes than the broker takes, [`super::faults::MAX_MESSAGE_SIZE`].
+pub const TOO_LARGE: usize = 1_200_000;
+
 /// How a call ended.
-type Outcome = Result<Answer>;
+type Outcome = rabbitmq_rpc::Result<Answer>;
 
 enum Answer {
     Right { by: String },
     Wrong(String),
 }
 
-/// Calls until SIGTERM, in four threads through three clients. Does nothing unless the soak runs
-/// it.
+/// Calls until SIGTERM, in five threads through four clients. After SIGUSR1, two of these clients
+/// also send a request that the broker refuses. Does nothing unless the soak runs it.
 #[test]
 fn client() {
     let Ok(urls) = env::var(URLS) else { return };
@@ -48,11 +51,12 @@ fn client() {
         let options = ClientOptions { timeout, keep_alive, ..FibonacciRpcClient::options() };
         FibonacciRpcClient::with_options(brokers.clone(), queue, options)
     });
-    let [named, once] = [Service::Named, Service::Once].map(|service| {
+    let services = [Service::Named, Service::Plain, Service::Once];
+    let [named, plain, once] = services.map(|service| {
         let options = ClientOptions {
             idempotent: service.is_idempotent(),
             timeout: service.timeout(),
-            keep_alive: keep_alive.filter(|_| service.is_idempotent()),
+            keep_alive: keep_alive.filter(|_| service == Service::Named),
             ..Default::default()
         };
         connected(|| RpcClient::connect(brokers.clone(), service.queue(), options.clone()))
@@ -63,12 +67,19 @@ fn client() {
             let ask = |n, _: &str| Ok(judge_number(n, fibonacci.call(n)?));
             scope.spawn(move || call_until(stop, Service::Fibonacci, ask));
         }
-        for (service, client) in [(Service::Named, &named), (Service::Once, &once)] {
+        for (service, client) in services.into_iter().zip([&named, &plain, &once]) {
             let ask = |_, id: &str| Ok(judge_name(id, &client.call(id)?));
             scope.spawn(move || call_until(stop, service, ask));
         }
+        let mut signals = Signals::new([SIGTERM, SIGUSR1]).unwrap();
+        for _ in signals.forever().take_while(|signal| *signal == SIGUSR1) {
+            for client in [&named, &once] {
+                let ask = |_, _: &str| Ok(judge_refused(client.call(vec![b'7'; TOO_LARGE])));
+                let _ = report(Service::Refused, ask);
+            }
+        }
     });
-    for client in [fibonacci.client(), &named, &once] {
+    for client in [fibonacci.client(), &named, &plain, &once] {
         assert_eq!(client.counters().in_flight, 0);
     }
 }
@@ -86,21 +97,27 @@ fn connected<T>(connect: impl Fn() -> Result<T>) -> T {
 }
 
 fn call_until(stop: &AtomicBool, service: Service, ask: impl Fn(u64, &str) -> Outcome) {
-    static CALLS: AtomicU64 = AtomicU64::new(0);
-    let timeout = service.timeout().as_millis();
     while !stop.load(Ordering::Relaxed) {
-        let number = CALLS.fetch_add(1, Ordering::Relaxed);
-        let id = format!("{}-{number}", process::id());
-        print_event(&format!("started {id} {} {timeout}", service.name()));
-        let began = Instant::now();
-        let outcome = ask(number * 7 % (fibonacci::MAX_N + 1), &id);
-        let took = began.elapsed().as_micros();
-        print_event(&format!("ended {id} {took} {}", describe(&outcome)));
+        let outcome = report(service, &ask);
         // Without a pause these callers would use all processor time, and the gaps between answers
         // would show that instead of how fast they recover.
         let pause = if outcome.is_ok() { 30 } else { 200 };
         thread::sleep(Duration::from_millis(pause));
     }
+}
+
+/// Makes one call, and prints its begin and its end.
+fn report(service: Service, ask: impl Fn(u64, &str) -> Outcome) -> Outcome {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let timeout = service.timeout().as_millis();
+    let number = CALLS.fetch_add(1, Ordering::Relaxed);
+    let id = format!("{}-{number}", process::id());
+    print_event(&format!("started {id} {} {timeout}", service.name()));
+    let began = Instant::now();
+    let outcome = ask(number * 7 % (fibonacci::MAX_N + 1), &id);
+    let took = began.elapsed().as_micros();
+    print_event(&format!("ended {id} {took} {}", describe(&outcome)));
+    outcome
 }
 
 fn judge_number(n: u64, number: u128) -> Answer {
@@ -119,6 +136,16 @@ fn judge_name(id: &str, reply: &[u8]) -> Answer {
     }
 }
 
+/// A request that is too large ends with an error of its own.
+fn judge_refused(outcome: Result<Vec<u8>>) -> Answer {
+    match outcome {
+        Ok(_) | Err(Error::TimedOut { .. } | Error::ServerSilent { .. }) => {
+            Answer::Wrong(format!("{:?}", outcome.map(|reply| reply.len())))
+        }
+        Err(_) => Answer::Right { by: "broker".into() },
+    }
+}
+
 /// `right BY`, `wrong TEXT`, or `error KIND TEXT`, with an exclamation mark after the kind if the
 /// error says that the request was not executed.
 fn describe(outcome: &Outcome) -> String {
@@ -131,6 +158,8 @@ fn describe(outcome: &Outcome) -> String {
         Err(Error::Unreachable { .. }) => "Unreachable",
         Err(Error::Unroutable { .. }) => "Unroutable",
         Err(Error::ConnectionLost { .. }) => "ConnectionLost",
+        Err(Error::Refused(_)) => "Refused",
+        Err(Error::QueueRefused { .. }) => "QueueRefused",
         // No fault of the soak may cause any other error.
         Err(error) => return format!("wrong {error:?}").replace('\n', " "),
     };
@@ -157,10 +186,31 @@ fn server() {
     let name = process::id();
     let served = server.serve(move |request: &Request| {
         let request = String::from_utf8_lossy(request.body());
+        if let Some(outcome) = hostile(&request) {
+            return outcome;
+        }
         print_event(&format!("executed {request}"));
-        Ok(format!("{name} {request}"))
+        // Long enough that a fault finds most workers at work.
+        thread::sleep(Duration::from_millis(40));
+        Ok(Reply::from(format!("{name} {request}")))
     });
     served.unwrap();
+}
+
+/// What [`super::refusals`] asks for by a word and a number.
+fn hostile(request: &str) -> Option<Result<Reply, Failure>> {
+    let (verb, number) = request.split_once(' ')?;
+    let number = number.parse().ok()?;
+    match verb {
+        "reply" => Some(Ok(Reply::from("7".repeat(number)))),
+        "failure" => Some(Err(Failure::new(Status::Internal, "7".repeat(number)))),
+        "header" => Some(Ok(Reply::from("7").with_header("CC", "x"))),
+        "sleep" => {
+            thread::sleep(Duration::from_millis(number as u64));
+            Some(Ok(Reply::from("awake")))
+        }
+        _ => None,
+    }
 }
 
 fn stop_on_sigterm(stopper: Stopper) {

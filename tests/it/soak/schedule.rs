@@ -29,6 +29,28 @@ pub enum Fault {
         duration: Duration,
         hang_up: bool,
     },
+    /// Requests that no client library sends, and requests whose replies the broker refuses.
+    HostileRequests,
+    /// Clients send requests that are too large.
+    RefusedRequests,
+    /// A request takes longer than the broker lets a consumer work on it.
+    ConsumerTimeout,
+    /// Something is taken from the user of all clients and servers, and given back.
+    Withdraw(Right, Duration),
+    /// Another program consumes a server's queue exclusively.
+    ExclusiveConsumer(Duration),
+    RenewCertificates,
+}
+
+#[derive(Clone, Copy)]
+pub enum Right {
+    Permissions,
+    Password,
+    User,
+    /// The virtual host takes no more connections.
+    Connections,
+    /// The virtual host takes no more queues.
+    Queues,
 }
 
 /// An endless sequence of steps, in rounds. A step is a fault, or two faults at once. In each round
@@ -43,7 +65,7 @@ pub struct Schedule {
 
 impl Schedule {
     /// The number of steps at the start of a round that are single faults.
-    pub const SINGLES: usize = 12;
+    pub const SINGLES: usize = 22;
     const PAIRS: usize = 2;
 
     pub fn new(seed: u64) -> Schedule {
@@ -72,11 +94,21 @@ impl Schedule {
                     if self.rounds == 1 { (3_000, 6_000) } else { (15_000, 25_000) };
                 Fault::Partition(random.below(3), random.millis(least, most))
             }
-            _ => {
+            11 => {
                 let mut nodes = [0; 3].map(|_| random.below(2) == 0);
                 nodes[random.below(3)] = true;
                 let duration = random.millis(1_000, 8_000);
                 Fault::StallNetwork { nodes, duration, hang_up: random.below(2) == 0 }
+            }
+            12 => Fault::HostileRequests,
+            13 => Fault::RefusedRequests,
+            14 => Fault::ConsumerTimeout,
+            15 => Fault::ExclusiveConsumer(random.millis(2_000, 6_000)),
+            16 => Fault::RenewCertificates,
+            _ => {
+                use Right::*;
+                let right = [Permissions, Password, User, Connections, Queues][kind - 17];
+                Fault::Withdraw(right, random.millis(1_000, 5_000))
             }
         }
     }
@@ -122,9 +154,16 @@ impl Fault {
             Fault::FreezeNode(_, duration)
             | Fault::MemoryAlarm(_, duration)
             | Fault::Partition(_, duration)
+            | Fault::ExclusiveConsumer(duration)
+            | Fault::Withdraw(_, duration)
             | Fault::StallNetwork { duration, .. } => *duration,
             _ => Duration::ZERO,
         }
+    }
+
+    /// Whether the broker refuses clients and servers during the fault.
+    pub fn refuses(&self) -> bool {
+        matches!(self, Fault::Withdraw(..))
     }
 
     /// The fault's name in the table, without its parameters.
@@ -142,6 +181,16 @@ impl Fault {
             Fault::Partition(..) => "partition",
             Fault::DeleteQueue(_) => "queue deleted",
             Fault::StallNetwork { .. } => "network stalled",
+            Fault::HostileRequests => "hostile requests",
+            Fault::RefusedRequests => "requests that are too large",
+            Fault::ConsumerTimeout => "consumer timeout",
+            Fault::ExclusiveConsumer(_) => "exclusive consumer",
+            Fault::RenewCertificates => "certificates renewed",
+            Fault::Withdraw(Right::Permissions, _) => "permissions withdrawn",
+            Fault::Withdraw(Right::Password, _) => "password changed",
+            Fault::Withdraw(Right::User, _) => "user deleted",
+            Fault::Withdraw(Right::Connections, _) => "limit of connections",
+            Fault::Withdraw(Right::Queues, _) => "limit of queues",
         }
     }
 }
@@ -165,9 +214,10 @@ impl fmt::Display for Fault {
                 let end = if *hang_up { ", then hung up" } else { "" };
                 write!(f, "{kind}, {affected:?}, for {duration:?}{end}")
             }
-            Fault::KillClient | Fault::TerminateClient | Fault::CloseConnections => {
-                f.write_str(kind)
+            Fault::ExclusiveConsumer(duration) | Fault::Withdraw(_, duration) => {
+                write!(f, "{kind}, for {duration:?}")
             }
+            _ => f.write_str(kind),
         }
     }
 }

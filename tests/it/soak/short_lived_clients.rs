@@ -75,7 +75,7 @@ fn run_client(ledger: &Ledger, urls: &str, numbers: [u64; 3]) {
             (Some(number), _) if number == fibonacci::fib(n).to_string() => {
                 "right rpc_server".into()
             }
-            (None, Some(code @ (69 | 75))) => format!("error exit-code-{code}"),
+            (None, Some(code @ (69 | 75 | 77 | 78))) => format!("error exit-code-{code}"),
             (number, _) => format!("wrong {number:?}, {status}: {errors}"),
         };
         ledger.ended(id, took, &outcome);

@@ -21,9 +21,18 @@ impl Totals {
     /// Numbers of answers and of errors of idempotent calls.
     pub fn idempotent(&self) -> (u64, u64) {
         let answers = self.right.iter().filter(|(service, _)| service.is_idempotent());
-        let errors = self.errors.iter().filter(|((service, _), _)| service.is_idempotent());
+        // While the broker refuses all logins there can be no answers.
+        let errors = self
+            .errors
+            .iter()
+            .filter(|((service, kind), _)| service.is_idempotent() && !is_refusal(kind));
         (answers.map(|(_, count)| count).sum(), errors.map(|(_, count)| count).sum())
     }
+}
+
+/// Whether an error of this kind says that the broker refuses something.
+pub fn is_refusal(kind: &str) -> bool {
+    ["Refused", "QueueRefused", "exit-code-77", "exit-code-78"].contains(&kind)
 }
 
 // The headings of violations.
@@ -31,6 +40,7 @@ pub const WRONG: &str = "answers wrong";
 pub const LATE: &str = "calls more than 1 s past their deadline";
 pub const NO_OUTCOME: &str = "calls without an outcome";
 pub const EXECUTED: &str = "calls executed, reported as not executed";
+pub const REFUSED: &str = "calls refused without a cause";
 pub const UNANSWERED: &str = "idempotent calls: more than 1 % fail";
 pub const HUNG: &str = "processes that hang";
 pub const DIED: &str = "processes that end by themselves or fail";
@@ -40,11 +50,12 @@ pub const GROWN: &str = "processes that grow";
 pub const NOT_RECOVERED: &str = "faults not recovered from";
 
 /// All of them, in the order of the table.
-pub const VIOLATIONS: [&str; 11] = [
+pub const VIOLATIONS: [&str; 12] = [
     WRONG,
     LATE,
     NO_OUTCOME,
     EXECUTED,
+    REFUSED,
     UNANSWERED,
     HUNG,
     DIED,
