@@ -66,8 +66,13 @@ impl QueueLooks {
     pub(super) fn open(self: &Arc<Self>, connection: &Connection) {
         let mut state = lock(&self.0);
         if state.is_allowed && state.channel.is_none() {
-            let this = Arc::clone(self);
-            let handler = move |data_plane: &DataPlane, event| this.handle(data_plane, event);
+            // The channel is this one's own, so neither would ever be dropped.
+            let this = Arc::downgrade(self);
+            let handler = move |data_plane: &DataPlane, event| {
+                if let Some(this) = this.upgrade() {
+                    this.handle(data_plane, event);
+                }
+            };
             state.channel = connection.begin_channel(Instant::now(), handler).ok();
         }
     }

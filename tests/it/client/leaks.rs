@@ -10,7 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{
-    Brokers, ClientCounters, RpcClient, RpcServer, Served, ServerOptions, Worker, fibonacci,
+    Brokers, ClientCounters, ClientOptions, RpcClient, RpcServer, Served, ServerOptions, Worker,
+    fibonacci,
 };
 
 use super::counters_when;
@@ -42,6 +43,8 @@ const LONG: Amounts = Amounts {
 const LENGTH: &str = "RABBITMQ_RPC_LEAKS";
 /// The environment variable with the broker's URL for the measured process.
 const URL: &str = "RABBITMQ_RPC_LEAKS_URL";
+/// The environment variable with the URL of a virtual host that takes no queues.
+const FULL_URL: &str = "RABBITMQ_RPC_LEAKS_FULL_URL";
 const QUEUE: &str = "leaks";
 /// The number of clients that reconnect. The broker closes each connection when it is older than a
 /// second, since a client that loses a younger connection waits before it connects again.
@@ -60,11 +63,15 @@ fn nothing_leaks() {
     let Amounts { cycles, limit, .. } = amounts();
     let broker = Broker::start();
     let _server = Serving::echo(&broker.url(), QUEUE);
+    let full_url = broker.virtual_host("leaks-full");
+    let (_, full) = full_url.rsplit_once('/').unwrap();
+    broker.ctl(&["set_vhost_limits", "-p", full, r#"{"max-queues": 0}"#]);
     let this_binary = env::current_exe().unwrap();
     let mut measured = Process::from(
         Command::new(this_binary)
             .args(["--exact", "client::leaks::measured_process", "--nocapture"])
             .env(URL, broker.url())
+            .env(FULL_URL, full_url)
             // glibc keeps some memory for each thread that was there at once with others.
             .env("MALLOC_ARENA_MAX", "1"),
     );
@@ -90,10 +97,11 @@ fn nothing_leaks() {
     assert!(status.success(), "{}", measured.stderr());
 }
 
-/// How many of the connections that had logged in were closed, and the log lines of those that
+/// How many of the connections that had been set up were closed, and the log lines of those that
 /// were not.
 fn how_connections_ended(log: &str) -> (usize, Vec<String>) {
-    let closing = |line: &&str| line.contains("closing AMQP connection") && line.contains("user:");
+    let closing =
+        |line: &&str| line.contains("closing AMQP connection") && line.contains("vhost: '/'");
     let (good, bad): (Vec<_>, Vec<_>) =
         log.lines().filter(closing).partition(|line| line.contains("[info]"));
     (good.len(), bad.into_iter().map(String::from).collect())
@@ -124,18 +132,22 @@ fn close_all_of(process: u32) -> String {
 #[test]
 fn measured_process() {
     let Ok(url) = env::var(URL) else { return };
+    let full_url = env::var(FULL_URL).unwrap();
     let Amounts { calls, cycles, reconnects, limit } = amounts();
 
     // The first use allocates memory that is never freed. That is no leak.
     call_and_abandon(&url, calls / 5);
     open_and_close(&url, cycles / 5);
     lend_workers(&url, 2);
+    fail_to_open(&full_url, 2);
     let before = Usage::of(std::process::id());
 
     let counters = call_and_abandon(&url, calls);
     report(&format!("{calls} calls, {} replies late", counters.late), before);
     lend_workers(&url, cycles / 10);
     report(&format!("{} servers lent a worker", cycles / 10), before);
+    fail_to_open(&full_url, cycles / 10);
+    report(&format!("{} clients that the broker gave no reply queue", cycles / 10), before);
     open_and_close(&url, cycles);
     report(&format!("{cycles} clients opened and closed"), before);
 
@@ -191,6 +203,15 @@ fn lend_workers(url: &str, servers: usize) {
         let server = RpcServer::connect(brokers, "leaks-lent", ServerOptions::default()).unwrap();
         let none = |worker: &Worker<'_>| worker.serve_one(fibonacci::answer, Duration::ZERO);
         assert_eq!(server.with_worker(none), Ok(Served::Nothing));
+    }
+}
+
+/// Clients whose connection succeeds, and nothing after it.
+fn fail_to_open(url: &str, clients: usize) {
+    for _ in 0..clients {
+        let brokers = Brokers::parse(url).unwrap();
+        let error = RpcClient::connect(brokers, QUEUE, ClientOptions::default()).unwrap_err();
+        assert!(error.to_string().contains("reply queue"), "{error}");
     }
 }
 
