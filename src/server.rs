@@ -59,7 +59,7 @@ impl RpcServer {
         if options.max_waiting.is_some() {
             wire::check_length("name of the overflow queue", &overflow_queue(queue))?;
         }
-        let declaration = Declaration::new(queue, &options);
+        let declaration = Declaration::new(queue, &options, &brokers);
         let state = Arc::new(ServerState::new(brokers, queue, declaration, options));
         Ok(RpcServer { state, on_ready: Mutex::default() })
     }

@@ -80,9 +80,10 @@ struct Args {
     #[argh(option)]
     max_waiting: Option<u32>,
     /// seconds after which RabbitMQ 4.3 returns the requests of workers on a lost node, if this
-    /// server declares a quorum queue; 0: the broker's own time, a minute (default: 5)
-    #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
-    disconnected_timeout: Duration,
+    /// server declares a quorum queue; 0: the broker's own time, a minute (default: 5 if there are
+    /// several brokers, else 0)
+    #[argh(option, from_str_fn(common::seconds))]
+    disconnected_timeout: Option<Duration>,
     /// seconds to wait for requests in progress when stopping (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     drain_timeout: Duration,
@@ -135,7 +136,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         exchange: args.exchange,
         max_waiting: args.max_waiting,
         render_failure: None,
-        disconnected_timeout: Some(args.disconnected_timeout).filter(|time| !time.is_zero()),
+        disconnected_timeout: args.disconnected_timeout,
         version: Some(env!("CARGO_PKG_VERSION").into()),
         drain_timeout: args.drain_timeout,
     };

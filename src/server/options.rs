@@ -66,11 +66,14 @@ pub struct ServerOptions {
     /// reply cannot be sent, or too many requests wait. If it panics itself, or its reply cannot be
     /// sent, the caller gets the error reply.
     pub render_failure: Option<fn(&Request, &Failure) -> Reply>,
-    /// After how long the broker returns the requests of workers whose node was lost: for quorum
-    /// queues that the server declares, and from RabbitMQ 4.3 on. 5 s unless set; `None` leaves it to
-    /// the broker, which waits for a minute. RabbitMQ 4.3 then refuses declarations of the queue by
-    /// other programs that do not name the same time (`x-consumer-disconnected-timeout`). Brokers
-    /// before 4.3 return the requests at once.
+    /// After how long the broker returns the requests of workers whose node was lost, for quorum
+    /// queues that the server declares, and from RabbitMQ 4.3 on: at most a day. Brokers before 4.3
+    /// return them at once.
+    ///
+    /// Unless this is set, it is 5 s if the server knows several brokers. If it knows one only, or
+    /// this is zero, it is left to the broker, which waits for a minute. RabbitMQ 4.3 refuses (406) a
+    /// program that declares the queue again and does not name the same time
+    /// (`x-consumer-disconnected-timeout`), as the servers of RabbitMQ's tutorials do.
     pub disconnected_timeout: Option<Duration>,
     /// The version of this program, which it tells to `rpc_client --ping`.
     pub version: Option<String>,
@@ -100,7 +103,7 @@ impl Default for ServerOptions {
             max_waiting: None,
             render_failure: None,
             version: None,
-            disconnected_timeout: Some(Duration::from_secs(5)),
+            disconnected_timeout: None,
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -110,10 +113,13 @@ impl ServerOptions {
     pub(super) fn check(&self) -> Result<()> {
         let exchanges = [&self.exchange, &self.dead_letter_exchange];
         exchanges.into_iter().flatten().try_for_each(|exchange| wire::check_exchange(exchange))?;
+        const DAY: Duration = Duration::from_secs(24 * 3600);
         let mistake = if self.workers == 0 {
             "a server needs at least one worker"
         } else if self.delivery_limit.is_some() && self.queue_type != QueueType::Quorum {
             "a delivery limit needs a quorum queue: a classic one counts no deliveries"
+        } else if self.disconnected_timeout > Some(DAY) {
+            "disconnected_timeout is at most a day"
         } else if self.max_waiting == Some(0) {
             "with room for no waiting request, the broker refuses all: set max_waiting to 1 or more"
         } else if self.max_waiting.is_some() && self.dead_letter_exchange.is_some() {

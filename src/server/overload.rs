@@ -30,17 +30,16 @@ pub(crate) fn serve_and_refuse(
     let Some(limit) = state.options.max_waiting else {
         return pool::serve(state, handler, on_ready);
     };
-    let drain_timeout = Duration::from_secs(1);
-    let (queue_type, render_failure) = (state.options.queue_type, state.options.render_failure);
     let options = ServerOptions {
         prefetch: 64,
-        queue_type,
-        drain_timeout,
-        render_failure,
+        drain_timeout: Duration::from_secs(1),
+        queue_type: state.options.queue_type,
+        disconnected_timeout: state.options.disconnected_timeout,
+        render_failure: state.options.render_failure,
         ..ServerOptions::default()
     };
-    let queue = overflow_queue(&state.queue);
-    let (brokers, overflow) = (state.brokers.clone(), Declaration::overflow(queue_type));
+    let (brokers, queue) = (state.brokers.clone(), overflow_queue(&state.queue));
+    let overflow = Declaration::overflow(&options, &brokers);
     let refuser = Arc::new(ServerState::new(brokers, &queue, overflow, options));
     // The main server decides whether a first start fails.
     refuser.has_served.store(true, Ordering::Relaxed);

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::options::{QueueType, ServerOptions};
-use crate::broker::{CallError, DataPlane, Endpoint, Limit};
+use crate::broker::{Brokers, CallError, DataPlane, Endpoint, Limit};
 use crate::error::{Error, Result};
 use crate::frames::{Close, Method, append_integer, append_text};
 
@@ -15,6 +15,9 @@ use crate::frames::{Close, Method, append_integer, append_text};
 /// ([rabbitmq-server 17457](https://github.com/rabbitmq/rabbitmq-server/issues/17457) is a similar
 /// case).
 const REDECLARE_DELAY: Duration = Duration::from_millis(500);
+
+/// A part of the usual deadline of a call, but longer than nodes that are well lose each other.
+const DISCONNECTED_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the broker says if the home node of the queue is down. A durable classic queue is on one
 /// node of a cluster. While that node is down, the broker answers 404, as if the queue did not
@@ -95,15 +98,9 @@ impl Declaration {
     /// The queue is durable, because future versions of RabbitMQ refuse queues that are neither
     /// durable nor exclusive ([Deprecated
     /// features](https://www.rabbitmq.com/docs/deprecated-features-list)).
-    pub(super) fn new(queue: &str, options: &ServerOptions) -> Declaration {
-        let mut declaration = Declaration::of_type(options.queue_type);
+    pub(super) fn new(queue: &str, options: &ServerOptions, brokers: &Brokers) -> Declaration {
+        let mut declaration = Declaration::common(options, brokers);
         let (queue_type, arguments) = (declaration.queue_type, &mut declaration.arguments);
-        let is_quorum = queue_type == QueueType::Quorum;
-        if let Some(timeout) = options.disconnected_timeout.filter(|_| is_quorum) {
-            let milliseconds = timeout.as_millis().try_into();
-            let name = "x-consumer-disconnected-timeout";
-            append_integer(arguments, name, milliseconds.unwrap_or(i64::MAX));
-        }
         if let Some(limit) = options.delivery_limit {
             append_integer(arguments, "x-delivery-limit", limit.into());
         }
@@ -118,27 +115,36 @@ impl Declaration {
             append_text(arguments, "x-dead-letter-exchange", "");
             append_text(arguments, "x-dead-letter-routing-key", &overflow_queue(queue));
         }
-        declaration.refuses_newest = options.max_waiting.is_some() && !is_quorum;
+        declaration.refuses_newest =
+            options.max_waiting.is_some() && queue_type == QueueType::Classic;
         declaration
     }
 
     /// How to declare the overflow queue. Its messages have a time limit, since the broker removes the
     /// expiration of a message that it dead-letters: with all servers down, the queue would grow
-    /// without bound.
-    /// Its type is that of the request queue: a classic queue is not there while its node is down.
-    pub(super) fn overflow(queue_type: QueueType) -> Declaration {
-        let mut overflow = Declaration::of_type(queue_type);
+    /// without bound. Its type is that of the request queue: a classic queue is not there while its
+    /// node is down.
+    pub(super) fn overflow(options: &ServerOptions, brokers: &Brokers) -> Declaration {
+        let mut overflow = Declaration::common(options, brokers);
         append_integer(&mut overflow.arguments, "x-message-ttl", 60_000);
         overflow
     }
 
-    fn of_type(queue_type: QueueType) -> Declaration {
-        let mut arguments = Vec::new();
-        let name = match queue_type {
-            QueueType::Classic => "classic",
-            QueueType::Quorum => "quorum",
-        };
-        append_text(&mut arguments, "x-queue-type", name);
+    /// What both queues have in common.
+    fn common(options: &ServerOptions, brokers: &Brokers) -> Declaration {
+        let (mut arguments, queue_type) = (Vec::new(), options.queue_type);
+        match queue_type {
+            QueueType::Classic => append_text(&mut arguments, "x-queue-type", "classic"),
+            QueueType::Quorum => {
+                append_text(&mut arguments, "x-queue-type", "quorum");
+                let in_a_cluster = brokers.are_several().then_some(DISCONNECTED_TIMEOUT);
+                let timeout = options.disconnected_timeout.or(in_a_cluster);
+                if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
+                    let milliseconds = timeout.as_millis() as i64;
+                    append_integer(&mut arguments, "x-consumer-disconnected-timeout", milliseconds);
+                }
+            }
+        }
         Declaration { queue_type, refuses_newest: false, arguments }
     }
 }

@@ -89,7 +89,7 @@ impl ServerState {
         let (queue, ensured) = (queue.to_string(), queue.to_string());
         let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
         let exchange = options.exchange.clone();
-        let overflow = Declaration::overflow(options.queue_type);
+        let overflow = Declaration::overflow(&options, &brokers);
         let refuses_newest_too: Arc<AtomicBool> = Arc::default();
         let refuses_newest = Arc::clone(&refuses_newest_too);
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use rabbitmq_rpc::{Error, FibonacciRpcClient, ServerOptions, fibonacci};
+use rabbitmq_rpc::{Error, FibonacciRpcClient, QueueType, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
@@ -27,6 +27,7 @@ fn cluster_serves_calls_while_its_nodes_fail_in_turn() {
     let broker = Broker::cluster(3);
     let urls: Vec<String> = (0..3).map(|node| broker.url_of(node)).collect();
     every_call_is_answered(&broker, &urls);
+    another_server_answers_a_worker_whose_node_is_killed(&broker, &urls);
     server_leaves_a_node_that_delivers_nothing(&broker, &urls);
     classic_queue_is_served_again_once_its_node_is_back(&broker, &urls);
     client_connects_while_another_node_is_frozen(&broker, &urls);
@@ -115,6 +116,30 @@ impl Answers {
         let look = || (self.count.load(Ordering::Relaxed), self.wrong.lock().unwrap().clone());
         await_value(look, |(count, _)| *count >= enough);
     }
+}
+
+/// RabbitMQ 4.3 keeps a request for the consumers of a lost node for a minute by default.
+fn another_server_answers_a_worker_whose_node_is_killed(broker: &Broker, urls: &[String]) {
+    let queue = queue_name("kept");
+    let options = ServerOptions { queue_type: QueueType::Quorum, ..Default::default() };
+    let ((begin, begun), (release, released)) = (bounded(1), bounded::<()>(0));
+    let _busy = Serving::start(&urls.join(","), &queue, options.clone(), move |_| {
+        begin.send(()).unwrap();
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(b"late".to_vec())
+    });
+    let client = connect(&urls[1], &queue);
+    let call = client.send("7").unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
+    let others = format!("{},{}", urls[2], urls[1]);
+    let idle = Serving::start(&others, &queue, options, |body| Ok(body.to_vec()));
+    broker.kill(0);
+    let began = Instant::now();
+    assert_eq!(call.wait(), Ok(b"7".to_vec()));
+    println!("node of a busy worker killed: no answer for {:?}", began.elapsed());
+    drop(release);
+    assert_eq!(idle.stop().served, 1);
+    broker.start_node(0);
 }
 
 /// A quorum queue delivers through its member on the consumer's node. RabbitMQ 3.10 was seen without

@@ -75,6 +75,27 @@ fn missing_queue_is_declared_as_requested() {
     }
 }
 
+/// With one broker, tutorial programs can share the queue: on RabbitMQ 4.3 they would have to name the
+/// same time.
+#[test]
+fn quorum_queue_names_a_time_for_lost_nodes_if_there_are_several() {
+    let quorum = |queue: &str, urls: &str, args: &[&str]| {
+        drop(rpc_server_at(urls, queue, &[&["--queue-type", "quorum"], args].concat()));
+        let listed = Broker::shared().ctl(&["list_queues", "name", "arguments"]);
+        listed.lines().find(|row| row.starts_with(queue)).unwrap().to_string()
+    };
+    let (one, several) = (url(), format!("{0},{0}", url()));
+    let argument = "\"x-consumer-disconnected-timeout\"";
+    let row = quorum(&queue_name("alone"), &one, &[]);
+    assert!(!row.contains(argument), "{row}");
+    let row = quorum(&queue_name("several"), &several, &[]);
+    assert!(row.contains(&format!("{{{argument},5000}}")), "{row}");
+    let row = quorum(&queue_name("none"), &several, &["--disconnected-timeout", "0"]);
+    assert!(!row.contains(argument), "{row}");
+    let row = quorum(&queue_name("named"), &one, &["--disconnected-timeout", "0.5"]);
+    assert!(row.contains(&format!("{{{argument},500}}")), "{row}");
+}
+
 /// A virtual host can have a default type, which a broker gives to queues that name none.
 #[test]
 fn declared_queues_have_the_type_of_the_options_whatever_the_default_is() {
@@ -165,6 +186,7 @@ fn server_exits_with_advice_when_queue_is_refused() {
         (locked.as_str(), &[][..], 78, "another connection has it for itself alone"),
         ("amq.mine", &[], 78, "names that begin with \"amq.\" are the broker's own"),
         ("q", &["--delivery-limit", "3"], 64, "a delivery limit needs a quorum queue"),
+        ("q", &["--disconnected-timeout", "86401"], 64, "at most a day"),
         ("q", &["--workers", "0"], 64, "at least one worker"),
         ("q", &["--queue-type", "stream"], 64, "a queue is classic or quorum"),
     ] {

@@ -53,9 +53,7 @@ fn shares_queue_with_pika_server(kind: &str, we_start_first: bool) {
     let queue = queue_name("pika-beside");
     let theirs = || python_server(SERVER, &queue, &["--queue-type", kind]);
     let before = (!we_start_first).then(theirs);
-    // RabbitMQ 4.3 compares the timeout, too, and pika names none.
-    let ours = ["--queue-type", kind, "--disconnected-timeout", "0"];
-    let mut ours = rpc_server(&queue, &ours);
+    let mut ours = rpc_server(&queue, &["--queue-type", kind]);
     let _theirs = before.unwrap_or_else(theirs);
     let bodies: Vec<String> = (0..40).map(|n| n.to_string()).collect();
     let bodies: Vec<&str> = bodies.iter().map(String::as_str).collect();
