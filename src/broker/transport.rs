@@ -2,16 +2,18 @@
 //!
 //! Callers, workers, the reader and amiquip all write. The lock is held only during a write that
 //! does not block. If the socket is full, the writer releases the lock and waits until its own
-//! deadline. If the deadline passes, the writer knows whether a part of its message was written.
+//! deadline, and the others stand in line behind it. If the deadline passes, the writer knows
+//! whether a part of its message was written.
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -25,8 +27,6 @@ pub(crate) struct Transport {
     tls: Option<Mutex<Box<dyn Stream>>>,
     tls_may_hold_more: AtomicBool,
     write: Mutex<WriteState>,
-    /// Notified when another message may be written.
-    free: Condvar,
     /// Whether [`WriteState::backlog`] contains bytes that no writer is about to write.
     has_backlog: AtomicBool,
     frame_max: AtomicUsize,
@@ -46,9 +46,17 @@ struct WriteState {
     backlog: Vec<u8>,
     /// A writer waits until the socket is writable, perhaps in the middle of its message.
     has_writer: bool,
+    /// The writers that wait for it and for each other, in order. Each is notified when it is next.
+    line: VecDeque<Arc<Condvar>>,
     /// Small messages go to the backlog, which is written soon ([`Transport::write_together`]).
     collects: bool,
     is_cut: bool,
+}
+
+impl WriteState {
+    fn is_busy(&self) -> bool {
+        self.has_writer || !self.line.is_empty()
+    }
 }
 
 /// The reason why a message was not written.
@@ -71,7 +79,6 @@ impl Transport {
             tls_may_hold_more: AtomicBool::new(tls.is_some()),
             tls: tls.map(Mutex::new),
             write: Mutex::default(),
-            free: Condvar::new(),
             has_backlog: AtomicBool::new(false),
             frame_max: AtomicUsize::new(RABBITMQ_FRAME_MAX),
         })
@@ -83,33 +90,69 @@ impl Transport {
     /// written yet, it is called again before the next try. False means that the channel is closed.
     pub(super) fn write(
         &self,
-        mut frames: Frames<'_>,
+        frames: Frames<'_>,
         until: Instant,
         mut may_begin: impl FnMut() -> bool,
     ) -> Result<(), WriteError> {
+        let mut state = lock(&self.write);
+        if state.is_busy() {
+            state = self.stand_in_line(state, until)?;
+        }
+        let (mut state, written) = self.write_message(state, frames, until, &mut may_begin);
+        if std::mem::take(&mut state.has_writer) {
+            self.has_backlog.store(!state.backlog.is_empty(), Ordering::Release);
+        }
+        state.line.front().into_iter().for_each(|next| next.notify_one());
+        written
+    }
+
+    /// Waits until the writers that came before are done.
+    fn stand_in_line<'a>(
+        &self,
+        mut state: MutexGuard<'a, WriteState>,
+        until: Instant,
+    ) -> Result<MutexGuard<'a, WriteState>, WriteError> {
+        let place = Arc::new(Condvar::new());
+        let is_here = |other: &Arc<Condvar>| Arc::ptr_eq(other, &place);
+        let is_next =
+            |state: &WriteState| !state.has_writer && state.line.front().is_some_and(is_here);
+        state.line.push_back(Arc::clone(&place));
+        let mut left = until.saturating_duration_since(Instant::now());
+        while !state.is_cut && !is_next(&state) && !left.is_zero() {
+            let waited = place.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            left = until.saturating_duration_since(Instant::now());
+        }
+        let is_next = is_next(&state);
+        state.line.retain(|other| !is_here(other));
+        match is_next || state.is_cut {
+            true => Ok(state),
+            false => Err(WriteError::TimedOut { begun: false }),
+        }
+    }
+
+    /// The same as [`Transport::write`], while no other thread writes a message. Releases the lock
+    /// only while [`WriteState::has_writer`] is set.
+    fn write_message<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, WriteState>,
+        mut frames: Frames<'_>,
+        until: Instant,
+        may_begin: &mut dyn FnMut() -> bool,
+    ) -> (MutexGuard<'a, WriteState>, Result<(), WriteError>) {
         // Number of bytes of the current part that are written.
         let mut written = 0;
         let mut begun = false;
-        let mut state = lock(&self.write);
         loop {
             if state.is_cut {
-                return Err(WriteError::Disconnected);
-            }
-            if state.has_writer {
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(WriteError::TimedOut { begun: false });
-                }
-                let waited = self.free.wait_timeout(state, left);
-                state = waited.unwrap_or_else(PoisonError::into_inner).0;
-                continue;
+                return (state, Err(WriteError::Disconnected));
             }
             if !begun && !may_begin() {
-                return Err(WriteError::ChannelClosed);
+                return (state, Err(WriteError::ChannelClosed));
             }
             if !begun && state.collects && frames.is_small() && !self.has_backlog() {
                 state.backlog.extend_from_slice(frames.part());
-                return Ok(());
+                return (state, Ok(()));
             }
             let flushed = if begun { Ok(()) } else { self.flush(&mut state) };
             let is_flushed = flushed.is_ok();
@@ -124,45 +167,52 @@ impl Transport {
                         }
                         // Frames that amiquip wrote meanwhile. An error shows at the next write.
                         let _ = self.flush(&mut state);
-                        return Ok(());
+                        return (state, Ok(()));
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // With TLS, a part of the first record may be written even if nothing counts as
                     // written. The next write must then begin with the same bytes (SSL_write(3)).
                     begun |= is_flushed && self.tls.is_some();
-                    state.has_writer = true;
-                    // The reader need not write the backlog: this writer does, once the socket is
-                    // writable.
-                    self.has_backlog.store(false, Ordering::Release);
-                    drop(state);
-                    let polled = self.poll(None, PollFlags::OUT, Some(until));
-                    state = lock(&self.write);
-                    state.has_writer = false;
-                    self.has_backlog.store(!state.backlog.is_empty(), Ordering::Release);
-                    self.free.notify_all();
+                    let polled;
+                    (state, polled) = self.wait_for_room(state, until);
                     match polled {
-                        Ok(found) if found.contains(PollFlags::OUT) => {}
-                        Ok(_) if until > Instant::now() => {}
-                        Ok(_) => {
+                        Ok(()) => {}
+                        Err(WriteError::TimedOut { .. }) => {
                             if begun {
                                 state.backlog.splice(0..0, frames.rest(written));
-                                self.has_backlog.store(true, Ordering::Release);
                             }
-                            return Err(WriteError::TimedOut { begun });
+                            return (state, Err(WriteError::TimedOut { begun }));
                         }
-                        Err(error) => {
-                            log::error!("waiting for room to write: {error}");
-                            drop(state);
-                            // No thread may write after an incomplete message.
-                            self.cut();
-                            return Err(WriteError::Disconnected);
-                        }
+                        Err(error) => return (state, Err(error)),
                     }
                 }
-                Err(_) => return Err(WriteError::Disconnected),
+                Err(_) => return (state, Err(WriteError::Disconnected)),
             }
         }
+    }
+
+    /// Releases the lock until the socket is writable. Until then, nobody else writes a message or
+    /// the backlog: this writer does, once the socket is writable.
+    fn wait_for_room<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, WriteState>,
+        until: Instant,
+    ) -> (MutexGuard<'a, WriteState>, Result<(), WriteError>) {
+        state.has_writer = true;
+        self.has_backlog.store(false, Ordering::Release);
+        drop(state);
+        let waited = match self.poll(None, PollFlags::OUT, Some(until)) {
+            Ok(found) if found.contains(PollFlags::OUT) || until > Instant::now() => Ok(()),
+            Ok(_) => Err(WriteError::TimedOut { begun: false }),
+            Err(error) => {
+                // No thread may write after an incomplete message.
+                self.cut();
+                log::error!("waiting for room to write: {error}");
+                Err(WriteError::Disconnected)
+            }
+        };
+        (lock(&self.write), waited)
     }
 
     /// Writes whole frames, at once or as soon as the socket is writable. Skips them and returns
@@ -280,8 +330,10 @@ impl Transport {
 
     /// Ends the connection at once. Threads that wait to read or to write return.
     pub(super) fn cut(&self) {
-        lock(&self.write).is_cut = true;
-        self.free.notify_all();
+        let mut state = lock(&self.write);
+        state.is_cut = true;
+        state.line.iter().for_each(|writer| writer.notify_one());
+        drop(state);
         // Shutdown fails only if the connection has ended already.
         let _ = self.tcp.shutdown(Shutdown::Both);
     }

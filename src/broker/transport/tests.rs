@@ -219,3 +219,43 @@ fn write_that_fails_takes_no_byte_from_the_reader() {
     assert_eq!(transport.read(&mut read).unwrap(), 6);
     assert_eq!(&read, b"reason");
 }
+
+/// Whoever has just written waits behind those who came before.
+#[test]
+fn writers_take_turns_while_the_peer_reads_slowly() {
+    const WRITERS: usize = 32;
+    const LENGTH: usize = 32 << 10;
+    let (transport, mut peer) = transport();
+    let reading = thread::spawn(move || {
+        let mut message = vec![0; LENGTH];
+        while peer.read_exact(&mut message).is_ok() {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let (written, until) = (AtomicUsize::new(0), Instant::now() + Duration::from_secs(4));
+    let longest = thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut longest = (0, Duration::ZERO);
+                    while Instant::now() < until {
+                        let (before, began) = (written.load(Ordering::Relaxed), Instant::now());
+                        transport.write(vec![7; LENGTH].into(), late(), || true).unwrap();
+                        let others = written.fetch_add(1, Ordering::Relaxed) - before;
+                        longest = (others.max(longest.0), began.elapsed().max(longest.1));
+                    }
+                    longest
+                })
+            })
+            .collect();
+        let longest = writers.into_iter().map(|writer| writer.join().unwrap());
+        longest.reduce(|one, other| (one.0.max(other.0), one.1.max(other.1))).unwrap()
+    });
+    let total = written.into_inner();
+    println!("{total} messages; the longest wait: {} others, {:?}", longest.0, longest.1);
+    assert!(total > 4 * WRITERS, "{total}");
+    // A thread may lose the processor before it takes its place in the line.
+    assert!(longest.0 < 4 * WRITERS, "{} messages of others", longest.0);
+    transport.cut();
+    reading.join().unwrap();
+}
