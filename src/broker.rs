@@ -1,9 +1,8 @@
 //! Addresses of brokers, and connecting to them.
 //!
-//! Each file imports only files before it in this order: `url`, `refusal`, `self_pipe`, `transport`,
-//! `tls`, `turn`, `slots` (what a channel receives), `control`, `ended`,
-//! `data_plane`, `channel`,
-//! `control_stream`, `login`, `connection`, `try_order`, `brokers`, `reconnector`.
+//! Each file imports only files before it in this order: `url`, `refusal`, `self_pipe`, `socket`,
+//! `transport`, `tls`, `turn`, `slots` (what a channel receives), `control`, `ended`, `data_plane`,
+//! `channel`, `login`, `control_stream`, `connection`, `try_order`, `brokers`, `reconnector`.
 
 mod brokers;
 mod channel;
@@ -21,6 +20,7 @@ mod reconnector;
 mod refusal;
 mod self_pipe;
 mod slots;
+mod socket;
 mod sync;
 mod tls;
 mod transport;

@@ -183,7 +183,7 @@ impl DataPlane {
     /// connection has ended.
     fn read_some(&self) -> Result<(), Ended> {
         let mut decoder = lock(&self.decoder);
-        let length = match self.transport.read(decoder.unfilled()) {
+        let length = match self.transport.socket.read(decoder.unfilled()) {
             Ok(0) => return Err(Ended::Peer),
             Ok(length) => length,
             Err(error) => match error.kind() {
@@ -281,7 +281,7 @@ impl Socket for DataPlane {
     fn poll(&self, reader: Reader, until: Option<Instant>) -> bool {
         let output = if self.transport.has_backlog() { PollFlags::OUT } else { PollFlags::empty() };
         let pipe = &self.pipes[reader as usize];
-        match self.transport.poll(Some(pipe), PollFlags::IN | output, until) {
+        match self.transport.socket.poll(Some(pipe), PollFlags::IN | output, until) {
             Ok(found) => {
                 if found.contains(PollFlags::OUT) {
                     self.transport.flush_backlog();

@@ -1,4 +1,4 @@
-//! Writes and reads the socket of one connection, plain or TLS. Writes consist of whole frames.
+//! Writes whole frames to the socket of one connection, for all its threads.
 //!
 //! Callers, workers, the reader and amiquip all write. The lock is held only during a write that
 //! does not block. If the socket is full, the writer releases the lock and waits until its own
@@ -9,32 +9,25 @@
 mod tests;
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::io;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::PollFlags;
 
-use super::self_pipe::SelfPipe;
+use super::socket::{NonBlockingSocket, Stream};
 use crate::frames::{Frames, RABBITMQ_FRAME_MAX};
 use crate::lock::lock;
 
 pub(crate) struct Transport {
-    tcp: TcpStream,
-    tls: Option<Mutex<Box<dyn Stream>>>,
-    tls_may_hold_more: AtomicBool,
+    pub(super) socket: NonBlockingSocket,
     write: Mutex<WriteState>,
     /// Whether [`WriteState::backlog`] contains bytes that no writer is about to write.
     has_backlog: AtomicBool,
     frame_max: AtomicUsize,
 }
-
-/// A TLS session over the socket.
-pub(super) trait Stream: Read + Write + Send {}
-impl<S: Read + Write + Send> Stream for S {}
 
 /// How much memory, in bytes, an empty backlog keeps for the next frames.
 const MAX_IDLE_BACKLOG: usize = 64 << 10;
@@ -73,11 +66,8 @@ pub(crate) enum WriteError {
 
 impl Transport {
     pub(super) fn new(tcp: TcpStream, tls: Option<Box<dyn Stream>>) -> io::Result<Transport> {
-        tcp.set_nonblocking(true)?;
         Ok(Transport {
-            tcp,
-            tls_may_hold_more: AtomicBool::new(tls.is_some()),
-            tls: tls.map(Mutex::new),
+            socket: NonBlockingSocket::new(tcp, tls)?,
             write: Mutex::default(),
             has_backlog: AtomicBool::new(false),
             frame_max: AtomicUsize::new(RABBITMQ_FRAME_MAX),
@@ -156,7 +146,7 @@ impl Transport {
             }
             let flushed = if begun { Ok(()) } else { self.flush(&mut state) };
             let is_flushed = flushed.is_ok();
-            match flushed.and_then(|()| self.write_some(&frames.part()[written..])) {
+            match flushed.and_then(|()| self.socket.write(&frames.part()[written..])) {
                 Ok(length) => {
                     written += length;
                     begun = true;
@@ -173,7 +163,7 @@ impl Transport {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // With TLS, a part of the first record may be written even if nothing counts as
                     // written. The next write must then begin with the same bytes (SSL_write(3)).
-                    begun |= is_flushed && self.tls.is_some();
+                    begun |= is_flushed && self.socket.is_tls();
                     let polled;
                     (state, polled) = self.wait_for_room(state, until);
                     match polled {
@@ -202,7 +192,7 @@ impl Transport {
         state.has_writer = true;
         self.has_backlog.store(false, Ordering::Release);
         drop(state);
-        let waited = match self.poll(None, PollFlags::OUT, Some(until)) {
+        let waited = match self.socket.poll(None, PollFlags::OUT, Some(until)) {
             Ok(found) if found.contains(PollFlags::OUT) || until > Instant::now() => Ok(()),
             Ok(_) => Err(WriteError::TimedOut { begun: false }),
             Err(error) => {
@@ -258,7 +248,7 @@ impl Transport {
     fn flush(&self, state: &mut WriteState) -> io::Result<()> {
         let (mut written, mut flushed) = (0, Ok(()));
         while flushed.is_ok() && written < state.backlog.len() {
-            flushed = self.write_some(&state.backlog[written..]).map(|length| written += length);
+            flushed = self.socket.write(&state.backlog[written..]).map(|length| written += length);
         }
         state.backlog.drain(..written);
         if state.backlog.is_empty() {
@@ -268,51 +258,6 @@ impl Transport {
         let is_blocked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
         self.has_backlog.store(flushed.as_ref().is_err_and(is_blocked), Ordering::Release);
         flushed
-    }
-
-    fn write_some(&self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.tls {
-            None => (&self.tcp).write(bytes),
-            Some(tls) => lock(tls).write(bytes),
-        }
-    }
-
-    /// Reads some of the available bytes. Never blocks.
-    pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        let Some(tls) = &self.tls else { return (&self.tcp).read(into) };
-        let read = lock(tls).read(into);
-        self.tls_may_hold_more.store(read.is_ok(), Ordering::Relaxed);
-        read
-    }
-
-    /// Blocks until the socket is ready for one of `events` or has ended, until the pipe is
-    /// signalled, or until `until`. Does not block while TLS may hold decrypted bytes, which `poll`
-    /// cannot see: until a read returns an error. Returns the events that are ready.
-    pub(super) fn poll(
-        &self,
-        pipe: Option<&SelfPipe>,
-        events: PollFlags,
-        until: Option<Instant>,
-    ) -> io::Result<PollFlags> {
-        if events.contains(PollFlags::IN) && self.tls_may_hold_more.load(Ordering::Relaxed) {
-            return Ok(PollFlags::IN);
-        }
-        let timeout = until.map(timespec_until);
-        let socket = PollFd::from_borrowed_fd(self.tcp.as_fd(), events);
-        let pipe_fd = pipe.map(|pipe| PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN));
-        let mut fds = [socket.clone(), pipe_fd.unwrap_or(socket)];
-        let count = 1 + usize::from(pipe.is_some());
-        match poll(&mut fds[..count], timeout.as_ref()) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(PollFlags::empty()),
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(pipe) = pipe.filter(|_| !fds[1].revents().is_empty()) {
-            pipe.clear();
-        }
-        let found = fds[0].revents();
-        let has_ended = found.intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL);
-        Ok(if has_ended { events } else { found })
     }
 
     /// The largest frame, in bytes, that the broker accepts.
@@ -334,14 +279,6 @@ impl Transport {
         state.is_cut = true;
         state.line.iter().for_each(|writer| writer.notify_one());
         drop(state);
-        // Shutdown fails only if the connection has ended already.
-        let _ = self.tcp.shutdown(Shutdown::Both);
+        self.socket.shut_down();
     }
-}
-
-/// The timeout for `poll`: at most an hour. After it, the polling thread checks its deadline.
-pub(super) fn timespec_until(until: Instant) -> Timespec {
-    const LONGEST: Duration = Duration::from_secs(3600);
-    let left = until.saturating_duration_since(Instant::now()).min(LONGEST);
-    Timespec::try_from(left).expect("an hour has few seconds")
 }

@@ -18,7 +18,7 @@ use openssl::x509::verify::X509CheckFlags;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use super::files::TlsFiles;
-use crate::broker::transport::{Stream, timespec_until};
+use crate::broker::socket::{Stream, timespec_until};
 use crate::broker::url::Endpoint;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result, ensure};

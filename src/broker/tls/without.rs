@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 
 use super::files::TlsFiles;
-use crate::broker::transport::Stream;
+use crate::broker::socket::Stream;
 use crate::broker::url::Endpoint;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};

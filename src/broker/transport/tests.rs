@@ -1,17 +1,25 @@
 //! Tests a transport that is connected to another socket of this process.
 
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread;
+use std::time::Duration;
 
 use super::*;
+use crate::broker::self_pipe::SelfPipe;
 use crate::frames::Route;
 
 fn transport() -> (Transport, TcpStream) {
+    let (tcp, peer) = sockets();
+    (Transport::new(tcp, None).unwrap(), peer)
+}
+
+fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    (Transport::new(tcp, None).unwrap(), peer)
+    (tcp, peer)
 }
 
 fn soon() -> Instant {
@@ -139,8 +147,11 @@ fn end_right_behind_the_last_bytes_is_read_at_once() {
     drop(peer);
     let mut into = [0; 64];
     for expected in [4, 0] {
-        assert_eq!(transport.poll(None, PollFlags::IN, Some(soon())).unwrap(), PollFlags::IN);
-        assert_eq!(transport.read(&mut into).unwrap(), expected);
+        assert_eq!(
+            transport.socket.poll(None, PollFlags::IN, Some(soon())).unwrap(),
+            PollFlags::IN
+        );
+        assert_eq!(transport.socket.read(&mut into).unwrap(), expected);
     }
 }
 
@@ -151,10 +162,10 @@ fn bell_ends_a_poll_once() {
     pipe.signal();
     pipe.signal();
     let began = Instant::now();
-    transport.poll(Some(&pipe), PollFlags::IN, Some(late())).unwrap();
+    transport.socket.poll(Some(&pipe), PollFlags::IN, Some(late())).unwrap();
     assert!(began.elapsed() < Duration::from_secs(5));
     let until = soon();
-    transport.poll(Some(&pipe), PollFlags::IN, Some(until)).unwrap();
+    transport.socket.poll(Some(&pipe), PollFlags::IN, Some(until)).unwrap();
     assert!(Instant::now() >= until);
 }
 
@@ -211,12 +222,12 @@ impl Write for FailsToWrite {
 /// These bytes may contain the reason why the connection ends.
 #[test]
 fn write_that_fails_takes_no_byte_from_the_reader() {
-    let (Transport { tcp, .. }, _peer) = transport();
+    let (tcp, _peer) = sockets();
     let transport = Transport::new(tcp, Some(Box::new(FailsToWrite(b"reason")))).unwrap();
     let written = transport.write(Frames::from(b"message".to_vec()), late(), || true);
     assert_eq!(written, Err(WriteError::Disconnected));
     let mut read = [0; 6];
-    assert_eq!(transport.read(&mut read).unwrap(), 6);
+    assert_eq!(transport.socket.read(&mut read).unwrap(), 6);
     assert_eq!(&read, b"reason");
 }
 
