@@ -1,6 +1,7 @@
 //! Addresses of brokers, and connecting to them.
 //!
-//! Each file imports only files before it in this order: `url`, `refusal`, `self_pipe`, `socket`,
+//! Each file imports only files before it in this order: `notes`, `url`, `refusal`,
+//! `self_pipe`, `socket`,
 //! `transport`, `tls`, `turn`, `slots` (what a channel receives), `control`, `ended`, `data_plane`,
 //! `channel`, `login`, `control_stream`, `connection`, `try_order`, `brokers`, `reconnector`.
 
@@ -16,6 +17,7 @@ mod login;
 mod login_peer;
 #[cfg(test)]
 mod model;
+mod notes;
 mod reconnector;
 mod refusal;
 mod self_pipe;

@@ -62,7 +62,7 @@ impl Connection {
             let tuning = ConnectionTuning::default();
             let _ = report.send(amiquip::Connection::insecure_open_stream(stream, options, tuning));
             shared.wake(&waiting);
-            shared.turn.run_reserve(&*shared);
+            shared.read_as_reserve();
         };
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
         data_plane.wait(&waiter, greeting.at, || !opened.is_empty());
@@ -80,7 +80,6 @@ impl Connection {
             data_plane.cut("the login failed");
             why
         })?;
-        log::debug!("connected to {endpoint}");
         Ok(Connection { data_plane, amiquip: Mutex::new(Some(amiquip)) })
     }
 

@@ -28,7 +28,7 @@ impl ControlFrames {
         let (registration, ready) = Registration::new2();
         let frames =
             ControlFrames { incoming: Mutex::default(), ready, last_arrival: Mutex::default() };
-        frames.wake_amiquip();
+        let _ = frames.wake_amiquip();
         (frames, registration)
     }
 
@@ -40,8 +40,7 @@ impl ControlFrames {
         }
         incoming.bytes.extend(frame);
         drop(incoming);
-        self.wake_amiquip();
-        Ok(())
+        self.wake_amiquip().map_err(|error| format!("amiquip cannot be woken: {error}"))
     }
 
     /// Notes that bytes have arrived from the broker: passes a heartbeat to amiquip. amiquip sees
@@ -79,14 +78,13 @@ impl ControlFrames {
     /// Marks the end of the stream. No more frames follow.
     pub(super) fn end(&self) {
         lock(&self.incoming).ended = true;
-        self.wake_amiquip();
+        // If it cannot be woken, its heartbeats end it.
+        let _ = self.wake_amiquip();
     }
 
     /// The stream is always writable, so both flags are set. Setting the readiness again counts as
     /// a new event.
-    fn wake_amiquip(&self) {
-        if let Err(error) = self.ready.set_readiness(Ready::readable() | Ready::writable()) {
-            log::error!("waking amiquip's I/O thread: {error}");
-        }
+    fn wake_amiquip(&self) -> io::Result<()> {
+        self.ready.set_readiness(Ready::readable() | Ready::writable())
     }
 }

@@ -4,25 +4,25 @@
 //! channel to that channel ([`super::slots`]), and the frames of channel 0 to amiquip
 //! ([`super::control_stream`]).
 
-use std::io;
+mod reading;
+
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
+use log::Level;
 use mio::Registration;
-use rustix::event::PollFlags;
 
 use super::control::ControlFrames;
 use super::ended::Ended;
+use super::notes::SharedNotes;
 use super::self_pipe::SelfPipe;
 use super::slots::Slots;
 use super::transport::{Transport, WriteError};
-use super::turn::{ReadTurn, Reader, Socket, Waiter};
+use super::turn::{ReadTurn, Waiter};
 use super::url::Endpoint;
-use crate::frames::{
-    Answer, CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Decoder, Event, Frames, Incoming, Notice,
-    Version, bare_method,
-};
+use crate::frames::{Decoder, Frames, Version};
 use crate::lock::lock;
 
 pub(crate) struct DataPlane {
@@ -36,6 +36,7 @@ pub(crate) struct DataPlane {
     pub(super) control: ControlFrames,
     pub(super) slots: Mutex<Slots<DataPlane>>,
     version: OnceLock<Option<Version>>,
+    notes: SharedNotes,
     ended: OnceLock<Ended>,
     /// The broker's reason for accepting no messages at present: a resource alarm. During an alarm,
     /// the broker does not read from a connection that has published messages.
@@ -64,6 +65,7 @@ impl DataPlane {
             control,
             slots: Mutex::default(),
             version: OnceLock::new(),
+            notes: SharedNotes::default(),
             ended: OnceLock::new(),
             blocked: Mutex::default(),
             heartbeat: AtomicU16::new(heartbeat),
@@ -101,7 +103,24 @@ impl DataPlane {
     /// while no other thread does: at least once, even if the time is up. `is_ready` must not
     /// block.
     pub(crate) fn wait(&self, waiter: &Arc<Waiter>, until: Instant, is_ready: impl Fn() -> bool) {
-        self.turn.wait(self, waiter, until, is_ready);
+        loop {
+            self.turn.wait(self, waiter, until, || is_ready() || self.notes.exist());
+            if !self.notes.exist() {
+                return;
+            }
+            self.notes.log();
+        }
+    }
+
+    /// Reads while no other thread waits, until the connection has ended.
+    pub(super) fn read_as_reserve(&self) {
+        self.turn.run_reserve(self);
+        self.notes.log();
+    }
+
+    /// Logs a line as soon as its reader has given up the turn. For code that the reader calls.
+    pub(crate) fn note(&self, level: Level, text: fmt::Arguments<'_>) {
+        self.notes.add(level, text);
     }
 
     /// Wakes a waiter so that it checks whether it is ready. Called by the reader.
@@ -174,134 +193,9 @@ impl DataPlane {
     /// Stores the reason and ends all waits. The socket stays open for the last frames.
     fn end(&self, ended: Ended) {
         if self.ended.set(ended).is_ok() {
-            log::debug!("the connection has ended: {}", self.ended.wait());
+            let reason = self.ended.get().expect("it has just been set");
+            self.note(Level::Debug, format_args!("the connection has ended: {reason}"));
             self.turn.end(self);
         }
-    }
-
-    /// Reads from the socket once and dispatches all complete frames. `Err` is the reason why the
-    /// connection has ended.
-    fn read_some(&self) -> Result<(), Ended> {
-        let mut decoder = lock(&self.decoder);
-        let length = match self.transport.socket.read(decoder.unfilled()) {
-            Ok(0) => return Err(Ended::Peer),
-            Ok(length) => length,
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => return Ok(()),
-                io::ErrorKind::ConnectionReset => return Err(Ended::Peer),
-                _ => return Err(error.to_string().into()),
-            },
-        };
-        decoder.filled(length);
-        self.control.note_arrival()?;
-        self.transport.write_together(|| {
-            while let Some(incoming) = decoder.next()? {
-                match incoming {
-                    Incoming::Event { channel, event } => self.dispatch(channel, event)?,
-                    Incoming::Control { frame, notice } => self.control_frame(frame, notice)?,
-                }
-            }
-            Ok(())
-        })
-    }
-
-    /// Passes an event to its channel. Called by the reader.
-    fn dispatch(&self, number: u16, event: Event) -> Result<(), Ended> {
-        let Some(slot) = lock(&self.slots).get(number) else {
-            let text = format!("the broker sent something on channel {number}, which is not open");
-            return Err(text.into());
-        };
-        match event {
-            Event::Answer(Answer::ChannelClosed) => {
-                lock(&self.slots).remove(number);
-            }
-            Event::Answer(answer) if !slot.handles_answers => {
-                lock(&slot.answers).push(answer);
-                self.notify(&slot.waiter);
-            }
-            Event::Closed(close) => {
-                let _ = slot.closed.set(close.clone());
-                // The flag changes under the write lock, so no thread writes on the channel after
-                // this frame.
-                let mut was_open = false;
-                self.write_control(&bare_method(number, CHANNEL_CLOSE_OK), || {
-                    was_open = slot.is_open.swap(false, Ordering::Release);
-                    true
-                });
-                if was_open {
-                    lock(&self.slots).remove(number);
-                    (slot.handler)(self, Event::Closed(close));
-                    self.notify(&slot.waiter);
-                }
-            }
-            event if slot.is_open.load(Ordering::Relaxed) => (slot.handler)(self, event),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn control_frame(&self, frame: &[u8], notice: Notice) -> Result<(), Ended> {
-        match notice {
-            Notice::Other => {}
-            Notice::Start { version } => {
-                let _ = self.version.set(version);
-            }
-            Notice::Tune { channel_max, frame_max, heartbeat } => {
-                // 0 suggests none, so this side's counts.
-                let heartbeat = if heartbeat == 0 { u16::MAX } else { heartbeat };
-                self.heartbeat.fetch_min(heartbeat, Ordering::Relaxed);
-                lock(&self.slots).limit(&[channel_max, self.endpoint.channel_max]);
-                self.transport.set_frame_max(frame_max);
-            }
-            Notice::Closed(close) => {
-                self.end(Ended::Closed(close));
-                // amiquip does not take part in closing.
-                self.write_control(&bare_method(0, CONNECTION_CLOSE_OK), || true);
-                self.control.end();
-                return Ok(());
-            }
-            Notice::CloseConfirmed => return Err(Ended::ThisSide),
-            Notice::Blocked(reason) => {
-                log::warn!("{} takes no messages at present: {reason}", self.endpoint);
-                *lock(&self.blocked) = Some(reason);
-                return Ok(());
-            }
-            Notice::Unblocked => {
-                log::info!("{} takes messages again", self.endpoint);
-                *lock(&self.blocked) = None;
-                self.wake_all();
-                return Ok(());
-            }
-        }
-        Ok(self.control.push(frame)?)
-    }
-}
-
-impl Socket for DataPlane {
-    fn poll(&self, reader: Reader, until: Option<Instant>) -> bool {
-        let output = if self.transport.has_backlog() { PollFlags::OUT } else { PollFlags::empty() };
-        let pipe = &self.pipes[reader as usize];
-        match self.transport.socket.poll(Some(pipe), PollFlags::IN | output, until) {
-            Ok(found) => {
-                if found.contains(PollFlags::OUT) {
-                    self.transport.flush_backlog();
-                }
-                found.contains(PollFlags::IN)
-            }
-            Err(error) => {
-                self.cut(format!("waiting for the socket: {error}"));
-                false
-            }
-        }
-    }
-
-    fn read(&self) {
-        if let Err(reason) = self.read_some() {
-            self.cut(reason);
-        }
-    }
-
-    fn interrupt_poll(&self, reader: Reader) {
-        self.pipes[reader as usize].signal();
     }
 }

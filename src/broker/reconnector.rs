@@ -8,7 +8,7 @@ mod state;
 mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
@@ -88,6 +88,10 @@ impl<S: Session> Reconnector<S> {
         let mut state = lock(&self.state);
         let failures_before = state.failures;
         loop {
+            if !state.notes.is_empty() {
+                self.unlock(state);
+                state = lock(&self.state);
+            }
             let now = Instant::now();
             let until = match &state.phase {
                 Phase::Up { session, since, replacing } => match session.ended() {
@@ -142,6 +146,7 @@ impl<S: Session> Reconnector<S> {
                 catch_unwind(AssertUnwindSafe(|| this.open(&mut order, deadline, is_reconnect)));
             let panicked = |_| Err((this.brokers.unreachable("connecting panicked".into()), true));
             if let Some(session) = this.connected(order, opened.unwrap_or_else(panicked)) {
+                log::debug!("connected to {}", session.connection().endpoint);
                 session.finish_setup();
             }
         };
@@ -212,8 +217,8 @@ impl<S: Session> Reconnector<S> {
             }
             Err((error, has_tcp_connection)) => state.failed(error, has_tcp_connection),
         }
-        drop(state);
         self.changed.notify_all();
+        self.unlock(state);
         replaced.iter().for_each(|session| session.retire());
         new
     }
@@ -248,6 +253,14 @@ impl<S: Session> Reconnector<S> {
             let broker = self.brokers.index_of(&session.connection().endpoint);
             state.lost(reason, lasted, Some(broker));
         }
+        self.unlock(state);
+    }
+
+    /// Releases the lock, and logs what was noted under it.
+    fn unlock(&self, mut state: MutexGuard<'_, State<S>>) {
+        let notes = mem::take(&mut state.notes);
+        drop(state);
+        notes.log();
     }
 
     /// Connects to another broker, unless a thread already does. Its session takes the place of
@@ -264,6 +277,7 @@ impl<S: Session> Reconnector<S> {
             state.order.move_to_end(self.brokers.index_of(&session.connection().endpoint));
             self.start_connecting(&mut state, Deadline::after(Duration::ZERO));
         }
+        self.unlock(state);
     }
 
     /// The current session, or the last one if this is closed.

@@ -91,11 +91,9 @@ impl Session {
                 let consumed = session.publishing.channel().call(consume, limit);
                 consumed.map_err(|error| session.connection.explain(error, "receive replies"))?;
                 session.dispatcher.replies_directly.store(true, Ordering::Relaxed);
-                log::info!("no reply queue yet: replies come by direct reply-to");
             }
             declared => session.use_reply_queue(declared, limit)?,
         }
-        log::info!("ready to call {:?} through {}", config.queue, session.connection.endpoint);
         Ok(session)
     }
 
@@ -266,7 +264,10 @@ impl broker::Session for Session {
     /// Waits for the reply queue, unless the broker has declared it already. The wait ends with the
     /// connection, or when the session retires.
     fn finish_setup(&self) {
+        let (queue, endpoint) = (&self.dispatcher.config.queue, &self.connection.endpoint);
+        log::info!("ready to call {queue:?} through {endpoint}");
         if self.reply_queue.get().is_none() {
+            log::info!("no reply queue yet: replies come by direct reply-to");
             let never = Limit::Until(Deadline::after(Duration::MAX).at);
             let declared = self.consuming.answer(never).and_then(Answer::queue);
             match self.use_reply_queue(declared, never) {

@@ -15,7 +15,7 @@ use super::outcomes::Outcomes;
 use super::queue::{self, Declaration};
 use super::replies::Replies;
 use super::stall_backoff::StallBackoff;
-use crate::broker::{Brokers, Connection, Reconnector, Session, program};
+use crate::broker::{Brokers, Connection, DataPlane, Reconnector, Session, program};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::frames::Event;
@@ -196,14 +196,15 @@ impl ServerState {
     }
 
     /// Handles a message that the broker returned. Called by the reader.
-    pub(super) fn on_return(&self, event: &Event) {
+    pub(super) fn on_return(&self, data_plane: &DataPlane, event: &Event) {
         match event {
             Event::Return { queue, message, .. } if wire::is_sign_of_life(message) => {
                 self.keep_alive.sign_returned(queue, message);
             }
             Event::Return { reason, .. } => {
                 lock(&self.counters).returned += 1;
-                log::info!("a reply came back: its requester is gone ({reason})");
+                let text = format_args!("a reply came back: its requester is gone ({reason})");
+                data_plane.note(log::Level::Info, text);
             }
             _ => {}
         }

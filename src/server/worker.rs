@@ -70,7 +70,7 @@ impl<'a> Worker<'a> {
         let ledger = state.outcomes.ledger(&inbox);
         let (receiver, held) = (Arc::clone(&inbox), Arc::clone(state));
         let on_event = move |plane: &DataPlane, event| {
-            held.on_return(&event);
+            held.on_return(plane, &event);
             receiver.on_event(plane, event);
         };
         let consume = || {

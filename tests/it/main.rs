@@ -69,6 +69,7 @@ mod keep_alive; // keep-alives during long calls
 mod kept_replies; // finished replies whose channel or connection ends before the broker has them
 mod load; // rpc_bench: the load it makes and its report
 mod logged; // errors that the tests' own process logs
+mod logging_by_calls; // a client whose logger itself makes calls
 mod lying_broker; // a peer in place of a broker, which sends random frames or declares no queue
 mod manual_server; // a server whose replies the test sends itself
 mod methods; // services of several methods

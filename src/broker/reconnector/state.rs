@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use log::Level;
+
+use crate::broker::notes::Notes;
 use crate::broker::try_order::TryOrder;
 use crate::deadline::{Deadline, backoff};
 use crate::error::Error;
@@ -26,6 +29,8 @@ pub(super) struct State<S> {
     /// The number of consecutive failed attempts, and the earliest time of the next attempt.
     pub(super) consecutive_failures: u32,
     pub(super) next_try: Instant,
+    /// What to log when the lock is released.
+    pub(super) notes: Notes,
 }
 
 pub(super) enum Phase<S> {
@@ -78,6 +83,7 @@ impl<S> State<S> {
             last_failure: None,
             consecutive_failures: 0,
             next_try: Instant::now(),
+            notes: Notes::default(),
         }
     }
 
@@ -113,9 +119,11 @@ impl<S> State<S> {
         };
         if lasted < MIN_LIFETIME {
             let wait = self.delay_next_try(MOST);
-            return log::warn!("{reason}; trying again in {wait:.1?}");
+            return self
+                .notes
+                .add(Level::Warn, format_args!("{reason}; trying again in {wait:.1?}"));
         }
-        log::warn!("{reason}; trying again at once");
+        self.notes.add(Level::Warn, format_args!("{reason}; trying again at once"));
         self.consecutive_failures = 0;
         self.next_try = Instant::now();
     }
@@ -133,8 +141,8 @@ impl<S> State<S> {
             _ => MOST,
         };
         let wait = self.delay_next_try(most);
-        let level = if is_refusal(&error) { log::Level::Error } else { log::Level::Warn };
-        log::log!(level, "{error}; trying again in {wait:.1?}");
+        let level = if is_refusal(&error) { Level::Error } else { Level::Warn };
+        self.notes.add(level, format_args!("{error}; trying again in {wait:.1?}"));
         self.failures += 1;
         self.last_failure = Some(error);
     }

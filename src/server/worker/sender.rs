@@ -151,7 +151,7 @@ impl<'a> Sender<'a> {
             };
         }
         let state = Arc::clone(self.state);
-        let on_event = move |_: &DataPlane, event: Event| state.on_return(&event);
+        let on_event = move |plane: &DataPlane, event: Event| state.on_return(plane, &event);
         let (mandatory, address) = (self.is_mandatory(), &self.address);
         replies.send_alone(self.channel, options.prefetch, on_event, mandatory, address, outcome)
     }
