@@ -155,23 +155,32 @@ pub(crate) fn overflow_queue(queue: &str) -> String {
 }
 
 /// Converts the reason why the broker closed the channel or the connection. The error says what to
-/// change.
+/// change. Where one code has several meanings, the beginning of the text decides: no name of a
+/// user's is part of it. What is not recognized may pass.
 fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
     let Close { code, text, .. } = close;
+    let is_about = |what| {
+        let text = text.strip_prefix("PRECONDITION_FAILED - ");
+        text.is_some_and(|text| text.starts_with(what))
+    };
     let reason = match code {
-        403 if text.contains("reserved prefix") => {
+        403 if text.starts_with("ACCESS_REFUSED - queue name ") => {
             "names that begin with \"amq.\" are the broker's own"
         }
         405 => {
             "another connection has it for itself alone; choose another name, or end that \
              connection"
         }
-        406 => {
+        406 if ["inequivalent arg ", "invalid arg "].into_iter().any(is_about) => {
             "it cannot be declared with these arguments; give the queue type, delivery limit, \
              limit of waiting requests and dead-letter exchange that it has, or delete it"
         }
-        541 if text.contains("deprecated") || text.contains("transient") => {
+        541 if text.starts_with("INTERNAL_ERROR - Feature `") => {
             "this broker no longer has queues of that kind"
+        }
+        541 if text.ends_with("the corresponding feature flag is disabled") => {
+            "this broker has queues of that type disabled; enable the feature flag, or choose the \
+             other type"
         }
         _ => return endpoint.explain_close(close, "declare the request queue"),
     };
@@ -198,6 +207,14 @@ mod tests {
                 channel(541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated"),
                 "no longer has queues of that kind",
             ),
+            (
+                channel(
+                    541,
+                    "INTERNAL_ERROR - Cannot declare a queue 'queue 'q' in vhost '/'' of type \
+                     'rabbit_quorum_queue' on node 'n': the corresponding feature flag is disabled",
+                ),
+                "has queues of that type disabled",
+            ),
         ] {
             assert!(matches!(error, Error::QueueRefused { .. }), "{error:?}");
             assert!(error.to_string().contains(fix), "{error}");
@@ -207,7 +224,17 @@ mod tests {
             "ACCESS_REFUSED - access to queue 'q' in vhost '/' refused for user 'ann'",
         );
         assert!(matches!(&refused, Error::Refused(text) if text.contains("user \"ann\"")));
-        let unreachable = channel(404, "home node of durable queue 'q' is down or inaccessible");
-        assert!(matches!(unreachable, Error::Unreachable { .. }));
+        for (code, text) in [
+            (404, "home node of durable queue 'q' is down or inaccessible"),
+            (406, "PRECONDITION_FAILED - queue limit in vhost 'inequivalent arg' (1) is reached"),
+            (
+                406,
+                "PRECONDITION_FAILED - cannot declare queue 'q': queue limit in vhost 'v' (1) is reached",
+            ),
+            (541, "INTERNAL_ERROR - Could not declare queue 'deprecated' because it timed out"),
+        ] {
+            let unreachable = channel(code, text);
+            assert!(matches!(unreachable, Error::Unreachable { .. }), "{unreachable:?}");
+        }
     }
 }
