@@ -103,8 +103,8 @@
 //! workers on the thread that calls it. While a requester wants signs of life, one more thread
 //! sends them. Connecting takes one more thread. For a client, that thread then waits until the
 //! broker has declared the reply queue. For replies by direct reply-to to RabbitMQ before
-//! 3.10.12 and 3.11.4, workers share further connections: at most one for each worker and broker. An
-//! idle worker closes those that were not used for 10 s. To answer requests that exceed
+//! 3.10.12 and 3.11.4, workers share further connections: at most one for each worker and broker.
+//! An idle worker closes those that were not used for 10 s. To answer requests that exceed
 //! [`ServerOptions::max_waiting`], `serve` starts a second server, with a connection, a supervising
 //! thread and one worker.
 //!
@@ -125,8 +125,9 @@
 //! The crate runs on Unix. A reply goes to one requester; there are no streams. Looking up a host
 //! name takes as long as the system's resolver does. For the connections of clients and servers it
 //! happens in a separate thread, so no call waits for it after its deadline. A worker that opens a
-//! connection for direct replies waits for it. amiquip 0.4.2, which does the handshake and the heartbeats, is
-//! no longer developed. This crate's interface contains none of its types, so it can be replaced.
+//! connection for direct replies waits for it. amiquip 0.4.2, which does the handshake and the
+//! heartbeats, is no longer developed. This crate's interface contains none of its types, so it can
+//! be replaced.
 //!
 //! # Layout
 //!
@@ -156,11 +157,11 @@
 //!
 //! A call passes through these files: [`RpcClient::call`] → `client/call.rs` (the call and its
 //! deadline) → `client/sessions.rs` and `broker/reconnector.rs` (choose the session) →
-//! `client/session.rs` and `client/publishing.rs` (publish) → `wire.rs` → `frames/encode.rs` → `broker/channel.rs` →
-//! `broker/transport.rs` (the socket) → the broker →
-//! `broker/turn.rs` (chooses the reading thread) → `broker/data_plane.rs` → `frames/decoder.rs` →
-//! `server/inbox.rs` → `server/worker.rs` → the handler. The reply returns through the same files
-//! to `client/dispatcher.rs` and the caller, in the caller's own thread.
+//! `client/session.rs` and `client/publishing.rs` (publish) → `wire.rs` → `frames/encode.rs` →
+//! `broker/channel.rs` → `broker/transport.rs` (the socket) → the broker → `broker/turn.rs`
+//! (chooses the reading thread) → `broker/data_plane.rs` → `frames/decoder.rs` → `server/inbox.rs`
+//! → `server/worker.rs` → the handler. The reply returns through the same files to
+//! `client/dispatcher.rs` and the caller, in the caller's own thread.
 //!
 //! The files of `client`, from the lowest: `counters`, `options`, `request` (what is sent, and how
 //! it can end), `local`, `own_channels`, `in_flight` (the places, handed over in order),

@@ -32,7 +32,8 @@ use crate::lock::lock;
 use crate::observation::Observation;
 use crate::wire::{self, Reply, Request};
 
-/// A server of one request queue. Requests and replies are bytes. Dropping it closes its connections.
+/// A server of one request queue. Requests and replies are bytes. Dropping it closes its
+/// connections.
 ///
 /// ```no_run
 /// use rabbitmq_rpc::{Brokers, Request, RpcServer, ServerOptions};
@@ -97,9 +98,10 @@ impl RpcServer {
     /// Serves until it is stopped. Connects first, as [`RpcServer::connect`] does, unless that was
     /// called. Reconnects when a connection is lost. After each failed attempt it waits longer:
     /// 25 ms to 3 s, or at most half a second if no broker accepts a TCP connection. It has
-    /// [`ServerOptions::workers`] threads of its own, and three for the connection. Every 4 s, and every second in its first 8 s, an idle worker asks the broker
-    /// whether the queue exists and whether requests wait in it. A classic queue that was deleted is
-    /// declared again at once, a quorum queue after half a second.
+    /// [`ServerOptions::workers`] threads of its own, and three for the connection. Every 4 s, and
+    /// every second in its first 8 s, an idle worker asks the broker whether the queue exists and
+    /// whether requests wait in it. A classic queue that was deleted is declared again at once, a
+    /// quorum queue after half a second.
     ///
     /// A handler gets a request at least once. It gets a request twice if the server process or its
     /// connection is lost before the broker has the acknowledgement
@@ -107,9 +109,9 @@ impl RpcServer {
     /// requester gets `INTERNAL`, and the worker continues.
     ///
     /// # Errors
-    /// [`Error::TimedOut`] if requests were still in progress at the end of the drain timeout, or if
-    /// it is not known whether the broker has the last replies. The threads of requests in progress
-    /// continue, and the broker gives the requests to another server. The errors of
+    /// [`Error::TimedOut`] if requests were still in progress at the end of the drain timeout, or
+    /// if it is not known whether the broker has the last replies. The threads of requests in
+    /// progress continue, and the broker gives the requests to another server. The errors of
     /// [`RpcServer::connect`] if the server was not connected before. [`Error::Refused`],
     /// [`Error::QueueRefused`] and [`Error::Config`] if no retry can help; the server is then
     /// stopped.
@@ -136,8 +138,9 @@ impl RpcServer {
     /// # use rabbitmq_rpc::{Brokers, RpcServer, Served, ServerOptions, fibonacci};
     /// # let brokers = Brokers::parse("amqp://localhost")?;
     /// let server = RpcServer::connect(brokers, "rpc_queue", ServerOptions::default())?;
+    /// let minute = Duration::from_secs(60);
     /// server.with_worker(|worker| {
-    ///     while worker.serve_one(fibonacci::answer, Duration::from_secs(60))? == Served::Request {}
+    ///     while worker.serve_one(fibonacci::answer, minute)? == Served::Request {}
     ///     Ok(()) // No request for a minute, or the server is told to stop.
     /// })?;
     /// # Ok::<(), rabbitmq_rpc::Error>(())
@@ -218,8 +221,8 @@ impl fmt::Debug for RpcServer {
 pub struct Stopper(pub(super) Arc<ServerState>);
 
 impl Stopper {
-    /// Tells the server to stop, also while it connects. The server takes no further requests, answers those in progress,
-    /// and returns the others to the queue. Then [`RpcServer::serve`]
+    /// Tells the server to stop, also while it connects. The server takes no further requests,
+    /// answers those in progress, and returns the others to the queue. Then [`RpcServer::serve`]
     /// returns. The server stays stopped: later calls of `serve` return at once. Does not block.
     pub fn stop(&self) {
         self.0.stop();

@@ -163,7 +163,8 @@ impl Channel {
         self.data_plane.write_control(&method.encode(self.number), is_open);
     }
 
-    /// Whether [`Channel::answer`] does not block: the answer has arrived, or the channel is closed.
+    /// Whether [`Channel::answer`] does not block: the answer has arrived, or the channel is
+    /// closed.
     pub(crate) fn is_answered(&self) -> bool {
         lock(&self.slot.answers).has_next() || !self.slot.is_open.load(Ordering::Acquire)
     }
@@ -244,8 +245,8 @@ impl Channel {
     }
 
     /// The same as [`Channel::write`]. `note` is called under the write lock, just before the
-    /// message begins, so that the caller knows the order of the messages. It must not block, and it
-    /// may be called again if nothing could be written yet.
+    /// message begins, so that the caller knows the order of the messages. It must not block, and
+    /// it may be called again if nothing could be written yet.
     pub(crate) fn write_noting(
         &self,
         frames: Frames<'_>,

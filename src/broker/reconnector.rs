@@ -156,8 +156,8 @@ impl<S: Session> Reconnector<S> {
         }
     }
 
-    /// Connects to the first broker with which a session can be set up. The flag of an error is that
-    /// of [`Brokers::connect`].
+    /// Connects to the first broker with which a session can be set up. The flag of an error is
+    /// that of [`Brokers::connect`].
     fn open(
         &self,
         order: &mut TryOrder,

@@ -5,8 +5,8 @@ use uuid::Uuid;
 /// The indices of the brokers in the list, in the order in which to try them.
 ///
 /// The order after the first broker is random. If it were that of the list, all programs that were
-/// connected to a failed node would connect to the same other node, and its failure would affect all
-/// of them.
+/// connected to a failed node would connect to the same other node, and its failure would affect
+/// all of them.
 #[derive(Debug, Clone)]
 pub(super) struct TryOrder(pub(super) Vec<usize>);
 

@@ -93,7 +93,8 @@ impl<T> PendingReply<T> {
     /// Waits for the reply until the call's deadline, and decodes it.
     ///
     /// # Errors
-    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::BadReply`] if it cannot be decoded.
+    /// See [`RpcClient::call`](super::RpcClient::call); [`Error::BadReply`] if it cannot be
+    /// decoded.
     pub fn wait(self) -> Result<T> {
         let decode = self.decode;
         self.wait_reply().and_then(decode)

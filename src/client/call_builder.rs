@@ -12,7 +12,8 @@ use super::sessions::Sessions;
 use crate::error::Result;
 use crate::wire::{self, Headers, Reply, Request};
 
-/// A call with options of its own, before it is sent. [`RpcClient::request`](super::RpcClient::request) returns it.
+/// A call with options of its own, before it is sent.
+/// [`RpcClient::request`](super::RpcClient::request) returns it.
 ///
 /// ```no_run
 /// # use std::time::Duration;

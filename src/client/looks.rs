@@ -1,8 +1,9 @@
 //! Asks the broker about request queues, on a channel that is used for nothing else.
 //!
 //! A question is a passive declaration. The broker answers the questions in order. If a queue does
-//! not exist, or the user may not ask about it, the broker closes the channel in place of an answer,
-//! and ignores the questions behind that one. Those who wait for them ask again, on another channel.
+//! not exist, or the user may not ask about it, the broker closes the channel in place of an
+//! answer, and ignores the questions behind that one. Those who wait for them ask again, on another
+//! channel.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -108,12 +109,12 @@ impl QueueLooks {
 
     /// Waits until the request queue has consumers, but at most for this time.
     ///
-    /// When a cluster loses a node, the quorum queues that were led there have no leader for a while,
-    /// and report no consumers. The first message that a channel publishes to such a queue waits for a
-    /// leader, which may never answer, for up to 65 s. All later messages of the channel wait behind it
-    /// (RabbitMQ's `rabbit_fifo_client.erl`). In tests, clients that reconnected and published at once
-    /// lost every request of that session. The broker reports no event when there is a leader, so this
-    /// polls.
+    /// When a cluster loses a node, the quorum queues that were led there have no leader for a
+    /// while, and report no consumers. The first message that a channel publishes to such a queue
+    /// waits for a leader, which may never answer, for up to 65 s. All later messages of the
+    /// channel wait behind it (RabbitMQ's `rabbit_fifo_client.erl`). In tests, clients that
+    /// reconnected and published at once lost every request of that session. The broker reports no
+    /// event when there is a leader, so this polls.
     pub(super) fn await_consumers(
         self: &Arc<Self>,
         connection: &Connection,

@@ -47,16 +47,16 @@ pub struct ClientOptions {
     /// [`Error::Unroutable`](crate::Error::Unroutable).
     pub exchange: Option<String>,
     /// Whether requests carry the user's name, which the broker checks ([Validated
-    /// User-ID](https://www.rabbitmq.com/docs/validated-user-id)): no unless set. A handler reads it
-    /// with [`Request::user_id`](crate::Request::user_id). With `auth_mechanism=external`, the user
-    /// in the URL has to be the name that the broker reads from the certificate.
+    /// User-ID](https://www.rabbitmq.com/docs/validated-user-id)): no unless set. A handler reads
+    /// it with [`Request::user_id`](crate::Request::user_id). With `auth_mechanism=external`, the
+    /// user in the URL has to be the name that the broker reads from the certificate.
     pub identify: bool,
     /// The interval at which the server sends a sign of life while it works on a request: none
     /// unless set, and then at least 100 ms and at most a day. If no sign comes for three
     /// intervals, the client asks the broker about the queue. The call ends with
-    /// [`Error::ServerSilent`](crate::Error::ServerSilent) if the queue has no consumers, or if a sign had come before and no
-    /// request waits in the queue. A server that does not support signs of life, such as one of
-    /// tutorial six, sends none. The call then goes on until its deadline.
+    /// [`Error::ServerSilent`](crate::Error::ServerSilent) if the queue has no consumers, or if a
+    /// sign had come before and no request waits in the queue. A server that does not support signs
+    /// of life, such as one of tutorial six, sends none. The call then goes on until its deadline.
     ///
     /// An idempotent request is sent again instead, if no sign of it comes for three intervals, but
     /// at least 3 s, and no request waits in the queue. Each further attempt gets twice as long.
@@ -81,7 +81,8 @@ impl Default for ClientOptions {
 /// The settings and counters that all sessions share.
 pub(super) struct Config {
     pub(super) brokers: Brokers,
-    /// The queue of the first client. Clients that [`RpcClient::for_queue`](super::RpcClient::for_queue) made use other queues.
+    /// The queue of the first client. Clients that
+    /// [`RpcClient::for_queue`](super::RpcClient::for_queue) made use other queues.
     pub(super) queue: String,
     pub(super) options: ClientOptions,
     pub(super) app_id: String,

@@ -1,8 +1,8 @@
 //! Channels on which one request at a time is in flight.
 //!
 //! The broker closes a channel when it refuses a message. A request that the broker may refuse,
-//! because of its exchange or its `user_id`, leaves by a channel of its own: a refusal then concerns
-//! this request for certain, and no other.
+//! because of its exchange or its `user_id`, leaves by a channel of its own: a refusal then
+//! concerns this request for certain, and no other.
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;

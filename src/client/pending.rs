@@ -138,8 +138,8 @@ impl PendingCalls {
     }
 
     /// Ends the calls whose requests went down with a publishing channel, which the broker closed
-    /// because of one of them. The others go on. False if the broker accepts nothing from this user.
-    /// Called by the reader.
+    /// because of one of them. The others go on. False if the broker accepts nothing from this
+    /// user. Called by the reader.
     pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) -> bool {
         let too_large = too_large(close);
         let refusal = lock(&self.state).order.refuse(channel, too_large.map(|(size, _)| size));

@@ -77,8 +77,8 @@ impl Sessions {
         if Arc::ptr_eq(&next, &session) { found } else { next.ask_about(queue, deadline) }
     }
 
-    /// Replaces a session whose broker returns no replies, but the next one may. At most one retired
-    /// session may have calls in flight, because each keeps a connection.
+    /// Replaces a session whose broker returns no replies, but the next one may. At most one
+    /// retired session may have calls in flight, because each keeps a connection.
     pub(super) fn replace_suspect(&self, session: &Arc<Session>) {
         let mut state = lock(&self.replaced);
         let before = state.retired.upgrade().filter(|before| !Arc::ptr_eq(before, session));

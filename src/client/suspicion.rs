@@ -1,10 +1,10 @@
 //! Decides when to leave a connection that works, because no replies come through it.
 //!
-//! Requests may be lost on a connection that works. The first message of a channel to a quorum queue
-//! waits for the queue's leader, for up to 65 s, and all later messages wait behind it. If a message
-//! to a leader that stops is lost, the later ones wait for it. Without publisher confirms, the
-//! client is not told (`rabbit_fifo_client.erl`). And from RabbitMQ 4.3 on, a node that is cut off
-//! from its cluster goes on accepting requests that no server can get.
+//! Requests may be lost on a connection that works. The first message of a channel to a quorum
+//! queue waits for the queue's leader, for up to 65 s, and all later messages wait behind it. If a
+//! message to a leader that stops is lost, the later ones wait for it. Without publisher confirms,
+//! the client is not told (`rabbit_fifo_client.erl`). And from RabbitMQ 4.3 on, a node that is cut
+//! off from its cluster goes on accepting requests that no server can get.
 
 use std::time::{Duration, Instant};
 

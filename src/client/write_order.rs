@@ -1,8 +1,8 @@
 //! Tells which request the broker refused, if it closed the channel because of one.
 //!
-//! The broker handles the messages of a channel in the order in which they were written, and ignores
-//! all those behind the one that it refuses. A reply to a request, or its return, proves that the
-//! broker has accepted it and all those before it.
+//! The broker handles the messages of a channel in the order in which they were written, and
+//! ignores all those behind the one that it refuses. A reply to a request, or its return, proves
+//! that the broker has accepted it and all those before it.
 
 use std::collections::VecDeque;
 

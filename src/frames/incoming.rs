@@ -189,14 +189,14 @@ fn close(mut fields: Fields<'_>) -> Option<Close> {
 }
 
 impl Close {
-    /// Whether the broker refused a message. It handles the frames of a channel in order, so it took
-    /// the messages that were published before on that channel, and ignored those after it.
+    /// Whether the broker refused a message. It handles the frames of a channel in order, so it
+    /// took the messages that were published before on that channel, and ignored those after it.
     pub(crate) fn refuses_message(&self) -> bool {
         self.method == BASIC_PUBLISH
     }
 
-    /// Whether the broker refused a message because of what it contains, and not because of what the
-    /// user may do.
+    /// Whether the broker refused a message because of what it contains, and not because of what
+    /// the user may do.
     pub(crate) fn is_message_fault(&self) -> bool {
         self.refuses_message() && self.code != 403
     }

@@ -107,9 +107,9 @@ impl Inbox {
         let _ = self.channel.set(Arc::downgrade(channel));
     }
 
-    /// Cancels the consumer, and returns the requests to the queue that the worker has not taken, as
-    /// well as those that still arrive. If the queue was deleted, the worker keeps them. Does not
-    /// block.
+    /// Cancels the consumer, and returns the requests to the queue that the worker has not taken,
+    /// as well as those that still arrive. If the queue was deleted, the worker keeps them. Does
+    /// not block.
     pub(super) fn drain(&self) {
         let mut state = lock(&self.state);
         if state.withdrawal.is_some() || state.drains {
@@ -134,8 +134,8 @@ impl Inbox {
         self.channel.get().and_then(Weak::upgrade)
     }
 
-    /// The broker has taken back all deliveries, for this reason. It delivers them to other workers,
-    /// unless the queue was deleted: then this worker answers what it has got.
+    /// The broker has taken back all deliveries, for this reason. It delivers them to other
+    /// workers, unless the queue was deleted: then this worker answers what it has got.
     pub(super) fn withdraw(&self, how: Withdrawal, reason: Error) {
         let mut state = lock(&self.state);
         state.withdrawal = Some(how);

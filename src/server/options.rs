@@ -46,33 +46,33 @@ pub struct ServerOptions {
     /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
     pub dead_letter_exchange: Option<String>,
     /// The exchange to which the queue is bound, with its name as the routing key: none unless set.
-    /// A direct exchange is declared if there is none of this name. A client that names the exchange
-    /// ([`ClientOptions::exchange`](crate::ClientOptions::exchange)) needs the permission to write to
-    /// it alone, and then reaches no other queue.
+    /// A direct exchange is declared if there is none of this name. A client that names the
+    /// exchange ([`ClientOptions::exchange`](crate::ClientOptions::exchange)) needs the permission
+    /// to write to it alone, and then reaches no other queue.
     pub exchange: Option<String>,
     /// How many requests may wait in the queue, if the server declares it: no limit unless set. If
     /// there are more, a classic queue refuses the newest requests, and their callers get
-    /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted) at once. A quorum queue refuses
-    /// those that have waited longest, among them one that was returned because its worker was lost
-    /// ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). It may have been executed, so
-    /// their callers get [`Status::Unavailable`](crate::Status::Unavailable), as those of a queue
-    /// that was declared by other means. The server answers them from another
-    /// queue, whose name is that of this queue with `.overflow` appended, through another
-    /// connection. This cannot be combined with a dead-letter exchange. [`RpcServer::with_worker`](super::RpcServer::with_worker)
-    /// does not answer them.
+    /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted) at once. A quorum queue
+    /// refuses those that have waited longest, among them one that was returned because its worker
+    /// was lost ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). It may have been
+    /// executed, so their callers get [`Status::Unavailable`](crate::Status::Unavailable), as those
+    /// of a queue that was declared by other means. The server answers them from another queue,
+    /// whose name is that of this queue with `.overflow` appended, through another connection. This
+    /// cannot be combined with a dead-letter exchange.
+    /// [`RpcServer::with_worker`](super::RpcServer::with_worker) does not answer them.
     pub max_waiting: Option<u32>,
-    /// Makes the reply to a request that failed, if its callers expect failures in another form than
-    /// [an error reply](crate::guide::wire_contract): whether the handler failed, it panicked, its
-    /// reply cannot be sent, or too many requests wait. If it panics itself, or its reply cannot be
-    /// sent, the caller gets the error reply.
+    /// Makes the reply to a request that failed, if its callers expect failures in another form
+    /// than [an error reply](crate::guide::wire_contract): whether the handler failed, it panicked,
+    /// its reply cannot be sent, or too many requests wait. If it panics itself, or its reply
+    /// cannot be sent, the caller gets the error reply.
     pub render_failure: Option<fn(&Request, &Failure) -> Reply>,
     /// After how long the broker returns the requests of workers whose node was lost, for quorum
     /// queues that the server declares, and from RabbitMQ 4.3 on: at most a day. Brokers before 4.3
     /// return them at once.
     ///
     /// Unless this is set, it is 5 s if the server knows several brokers. If it knows one only, or
-    /// this is zero, it is left to the broker, which waits for a minute. RabbitMQ 4.3 refuses (406) a
-    /// program that declares the queue again and does not name the same time
+    /// this is zero, it is left to the broker, which waits for a minute. RabbitMQ 4.3 refuses (406)
+    /// a program that declares the queue again and does not name the same time
     /// (`x-consumer-disconnected-timeout`), as the servers of RabbitMQ's tutorials do.
     pub disconnected_timeout: Option<Duration>,
     /// The version of this program, which it tells to `rpc_client --ping`.

@@ -4,9 +4,9 @@
 //! its channel or connection ends before that, a request that is delivered again is answered from
 //! here, and no handler runs for it twice.
 //!
-//! The broker handles the frames of a channel in order. If it refuses a reply, it closes the channel
-//! and ignores every frame after that reply, so the replies behind it are lost as well, and all
-//! their requests come back.
+//! The broker handles the frames of a channel in order. If it refuses a reply, it closes the
+//! channel and ignores every frame after that reply, so the replies behind it are lost as well, and
+//! all their requests come back.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -147,7 +147,8 @@ impl Job {
         }
     }
 
-    /// Waits after something failed that may pass: longer each time, or until the server is stopped.
+    /// Waits after something failed that may pass: longer each time, or until the server is
+    /// stopped.
     fn pause(&self, failures: u32, error: &Error) {
         const FIRST: Duration = Duration::from_secs(1);
         const LONGEST: Duration = Duration::from_secs(30);

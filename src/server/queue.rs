@@ -37,8 +37,8 @@ pub(crate) struct Declaration {
 /// Makes sure that the queue exists. Does not block beyond `until`, to which [`REDECLARE_DELAY`]
 /// does not count. Looks the queue up first, because an existing queue is used with the arguments
 /// that it was declared with. `existed` means that this server has found or declared the queue
-/// before, so it was deleted if it does not exist. Returns whether the queue is known to refuse only
-/// requests that it has never delivered.
+/// before, so it was deleted if it does not exist. Returns whether the queue is known to refuse
+/// only requests that it has never delivered.
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     queue: &str,
@@ -120,10 +120,10 @@ impl Declaration {
         declaration
     }
 
-    /// How to declare the overflow queue. Its messages have a time limit, since the broker removes the
-    /// expiration of a message that it dead-letters: with all servers down, the queue would grow
-    /// without bound. Its type is that of the request queue: a classic queue is not there while its
-    /// node is down.
+    /// How to declare the overflow queue. Its messages have a time limit, since the broker removes
+    /// the expiration of a message that it dead-letters: with all servers down, the queue would
+    /// grow without bound. Its type is that of the request queue: a classic queue is not there
+    /// while its node is down.
     pub(super) fn overflow(options: &ServerOptions, brokers: &Brokers) -> Declaration {
         let mut overflow = Declaration::common(options, brokers);
         append_integer(&mut overflow.arguments, "x-message-ttl", 60_000);

@@ -59,9 +59,9 @@ impl Replies {
         wire::encode_reply(route, address.correlation_id, &self.app_id, outcome)
     }
 
-    /// Sends a reply on a channel of its own, so that a refusal costs no other request anything, and
-    /// waits until the broker has taken it: for as long as the connection works. If the connection
-    /// has no further channel, uses `own`.
+    /// Sends a reply on a channel of its own, so that a refusal costs no other request anything,
+    /// and waits until the broker has taken it: for as long as the connection works. If the
+    /// connection has no further channel, uses `own`.
     pub(super) fn send_alone(
         &self,
         own: &Channel,

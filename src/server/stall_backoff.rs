@@ -19,8 +19,8 @@ impl StallBackoff {
     /// Whether to connect anew for a stall.
     ///
     /// The broker may have a reason that another connection does not change, such as a queue with a
-    /// single active consumer. So the interval between two attempts doubles until a worker handles a
-    /// request.
+    /// single active consumer. So the interval between two attempts doubles until a worker handles
+    /// a request.
     pub(super) fn is_due(&mut self, handled: u64) -> bool {
         const MAX_DOUBLINGS: u32 = 8;
         let now = Instant::now();

@@ -217,8 +217,8 @@ impl ServerState {
         self.replies.direct.close();
     }
 
-    /// Tells the workers to stop, and makes no new connection. The requests that no worker has begun
-    /// return to the queue. Does not block.
+    /// Tells the workers to stop, and makes no new connection. The requests that no worker has
+    /// begun return to the queue. Does not block.
     pub(super) fn stop(&self) {
         let _ = self.drain_until.set(Deadline::after(self.options.drain_timeout).at);
         self.stop.stop();

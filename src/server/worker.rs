@@ -104,8 +104,8 @@ impl<'a> Worker<'a> {
     /// this server, it sends the same reply.
     ///
     /// # Errors
-    /// [`Error::Unreachable`](crate::Error::Unreachable) if the connection or the channel is lost, or
-    /// the queue was deleted, and [`Error::Refused`](crate::Error::Refused) if the user may not
+    /// [`Error::Unreachable`](crate::Error::Unreachable) if the connection or the channel is lost,
+    /// or the queue was deleted, and [`Error::Refused`](crate::Error::Refused) if the user may not
     /// publish replies. If only one reply could not be sent, its request is in the queue again, and
     /// the next call serves the next request.
     pub fn serve_one<H, R>(&self, handler: H, timeout: Duration) -> Result<Served>
@@ -156,8 +156,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Waits until the broker has taken the replies that were written, but not beyond `until`. Returns
-    /// the number of those of which that is not known.
+    /// Waits until the broker has taken the replies that were written, but not beyond `until`.
+    /// Returns the number of those of which that is not known.
     pub(super) fn confirm(&self, until: Instant) -> usize {
         let Worker { state, channel, ledger, .. } = self;
         let unproved = ledger.unproved();

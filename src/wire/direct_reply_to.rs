@@ -22,8 +22,8 @@ pub(super) fn is_well_formed(reply_to: &str) -> bool {
 }
 
 /// Whether this is a process in [Erlang's external term
-/// format](https://www.erlang.org/doc/apps/erts/erl_ext_dist.html), as RabbitMQ since 3.9 writes it:
-/// the name of the node is `reply@` and a number.
+/// format](https://www.erlang.org/doc/apps/erts/erl_ext_dist.html), as RabbitMQ since 3.9 writes
+/// it: the name of the node is `reply@` and a number.
 fn is_process(term: &[u8]) -> bool {
     const VERSION: u8 = 131;
     const NEW_PID_EXT: u8 = 88;

@@ -1,5 +1,5 @@
 //! The order of the library's files: every import points down, so that a file can be read without
-//! those above it.
+//! those above it. And doc comments that fit on a page.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -58,6 +58,21 @@ fn no_files_import_each_other() {
         })
         .collect();
     assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn doc_comments_are_wrapped() {
+    let mut long = Vec::new();
+    for (module, text) in files() {
+        for line in text.lines().filter(|line| line.chars().count() > 100) {
+            let doc = line.trim_start();
+            // A row of a table cannot be wrapped.
+            if ["///", "//!"].iter().any(|start| doc.starts_with(start)) && !doc.contains("| ") {
+                long.push(format!("{module}: {doc}"));
+            }
+        }
+    }
+    assert!(long.is_empty(), "{long:#?}");
 }
 
 /// The source of each module of the library, without its tests.

@@ -61,7 +61,7 @@ mod foreign_failures; // failures in a form of the service's own
 mod headers; // content headers of any size, and properties of any type
 mod heartbeats; // a silent broker, by the heartbeat that both sides agree on
 mod hostile; // requests that no client library sends
-mod house; // the order of the library's files
+mod house; // the order of the library's files, and the width of its docs
 mod interop; // clients and servers on other AMQP libraries
 #[cfg(feature = "json")]
 mod json; // requests and replies that are JSON

@@ -129,7 +129,8 @@ fn unusable(path: &Path, purpose: &str) -> impl Fn(ErrorStack) -> Error {
 }
 
 /// Empties OpenSSL's queue of errors, which each thread has for all that it does with OpenSSL. An
-/// error that other code has left there would count as that of the next operation (SSL_get_error(3)).
+/// error that other code has left there would count as that of the next operation
+/// (SSL_get_error(3)).
 fn forget_earlier_errors() {
     drop(ErrorStack::get());
 }

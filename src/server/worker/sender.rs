@@ -39,8 +39,8 @@ pub(super) enum Sent {
 }
 
 impl<'a> Sender<'a> {
-    /// If the address needs a connection of its own, makes it, so that a handler does not run before
-    /// there is a way to its requester.
+    /// If the address needs a connection of its own, makes it, so that a handler does not run
+    /// before there is a way to its requester.
     pub(super) fn new(
         state: &'a Arc<ServerState>,
         session: &'a ServerSession,
