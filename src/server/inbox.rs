@@ -118,9 +118,23 @@ impl Inbox {
         state.drains = true;
         let requests = std::mem::take(&mut state.requests);
         drop(state);
+        self.cancel();
+        self.give_back(requests.iter().map(|request| request.delivery.tag));
+    }
+
+    /// Cancels the consumer, and returns to the queue what still arrives. The worker answers what it
+    /// has got. Does not block.
+    pub(super) fn take_no_more(&self) {
+        let mut state = lock(&self.state);
+        if state.withdrawal.is_none() && !std::mem::replace(&mut state.drains, true) {
+            drop(state);
+            self.cancel();
+        }
+    }
+
+    fn cancel(&self) {
         if let Some(channel) = self.channel() {
             channel.send_unanswered(&cancel(channel.number));
-            self.give_back(requests.iter().map(|request| request.delivery.tag));
         }
     }
 

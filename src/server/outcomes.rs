@@ -9,9 +9,10 @@
 //! all their requests come back.
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::inbox::Inbox;
 use crate::error::{Failure, Result};
@@ -63,16 +64,20 @@ struct Finished {
 
 struct Entry {
     tag: u64,
-    /// The request, without a body if it has an id.
+    /// The request, without its body.
     request: Message,
-    body_size: usize,
+    body: Fingerprint,
+    finished: Instant,
     known: Known,
 }
 
+/// The size of a body, and a hash of its bytes; of a large one, of those at its ends.
+type Fingerprint = (usize, u64);
+
 /// What is known about a request that was delivered before.
 pub(crate) enum Known {
-    /// The broker has its reply, but perhaps not the acknowledgement.
-    Answered,
+    /// It needs no reply any more, but the broker may not have the acknowledgement.
+    Settled,
     /// The broker may not have its reply. The connection ended so many times when it was sent.
     Finished { outcome: Outcome, lost_connections: u32 },
 }
@@ -111,7 +116,7 @@ impl Outcomes {
         /// How many channels one request may cost.
         const MOST_LOST_CHANNELS: u32 = 2;
         if ledger.begin(request, prefetch) {
-            self.has_replied.store(true, Ordering::Relaxed);
+            self.note_replied();
         }
         if !request.redelivered() {
             return Begun::Execute;
@@ -143,12 +148,25 @@ impl Outcomes {
         begun
     }
 
-    /// Ends the current request of a worker. Returns the memory of its body, if it is not needed.
-    pub(super) fn finish(&self, ledger: &Ledger, request: Arc<Request>, known: Known) -> Vec<u8> {
-        if let Known::Answered = known {
-            self.has_replied.store(true, Ordering::Relaxed);
+    /// Ends the current request of a worker. Later deliveries prove that the broker has what was
+    /// written for it, unless nothing was written. Returns the memory of its body.
+    pub(super) fn finish(
+        &self,
+        ledger: &Ledger,
+        request: Arc<Request>,
+        known: Known,
+        is_written: bool,
+    ) -> Vec<u8> {
+        lock(&ledger.entries).current = None;
+        let Some(request) = Arc::into_inner(request) else { return Vec::new() };
+        let (tag, mut request) = (request.delivery.tag, request.delivery.message);
+        let body = std::mem::take(&mut request.body);
+        let finished = Instant::now();
+        let entry = Entry { tag, request, body: fingerprint(&body), finished, known };
+        match is_written {
+            true => lock(&ledger.entries).finished.push_within(entry, 1024, 8 << 20),
+            false => lock(&self.state).keep(entry),
         }
-        let body = ledger.finish(request, known);
         if self.waiting.load(Ordering::SeqCst) > 0 {
             let _state = lock(&self.state);
             self.finished.notify_all();
@@ -158,19 +176,21 @@ impl Outcomes {
 
     /// Keeps the outcomes of a worker whose channel ends.
     pub(super) fn retire(&self, ledger: &Ledger) {
-        const MAX_ENTRIES: usize = 4096;
-        const MAX_SIZE: usize = 64 << 20;
         let mut state = lock(&self.state);
-        let mut entries = lock(&ledger.entries);
-        let finished = std::mem::take(&mut entries.finished);
-        finished.entries.into_iter().for_each(|entry| state.kept.push(entry));
-        state.kept.limit(MAX_ENTRIES, MAX_SIZE);
+        let finished = std::mem::take(&mut lock(&ledger.entries).finished);
+        finished.entries.into_iter().for_each(|entry| state.keep(entry));
+    }
+
+    /// Notes that the broker has taken a reply, or that another server of the same program decides
+    /// whether the user may reply.
+    pub(super) fn note_replied(&self) {
+        self.has_replied.store(true, Ordering::Relaxed);
     }
 
     /// Notes that the broker has handled everything that this worker has written.
     pub(super) fn all_proved(&self, ledger: &Ledger) {
         if lock(&ledger.entries).finished.remove_proved(u64::MAX) {
-            self.has_replied.store(true, Ordering::Relaxed);
+            self.note_replied();
         }
     }
 
@@ -181,6 +201,17 @@ impl Outcomes {
 }
 
 impl State {
+    /// Keeps an entry until its request is delivered again, but not for ever: another request may
+    /// get the same ids some day.
+    fn keep(&mut self, entry: Entry) {
+        const LONGEST: Duration = Duration::from_secs(3600);
+        let is_old = |entry: &Entry| entry.finished.elapsed() > LONGEST;
+        while self.kept.entries.front().is_some_and(is_old) {
+            self.kept.drop_oldest();
+        }
+        self.kept.push_within(entry, 4096, 64 << 20);
+    }
+
     /// Takes what is known about this request.
     fn take(&mut self, request: &Request) -> Option<Known> {
         let ledgers = self.ledgers.iter().filter_map(Weak::upgrade);
@@ -191,7 +222,9 @@ impl State {
 
     /// The other worker that executes this request.
     fn executing(&self, request: &Request, own: &Ledger) -> Option<Arc<Ledger>> {
-        let is_same = |current: &Arc<Request>| is_same(&current.delivery.message, request);
+        let is_same = |current: &Arc<Request>| {
+            has_same_ids(&current.delivery.message, request) && current.body() == request.body()
+        };
         let executes = |it: &Arc<Ledger>| {
             !std::ptr::eq(&**it, own) && lock(&it.entries).current.as_ref().is_some_and(is_same)
         };
@@ -206,7 +239,8 @@ impl Ledger {
         lock(&self.entries).finished.entries.iter().filter(is_unproved).count()
     }
 
-    /// Returns true if this delivery proves that the broker has taken a reply.
+    /// Returns true if this delivery proves that the broker has taken a reply. The worker settles its
+    /// requests in the order of their tags, and the reply to each is written before that.
     fn begin(&self, request: &Arc<Request>, prefetch: u16) -> bool {
         let mut entries = lock(&self.entries);
         entries.current = Some(Arc::clone(request));
@@ -219,23 +253,6 @@ impl Ledger {
         entries.finished.remove_proved(proved)
     }
 
-    fn finish(&self, request: Arc<Request>, known: Known) -> Vec<u8> {
-        const MAX_ENTRIES: usize = 1024;
-        const MAX_SIZE: usize = 8 << 20;
-        let mut entries = lock(&self.entries);
-        entries.current = None;
-        let Some(request) = Arc::into_inner(request) else { return Vec::new() };
-        let (tag, mut message) = (request.delivery.tag, request.delivery.message);
-        let body_size = message.body.len();
-        let body = match has_id(&message) {
-            true => std::mem::take(&mut message.body),
-            false => Vec::new(),
-        };
-        entries.finished.push(Entry { tag, request: message, body_size, known });
-        entries.finished.limit(MAX_ENTRIES, MAX_SIZE);
-        body
-    }
-
     /// How many workers have lost their channels because of the current request.
     fn lost_channels(&self) -> u32 {
         lock(&self.entries).lost_channels + u32::from(self.inbox.has_timed_out())
@@ -243,33 +260,32 @@ impl Ledger {
 }
 
 impl Finished {
-    fn push(&mut self, entry: Entry) {
+    /// Adds an entry. Drops the oldest ones beyond these limits, but never this one.
+    fn push_within(&mut self, entry: Entry, entries: usize, size: usize) {
         self.size += entry.size();
         self.entries.push_back(entry);
+        while self.entries.len() > 1 && (self.entries.len() > entries || self.size > size) {
+            self.drop_oldest();
+        }
     }
 
-    /// Drops the oldest entries beyond these limits, but never the last one.
-    fn limit(&mut self, entries: usize, size: usize) {
-        while self.entries.len() > 1 && (self.entries.len() > entries || self.size > size) {
-            let dropped = self.entries.pop_front();
-            self.size -= dropped.map_or(0, |entry| entry.size());
-        }
+    fn drop_oldest(&mut self) {
+        self.size -= self.entries.pop_front().map_or(0, |entry| entry.size());
     }
 
     /// Removes the entries up to this delivery. True if there were any.
     fn remove_proved(&mut self, tag: u64) -> bool {
         let mut any = false;
         while self.entries.front().is_some_and(|entry| entry.tag <= tag) {
-            self.size -= self.entries.pop_front().map_or(0, |entry| entry.size());
+            self.drop_oldest();
             any = true;
         }
         any
     }
 
     fn take(&mut self, request: &Request) -> Option<Known> {
-        let is_it = |entry: &Entry| {
-            entry.body_size == request.body().len() && is_same(&entry.request, request)
-        };
+        let body = fingerprint(request.body());
+        let is_it = |entry: &Entry| entry.body == body && has_same_ids(&entry.request, request);
         let index = self.entries.iter().position(is_it)?;
         let entry = self.entries.remove(index)?;
         self.size -= entry.size();
@@ -280,10 +296,10 @@ impl Finished {
 impl Entry {
     fn size(&self) -> usize {
         let outcome = match &self.known {
-            Known::Answered => 0,
+            Known::Settled => 0,
             Known::Finished { outcome, .. } => size(outcome),
         };
-        self.request.body.len() + outcome
+        self.request.properties_size() + outcome
     }
 }
 
@@ -295,16 +311,17 @@ pub(crate) fn size(outcome: &Outcome) -> usize {
     }
 }
 
-fn has_id(message: &Message) -> bool {
-    let properties = message.properties();
-    properties.message_id.is_some() || properties.correlation_id.is_some()
-}
-
-/// Whether a redelivered request is the one that was delivered before. Without an id, it needs the
-/// same body.
-fn is_same(before: &Message, request: &Request) -> bool {
+/// Whether a redelivered request has the ids of one that was delivered before.
+fn has_same_ids(before: &Message, request: &Request) -> bool {
     let (old, new) = (before.properties(), request.properties());
     (old.message_id, old.correlation_id, old.reply_to)
         == (new.message_id, new.correlation_id, new.reply_to)
-        && (has_id(before) || before.body == request.body())
+}
+
+fn fingerprint(body: &[u8]) -> Fingerprint {
+    const END: usize = 2048;
+    let mut hasher = DefaultHasher::new();
+    body[..body.len().min(END)].hash(&mut hasher);
+    body[body.len().saturating_sub(END)..].hash(&mut hasher);
+    (body.len(), hasher.finish())
 }

@@ -43,6 +43,7 @@ pub(crate) fn serve_and_refuse(
     let refuser = Arc::new(ServerState::new(brokers, &queue, overflow, options));
     // The main server decides whether a first start fails.
     refuser.has_served.store(true, Ordering::Relaxed);
+    refuser.outcomes.note_replied();
     let (stopper, server) = (Arc::clone(&refuser), Arc::clone(state));
     let refuse = move || {
         let handler = Box::new(move |request: &Request| {

@@ -103,7 +103,11 @@ impl Job {
             failures = 0;
             let on_ready = lock(&self.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
-            match self.serve(&worker) {
+            let served = self.serve(&worker);
+            if served.is_err() && state.stop.is_stopped() {
+                state.unconfirmed.fetch_add(worker.unproved(), Ordering::SeqCst);
+            }
+            match served {
                 Ok(()) => {
                     state.confirming.fetch_add(1, Ordering::SeqCst);
                     let unconfirmed = worker.confirm(state.drain_until());

@@ -164,7 +164,10 @@ impl ServerState {
         left.retain(|session| session.strong_count() > 0);
         left.push(Arc::downgrade(session));
         drop(left);
-        session.inboxes().iter().for_each(|inbox| inbox.end(reason.clone()));
+        session.inboxes().iter().for_each(|inbox| {
+            inbox.end(reason.clone());
+            inbox.take_no_more();
+        });
         session.connection.wake_all();
     }
 

@@ -156,6 +156,11 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// The number of replies that were written and that the broker may not have.
+    pub(super) fn unproved(&self) -> usize {
+        self.ledger.unproved()
+    }
+
     /// Waits until the broker has taken the replies that were written, but not beyond `until`.
     /// Returns the number of those of which that is not known.
     pub(super) fn confirm(&self, until: Instant) -> usize {
@@ -224,7 +229,7 @@ impl<'a> Worker<'a> {
             let name = RequestName::new(&address, &request);
             log::info!("{name} is redelivered: a worker may have begun with it before");
         }
-        let is_over = || inbox.is_over() || stop.is_stopped();
+        let is_over = || inbox.is_over() || stop.is_stopped() || session.ended().is_some();
         let begun = outcomes.begin(ledger, &request, options.prefetch, is_over);
         if let Begun::GivenUp = begun {
             return inbox.ended().map_or(Ok(()), Err);
@@ -236,9 +241,9 @@ impl<'a> Worker<'a> {
         let began = Instant::now();
         let mut sender = Sender::new(state, session, channel, inbox, &request, address);
         let (known, answered) = match begun {
-            Begun::Known(Known::Answered) => {
+            Begun::Known(Known::Settled) => {
                 let ack = frames::ack(channel.number, request.delivery.tag);
-                (Known::Answered, sender.write(ack.into()))
+                (Known::Settled, sender.write(ack.into()))
             }
             Begun::Known(Known::Finished { outcome, lost_connections }) => {
                 self.reply(&mut sender, &request, began, outcome, Some(lost_connections))
@@ -254,8 +259,14 @@ impl<'a> Worker<'a> {
         lock(counters).in_progress -= 1;
         drop(sender);
         let tag = request.delivery.tag;
-        session.connection.recycle(outcomes.finish(ledger, request, known));
-        answered.inspect_err(|_| self.give_back(tag))
+        session.connection.recycle(outcomes.finish(ledger, request, known, answered.is_ok()));
+        answered.inspect_err(|_| {
+            self.give_back(tag);
+            // A stop must not claim that this request is answered.
+            if stop.is_stopped() {
+                state.unconfirmed.fetch_add(1, Ordering::SeqCst);
+            }
+        })
     }
 
     /// Sends the reply. `lost_connections` is how many connections ended when it was sent before.
@@ -273,7 +284,7 @@ impl<'a> Worker<'a> {
         let lost = lost_connections.unwrap_or(0);
         if lost >= MOST_LOST_CONNECTIONS {
             let why = "the broker closes the connection on which its reply is sent";
-            return (Known::Answered, self.reject(request, why));
+            return (Known::Settled, self.reject(request, why));
         }
         let sent = sender.send(request.delivery.tag, &mut outcome, lost_connections.is_some());
         let keep = |outcome, lost_connections| Known::Finished { outcome, lost_connections };
@@ -282,7 +293,10 @@ impl<'a> Worker<'a> {
                 sender.report(began, &outcome);
                 match sent {
                     Sent::Written => (keep(outcome, lost), Ok(())),
-                    Sent::Taken => (Known::Answered, Ok(())),
+                    Sent::Taken => {
+                        self.state.outcomes.note_replied();
+                        (Known::Settled, Ok(()))
+                    }
                 }
             }
             Err(NotSent::Lost { error, by_broker }) => {
@@ -290,10 +304,10 @@ impl<'a> Worker<'a> {
             }
             Err(NotSent::Refused(close)) => {
                 log::error!("the broker refused even a short reply: {close}");
-                (Known::Answered, self.reject(request, "the broker refuses its reply"))
+                (Known::Settled, self.reject(request, "the broker refuses its reply"))
             }
             Err(NotSent::Undeliverable) => {
-                (Known::Answered, self.reject(request, "the broker fails on its reply_to"))
+                (Known::Settled, self.reject(request, "the broker fails on its reply_to"))
             }
         }
     }
@@ -303,8 +317,9 @@ impl<'a> Worker<'a> {
         lock(&self.state.counters).expired += 1;
         log::info!("a request expired while it waited for a worker");
         let ack = frames::ack(self.channel.number, request.delivery.tag);
-        self.state.outcomes.finish(&self.ledger, request, Known::Answered);
-        self.settle(ack)
+        let settled = self.settle(ack);
+        self.state.outcomes.finish(&self.ledger, request, Known::Settled, settled.is_ok());
+        settled
     }
 
     /// Removes a request that cannot be answered from the queue.

@@ -2,13 +2,15 @@
 //! comes late.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use rabbitmq_rpc::{Error, TlsFiles};
+use rabbitmq_rpc::{Error, ServerOptions, TlsFiles};
 
 use crate::broker::{Broker, queue_name};
 use crate::certificates::Certificates;
-use crate::embedded::connect;
+use crate::embedded::{Serving, connect};
 use crate::failing::{Attempt, PASSWORD};
 use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
 use crate::process::Process;
@@ -179,4 +181,33 @@ fn server_goes_on_while_its_certificate_is_replaced() {
         assert_eq!(attempt.call(), Ok(b"13".to_vec()));
     }
     stop(&mut server);
+}
+
+/// A reply that was not sent is kept, whatever is delivered meanwhile: the broker has no proof of it.
+#[test]
+fn handler_runs_once_while_the_broker_refuses_its_replies() {
+    let (broker, account) = (Broker::shared(), Account::none("unwritable"));
+    account.add();
+    let name = account.name.as_str();
+    account.ctl(&["set_permissions", "-p", name, "guest", ".*", ".*", ".*"]);
+    let proxy = Proxy::to(broker.port(0));
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let options = ServerOptions::default();
+    let serving = Serving::start(&account.url(proxy.port()), name, options, move |body| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Ok(body.to_vec())
+    });
+    let client = connect(&format!("amqp://127.0.0.1:{}/{name}", broker.port(0)), name);
+    assert_eq!(client.call("7").unwrap(), b"7");
+
+    account.ctl(&["set_permissions", "-p", name, name, ".*", "^$", ".*"]);
+    proxy.cut();
+    let call = client.send_timeout("8", PATIENCE).unwrap();
+    await_value(|| serving.server.counters().redelivered, |redelivered| *redelivered >= 3);
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+    account.permit();
+    assert_eq!(call.wait().unwrap(), b"8");
+    assert_eq!(runs.load(Ordering::SeqCst), 2);
+    serving.stop();
 }
