@@ -118,9 +118,11 @@ impl PendingCalls {
         slot.number.store(number, Ordering::Relaxed);
     }
 
-    /// Notes that a request was not written after all.
-    pub(super) fn withdraw(&self, slot: &CallSlot) {
-        lock(&self.state).order.withdraw(slot.id);
+    /// Notes that a request was not written after all, so that it may be written to another
+    /// channel. False if [`PendingCalls::refuse`] found it in the order and sets its outcome.
+    pub(super) fn withdraw(&self, slot: &CallSlot) -> bool {
+        let was_noted = slot.number.swap(0, Ordering::Relaxed) != 0;
+        lock(&self.state).order.withdraw(slot.id) || !was_noted
     }
 
     /// Notes that [`PROBE`] is written now, or that it has come back.

@@ -33,7 +33,8 @@ impl Publishing {
         Arc::clone(&lock(&self.shared))
     }
 
-    /// Writes a request: on its own channel if it has one, else on the shared one.
+    /// Writes a request: on its own channel if it has one, else on the shared one. A request that
+    /// the broker's refusal of another one has ended already also counts as written.
     pub(super) fn write(
         &self,
         connection: &Connection,
@@ -58,6 +59,10 @@ impl Publishing {
                 || connection.ended().is_some() || self.dispatcher.ended.get().is_some();
             if written != Err(WriteError::ChannelClosed) || has_ended() {
                 return written;
+            }
+            // Its caller sends it again if it was ignored. It must not be written here as well.
+            if !self.dispatcher.pending.withdraw(slot) {
+                return Ok(());
             }
             self.replace(&shared, connection, limit);
         }

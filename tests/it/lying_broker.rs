@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::unbounded;
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
 use self::peer::Peer;
@@ -85,6 +86,31 @@ fn check_ends_at_one_deadline_for_connecting_and_asking() {
     // Connecting takes a second, in which the peer declares no reply queue.
     let took = began.elapsed();
     assert!((3.0..3.8).contains(&took.as_secs_f64()), "{took:?}: {}", client.stderr());
+}
+
+/// A request waits for room in the socket when the broker closes the channel because of another one.
+/// It has not been written, and the broker has not ignored it either: it is sent, once.
+#[test]
+fn request_that_waits_to_be_written_when_another_is_refused_is_sent_once() {
+    let (refuse, may_refuse) = unbounded();
+    let (port, requests) = Peer::refusing(may_refuse);
+    let url = format!("amqp://guest:guest@127.0.0.1:{port}/%2f?heartbeat=0");
+    let brokers = Brokers::parse(&url).unwrap();
+    let client = RpcClient::connect(brokers, "any", ClientOptions::default()).unwrap();
+    let refused = client.send(vec![b'7'; 2000]).unwrap();
+    // Fills the socket: its rest is written before the next request.
+    let begun = client.call_timeout(vec![b'8'; 32 << 20], Duration::from_millis(500));
+    assert!(begun.unwrap_err().may_have_executed());
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.call_timeout("9", Duration::from_secs(4)));
+        thread::sleep(Duration::from_millis(500));
+        refuse.send(()).unwrap();
+        let error = refused.wait().unwrap_err();
+        assert!(matches!(error, Error::Config(_)), "{error:?}");
+        // The peer answers no request.
+        assert!(matches!(waiting.join().unwrap(), Err(Error::TimedOut { sent: true, .. })));
+    });
+    assert_eq!(requests.try_iter().filter(|request| request == b"9").count(), 1);
 }
 
 fn check_client(url: &str, round: &str) {

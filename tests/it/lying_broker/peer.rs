@@ -1,5 +1,5 @@
 //! A peer that does the handshake of a broker, and then sends random frames at any time, or answers
-//! as a broker that declares no queue.
+//! as a broker that declares no queue, or as one that refuses a request while it reads slowly.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::random::Random;
 
@@ -72,6 +72,23 @@ impl Peer {
         Peer::start(0, false)
     }
 
+    /// Refuses a request of 2,000 bytes as too large once `may_refuse` gets a message, and reads
+    /// nothing else until then. Returns the small requests that it receives.
+    pub fn refusing(may_refuse: Receiver<()>) -> (u16, Receiver<Vec<u8>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (received, requests) = unbounded();
+        thread::spawn(move || {
+            let (tcp, _) = listener.accept().unwrap();
+            let (sent, ids) = (Arc::default(), Vec::new());
+            let random = Random::new(1);
+            let talk = Conversation { tcp, random, lies: true, sent, calm: 1, ids };
+            // An error means that the client has closed the connection.
+            drop(talk.refuse(&may_refuse, &received));
+        });
+        (port, requests)
+    }
+
     fn start(seed: u64, lies: bool) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -109,26 +126,16 @@ struct Conversation {
 
 impl Conversation {
     fn run(mut self) -> io::Result<()> {
-        self.tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
-        self.tcp.set_nodelay(true)?;
-        self.tcp.read_exact(&mut [0; 8])?;
         // One connection in eight gets random frames from the beginning.
         let starts_at_once = self.random.below(8) == 0 && self.lies;
-        let start = [&[0, 9][..], &[0; 4], &long(b"PLAIN"), &long(b"en_US")].concat();
-        self.method(0, 10, 10, &start)?;
+        self.start()?;
         let mut is_set_up = false;
         loop {
-            let mut prefix = [0; 7];
-            self.tcp.read_exact(&mut prefix)?;
-            let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
-            let mut payload = vec![0; size as usize + 1];
-            self.tcp.read_exact(&mut payload)?;
-            payload.pop();
-            let channel = u16::from_be_bytes([prefix[1], prefix[2]]);
-            if prefix[0] == HEADER {
+            let (kind, channel, payload) = self.read_frame()?;
+            if kind == HEADER {
                 self.ids.push(payload[12.min(payload.len())..].to_vec());
             }
-            if prefix[0] == METHOD {
+            if kind == METHOD {
                 self.answer(channel, &payload)?;
                 // basic.publish or basic.consume
                 is_set_up |= self.lies && payload[1] == 60 && [20, 40].contains(&payload[3]);
@@ -139,6 +146,54 @@ impl Conversation {
                 }
             }
         }
+    }
+
+    fn refuse(mut self, may_refuse: &Receiver<()>, received: &Sender<Vec<u8>>) -> io::Result<()> {
+        const TOO_LARGE: &[u8] =
+            b"PRECONDITION_FAILED - message size 2000 is larger than configured max size 1000";
+        self.start()?;
+        let mut closing = None;
+        loop {
+            let (kind, channel, payload) = self.read_frame()?;
+            match kind {
+                METHOD => {
+                    // channel.close-ok: the next channel may have the same number.
+                    closing = closing.filter(|_| payload[..4] != [0, 20, 0, 41]);
+                    self.answer(channel, &payload)?;
+                }
+                // A broker ignores what comes on a channel that it has closed.
+                BODY if closing == Some(channel) => {}
+                BODY if payload.len() == 2000 => {
+                    let _ = may_refuse.recv();
+                    let close = [&[1, 150][..], &short(TOO_LARGE), &[0, 60, 0, 40]].concat();
+                    self.method(channel, 20, 40, &close)?;
+                    closing = Some(channel);
+                    // The client reads this before its socket is writable again.
+                    thread::sleep(Duration::from_millis(500));
+                }
+                BODY => drop(received.send(payload)),
+                _ => {}
+            }
+        }
+    }
+
+    fn start(&mut self) -> io::Result<()> {
+        self.tcp.set_read_timeout(Some(Duration::from_secs(20)))?;
+        self.tcp.set_nodelay(true)?;
+        self.tcp.read_exact(&mut [0; 8])?;
+        let start = [&[0, 9][..], &[0; 4], &long(b"PLAIN"), &long(b"en_US")].concat();
+        self.method(0, 10, 10, &start)
+    }
+
+    /// Its type, its channel and its payload.
+    fn read_frame(&mut self) -> io::Result<(u8, u16, Vec<u8>)> {
+        let mut prefix = [0; 7];
+        self.tcp.read_exact(&mut prefix)?;
+        let size = u32::from_be_bytes([prefix[3], prefix[4], prefix[5], prefix[6]]);
+        let mut payload = vec![0; size as usize + 1];
+        self.tcp.read_exact(&mut payload)?;
+        payload.pop();
+        Ok((prefix[0], u16::from_be_bytes([prefix[1], prefix[2]]), payload))
     }
 
     /// Answers as a broker does.
