@@ -14,6 +14,5 @@ need gcc pkg-config libssl-dev rabbitmq-server
 
 export RABBITMQ_RPC_SOAK_MINUTES=${1:-5}
 [[ -z ${2:-} ]] || export RABBITMQ_RPC_SOAK_SEED=$2
-# With the features of scripts/test.sh, whose build then serves.
-exec cargo test --features json --test it soak::every_call_ends_in_time_during_faults -- \
-    --exact --ignored --nocapture
+exec cargo test --features json,soak --test it soak::every_call_ends_in_time_during_faults -- \
+    --exact --nocapture

@@ -7,7 +7,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -33,7 +33,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind(std::env::args().nth(1).unwrap_or("127.0.0.1:9464".into()))?;
     println!("http://{}/metrics", listener.local_addr()?);
     for mut scrape in listener.incoming().flatten() {
-        let _ = scrape.read(&mut [0; 4096]); // Every path gets the metrics.
+        // Every path gets the metrics. Closing a connection with unread bytes would lose them.
+        let lines = BufReader::new(&scrape).lines().map_while(Result::ok);
+        lines.take_while(|line| !line.is_empty()).for_each(drop);
         let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4\r\n\r\n";
         let _ = scrape.write_all([head, &text(&durations)].concat().as_bytes());
     }

@@ -83,7 +83,7 @@ impl Job {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         let state = &self.state;
         let never = Deadline::after(Duration::MAX);
-        let mut failures = 0;
+        let (mut failures, mut has_begun) = (0, false);
         while !state.stop.is_stopped() {
             let session = match state.sessions.persistent_session(never) {
                 Err(Error::Closed) => break,
@@ -92,6 +92,8 @@ impl Job {
             let worker = match Worker::begin(state, &session) {
                 Ok(worker) => worker,
                 Err(Error::Unreachable { .. }) => continue,
+                // A worker for which there never was a channel is one too many.
+                Err(error @ Error::Config(_)) if !has_begun => return Err(error),
                 Err(error) if state.has_served.load(Ordering::Relaxed) => {
                     failures += 1;
                     self.pause(failures, &error);
@@ -100,7 +102,7 @@ impl Job {
                 Err(error) => return Err(error),
             };
             state.has_served.store(true, Ordering::Relaxed);
-            failures = 0;
+            (failures, has_begun) = (0, true);
             let on_ready = lock(&self.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
             let served = self.serve(&worker);

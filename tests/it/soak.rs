@@ -44,8 +44,9 @@ use crate::usage::Usage;
 /// Longer than any recovery that succeeds.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
 
-#[test]
-#[ignore = "starts so many processes that it runs alone: scripts/soak.sh"]
+// The test starts so many processes and nodes that no other test can run at the same time.
+#[cfg_attr(feature = "soak", test)]
+#[cfg_attr(not(feature = "soak"), expect(dead_code))]
 fn every_call_ends_in_time_during_faults() {
     let minutes = settings::number("RABBITMQ_RPC_SOAK_MINUTES").unwrap_or(1);
     let seed = settings::seed("RABBITMQ_RPC_SOAK_SEED");
