@@ -108,9 +108,14 @@
 //! [`ServerOptions::max_waiting`], `serve` starts a second server, with a connection, a supervising
 //! thread and one worker.
 //!
-//! No thread spins. Two threads sleep to poll: the one that reconnects to a cluster, for up to 3 s,
-//! and the caller of an idempotent call whose queue does not exist any more. An idle client wakes
-//! up for heartbeats only. An idle server also asks the broker about its queue, every 4 s.
+//! No thread spins. Four sleep to poll: the one that reconnects to a cluster, for up to 3 s; the
+//! caller of an idempotent call whose queue does not exist any more; the reserve thread, every
+//! 10 ms, while callers and workers take turns to read; and whoever opens a channel while all
+//! numbers are taken and one is being closed. An idle client wakes up for heartbeats only. An idle
+//! server also asks the broker about its queue, every 4 s.
+//!
+//! No lock is held, and nobody has the turn to read, while a line is logged: a logger may itself
+//! make calls. Lines about a connection are logged by a thread that waits for it.
 //!
 //! # Logging
 //!

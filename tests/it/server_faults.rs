@@ -100,7 +100,6 @@ fn server_answers_direct_request_while_login_for_its_reply_is_refused() {
     broker.ctl(&["add_user", "bob", "first"]);
     broker.ctl(&["set_permissions", "bob", ".*", ".*", ".*"]);
     let url = broker.url().replace("guest:guest", "bob:first");
-    // The broker refuses a wrong password after three seconds, and a connection too many at once.
     for (refuse, accept) in [
         (["change_password", "bob", "second"], ["change_password", "bob", "first"]),
         (
