@@ -17,8 +17,9 @@ pub struct Certificates {
 pub const CLIENT: &str = "client-by-certificate";
 
 impl Certificates {
-    pub fn make() -> Certificates {
-        let certificates = Certificates { directory: scratch::directory("certificates") };
+    /// In a directory of this name, which no other test uses.
+    pub fn make(name: &str) -> Certificates {
+        let certificates = Certificates { directory: scratch::directory(name) };
         certificates.authority("ca");
         certificates.authority("other-ca");
         certificates.signed("server", "broker", "ca", 30);

@@ -2,6 +2,7 @@
 //! comes late.
 
 use std::fs;
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -149,9 +150,12 @@ fn last_refusal_is_reported_at_the_end_of_the_wait() {
 
 #[test]
 fn server_goes_on_while_its_certificate_is_replaced() {
-    let certificates = Certificates::make();
+    let certificates = Certificates::make("renewed-certificates");
     let directory = certificates.directory().to_str().expect("the path is text").to_string();
     let broker = Broker::with(&["--tls", &directory]);
+    // A broker may listen for TLS a moment later than for plain connections.
+    let listens = || TcpStream::connect(("127.0.0.1", broker.tls_port(0))).is_ok();
+    await_value(listens, |listens| *listens);
     let proxy = Proxy::to(broker.tls_port(0));
     let url = format!("amqps://localhost:{}", proxy.port());
     let [cert, key] = ["renewed.pem", "renewed-key.pem"].map(|file| certificates.path(file));

@@ -22,7 +22,7 @@ struct Tls {
 fn tls() -> &'static Tls {
     static TLS: OnceLock<Tls> = OnceLock::new();
     TLS.get_or_init(|| {
-        let certificates = Certificates::make();
+        let certificates = Certificates::make("certificates");
         let directory = certificates.directory().to_str().expect("the path is text").to_string();
         let broker = Broker::with(&["--tls", &directory]);
         broker.ctl(&["add_user", CLIENT, "not used"]);

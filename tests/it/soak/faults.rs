@@ -38,7 +38,7 @@ impl System {
         // A connection is lost after two intervals of silence, which is four seconds, and no broker
         // is waited for longer than two seconds.
         const PARAMETERS: &str = "?heartbeat=2&connection_timeout=2000";
-        let certificates = Certificates::make();
+        let certificates = Certificates::make("certificates");
         let config = scratch::directory("soak").join("rabbitmq.conf");
         fs::write(&config, format!("max_message_size = {MAX_MESSAGE_SIZE}\n")).unwrap();
         let text = |path: &Path| path.to_str().expect("the path is text").to_owned();
