@@ -110,6 +110,9 @@ impl Session {
         consumed.map_err(failed("read from its reply queue"))?;
         wire::check_length("reply queue's name", &reply_queue)?;
         let reply_queue = self.reply_queue.get_or_init(|| reply_queue);
+        if self.config().options.exchange.is_some() {
+            return Ok(()); // The user may lack the permission to write to the default exchange.
+        }
         let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
         let (publishing, pending) = (self.publishing.channel(), &self.dispatcher.pending);
         let route = publishing.route(reply_queue, false);

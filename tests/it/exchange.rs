@@ -105,3 +105,36 @@ fn handler_learns_which_user_calls() {
     let anonymous = connect(&url(), &queue).call("").unwrap_err();
     assert_eq!(anonymous.kind(), "PERMISSION_DENIED");
 }
+
+/// The permissions of the guide's table, and no more.
+#[test]
+fn client_that_may_write_to_one_exchange_reaches_no_other_queue() {
+    let broker = Broker::shared();
+    let (prices, orders) = (queue_name("prices"), queue_name("orders"));
+    let exchange = format!("of {prices}");
+    let (server, caller) = (queue_name("answerer"), queue_name("caller"));
+    let both = format!("^({prices}|{exchange})$");
+    let write = format!("^(amq\\.default|{prices})$");
+    let of_caller = ["^amq\\.gen-".into(), format!("^{exchange}$"), "^amq\\.gen-".into()];
+    for (user, [configure, write, read]) in
+        [(&server, [both.clone(), write, both]), (&caller, of_caller)]
+    {
+        broker.ctl(&["add_user", user, "secret"]);
+        broker.ctl(&["set_permissions", user, &configure, &write, &read]);
+    }
+    let as_user = |user: &str| url().replace("guest:guest", &format!("{user}:secret"));
+    let _prices = Serving::start(&as_user(&server), &prices, behind(&exchange), |n| Ok(n.to_vec()));
+    let _orders = Serving::echo(&url(), &orders);
+
+    let options = ClientOptions { exchange: Some(exchange), ..Default::default() };
+    let client = connect_with(&as_user(&caller), &prices, options);
+    assert_eq!(client.call("7").unwrap(), b"7");
+    let beyond = client.for_queue(&orders).unwrap().call("7").unwrap_err();
+    assert!(matches!(&beyond, Error::Unroutable { .. }), "{beyond:?}");
+    let other = ClientOptions { exchange: Some("amq.direct".into()), ..Default::default() };
+    let refused = connect_with(&as_user(&caller), &orders, other).call("7").unwrap_err();
+    assert!(matches!(&refused, Error::Refused(_)), "{refused:?}");
+    let by_default = connect(&as_user(&caller), &orders).call("7").unwrap_err();
+    assert!(matches!(&by_default, Error::Refused(_)), "{by_default:?}");
+    assert_eq!(client.call("8").unwrap(), b"8");
+}

@@ -98,7 +98,11 @@ fn server_closes_unused_connection_for_direct_replies() {
     let direct = Properties::default().correlation_id(b"id").reply_to(DIRECT_REPLY_TO.as_bytes());
     assert_eq!(raw.publish("", queue.as_bytes(), &direct, b"7"), Verdict::Confirmed);
     assert_eq!(raw.reply().body, b"13");
-    assert_eq!(threads(&server).len(), before.len() + 3);
+    // From these versions on, the reply to a node that is down does not end its connection.
+    let version = broker.version();
+    let is_safe = version >= (3, 11, 4) || ((3, 10, 12)..(3, 11, 0)).contains(&version);
+    let more = if is_safe { 0 } else { 3 };
+    assert_eq!(threads(&server).len(), before.len() + more);
     await_value(|| threads(&server), |names| *names == before);
 }
 
