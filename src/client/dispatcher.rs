@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use uuid::Uuid;
 
 use super::options::Config;
-use super::pending::{PROBE, PendingCalls};
+use super::pending::{PROBE, PendingCalls, refusal_error};
 use super::request::Outcome;
 use crate::broker::DataPlane;
 use crate::error::Error;
@@ -17,7 +17,7 @@ use crate::wire;
 pub(super) struct Dispatcher {
     pub(super) config: Arc<Config>,
     pub(super) pending: PendingCalls,
-    /// The reason why the session has ended, unless its connection ended first.
+    /// Set when the client is closed.
     pub(super) ended: OnceLock<Error>,
     /// Whether the session accepts no more calls, but still serves those in flight.
     pub(super) is_retired: AtomicBool,
@@ -56,11 +56,9 @@ impl Dispatcher {
     pub(super) fn on_own_channel(&self, id: Uuid, data_plane: &DataPlane, event: Event) {
         let error = match event {
             Event::Return { queue, .. } => Error::Unroutable { queue },
-            Event::Closed(close) if close.method == BASIC_PUBLISH => match close.code {
-                403 => data_plane.endpoint.explain_close(&close, "publish requests"),
-                404 => Error::Unroutable { queue: close.text.replace("NOT_FOUND - ", "") },
-                _ => Error::Config(format!("the broker refused the request: {close}")),
-            },
+            Event::Closed(close) if close.method == BASIC_PUBLISH => {
+                refusal_error(&close, data_plane)
+            }
             Event::Closed(close) => {
                 let reason = format!("the broker closed the channel: {close}");
                 self.pending.settle(id, Outcome::Lost(reason), data_plane);
@@ -72,16 +70,13 @@ impl Dispatcher {
     }
 
     /// One request is not the connection: the others go on, and later ones go through another
-    /// channel. But if the broker takes no messages from this user at all, the session has ended.
+    /// channel. But if the broker may take no messages from this user at all, the session ends.
     fn lose_publishing(&self, channel: u64, data_plane: &DataPlane, close: &Close) {
         if close.method != BASIC_PUBLISH {
             return lose_channel(data_plane, close);
         }
-        if !self.pending.refuse(channel, close, data_plane) {
-            let doing = "write to the default exchange";
-            let _ = self.ended.set(data_plane.endpoint.explain_close(close, doing));
-            lose_channel(data_plane, close);
-        } else if self.replies_directly.load(Ordering::Relaxed) {
+        let accepts_some = self.pending.refuse(channel, close, data_plane);
+        if !accepts_some || self.replies_directly.load(Ordering::Relaxed) {
             lose_channel(data_plane, close);
         }
     }

@@ -140,8 +140,8 @@ impl PendingCalls {
     }
 
     /// Ends the calls whose requests went down with a publishing channel, which the broker closed
-    /// because of one of them. The others go on. False if the broker accepts nothing from this
-    /// user. Called by the reader.
+    /// because of one of them. The others go on. False if the broker may accept nothing from this
+    /// user: the next session's [`PROBE`] tells. Called by the reader.
     pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) -> bool {
         let too_large = too_large(close);
         let refusal = lock(&self.state).order.refuse(channel, too_large.map(|(size, _)| size));
@@ -149,25 +149,35 @@ impl PendingCalls {
             let reason = format!("the broker closed the channel: {close}");
             self.settle(id, Outcome::Ended(Err(Error::ConnectionLost { reason })), reader_of);
         };
+        let accepts_some = close.code != 403 || !matches!(&refusal, Refusal::OfAll(_));
         match refusal {
-            // The session ends, and they with it.
-            Refusal::OfAll(_) if close.code == 403 => return false,
+            // The broker has ignored all those behind the probe.
+            Refusal::OfAll(ids) if !accepts_some && ids.first() == Some(&PROBE) => {
+                let doing = "write to the default exchange";
+                let error = reader_of.endpoint.explain_close(close, doing);
+                for id in ids {
+                    self.settle(id, Outcome::Ended(Err(error.clone())), reader_of);
+                }
+            }
             Refusal::Of { refused, ignored } => {
-                let (size, most) = too_large.expect("its size named it");
-                let text = format!(
-                    "the request has {size} bytes, and the broker takes no message larger than \
-                     {most}: send less at a time, or raise its max_message_size"
-                );
-                self.settle(refused, Outcome::Ended(Err(Error::Config(text))), reader_of);
+                let error = match too_large {
+                    Some((size, most)) => Error::Config(format!(
+                        "the request has {size} bytes, and the broker takes no message larger than \
+                         {most}: send less at a time, or raise its max_message_size"
+                    )),
+                    None => refusal_error(close, reader_of),
+                };
+                self.settle(refused, Outcome::Ended(Err(error)), reader_of);
                 for id in ignored {
                     self.settle(id, Outcome::Ignored, reader_of);
                 }
+                return refused != PROBE;
             }
             Refusal::OneOf(ids) | Refusal::OfAll(ids) => {
                 ids.into_iter().for_each(may_have_executed);
             }
         }
-        true
+        accepts_some
     }
 
     /// Notes a sign of life from the server that works on a call.
@@ -208,6 +218,15 @@ impl PendingCalls {
         drop(state);
         admitted.wake(|waiter| data_plane.wake(waiter));
         length
+    }
+}
+
+/// The error for the request that the broker refused for certain, for another reason than its size.
+pub(super) fn refusal_error(close: &Close, data_plane: &DataPlane) -> Error {
+    match close.code {
+        403 => data_plane.endpoint.explain_close(close, "publish requests"),
+        404 => Error::Unroutable { queue: close.text.replace("NOT_FOUND - ", "") },
+        _ => Error::Config(format!("the broker refused the request: {close}")),
     }
 }
 

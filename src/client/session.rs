@@ -166,7 +166,9 @@ impl Session {
             Err(WriteError::TimedOut { begun }) => Err(self.write_timed_out(limit, begun)),
             Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
         };
-        pending.withdraw(&slot);
+        if written != Err(WriteError::TimedOut { begun: true }) {
+            pending.withdraw(&slot);
+        }
         self.forget(&slot);
         result
     }

@@ -28,12 +28,12 @@ struct Written {
 /// What became of the requests on a channel that the broker closed because of one of them.
 #[derive(Debug, PartialEq)]
 pub(super) enum Refusal {
-    /// The broker refused one. It was not executed, nor were those behind it, which the broker
-    /// ignored.
+    /// The broker refused one: that of the size that it named, or the only one. It was not executed,
+    /// nor were those behind it, which the broker ignored.
     Of { refused: Uuid, ignored: Vec<Uuid> },
     /// The broker refused one of these, and has accepted those before it.
     OneOf(Vec<Uuid>),
-    /// The broker has accepted none on this channel.
+    /// The same, and the broker is not known to have accepted any on this channel.
     OfAll(Vec<Uuid>),
 }
 
@@ -88,7 +88,10 @@ impl WriteOrder {
         let has_proof = self.proved > channel;
         let lost: Vec<Written> = self.unproved.drain(..count).collect();
         // The broker would have refused an earlier request of this size first.
-        let refused = lost.iter().position(|written| Some(written.size) == size);
+        let refused = match size {
+            None if lost.len() == 1 => Some(0),
+            _ => lost.iter().position(|written| Some(written.size) == size),
+        };
         let ids = |lost: &[Written]| lost.iter().map(|written| written.id).collect();
         match refused {
             Some(index) => {
@@ -144,7 +147,8 @@ mod tests {
         order.write(id(5), 2000);
         let ignored = vec![id(3), id(4)];
         assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(2), ignored });
-        assert_eq!(order.refuse(channel, None), Refusal::OfAll(vec![id(5)]));
+        let ignored = vec![];
+        assert_eq!(order.refuse(channel, None), Refusal::Of { refused: id(5), ignored });
     }
 
     #[test]
