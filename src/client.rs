@@ -179,8 +179,9 @@ impl RpcClient {
     }
 
     /// Asks the broker how many consumers the queue has, and how many requests wait in it. If there
-    /// are none, or no queue, and the client has several brokers, the next one is asked, because
-    /// the first may be cut off from the others. Blocks for at most [`ClientOptions::timeout`].
+    /// are none, or no queue, and no answers to calls come through this broker, the next one is
+    /// asked if the client has several: the first may be cut off from the others. Blocks for at
+    /// most [`ClientOptions::timeout`].
     ///
     /// # Errors
     /// [`Error::Unroutable`] if the queue does not exist; otherwise as [`RpcClient::call`].

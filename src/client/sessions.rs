@@ -64,12 +64,19 @@ impl Sessions {
         self.reconnector.session(deadline)
     }
 
-    /// Asks the broker about a queue, and another broker if nobody serves the queue there. Blocks
-    /// until the deadline at most.
+    /// Asks the broker about a queue, and another broker if nobody serves the queue there and no
+    /// answers come through this one. Blocks until the deadline at most.
     pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
         let session = self.session(deadline)?;
         let found = session.ask_about(queue, deadline);
-        if !self.config.brokers.are_several() || !is_unserved(&found) || deadline.has_passed() {
+        let pending = &session.dispatcher.pending;
+        // A queue without a server says nothing against a session through which answers come.
+        let may_be_cut_off = || pending.note_loss() || !pending.have_answers();
+        if !self.config.brokers.are_several()
+            || !is_unserved(&found)
+            || deadline.has_passed()
+            || !may_be_cut_off()
+        {
             return found;
         }
         self.replace_suspect(&session);
