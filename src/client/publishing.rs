@@ -1,12 +1,13 @@
 //! The channels by which the requests of one session leave.
 
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::own_channels::OwnChannels;
 use super::request::OutgoingRequest;
-use crate::broker::{Channel, Connection, WriteError};
+use crate::broker::{CallError, Channel, Connection, WriteError};
 use crate::deadline::Deadline;
 use crate::lock::lock;
 use crate::wire::{self, RequestHead};
@@ -51,6 +52,8 @@ impl Publishing {
         if let Some(own) = own {
             return own.write(encode(&own), limit.at);
         }
+        /// How often to try again while a channel that is closed keeps its number.
+        const INTERVAL: Duration = Duration::from_millis(10);
         let note = || self.dispatcher.pending.note_written(slot, request.body.len());
         loop {
             let shared = self.channel();
@@ -64,7 +67,12 @@ impl Publishing {
             if !self.dispatcher.pending.withdraw(slot) {
                 return Ok(());
             }
-            self.replace(&shared, connection, limit);
+            if !self.replace(&shared, connection) {
+                if limit.has_passed() {
+                    return Err(WriteError::TimedOut { begun: false });
+                }
+                connection.wait(&slot.waiter, limit.at.min(Instant::now() + INTERVAL), || false);
+            }
         }
     }
 
@@ -88,17 +96,22 @@ impl Publishing {
         }
     }
 
-    /// Opens another shared channel, unless another caller has done so.
-    fn replace(&self, closed: &Arc<Channel>, connection: &Connection, limit: Deadline) {
+    /// Opens another shared channel, unless another caller has done so. False if no number is free
+    /// yet. Does not block: other callers need the lock.
+    fn replace(&self, closed: &Arc<Channel>, connection: &Connection) -> bool {
         let mut shared = lock(&self.shared);
         if Arc::ptr_eq(&shared, closed) {
             let dispatcher = Arc::clone(&self.dispatcher);
             let channel = dispatcher.pending.begin_channel();
             let handler = move |plane: &_, event| dispatcher.on_publishing(channel, plane, event);
-            match connection.begin_channel(limit.at, handler) {
+            match connection.begin_channel(Instant::now(), handler) {
                 Ok(opened) => *shared = Arc::new(opened),
-                Err(_) => connection.cut("it has no channel left for requests"),
+                Err(CallError::NoChannel(_)) => {
+                    connection.cut("it has no channel left for requests")
+                }
+                Err(_) => return false,
             }
         }
+        true
     }
 }
