@@ -2,6 +2,7 @@
 
 mod counters;
 mod exchange;
+mod finished;
 mod inbox;
 mod keep_alive;
 mod options;

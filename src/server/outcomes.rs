@@ -8,20 +8,14 @@
 //! channel and ignores every frame after that reply, so the replies behind it are lost as well, and
 //! all their requests come back.
 
-use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use super::finished::{Entry, Finished, Known, fingerprint, has_same_ids};
 use super::inbox::Inbox;
-use crate::error::{Failure, Result};
-use crate::frames::Message;
 use crate::lock::lock;
-use crate::wire::{Reply, Request};
-
-/// What a handler made of a request.
-pub(crate) type Outcome = Result<Reply, Failure>;
+use crate::wire::Request;
 
 /// What all workers of a server have begun and finished.
 #[derive(Default)]
@@ -53,33 +47,6 @@ struct Entries {
     /// How many workers that waited for the current request's end lost their channels meanwhile.
     lost_channels: u32,
     finished: Finished,
-}
-
-/// Finished requests in the order of their deliveries, bounded by number and size.
-#[derive(Default)]
-struct Finished {
-    entries: VecDeque<Entry>,
-    size: usize,
-}
-
-struct Entry {
-    tag: u64,
-    /// The request, without its body.
-    request: Message,
-    body: Fingerprint,
-    finished: Instant,
-    known: Known,
-}
-
-/// The size of a body, and a hash of its bytes; of a large one, of those at its ends.
-type Fingerprint = (usize, u64);
-
-/// What is known about a request that was delivered before.
-pub(crate) enum Known {
-    /// It needs no reply any more, but the broker may not have the acknowledgement.
-    Settled,
-    /// The broker may not have its reply. The connection ended so many times when it was sent.
-    Finished { outcome: Outcome, lost_connections: u32 },
 }
 
 /// What to do with a request.
@@ -157,16 +124,21 @@ impl Outcomes {
         known: Known,
         is_written: bool,
     ) -> Vec<u8> {
-        lock(&ledger.entries).current = None;
+        // Both locks are held, so that a worker that looks for the request finds it: in progress, or
+        // finished.
+        let mut kept = (!is_written).then(|| lock(&self.state));
+        let mut entries = lock(&ledger.entries);
+        entries.current = None;
         let Some(request) = Arc::into_inner(request) else { return Vec::new() };
         let (tag, mut request) = (request.delivery.tag, request.delivery.message);
         let body = std::mem::take(&mut request.body);
         let finished = Instant::now();
         let entry = Entry { tag, request, body: fingerprint(&body), finished, known };
-        match is_written {
-            true => lock(&ledger.entries).finished.push_within(entry, 1024, 8 << 20),
-            false => lock(&self.state).keep(entry),
+        match &mut kept {
+            None => entries.finished.push_within(entry, 1024, 8 << 20),
+            Some(state) => state.keep(entry),
         }
+        drop((kept, entries));
         if self.waiting.load(Ordering::SeqCst) > 0 {
             let _state = lock(&self.state);
             self.finished.notify_all();
@@ -257,71 +229,4 @@ impl Ledger {
     fn lost_channels(&self) -> u32 {
         lock(&self.entries).lost_channels + u32::from(self.inbox.has_timed_out())
     }
-}
-
-impl Finished {
-    /// Adds an entry. Drops the oldest ones beyond these limits, but never this one.
-    fn push_within(&mut self, entry: Entry, entries: usize, size: usize) {
-        self.size += entry.size();
-        self.entries.push_back(entry);
-        while self.entries.len() > 1 && (self.entries.len() > entries || self.size > size) {
-            self.drop_oldest();
-        }
-    }
-
-    fn drop_oldest(&mut self) {
-        self.size -= self.entries.pop_front().map_or(0, |entry| entry.size());
-    }
-
-    /// Removes the entries up to this delivery. True if there were any.
-    fn remove_proved(&mut self, tag: u64) -> bool {
-        let mut any = false;
-        while self.entries.front().is_some_and(|entry| entry.tag <= tag) {
-            self.drop_oldest();
-            any = true;
-        }
-        any
-    }
-
-    fn take(&mut self, request: &Request) -> Option<Known> {
-        let body = fingerprint(request.body());
-        let is_it = |entry: &Entry| entry.body == body && has_same_ids(&entry.request, request);
-        let index = self.entries.iter().position(is_it)?;
-        let entry = self.entries.remove(index)?;
-        self.size -= entry.size();
-        Some(entry.known)
-    }
-}
-
-impl Entry {
-    fn size(&self) -> usize {
-        let outcome = match &self.known {
-            Known::Settled => 0,
-            Known::Finished { outcome, .. } => size(outcome),
-        };
-        self.request.properties_size() + outcome
-    }
-}
-
-/// The size of a reply's body.
-pub(crate) fn size(outcome: &Outcome) -> usize {
-    match outcome {
-        Ok(reply) => reply.body().len(),
-        Err(failure) => failure.message.len(),
-    }
-}
-
-/// Whether a redelivered request has the ids of one that was delivered before.
-fn has_same_ids(before: &Message, request: &Request) -> bool {
-    let (old, new) = (before.properties(), request.properties());
-    (old.message_id, old.correlation_id, old.reply_to)
-        == (new.message_id, new.correlation_id, new.reply_to)
-}
-
-fn fingerprint(body: &[u8]) -> Fingerprint {
-    const END: usize = 2048;
-    let mut hasher = DefaultHasher::new();
-    body[..body.len().min(END)].hash(&mut hasher);
-    body[body.len().saturating_sub(END)..].hash(&mut hasher);
-    (body.len(), hasher.finish())
 }

@@ -1,5 +1,6 @@
 //! One worker: one channel, one request at a time.
 
+mod cancelled;
 mod execute;
 mod sender;
 mod stall;
@@ -14,11 +15,12 @@ use std::time::{Duration, Instant};
 use self::execute::{RequestName, execute};
 use self::sender::{Sender, Sent, too_slow};
 use self::stall::StallDetector;
-use super::inbox::{Inbox, Withdrawal};
-use super::outcomes::{Begun, Known, Ledger, Outcome};
+use super::finished::{Known, Outcome};
+use super::inbox::Inbox;
+use super::outcomes::{Begun, Ledger};
+use super::own_methods;
 use super::replies::NotSent;
 use super::state::{ServerSession, ServerState};
-use super::{own_methods, queue};
 use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
@@ -135,7 +137,7 @@ impl<'a> Worker<'a> {
             let next_check = *lock(&session.next_check);
             session.connection.wait(&inbox.waiter, deadline.at.min(next_check), is_ready);
             if inbox.is_cancelled() {
-                self.find_out_why_cancelled();
+                cancelled::find_out(&self.state.queue, session, inbox);
             }
             if stop.is_stopped() && !inbox.has_last_requests() {
                 return Ok(None);
@@ -164,52 +166,7 @@ impl<'a> Worker<'a> {
     /// Waits until the broker has taken the replies that were written, but not beyond `until`.
     /// Returns the number of those of which that is not known.
     pub(super) fn confirm(&self, until: Instant) -> usize {
-        let Worker { state, channel, ledger, .. } = self;
-        let unproved = ledger.unproved();
-        if unproved == 0 {
-            return 0;
-        }
-        match channel.call(Method::Prefetch(state.options.prefetch), Limit::Until(until)) {
-            Ok(_) => {
-                state.outcomes.all_proved(ledger);
-                0
-            }
-            Err(_) => unproved,
-        }
-    }
-
-    /// The broker cancels a consumer when its queue is deleted: then no other worker gets the
-    /// requests that have arrived, so this one answers them. RabbitMQ 4.3 also cancels it after a
-    /// consumer timeout, and gives them to other workers.
-    fn find_out_why_cancelled(&self) {
-        /// How long RabbitMQ may take to delete a queue, and does not answer meanwhile.
-        const LONGEST_DELETION: Duration = Duration::from_secs(5);
-        const PAUSE: Duration = Duration::from_millis(500);
-        let queue = &self.state.queue;
-        let connection = &self.session.connection;
-        let until = Instant::now() + LONGEST_DELETION;
-        let ask = || queue::is_deleted(connection, queue, until);
-        // The broker cancels the consumers before the queue is gone.
-        let ask_again = || {
-            connection.wait(&self.inbox.waiter, Instant::now() + PAUSE, || false);
-            ask()
-        };
-        // If another worker has found it deleted, it may exist again by now.
-        let deleted = &self.session.queue_is_deleted;
-        let is_deleted = connection.version() < Some((4, 3, 0))
-            || deleted.load(Ordering::Relaxed)
-            || ask()
-            || ask_again();
-        deleted.fetch_or(is_deleted, Ordering::Relaxed);
-        let (how, why) = match is_deleted {
-            true => (Withdrawal::QueueDeleted, "the request queue was deleted"),
-            false => (
-                Withdrawal::TimedOut,
-                "the broker cancelled the consumer, as it does when a request takes longer than \
-                 its consumer_timeout",
-            ),
-        };
-        self.inbox.withdraw(how, connection.endpoint.unreachable(why));
+        sender::confirm(self.state, &self.channel, &self.ledger, until)
     }
 
     fn answer(

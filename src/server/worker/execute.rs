@@ -4,7 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::error::{Failure, Result, Status};
-use crate::server::outcomes::Outcome;
+use crate::server::finished::Outcome;
 use crate::wire::{Reply, ReplyAddress, Request};
 
 /// Runs the handler. Its reply can be sent in frames of at most `frame_max` bytes.

@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::execute::{RequestName, execute};
-use crate::broker::{Channel, DataPlane, Session};
+use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
 use crate::error::{Failure, Result, Status};
-use crate::frames::{Close, Event, Frames, ack};
+use crate::frames::{Close, Event, Frames, Method, ack};
 use crate::lock::lock;
 use crate::observation::Observation;
+use crate::server::finished::{Outcome, size};
 use crate::server::inbox::Inbox;
-use crate::server::outcomes::{Outcome, size};
+use crate::server::outcomes::Ledger;
 use crate::server::replies::{DirectConnection, NotSent, Route};
 use crate::server::state::{ServerSession, ServerState};
 use crate::wire::{ReplyAddress, Request};
@@ -177,6 +178,27 @@ fn refused(size: usize, close: &Close) -> Failure {
     log::error!("the broker refused a reply of {size} bytes: {close}");
     let text = format!("the broker refused the reply of {size} bytes: {}", close.text);
     Failure::new(Status::Internal, text)
+}
+
+/// Waits until the broker has taken the replies that were written on this channel, but not beyond
+/// `until`. Returns the number of those of which that is not known.
+pub(super) fn confirm(
+    state: &ServerState,
+    channel: &Channel,
+    ledger: &Ledger,
+    until: Instant,
+) -> usize {
+    let unproved = ledger.unproved();
+    if unproved == 0 {
+        return 0;
+    }
+    match channel.call(Method::Prefetch(state.options.prefetch), Limit::Until(until)) {
+        Ok(_) => {
+            state.outcomes.all_proved(ledger);
+            0
+        }
+        Err(_) => unproved,
+    }
 }
 
 /// The failure of a request that has cost several workers their channels.

@@ -1,0 +1,106 @@
+//! A list of finished requests, in which one that is delivered again is found.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Instant;
+
+use crate::error::{Failure, Result};
+use crate::frames::Message;
+use crate::wire::{Reply, Request};
+
+/// What a handler made of a request.
+pub(crate) type Outcome = Result<Reply, Failure>;
+
+/// Finished requests in the order of their deliveries, bounded by number and size.
+#[derive(Default)]
+pub(crate) struct Finished {
+    pub(super) entries: VecDeque<Entry>,
+    size: usize,
+}
+
+pub(crate) struct Entry {
+    pub(super) tag: u64,
+    /// The request, without its body.
+    pub(super) request: Message,
+    pub(super) body: Fingerprint,
+    pub(super) finished: Instant,
+    pub(super) known: Known,
+}
+
+/// The size of a body, and a hash of its bytes; of a large one, of those at its ends.
+pub(super) type Fingerprint = (usize, u64);
+
+/// What is known about a request that was delivered before.
+pub(crate) enum Known {
+    /// It needs no reply any more, but the broker may not have the acknowledgement.
+    Settled,
+    /// The broker may not have its reply. The connection ended so many times when it was sent.
+    Finished { outcome: Outcome, lost_connections: u32 },
+}
+
+impl Finished {
+    /// Adds an entry. Drops the oldest ones beyond these limits, but never this one.
+    pub(super) fn push_within(&mut self, entry: Entry, entries: usize, size: usize) {
+        self.size += entry.size();
+        self.entries.push_back(entry);
+        while self.entries.len() > 1 && (self.entries.len() > entries || self.size > size) {
+            self.drop_oldest();
+        }
+    }
+
+    pub(super) fn drop_oldest(&mut self) {
+        self.size -= self.entries.pop_front().map_or(0, |entry| entry.size());
+    }
+
+    /// Removes the entries up to this delivery. True if there were any.
+    pub(super) fn remove_proved(&mut self, tag: u64) -> bool {
+        let mut any = false;
+        while self.entries.front().is_some_and(|entry| entry.tag <= tag) {
+            self.drop_oldest();
+            any = true;
+        }
+        any
+    }
+
+    pub(super) fn take(&mut self, request: &Request) -> Option<Known> {
+        let body = fingerprint(request.body());
+        let is_it = |entry: &Entry| entry.body == body && has_same_ids(&entry.request, request);
+        let index = self.entries.iter().position(is_it)?;
+        let entry = self.entries.remove(index)?;
+        self.size -= entry.size();
+        Some(entry.known)
+    }
+}
+
+impl Entry {
+    fn size(&self) -> usize {
+        let outcome = match &self.known {
+            Known::Settled => 0,
+            Known::Finished { outcome, .. } => size(outcome),
+        };
+        self.request.properties_size() + outcome
+    }
+}
+
+/// The size of a reply's body.
+pub(crate) fn size(outcome: &Outcome) -> usize {
+    match outcome {
+        Ok(reply) => reply.body().len(),
+        Err(failure) => failure.message.len(),
+    }
+}
+
+/// Whether a redelivered request has the ids of one that was delivered before.
+pub(super) fn has_same_ids(before: &Message, request: &Request) -> bool {
+    let (old, new) = (before.properties(), request.properties());
+    (old.message_id, old.correlation_id, old.reply_to)
+        == (new.message_id, new.correlation_id, new.reply_to)
+}
+
+pub(super) fn fingerprint(body: &[u8]) -> Fingerprint {
+    const END: usize = 2048;
+    let mut hasher = DefaultHasher::new();
+    body[..body.len().min(END)].hash(&mut hasher);
+    body[body.len().saturating_sub(END)..].hash(&mut hasher);
+    (body.len(), hasher.finish())
+}

@@ -1,0 +1,43 @@
+//! Why the broker cancelled a consumer.
+//!
+//! It does when the queue is deleted: then no other worker gets the requests that have arrived, so
+//! this one answers them. RabbitMQ 4.3 also does so after a consumer timeout, and gives the requests
+//! to other workers.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crate::server::inbox::{Inbox, Withdrawal};
+use crate::server::queue::is_deleted;
+use crate::server::state::ServerSession;
+
+/// Finds out why the consumer was cancelled. Blocks for at most 10 s.
+pub(super) fn find_out(queue: &str, session: &ServerSession, inbox: &Inbox) {
+    /// How long RabbitMQ may take to delete a queue, and does not answer meanwhile.
+    const LONGEST_DELETION: Duration = Duration::from_secs(5);
+    const PAUSE: Duration = Duration::from_millis(500);
+    let connection = &session.connection;
+    let until = Instant::now() + LONGEST_DELETION;
+    let ask = || is_deleted(connection, queue, until);
+    // The broker cancels the consumers before the queue is gone.
+    let ask_again = || {
+        connection.wait(&inbox.waiter, Instant::now() + PAUSE, || false);
+        ask()
+    };
+    // If another worker has found it deleted, it may exist again by now.
+    let deleted = &session.queue_is_deleted;
+    let deleted_now = connection.version() < Some((4, 3, 0))
+        || deleted.load(Ordering::Relaxed)
+        || ask()
+        || ask_again();
+    deleted.fetch_or(deleted_now, Ordering::Relaxed);
+    let (how, why) = match deleted_now {
+        true => (Withdrawal::QueueDeleted, "the request queue was deleted"),
+        false => (
+            Withdrawal::TimedOut,
+            "the broker cancelled the consumer, as it does when a request takes longer than \
+             its consumer_timeout",
+        ),
+    };
+    inbox.withdraw(how, connection.endpoint.unreachable(why));
+}
