@@ -5,6 +5,7 @@ mod exchange;
 mod finished;
 mod inbox;
 mod keep_alive;
+mod log_limit;
 mod options;
 mod outcomes;
 mod overload;

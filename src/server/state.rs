@@ -10,6 +10,7 @@ use super::counters::ServerCounters;
 use super::exchange;
 use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
+use super::log_limit::LogLimit;
 use super::options::ServerOptions;
 use super::outcomes::Outcomes;
 use super::queue::{self, Declaration};
@@ -36,7 +37,9 @@ pub(crate) struct ServerState {
     pub(super) has_served: AtomicBool,
     /// Whether the queue is known to refuse only requests that it has never delivered.
     pub(super) refuses_newest: Arc<AtomicBool>,
-    last_complaint: Mutex<Option<Instant>>,
+    complaints: LogLimit,
+    /// For lines about requests that nobody needs the answer to.
+    pub(super) useless: LogLimit,
     /// When it began to serve. Not set for a server that only refuses requests.
     pub(super) serving_since: OnceLock<SystemTime>,
     pub(super) replies: Replies,
@@ -127,7 +130,8 @@ impl ServerState {
             counters: Mutex::default(),
             has_served: AtomicBool::new(false),
             refuses_newest: refuses_newest_too,
-            last_complaint: Mutex::default(),
+            complaints: LogLimit::new(1, Duration::from_secs(5)),
+            useless: LogLimit::new(30, Duration::from_secs(10)),
             serving_since: OnceLock::new(),
             replies,
             outcomes: Outcomes::default(),
@@ -173,17 +177,7 @@ impl ServerState {
 
     /// Logs an error that keeps a worker from serving: not for each of many workers.
     pub(super) fn complain(&self, error: &Error) {
-        const INTERVAL: Duration = Duration::from_secs(5);
-        let now = Instant::now();
-        let mut last = lock(&self.last_complaint);
-        let is_due = last.is_none_or(|last| now.duration_since(last) >= INTERVAL);
-        if is_due {
-            *last = Some(now);
-        }
-        drop(last);
-        if is_due {
-            log::error!("{error}; trying again");
-        }
+        self.complaints.log(log::Level::Error, format_args!("{error}; trying again"));
     }
 
     /// Says once that replies go through the connection that they may end.
@@ -206,8 +200,12 @@ impl ServerState {
             }
             Event::Return { reason, .. } => {
                 lock(&self.counters).returned += 1;
-                let text = format_args!("a reply came back: its requester is gone ({reason})");
-                data_plane.note(log::Level::Info, text);
+                if let Some(omitted) = self.useless.allow() {
+                    let text = format_args!(
+                        "a reply came back: its requester is gone ({reason}){omitted}"
+                    );
+                    data_plane.note(log::Level::Info, text);
+                }
             }
             _ => {}
         }

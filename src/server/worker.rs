@@ -272,7 +272,8 @@ impl<'a> Worker<'a> {
     /// Removes a request from the queue whose requester no longer waits.
     fn expire(&self, request: Arc<Request>) -> Result<()> {
         lock(&self.state.counters).expired += 1;
-        log::info!("a request expired while it waited for a worker");
+        let line = format_args!("a request expired while it waited for a worker");
+        self.state.useless.log(log::Level::Info, line);
         let ack = frames::ack(self.channel.number, request.delivery.tag);
         let settled = self.settle(ack);
         self.state.outcomes.finish(&self.ledger, request, Known::Settled, settled.is_ok());
@@ -282,7 +283,8 @@ impl<'a> Worker<'a> {
     /// Removes a request that cannot be answered from the queue.
     fn reject(&self, request: &Request, why: &str) -> Result<()> {
         lock(&self.state.counters).rejected += 1;
-        log::warn!("rejected a request of {} bytes: {why}", request.body().len());
+        let line = format_args!("rejected a request of {} bytes: {why}", request.body().len());
+        self.state.useless.log(log::Level::Warn, line);
         let reject = frames::reject(self.channel.number, request.delivery.tag);
         self.settle(reject)
     }
@@ -295,8 +297,7 @@ impl<'a> Worker<'a> {
 
     /// Returns a request to the queue, if the channel is still open. Does not block.
     fn give_back(&self, tag: u64) {
-        let back = frames::give_back(self.channel.number, tag);
-        let _ = self.channel.write(back.into(), Instant::now());
+        self.channel.send_unanswered(&frames::give_back(self.channel.number, tag));
     }
 }
 

@@ -120,3 +120,31 @@ fn stop_does_not_claim_that_the_broker_has_the_last_reply() {
     broker.clear_memory_alarm(0);
     drop(last);
 }
+
+/// Requests whose callers have gone while they waited in a busy worker cost the next one nothing.
+#[test]
+fn request_that_expires_in_a_worker_is_not_executed() {
+    let (url, queue) = (Broker::shared().url(), queue_name("expired"));
+    let (begin, begun) = unbounded();
+    let (release, released) = bounded::<()>(0);
+    let options = ServerOptions { prefetch: 8, ..Default::default() };
+    let server = Serving::start(&url, &queue, options, move |request| {
+        begin.send(request.to_vec()).unwrap();
+        let _ = released.recv_timeout(PATIENCE);
+        Ok(request.to_vec())
+    });
+    let client = connect(&url, &queue);
+    let first = client.send("first").unwrap();
+    assert_eq!(begun.recv_timeout(PATIENCE).unwrap(), b"first");
+    let late = client.request("late").timeout(Duration::from_millis(300)).send().unwrap();
+    let fresh = client.send("fresh").unwrap();
+    await_value(|| client.queue().unwrap().messages, |waiting| *waiting == 0);
+    assert!(matches!(late.wait(), Err(Error::TimedOut { .. })));
+    drop(release);
+    assert_eq!(
+        (first.wait().unwrap(), fresh.wait().unwrap()),
+        (b"first".to_vec(), b"fresh".to_vec())
+    );
+    assert_eq!(begun.try_iter().collect::<Vec<_>>(), [b"fresh"]);
+    assert_eq!(server.stop().expired, 1);
+}

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use rabbitmq_rpc::{Brokers, Error, Request, RpcServer, ServerOptions};
+use rabbitmq_rpc::{Brokers, Error, QueueType, Request, RpcServer, ServerOptions};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci};
@@ -67,7 +67,9 @@ fn worker_resumes_after_consumer_timeout() {
     };
     set(1500, 200);
     let queue = queue_name("slow");
-    let options = ServerOptions { workers: 2, ..Default::default() };
+    // RabbitMQ 4.3 has this timeout for quorum queues only, and cancels the consumer.
+    let queue_type = QueueType::Quorum;
+    let options = ServerOptions { workers: 2, queue_type, ..Default::default() };
     // The worker works on the slow request until another worker gets it too, and waits for it.
     let (finish, may_finish) = bounded::<()>(0);
     let both = Barrier::new(2);
@@ -90,6 +92,37 @@ fn worker_resumes_after_consumer_timeout() {
         assert_eq!(call.wait(), Ok(b"both".to_vec()));
     }
     assert_eq!(serving.stop().redelivered, 1);
+}
+
+/// What an operator takes away in a minute may be back in the next one.
+#[test]
+fn server_goes_on_when_login_and_permission_are_back() {
+    let broker = Broker::fragile();
+    broker.ctl(&["add_user", "ann", "first secret"]);
+    broker.ctl(&["set_permissions", "ann", ".*", ".*", ".*"]);
+    let url = broker.url().replace("guest:guest", "ann:first%20secret");
+    let queue = queue_name("refused");
+    let mut server = rpc_server_at(&url, &queue, &[]);
+    let client = connect_fibonacci(&broker.url(), &queue);
+    assert_eq!(client.call(7), Ok(13));
+    broker.ctl(&["change_password", "ann", "second secret"]);
+    broker.ctl(&["close_all_connections", "new passwords"]);
+    server.wait_for_line("refused the login of user \"ann\": check", PATIENCE);
+    broker.ctl(&["change_password", "ann", "first secret"]);
+    server.wait_for_line("taking requests", PATIENCE);
+
+    // A permission counts from the next channel on.
+    for permissions in [["", "", ""], [".*", "", ".*"]] {
+        let [configure, write, read] = permissions;
+        broker.ctl(&["set_permissions", "ann", configure, write, read]);
+        broker.ctl(&["close_all_connections", "new permissions"]);
+        let call = client.send(8).unwrap();
+        server.wait_for_line("user \"ann\" lacks the permission", PATIENCE);
+        broker.ctl(&["set_permissions", "ann", ".*", ".*", ".*"]);
+        assert_eq!(call.wait(), Ok(21));
+    }
+    assert!(!server.stderr().contains("secret"), "{}", server.stderr());
+    stop(&mut server);
 }
 
 /// An old broker needs another connection for a direct reply. If the login for it is refused, the

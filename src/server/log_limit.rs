@@ -1,0 +1,77 @@
+//! Keeps strangers from filling the log with lines about useless requests.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::lock::lock;
+
+/// Allows some lines in each interval, and counts the others.
+pub(crate) struct LogLimit {
+    lines: u32,
+    interval: Duration,
+    state: Mutex<State>,
+}
+
+struct State {
+    began: Instant,
+    lines: u32,
+    omitted: u64,
+}
+
+/// Formats how many lines were omitted before this one.
+pub(crate) struct Omitted(u64);
+
+impl LogLimit {
+    pub(super) fn new(lines: u32, interval: Duration) -> LogLimit {
+        let state = State { began: Instant::now(), lines: 0, omitted: 0 };
+        LogLimit { lines, interval, state: Mutex::new(state) }
+    }
+
+    /// Writes the line, if one may be written now.
+    pub(super) fn log(&self, level: log::Level, line: fmt::Arguments<'_>) {
+        if let Some(omitted) = self.allow() {
+            log::log!(level, "{line}{omitted}");
+        }
+    }
+
+    /// Whether a line may be written now.
+    pub(super) fn allow(&self) -> Option<Omitted> {
+        let mut state = lock(&self.state);
+        if state.began.elapsed() >= self.interval {
+            (state.began, state.lines) = (Instant::now(), 0);
+        }
+        if state.lines == self.lines {
+            state.omitted += 1;
+            return None;
+        }
+        state.lines += 1;
+        Some(Omitted(std::mem::take(&mut state.omitted)))
+    }
+}
+
+impl fmt::Display for Omitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            count => write!(f, " ({count} such lines were omitted before)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_beyond_the_limit_are_counted() {
+        let limit = LogLimit::new(2, Duration::from_secs(3600));
+        let line = || limit.allow().map(|omitted| omitted.to_string());
+        assert_eq!(
+            (line(), line(), line(), line()),
+            (Some("".into()), Some("".into()), None, None)
+        );
+        lock(&limit.state).began -= Duration::from_secs(3600);
+        assert_eq!(line(), Some(" (2 such lines were omitted before)".into()));
+    }
+}
