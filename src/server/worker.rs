@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use self::execute::{RequestName, execute};
-use self::sender::{Sender, Sent, too_slow};
+use self::sender::{Sender, Sent, settle, too_slow};
 use self::stall::StallDetector;
 use super::finished::{Known, Outcome};
 use super::inbox::Inbox;
@@ -56,10 +56,9 @@ impl<'a> Worker<'a> {
     /// Starts to consume from the queue. Blocks until the broker has answered: for each answer, for
     /// at most the time that connecting may take, except during an alarm.
     ///
-    /// If the broker does not let it consume, all workers leave the connection, and may begin again
-    /// with the next one. If the queue is gone, it is declared on a new connection: RabbitMQ 4
-    /// closes a connection that declares a queue which is not deleted completely (INTERNAL_ERROR),
-    /// and another worker may still be executing a request.
+    /// If the broker does not let it consume, all workers leave the connection. A queue that is gone
+    /// is declared on the next one: RabbitMQ 4 closes a connection that declares a queue which is not
+    /// deleted completely, and another worker may still be executing a request.
     pub(crate) fn begin(
         state: &'a Arc<ServerState>,
         session: &'a Arc<ServerSession>,
@@ -163,8 +162,7 @@ impl<'a> Worker<'a> {
         self.ledger.unproved()
     }
 
-    /// Waits until the broker has taken the replies that were written, but not beyond `until`.
-    /// Returns the number of those of which that is not known.
+    /// See [`sender::confirm`].
     pub(super) fn confirm(&self, until: Instant) -> usize {
         sender::confirm(self.state, &self.channel, &self.ledger, until)
     }
@@ -218,7 +216,7 @@ impl<'a> Worker<'a> {
         let tag = request.delivery.tag;
         session.connection.recycle(outcomes.finish(ledger, request, known, answered.is_ok()));
         answered.inspect_err(|_| {
-            self.give_back(tag);
+            channel.send_unanswered(&frames::give_back(channel.number, tag));
             // A stop must not claim that this request is answered.
             if stop.is_stopped() {
                 state.unconfirmed.fetch_add(1, Ordering::SeqCst);
@@ -246,22 +244,21 @@ impl<'a> Worker<'a> {
         let sent = sender.send(request.delivery.tag, &mut outcome, lost_connections.is_some());
         let keep = |outcome, lost_connections| Known::Finished { outcome, lost_connections };
         match sent {
-            Ok(sent) => {
+            Ok(Sent::Written) => {
                 sender.report(began, &outcome);
-                match sent {
-                    Sent::Written => (keep(outcome, lost), Ok(())),
-                    Sent::Taken => {
-                        self.state.outcomes.note_replied();
-                        (Known::Settled, Ok(()))
-                    }
-                }
+                (keep(outcome, lost), Ok(()))
+            }
+            Ok(Sent::Taken) => {
+                sender.report(began, &outcome);
+                self.state.outcomes.note_replied();
+                (Known::Settled, Ok(()))
             }
             Err(NotSent::Lost { error, by_broker }) => {
                 (keep(outcome, lost + u32::from(by_broker)), Err(error))
             }
             Err(NotSent::Refused(close)) => {
-                log::error!("the broker refused even a short reply: {close}");
-                (Known::Settled, self.reject(request, "the broker refuses its reply"))
+                let why = format!("the broker refuses even a short reply: {close}");
+                (Known::Settled, self.reject(request, &why))
             }
             Err(NotSent::Undeliverable) => {
                 (Known::Settled, self.reject(request, "the broker fails on its reply_to"))
@@ -275,7 +272,7 @@ impl<'a> Worker<'a> {
         let line = format_args!("a request expired while it waited for a worker");
         self.state.useless.log(log::Level::Info, line);
         let ack = frames::ack(self.channel.number, request.delivery.tag);
-        let settled = self.settle(ack);
+        let settled = settle(&self.channel, ack);
         self.state.outcomes.finish(&self.ledger, request, Known::Settled, settled.is_ok());
         settled
     }
@@ -285,19 +282,7 @@ impl<'a> Worker<'a> {
         lock(&self.state.counters).rejected += 1;
         let line = format_args!("rejected a request of {} bytes: {why}", request.body().len());
         self.state.useless.log(log::Level::Warn, line);
-        let reject = frames::reject(self.channel.number, request.delivery.tag);
-        self.settle(reject)
-    }
-
-    fn settle(&self, settlement: Vec<u8>) -> Result<()> {
-        let written = self.channel.write(settlement.into(), Deadline::after(Duration::MAX).at);
-        let endpoint = &self.session.connection.endpoint;
-        written.map_err(|_| endpoint.unreachable("the connection is gone"))
-    }
-
-    /// Returns a request to the queue, if the channel is still open. Does not block.
-    fn give_back(&self, tag: u64) {
-        self.channel.send_unanswered(&frames::give_back(self.channel.number, tag));
+        settle(&self.channel, frames::reject(self.channel.number, request.delivery.tag))
     }
 }
 

@@ -201,6 +201,12 @@ pub(super) fn confirm(
     }
 }
 
+/// Acknowledges or rejects a request. Blocks while the broker does not read.
+pub(super) fn settle(channel: &Channel, settlement: Vec<u8>) -> Result<()> {
+    let written = channel.write(settlement.into(), Deadline::after(Duration::MAX).at);
+    written.map_err(|_| channel.data_plane.endpoint.unreachable("the connection is gone"))
+}
+
 /// The failure of a request that has cost several workers their channels.
 pub(super) fn too_slow() -> Failure {
     Failure::new(
