@@ -170,13 +170,13 @@
 //!
 //! The files of `broker`, from the lowest: `url`, `ended` (why a connection ended), `notes` (lines
 //! to log once no lock is held), `try_order`, `self_pipe`, `turn`, `socket`, `transport`, `tls`,
-//! `slots` (what a channel receives), `control`, `data_plane`, `refusal` (what the broker's refusals
-//! mean), `channel`, `control_stream`, `login`, `connection`, `brokers`, `reconnector`.
+//! `slots` (what a channel receives), `control`, `data_plane`, `refusal` (what the broker's
+//! refusals mean), `channel`, `control_stream`, `login`, `connection`, `brokers`, `reconnector`.
 //!
-//! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `keep_alive`, `inbox`
-//! (what has arrived for one worker), `queue`, `exchange`, `finished` and `outcomes` (what was begun
-//! and finished, and which replies the broker may not have), `replies`, `stall_backoff`, `state`
-//! (what the threads share), `own_methods`, `worker`, `pool`, `overload`.
+//! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `keep_alive`,
+//! `inbox` (what has arrived for one worker), `queue`, `exchange`, `finished` and `outcomes` (what
+//! was begun and finished, and which replies the broker may not have), `replies`, `stall_backoff`,
+//! `state` (what the threads share), `own_methods`, `worker`, `pool`, `overload`.
 //!
 //! The files of `client`, from the lowest: `counters`, `options`, `request` (what is sent, and how
 //! it can end), `local`, `own_channels`, `in_flight` (the places, handed over in order),

@@ -17,8 +17,8 @@ use rabbitmq_rpc::{
     CallBuilder, ClientOptions, Error, FibonacciRpcClient, PendingNumber, QueueStatus, RpcClient,
 };
 
-/// Send requests to the servers on a RabbitMQ queue, and print their replies: Fibonacci numbers, one
-/// a line in the order of the arguments, or with --body or --lines any requests.
+/// Send requests to the servers on a RabbitMQ queue, and print their replies: Fibonacci numbers,
+/// one a line in the order of the arguments, or with --body or --lines any requests.
 #[derive(FromArgs, Clone)]
 #[argh(
     example = "rpc_client 7

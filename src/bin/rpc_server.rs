@@ -19,8 +19,8 @@ use argh::FromArgs;
 use command::Command;
 use rabbitmq_rpc::{Error, QueueType, Request, RpcServer, ServerOptions, Stopper, fibonacci};
 
-/// Serve a RabbitMQ queue until interrupted: answer each request with a Fibonacci number, or, if the
-/// options end with -- COMMAND ARG..., with what this command prints.
+/// Serve a RabbitMQ queue until interrupted: answer each request with a Fibonacci number, or, if
+/// the options end with -- COMMAND ARG..., with what this command prints.
 #[derive(FromArgs)]
 #[argh(
     example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4

@@ -28,8 +28,8 @@ struct Written {
 /// What became of the requests on a channel that the broker closed because of one of them.
 #[derive(Debug, PartialEq)]
 pub(super) enum Refusal {
-    /// The broker refused one: that of the size that it named, or the only one. It was not executed,
-    /// nor were those behind it, which the broker ignored.
+    /// The broker refused one: that of the size that it named, or the only one. It was not
+    /// executed, nor were those behind it, which the broker ignored.
     Of { refused: Uuid, ignored: Vec<Uuid> },
     /// The broker refused one of these, and has accepted those before it.
     OneOf(Vec<Uuid>),

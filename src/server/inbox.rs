@@ -122,8 +122,8 @@ impl Inbox {
         self.give_back(requests.iter().map(|request| request.delivery.tag));
     }
 
-    /// Cancels the consumer, and returns to the queue what still arrives. The worker answers what it
-    /// has got. Does not block.
+    /// Cancels the consumer, and returns to the queue what still arrives. The worker answers what
+    /// it has got. Does not block.
     pub(super) fn take_no_more(&self) {
         let mut state = lock(&self.state);
         if state.withdrawal.is_none() && !std::mem::replace(&mut state.drains, true) {

@@ -211,8 +211,8 @@ impl Ledger {
         lock(&self.entries).finished.entries.iter().filter(is_unproved).count()
     }
 
-    /// Returns true if this delivery proves that the broker has taken a reply. The worker settles its
-    /// requests in the order of their tags, and the reply to each is written before that.
+    /// Returns true if this delivery proves that the broker has taken a reply. The worker settles
+    /// its requests in the order of their tags, and the reply to each is written before that.
     fn begin(&self, request: &Arc<Request>, prefetch: u16) -> bool {
         let mut entries = lock(&self.entries);
         entries.current = Some(Arc::clone(request));

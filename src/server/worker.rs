@@ -56,9 +56,9 @@ impl<'a> Worker<'a> {
     /// Starts to consume from the queue. Blocks until the broker has answered: for each answer, for
     /// at most the time that connecting may take, except during an alarm.
     ///
-    /// If the broker does not let it consume, all workers leave the connection. A queue that is gone
-    /// is declared on the next one: RabbitMQ 4 closes a connection that declares a queue which is not
-    /// deleted completely, and another worker may still be executing a request.
+    /// If the broker does not let it consume, all workers leave the connection. A queue that is
+    /// gone is declared on the next one: RabbitMQ 4 closes a connection that declares a queue which
+    /// is not deleted completely, and another worker may still be executing a request.
     pub(crate) fn begin(
         state: &'a Arc<ServerState>,
         session: &'a Arc<ServerSession>,

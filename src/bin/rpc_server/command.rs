@@ -79,8 +79,8 @@ impl Command {
         }
     }
 
-    /// Returns when the command has ended and its output with it. Ends it if that is too large, or if
-    /// nobody waits for it: then it returns true.
+    /// Returns when the command has ended and its output with it. Ends it if that is too large, or
+    /// if nobody waits for it: then it returns true.
     fn attend(&self, group: Pid, pipes: &mut Pipes<'_>, request: &Request) -> bool {
         let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let (mut pause, mut kill_at, mut is_abandoned) = (Duration::from_micros(50), None, false);

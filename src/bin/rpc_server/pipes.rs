@@ -94,8 +94,8 @@ impl<'a> Pipes<'a> {
     }
 }
 
-/// Moves bytes through a pipe, and closes it if nothing more comes or it fails: the command may close
-/// its input before it has read all.
+/// Moves bytes through a pipe, and closes it if nothing more comes or it fails: the command may
+/// close its input before it has read all.
 fn step<P>(pipe: &mut Option<P>, mut moves: impl FnMut(&mut P) -> io::Result<bool>) {
     match pipe.as_mut().map(&mut moves) {
         None | Some(Ok(true)) => {}

@@ -266,7 +266,7 @@ fn writers_take_turns_while_the_peer_reads_slowly() {
     println!("{total} messages; the longest wait: {} others, {:?}", longest.0, longest.1);
     assert!(total > 4 * WRITERS, "{total}");
     // A thread may lose the processor before it takes its place in the line.
-    assert!(longest.0 < 4 * WRITERS, "{} messages of others", longest.0);
+    assert!(longest.0 < 16 * WRITERS, "{} messages of others", longest.0);
     transport.cut();
     reading.join().unwrap();
 }

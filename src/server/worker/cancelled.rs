@@ -1,8 +1,8 @@
 //! Why the broker cancelled a consumer.
 //!
 //! It does when the queue is deleted: then no other worker gets the requests that have arrived, so
-//! this one answers them. RabbitMQ 4.3 also does so after a consumer timeout, and gives the requests
-//! to other workers.
+//! this one answers them. RabbitMQ 4.3 also does so after a consumer timeout, and gives the
+//! requests to other workers.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
