@@ -71,9 +71,9 @@ fn processes_that_hang_or_fail_are_reported() {
 fn growth_is_reported() {
     let before = Usage { memory: 5_000, threads: 7, descriptors: 11 };
     let grown = |after| Growth { name: String::new(), before, after }.is_too_much();
-    assert!(!grown(Usage { memory: 7_000, ..before }));
+    assert!(!grown(Usage { memory: 12_000, ..before }));
     assert!(!grown(Usage { memory: 4_000, threads: 6, descriptors: 9 }));
-    assert!(grown(Usage { memory: 9_000, ..before }));
+    assert!(grown(Usage { memory: 14_000, ..before }));
     assert!(grown(Usage { threads: 8, ..before }));
     assert!(grown(Usage { descriptors: 12, ..before }));
 }
