@@ -117,4 +117,21 @@ mod tests {
             assert_eq!(for_amiquip(&mut tune)[end - 2..end], heartbeat, "{suggested}");
         }
     }
+
+    #[test]
+    fn deep_nesting_of_the_brokers_properties_does_not_reach_amiquip() {
+        let mut properties = Vec::new();
+        for _ in 0..8_000 {
+            let length = (properties.len() as u32).to_be_bytes();
+            properties = [b"\x01tF", &length[..], &properties].concat();
+        }
+        properties.truncate(60_000);
+        let table = [&(properties.len() as u32).to_be_bytes()[..], &properties].concat();
+        let start = [&[0, 9][..], &table, b"\0\0\0\x05PLAIN\0\0\0\x05en_US"].concat();
+        let mut start = method(0, CONNECTION_START, |out| out.extend_from_slice(&start));
+        let (rest, decoded) = parse_frame(for_amiquip(&mut start)).expect("amiquip decodes it");
+        assert!(rest.is_empty());
+        let decoded = format!("{decoded:?}");
+        assert!(decoded.contains("PLAIN") && decoded.contains("en_US"), "{decoded}");
+    }
 }

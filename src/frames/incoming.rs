@@ -240,3 +240,30 @@ impl Message {
         Properties::decode(&self.properties)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::append_text;
+    use super::*;
+
+    #[test]
+    fn brokers_version_is_read() {
+        let start = |version: &str| {
+            let mut entries = b"\x0ccapabilitiesF\0\0\0\x05\x02okt\x01".to_vec();
+            append_text(&mut entries, "version", version);
+            let table = [&(entries.len() as u32).to_be_bytes()[..], &entries].concat();
+            let start = [&CONNECTION_START[..], &[0, 9], &table, b"\0\0\0\0\0\0\0\0"].concat();
+            Notice::decode(&start)
+        };
+        for (text, version) in [
+            ("3.10.8", Some((3, 10, 8))),
+            ("4.3.0-rc.1", Some((4, 3, 0))),
+            ("4.2.7+12.gabc", Some((4, 2, 7))),
+            ("4.3", None),
+            ("unknown", None),
+            ("99999999999.0.0", None),
+        ] {
+            assert_eq!(start(text), Some(Notice::Start { version }), "{text}");
+        }
+    }
+}

@@ -3,6 +3,9 @@
 //! A peer can send any bytes as properties. A property that cannot be decoded counts as absent. The
 //! message is still delivered, so that its receiver can at least answer it.
 
+#[cfg(test)]
+mod tests;
+
 use super::fields::{Fields, append_long, append_short};
 
 /// The properties that this crate reads or writes; AMQP has a few more.

@@ -2,9 +2,7 @@
 //!
 //! `PROPTEST_CASES=1000000 cargo test --release frames::` runs each property a million times.
 
-use amq_protocol::frame::parse_frame;
 use proptest::collection::vec;
-use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -65,36 +63,6 @@ proptest! {
     }
 
     #[test]
-    fn properties_survive_encoding(
-        texts in vec(option::of(".{0,40}"), 9),
-        header in ("[a-z]{1,20}", ".{0,40}"),
-        timestamp in option::of(any::<u64>()),
-        delivery_mode in option::of(any::<u8>()),
-    ) {
-        let text = |index: usize| texts[index].as_deref();
-        let mut headers = Vec::new();
-        append_text(&mut headers, &header.0, &header.1);
-        let properties = Properties {
-            content_type: text(0),
-            content_encoding: text(8),
-            headers: &headers,
-            delivery_mode,
-            correlation_id: text(1).map(str::as_bytes),
-            reply_to: text(2),
-            expiration: text(3),
-            message_id: text(4),
-            timestamp,
-            type_: text(5),
-            user_id: text(6),
-            app_id: text(7),
-        };
-        let messages = decode_all(&delivery(&properties, b"7"), &[]).unwrap().messages;
-        prop_assert_eq!(messages[0].properties(), properties);
-        prop_assert_eq!(find_header(&headers, &header.0), Some(&*header.1));
-        prop_assert_eq!(find_header(&headers, "UPPER"), None);
-    }
-
-    #[test]
     fn damaged_properties_are_absent_and_the_message_arrives(
         flags in any::<u16>(),
         properties in vec(any::<u8>(), 0..200),
@@ -104,57 +72,6 @@ proptest! {
         let messages = decode_all(&stream, &[]).unwrap().messages;
         let _ = messages[0].properties();
         prop_assert_eq!(&messages[0].body, b"7");
-    }
-
-    #[test]
-    fn text_among_odd_headers_is_found(
-        before in vec(entry(), 0..5),
-        after in vec(any::<u8>(), 0..20),
-        value in ".{0,40}",
-    ) {
-        let mut table = before.concat();
-        append_text(&mut table, "RPC-STATUS", &value);
-        table.extend(after);
-        prop_assert_eq!(find_header(&table, "RPC-STATUS"), Some(&*value));
-    }
-}
-
-#[test]
-fn deep_nesting_of_the_brokers_properties_does_not_reach_amiquip() {
-    let mut properties = Vec::new();
-    for _ in 0..8_000 {
-        let length = (properties.len() as u32).to_be_bytes();
-        properties = [b"\x01tF", &length[..], &properties].concat();
-    }
-    properties.truncate(60_000);
-    let table = [&(properties.len() as u32).to_be_bytes()[..], &properties].concat();
-    let start =
-        [&CONNECTION_START[..], &[0, 9], &table, b"\0\0\0\x05PLAIN\0\0\0\x05en_US"].concat();
-    let control = decode_all(&frame_on(0, METHOD, &start), &[]).unwrap().control;
-    let (rest, decoded) = parse_frame(&control).expect("amiquip decodes it");
-    assert!(rest.is_empty());
-    let decoded = format!("{decoded:?}");
-    assert!(decoded.contains("PLAIN") && decoded.contains("en_US"), "{decoded}");
-}
-
-#[test]
-fn brokers_version_is_read() {
-    let start = |version: &str| {
-        let mut entries = b"\x0ccapabilitiesF\0\0\0\x05\x02okt\x01".to_vec();
-        append_text(&mut entries, "version", version);
-        let table = [&(entries.len() as u32).to_be_bytes()[..], &entries].concat();
-        let start = [&CONNECTION_START[..], &[0, 9], &table, b"\0\0\0\0\0\0\0\0"].concat();
-        Notice::decode(&start)
-    };
-    for (text, version) in [
-        ("3.10.8", Some((3, 10, 8))),
-        ("4.3.0-rc.1", Some((4, 3, 0))),
-        ("4.2.7+12.gabc", Some((4, 2, 7))),
-        ("4.3", None),
-        ("unknown", None),
-        ("99999999999.0.0", None),
-    ] {
-        assert_eq!(start(text), Some(Notice::Start { version }), "{text}");
     }
 }
 
@@ -346,22 +263,4 @@ fn delivery(properties: &Properties<'_>, body: &[u8]) -> Vec<u8> {
     let published = publish(ROUTE, properties, body).rest(0);
     let method = OVERHEAD + u32::from_be_bytes(published[3..7].try_into().unwrap()) as usize;
     [&deliver(), &published[method..]].concat()
-}
-
-/// An entry of a headers table, of any type.
-fn entry() -> impl Strategy<Value = Vec<u8>> {
-    let long = |value: Vec<u8>| [&(value.len() as u32).to_be_bytes()[..], &value].concat();
-    let value = prop_oneof![
-        (prop::sample::select(&b"SxAF"[..]), vec(any::<u8>(), 0..20))
-            .prop_map(move |(kind, value)| [vec![kind], long(value)].concat()),
-        prop::sample::select(
-            &[("V", 0), ("tbB", 1), ("suU", 2), ("Iif", 4), ("D", 5), ("lLdT", 8)][..]
-        )
-        .prop_flat_map(|(kinds, length)| {
-            (prop::sample::select(kinds.as_bytes()), vec(any::<u8>(), length))
-        })
-        .prop_map(|(kind, value)| [vec![kind], value].concat()),
-    ];
-    ("[a-z]{0,20}", value)
-        .prop_map(|(name, value)| [&[name.len() as u8], name.as_bytes(), &value].concat())
 }

@@ -108,3 +108,39 @@ fn question_about_a_missing_queue_leaves_the_others_their_answers() {
         others.into_iter().for_each(|other| other.join().unwrap());
     });
 }
+
+/// The broker's process for the request queue is suspended, so the query is not answered.
+#[test]
+fn reply_during_queue_query_is_accepted() {
+    const TIMEOUT: Duration = Duration::from_secs(5);
+    // Other tests list the queues of the shared broker, and would wait for the suspended one.
+    let broker = Broker::fragile();
+    let queue = queue_name("asked");
+    let server = ManualServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
+    let queue_process = |what: &str| {
+        let name = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)");
+        let found = format!("{{ok, Queue}} = rabbit_amqqueue:lookup({name})");
+        broker.ctl(&["eval", &format!("{found}, sys:{what}(amqqueue:get_pid(Queue)).")]);
+    };
+    // The query takes 200 ms at most. A busy machine may miss that time, but not each time.
+    let mut tries = 0;
+    loop {
+        let began = Instant::now();
+        let call = client.send_timeout("7", TIMEOUT).unwrap();
+        let request = server.next();
+        queue_process("suspend");
+        let waiting = thread::spawn(move || (call.wait(), Instant::now()));
+        thread::sleep((began + TIMEOUT + SECOND / 10).saturating_duration_since(Instant::now()));
+        server.reply(&request, b"13");
+        let (outcome, ended) = waiting.join().unwrap();
+        queue_process("resume");
+        if let Ok(reply) = &outcome {
+            assert_eq!(reply, b"13");
+            assert!(ended - began >= TIMEOUT, "the reply arrived before the deadline");
+            return;
+        }
+        tries += 1;
+        assert!(tries < 8, "{outcome:?}");
+    }
+}
