@@ -13,8 +13,8 @@ use crate::lock::lock;
 pub(super) struct ControlFrames {
     incoming: Mutex<Incoming>,
     ready: SetReadiness,
-    /// When bytes from the broker were last noted.
-    last_arrival: Mutex<Option<Instant>>,
+    /// When bytes from the broker were last noted; at first, when this was made.
+    last_arrival: Mutex<Instant>,
 }
 
 #[derive(Default)]
@@ -26,8 +26,8 @@ struct Incoming {
 impl ControlFrames {
     pub(super) fn new() -> (ControlFrames, Registration) {
         let (registration, ready) = Registration::new2();
-        let frames =
-            ControlFrames { incoming: Mutex::default(), ready, last_arrival: Mutex::default() };
+        let last_arrival = Mutex::new(Instant::now());
+        let frames = ControlFrames { incoming: Mutex::default(), ready, last_arrival };
         let _ = frames.wake_amiquip();
         (frames, registration)
     }
@@ -48,22 +48,18 @@ impl ControlFrames {
     pub(super) fn note_arrival(&self) -> Result<(), String> {
         const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
         const INTERVAL: Duration = Duration::from_secs(1);
-        let now = Instant::now();
         let mut noted = lock(&self.last_arrival);
-        match *noted {
-            Some(noted) if now.duration_since(noted) < INTERVAL => return Ok(()),
-            // amiquip's first frame must be the broker's first frame, so no heartbeat goes before
-            // it.
-            None => {}
-            Some(_) => self.push(&HEARTBEAT)?,
+        if noted.elapsed() >= INTERVAL {
+            // amiquip takes heartbeats at any time, even before `connection.start`.
+            self.push(&HEARTBEAT)?;
+            *noted = Instant::now();
         }
-        *noted = Some(now);
         Ok(())
     }
 
-    /// How long nothing has arrived, to within a second. Zero before anything has arrived.
+    /// How long nothing has arrived, to within a second.
     pub(super) fn silence(&self) -> Duration {
-        lock(&self.last_arrival).map(|noted| noted.elapsed()).unwrap_or_default()
+        lock(&self.last_arrival).elapsed()
     }
 
     /// Takes bytes for amiquip. Does not block.

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 const START: &[u8] = b"\0\x0a\0\x0a\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US";
 const TUNE: &[u8] = b"\0\x0a\0\x1e\x07\xff\0\x02\0\0\0\x3c";
@@ -24,12 +25,28 @@ pub(super) fn listen(serve: impl Fn(TcpStream) + Send + Sync + Copy + 'static) -
 }
 
 /// Accepts the login, and answers a close.
-pub(super) fn accept_login(mut tcp: TcpStream) {
+pub(super) fn accept_login(tcp: TcpStream) {
+    converse(tcp, |tcp| send(tcp, START));
+}
+
+/// The same, but its first frame comes in two parts that are more than a second apart.
+pub(super) fn accept_login_slowly(tcp: TcpStream) {
+    converse(tcp, |tcp| {
+        let start = frame(START);
+        let (first, last) = start.split_at(9);
+        // The client may be gone.
+        let _ = tcp.write_all(first);
+        thread::sleep(Duration::from_millis(1200));
+        let _ = tcp.write_all(last);
+    });
+}
+
+fn converse(mut tcp: TcpStream, start: impl FnOnce(&mut TcpStream)) {
     let mut greeting = [0; 8];
     if tcp.read_exact(&mut greeting).is_err() {
         return;
     }
-    send(&mut tcp, START);
+    start(&mut tcp);
     while let Some(method) = next_method(&mut tcp) {
         match method[..4] {
             [0, 10, 0, 11] => send(&mut tcp, TUNE),
@@ -50,10 +67,13 @@ pub(super) fn refuse_login(mut tcp: TcpStream) {
 }
 
 fn send(tcp: &mut TcpStream, method: &[u8]) {
-    let length = (method.len() as u32).to_be_bytes();
-    let frame = [&[1, 0, 0], &length[..], method, &[0xce]].concat();
     // The client may be gone.
-    let _ = tcp.write_all(&frame);
+    let _ = tcp.write_all(&frame(method));
+}
+
+fn frame(method: &[u8]) -> Vec<u8> {
+    let length = (method.len() as u32).to_be_bytes();
+    [&[1, 0, 0], &length[..], method, &[0xce]].concat()
 }
 
 fn next_method(tcp: &mut TcpStream) -> Option<Vec<u8>> {

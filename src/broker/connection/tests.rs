@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use super::*;
-use crate::broker::login_peer::{accept_login, listen, refuse_login};
+use crate::broker::login_peer::{accept_login, accept_login_slowly, listen, refuse_login};
 
 fn mute(mut tcp: TcpStream) {
     // Until the client gives up.
@@ -31,6 +31,12 @@ fn next_address_is_tried_whatever_listens_at_the_first() {
         let connection = connect_to(&[other, broker]).map_err(|(error, _)| error).unwrap();
         connection.close();
     }
+}
+
+/// Bytes that arrive count as a heartbeat, also those of an incomplete first frame.
+#[test]
+fn login_whose_first_frame_comes_in_parts_succeeds() {
+    connect_to(&[listen(accept_login_slowly)]).map_err(|(error, _)| error).unwrap().close();
 }
 
 #[test]
