@@ -109,6 +109,10 @@ impl Job {
             if served.is_err() && state.stop.is_stopped() {
                 state.unconfirmed.fetch_add(worker.unproved(), Ordering::SeqCst);
             }
+            // A server that was able to reply goes on when that is refused later.
+            if !matches!(served, Err(Error::Refused(_))) && worker.unproved() > 0 {
+                state.outcomes.note_replied();
+            }
             match served {
                 Ok(()) => {
                     state.confirming.fetch_add(1, Ordering::SeqCst);
