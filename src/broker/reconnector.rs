@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
+pub(crate) use self::state::Session;
 use self::state::{Patience, Phase, State};
 use super::brokers::Brokers;
 use super::connection::Connection;
@@ -34,19 +35,6 @@ type Open<S> = Box<dyn Fn(Connection, bool) -> Result<S> + Send + Sync>;
 
 /// How long callers wait for a session that takes the place of another.
 const REPLACING_TIMEOUT: Duration = Duration::from_millis(500);
-
-pub(crate) trait Session: Send + Sync + 'static {
-    fn connection(&self) -> &Connection;
-
-    /// The reason why the session is no longer usable; `None` while it is.
-    fn ended(&self) -> Option<Error>;
-
-    /// Called once callers may use the session. Blocks only the thread that connected.
-    fn finish_setup(&self) {}
-
-    /// Called when another session has taken its place ([`Reconnector::replace`]).
-    fn retire(&self) {}
-}
 
 impl<S: Session> Reconnector<S> {
     pub(crate) fn new(
@@ -94,7 +82,7 @@ impl<S: Session> Reconnector<S> {
             }
             let now = Instant::now();
             let until = match &state.phase {
-                Phase::Up { session, since, replacing } => match session.ended() {
+                Phase::Up { session, replacing } => match session.ended() {
                     None => match replacing.map(|began| began + REPLACING_TIMEOUT) {
                         Some(end) if now < end && now < deadline.at => end.min(deadline.at),
                         _ => return Ok(Arc::clone(session)),
@@ -103,8 +91,7 @@ impl<S: Session> Reconnector<S> {
                         let connection = session.connection();
                         let silent = connection.ended() == Some(&Ended::Silent);
                         let silent = silent.then(|| self.brokers.index_of(&connection.endpoint));
-                        let lasted = since.elapsed();
-                        state.lost(&reason, lasted, silent);
+                        state.lost(&reason, silent);
                         continue;
                     }
                 },
@@ -210,7 +197,8 @@ impl<S: Session> Reconnector<S> {
                 state.had_session = true;
                 state.last_failure = None;
                 let session = new.insert(Arc::new(session)).clone();
-                let up = Phase::Up { session, since: Instant::now(), replacing: None };
+                state.connected_since = Instant::now();
+                let up = Phase::Up { session, replacing: None };
                 if let Phase::Up { session, .. } = mem::replace(&mut state.phase, up) {
                     replaced = Some(session);
                 }
@@ -246,12 +234,11 @@ impl<S: Session> Reconnector<S> {
     /// again, and tries the same broker last.
     pub(crate) fn abandon(&self, session: &Arc<S>, reason: &Error) {
         let mut state = lock(&self.state);
-        if let Phase::Up { session: present, since, .. } = &state.phase
+        if let Phase::Up { session: present, .. } = &state.phase
             && Arc::ptr_eq(present, session)
         {
-            let lasted = since.elapsed();
             let broker = self.brokers.index_of(&session.connection().endpoint);
-            state.lost(reason, lasted, Some(broker));
+            state.lost(reason, Some(broker));
         }
         self.unlock(state);
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
+use crate::broker::connection::Connection;
 use crate::broker::notes::Notes;
 use crate::broker::try_order::TryOrder;
 use crate::deadline::{Deadline, backoff};
@@ -17,11 +18,26 @@ const MOST_WITHOUT_TCP: Duration = Duration::from_millis(500);
 const MOST_AT_START: Duration = Duration::from_secs(2);
 const MOST_AFTER_REFUSAL: Duration = Duration::from_secs(30);
 
+pub(crate) trait Session: Send + Sync + 'static {
+    fn connection(&self) -> &Connection;
+
+    /// The reason why the session is no longer usable; `None` while it is.
+    fn ended(&self) -> Option<Error>;
+
+    /// Called once callers may use the session. Blocks only the thread that connected.
+    fn finish_setup(&self) {}
+
+    /// Called when another session has taken its place ([`Reconnector::replace`]).
+    fn retire(&self) {}
+}
+
 pub(super) struct State<S> {
     pub(super) phase: Phase<S>,
     /// The broker that worked last comes first, unless it was silent or did not work well.
     pub(super) order: TryOrder,
     pub(super) had_session: bool,
+    /// When the current or the last session began.
+    pub(super) connected_since: Instant,
     /// The number of failed attempts. A waiting caller compares it to detect that an attempt failed
     /// while it waited.
     pub(super) failures: u64,
@@ -39,7 +55,6 @@ pub(super) enum Phase<S> {
     Connecting,
     Up {
         session: Arc<S>,
-        since: Instant,
         /// When a thread began to connect for a session that takes the place of this one.
         replacing: Option<Instant>,
     },
@@ -73,12 +88,13 @@ fn is_refusal(failure: &Error) -> bool {
     !matches!(failure, Error::Unreachable { .. })
 }
 
-impl<S> State<S> {
+impl<S: Session> State<S> {
     pub(super) fn new(order: TryOrder) -> State<S> {
         State {
             phase: Phase::Down,
             order,
             had_session: false,
+            connected_since: Instant::now(),
             failures: 0,
             last_failure: None,
             consecutive_failures: 0,
@@ -100,9 +116,10 @@ impl<S> State<S> {
     /// connect, so that a broker that ends all its connections is not reconnected to at once.
     /// `broker` is the index of its broker, if that is to be tried last: connecting to a frozen
     /// broker takes the whole time limit.
-    pub(super) fn lost(&mut self, reason: &Error, lasted: Duration, broker: Option<usize>) {
+    pub(super) fn lost(&mut self, reason: &Error, broker: Option<usize>) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         const STABLE_LIFETIME: Duration = Duration::from_secs(10);
+        let lasted = self.connected_since.elapsed();
         self.phase = match self.phase {
             Phase::Up { replacing: Some(_), .. } => Phase::Connecting,
             _ => Phase::Down,
