@@ -15,6 +15,7 @@ mod publishing;
 mod request;
 mod session;
 mod sessions;
+mod status;
 mod suspicion;
 mod write_order;
 
@@ -30,6 +31,7 @@ pub use self::options::ClientOptions;
 use self::options::Config;
 use self::request::RequestQueue;
 use self::sessions::Sessions;
+pub use self::status::ClientStatus;
 use crate::broker::Brokers;
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
@@ -219,6 +221,12 @@ impl RpcClient {
     /// The counters of this client, and of all clients that share its connection.
     pub fn counters(&self) -> ClientCounters {
         self.config().counters.read(self.sessions().in_flight())
+    }
+
+    /// How this client, and all clients that share its connection, are at present. Cheap enough for
+    /// a probe each second, and never blocks for the broker.
+    pub fn status(&self) -> ClientStatus {
+        self.sessions().status()
     }
 
     /// Closes the connection, unless another client made by [`RpcClient::for_queue`] still uses it.

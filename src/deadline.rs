@@ -35,6 +35,17 @@ pub(crate) fn backoff(tries: u32, first: Duration, most: Duration) -> Duration {
     whole.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
+/// How long ago that was, roughly: `5 s`, `12 min`, `3 h` or `4 d`.
+pub(crate) fn age(since: Instant) -> String {
+    let seconds = since.elapsed().as_secs();
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -176,12 +176,13 @@
 //! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `keep_alive`,
 //! `inbox` (what has arrived for one worker), `queue`, `exchange`, `finished` and `outcomes` (what
 //! was begun and finished, and which replies the broker may not have), `replies`, `stall_backoff`,
-//! `state` (what the threads share), `own_methods`, `worker`, `pool`, `overload`.
+//! `state` (what the threads share), `status`, `own_methods`, `worker`, `pool`, `overload`.
 //!
-//! The files of `client`, from the lowest: `counters`, `options`, `request` (what is sent, and how
-//! it can end), `local`, `own_channels`, `in_flight` (the places, handed over in order),
-//! `write_order` (which request was refused), `looks` (questions about queues), `suspicion`,
-//! `pending`, `dispatcher`, `publishing`, `session`, `attempt`, `sessions`, `call`, `call_builder`.
+//! The files of `client`, from the lowest: `counters`, `status`, `options`, `request` (what is
+//! sent, and how it can end), `local`, `own_channels`, `in_flight` (the places, handed over in
+//! order), `write_order` (which request was refused), `looks` (questions about queues),
+//! `suspicion`, `pending`, `dispatcher`, `publishing`, `session`, `attempt`, `sessions`, `call`,
+//! `call_builder`.
 
 mod broker;
 mod client;
@@ -198,13 +199,15 @@ mod wire;
 
 pub use broker::{Brokers, TlsFiles};
 pub use client::{
-    CallBuilder, ClientCounters, ClientOptions, PendingReply, QueueStatus, RpcClient,
+    CallBuilder, ClientCounters, ClientOptions, ClientStatus, PendingReply, QueueStatus, RpcClient,
 };
 pub use error::{Error, Failure, Result, Status};
 pub use fibonacci::{FibonacciRpcClient, PendingNumber};
 pub use frames::HeaderValue;
 pub use observation::Observation;
-pub use server::{QueueType, RpcServer, Served, ServerCounters, ServerOptions, Stopper, Worker};
+pub use server::{
+    QueueType, RpcServer, Served, ServerCounters, ServerOptions, ServerStatus, Stopper, Worker,
+};
 pub use service::{Handler, Methods};
 #[cfg(feature = "json")]
 pub use service::{RemoteFunction, json};

@@ -15,6 +15,7 @@ mod queue;
 mod replies;
 mod stall_backoff;
 mod state;
+mod status;
 mod worker;
 
 use std::fmt;
@@ -26,6 +27,7 @@ pub use self::options::{QueueType, ServerOptions};
 use self::pool::OnReady;
 use self::queue::{Declaration, overflow_queue};
 use self::state::ServerState;
+pub use self::status::ServerStatus;
 pub use self::worker::{Served, Worker};
 use crate::broker::Brokers;
 use crate::deadline::Deadline;
@@ -175,7 +177,8 @@ impl RpcServer {
         self.state.observer.set(hook);
     }
 
-    /// Returns a handle that stops the server and reads its counters, from any thread.
+    /// Returns a handle that stops the server, and reads its status and counters, from any
+    /// thread.
     pub fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.state))
     }
@@ -204,7 +207,7 @@ impl fmt::Debug for RpcServer {
     }
 }
 
-/// Stops a server and reads its counters, from any thread, while another thread is in
+/// Stops a server, and reads its status and counters, from any thread, while another thread is in
 /// [`RpcServer::serve`]:
 ///
 /// ```no_run
@@ -228,6 +231,23 @@ impl Stopper {
     /// returns. The server stays stopped: later calls of `serve` return at once. Does not block.
     pub fn stop(&self) {
         self.0.stop();
+    }
+
+    /// How the server is at present. Cheap enough for a probe each second, and never blocks for
+    /// the broker.
+    ///
+    /// ```no_run
+    /// # use rabbitmq_rpc::{Brokers, RpcServer, ServerOptions};
+    /// # let brokers = Brokers::parse("amqp://localhost")?;
+    /// # let server = RpcServer::new(brokers, "rpc_queue", ServerOptions::default())?;
+    /// let status = server.stopper().status();
+    /// if !status.is_ready() {
+    ///     println!("{status}"); // 0 of 1 workers take requests, not connected; …
+    /// }
+    /// # Ok::<(), rabbitmq_rpc::Error>(())
+    /// ```
+    pub fn status(&self) -> ServerStatus {
+        ServerStatus::of(&self.0)
     }
 
     /// The same as [`RpcServer::counters`].

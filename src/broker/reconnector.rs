@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use std::{mem, thread};
 
 pub(crate) use self::state::Session;
-use self::state::{Patience, Phase, State};
+use self::state::{ConnectionStatus, Patience, Phase, State};
 use super::brokers::Brokers;
 use super::connection::Connection;
 use super::ended::Ended;
@@ -270,6 +270,16 @@ impl<S: Session> Reconnector<S> {
     /// The current session, or the last one if this is closed.
     pub(crate) fn present(&self) -> Option<Arc<S>> {
         lock(&self.state).session()
+    }
+
+    /// Notes what kept a session's user from using it.
+    pub(crate) fn note_error(&self, error: &Error) {
+        lock(&self.state).last_error = Some(error.clone());
+    }
+
+    /// Blocks for no I/O.
+    pub(crate) fn status(&self) -> ConnectionStatus {
+        lock(&self.state).status()
     }
 
     /// Makes every later call of [`Reconnector::session`] fail. Returns the current session.

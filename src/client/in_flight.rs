@@ -30,6 +30,7 @@ pub(super) struct InFlightCalls {
 pub(super) struct CallSlot {
     /// The correlation id of the request.
     pub(super) id: Uuid,
+    began: Instant,
     /// The deadline of the whole call.
     deadline: Instant,
     pub(super) waiter: Arc<Waiter>,
@@ -88,6 +89,11 @@ impl InFlightCalls {
         self.calls.len()
     }
 
+    /// When the oldest call began.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.calls.values().map(|slot| slot.began).min()
+    }
+
     /// When to hand over next, because a call expires then.
     pub(super) fn next_expiry(&self) -> Option<Instant> {
         self.earliest
@@ -140,6 +146,7 @@ impl CallSlot {
     pub(super) fn new(deadline: Instant) -> Arc<CallSlot> {
         Arc::new(CallSlot {
             id: Uuid::new_v4(),
+            began: Instant::now(),
             deadline,
             own: Mutex::default(),
             is_settled: AtomicBool::new(false),

@@ -209,6 +209,11 @@ impl PendingCalls {
         lock(&self.state).suspicion.has_answers
     }
 
+    /// When the oldest of the calls in flight was sent.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        lock(&self.state).calls.oldest()
+    }
+
     /// Number of calls in flight.
     pub(super) fn len(&self, data_plane: &DataPlane) -> usize {
         let mut state = lock(&self.state);

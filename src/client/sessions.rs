@@ -3,12 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::local::LocalHandler;
 use super::looks::QueueStatus;
 use super::options::Config;
 use super::session::Session;
+use super::status::ClientStatus;
 use super::suspicion::{Replacements, is_unserved};
 use crate::broker::{Connection, Ended, Reconnector};
 use crate::deadline::Deadline;
@@ -102,12 +103,29 @@ impl Sessions {
     }
 
     pub(super) fn in_flight(&self) -> usize {
+        self.in_use().map(|session| session.in_flight()).sum()
+    }
+
+    pub(super) fn status(&self) -> ClientStatus {
+        let connection = self.reconnector.status();
+        let local = self.local.is_some().then(|| ("local".to_string(), Instant::now()));
+        let (broker, connected_since) = connection.connected.or(local).unzip();
+        ClientStatus {
+            broker,
+            connected_since,
+            in_flight: self.in_flight(),
+            oldest_since: self
+                .in_use()
+                .filter_map(|session| session.dispatcher.pending.oldest())
+                .min(),
+            last_error: connection.last_error,
+        }
+    }
+
+    /// The sessions that may have calls in flight.
+    fn in_use(&self) -> impl Iterator<Item = Arc<Session>> {
         let retired = lock(&self.replaced).retired.upgrade().filter(|session| session.is_retired());
-        [self.reconnector.present(), retired]
-            .iter()
-            .flatten()
-            .map(|session| session.in_flight())
-            .sum()
+        [self.reconnector.present(), retired].into_iter().flatten()
     }
 
     /// Ends the calls in flight with [`Error::Closed`](crate::Error::Closed), and accepts no more.

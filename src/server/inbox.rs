@@ -171,6 +171,15 @@ impl Inbox {
         is_cancelled || state.ended.is_some() || !state.requests.is_empty()
     }
 
+    /// Whether the broker sends requests to the worker.
+    pub(super) fn consumes(&self) -> bool {
+        let state = lock(&self.state);
+        state.withdrawal.is_none()
+            && state.ended.is_none()
+            && !state.drains
+            && self.channel().is_some()
+    }
+
     /// Whether the broker sends nothing more.
     pub(super) fn is_over(&self) -> bool {
         let state = lock(&self.state);

@@ -44,6 +44,8 @@ pub(crate) struct Ledger {
 #[derive(Default)]
 struct Entries {
     current: Option<Arc<Request>>,
+    /// When the current request began.
+    began: Option<Instant>,
     /// How many workers that waited for the current request's end lost their channels meanwhile.
     lost_channels: u32,
     finished: Finished,
@@ -166,6 +168,16 @@ impl Outcomes {
         }
     }
 
+    /// When the oldest of the current requests began.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        let ledgers: Vec<_> = lock(&self.state).ledgers.iter().filter_map(Weak::upgrade).collect();
+        let began = |ledger: &Arc<Ledger>| {
+            let entries = lock(&ledger.entries);
+            entries.began.filter(|_| entries.current.is_some())
+        };
+        ledgers.iter().filter_map(began).min()
+    }
+
     /// Whether the broker is known to have taken a reply of this server.
     pub(super) fn has_replied(&self) -> bool {
         self.has_replied.load(Ordering::Relaxed)
@@ -216,6 +228,7 @@ impl Ledger {
     fn begin(&self, request: &Arc<Request>, prefetch: u16) -> bool {
         let mut entries = lock(&self.entries);
         entries.current = Some(Arc::clone(request));
+        entries.began = Some(Instant::now());
         entries.lost_channels = 0;
         let proved = match prefetch {
             0 => 0,

@@ -177,6 +177,7 @@ impl ServerState {
 
     /// Logs an error that keeps a worker from serving: not for each of many workers.
     pub(super) fn complain(&self, error: &Error) {
+        self.sessions.note_error(error);
         self.complaints.log(log::Level::Error, format_args!("{error}; trying again"));
     }
 
@@ -238,6 +239,11 @@ impl ServerState {
 }
 
 impl ServerSession {
+    /// The number of workers that the broker sends requests to.
+    pub(super) fn consumers(&self) -> usize {
+        self.inboxes().iter().filter(|inbox| inbox.consumes()).count()
+    }
+
     fn inboxes(&self) -> Vec<Arc<Inbox>> {
         lock(&self.inboxes).iter().filter_map(Weak::upgrade).collect()
     }

@@ -100,6 +100,7 @@ mod server_killed; // servers that end while they work on a request
 mod settings; // environment variables that make a test longer
 mod shell; // rpc_client as a caller of any service: bodies, lines, headers
 mod soak; // minutes of faults under load, in an order given by a seed
+mod status; // how a server and a client say that they are
 mod streams; // standard streams that nobody reads, arguments that are not text
 mod tls; // amqps://, and each way in which it fails
 mod usage; // memory, threads and descriptors of a process

@@ -31,6 +31,14 @@ pub(crate) trait Session: Send + Sync + 'static {
     fn retire(&self) {}
 }
 
+/// The connection of a program at one moment.
+pub(crate) struct ConnectionStatus {
+    /// `host:port` of the broker, and the time of the connection, if there is one.
+    pub(crate) connected: Option<(String, Instant)>,
+    /// Why there was none, or why the last one was lost.
+    pub(crate) last_error: Option<Error>,
+}
+
 pub(super) struct State<S> {
     pub(super) phase: Phase<S>,
     /// The broker that worked last comes first, unless it was silent or did not work well.
@@ -42,6 +50,8 @@ pub(super) struct State<S> {
     /// while it waited.
     pub(super) failures: u64,
     pub(super) last_failure: Option<Error>,
+    /// The last failure, or the reason for which the last session was lost.
+    pub(super) last_error: Option<Error>,
     /// The number of consecutive failed attempts, and the earliest time of the next attempt.
     pub(super) consecutive_failures: u32,
     pub(super) next_try: Instant,
@@ -97,6 +107,7 @@ impl<S: Session> State<S> {
             connected_since: Instant::now(),
             failures: 0,
             last_failure: None,
+            last_error: None,
             consecutive_failures: 0,
             next_try: Instant::now(),
             notes: Notes::default(),
@@ -112,6 +123,17 @@ impl<S: Session> State<S> {
         }
     }
 
+    pub(super) fn status(&self) -> ConnectionStatus {
+        let session = self.session();
+        let ended = session.as_ref().and_then(|session| session.ended());
+        let open = session.filter(|_| ended.is_none());
+        let broker = open.map(|session| session.connection().endpoint.to_string());
+        ConnectionStatus {
+            connected: broker.map(|broker| (broker, self.connected_since)),
+            last_error: ended.or_else(|| self.last_error.clone()),
+        }
+    }
+
     /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
     /// connect, so that a broker that ends all its connections is not reconnected to at once.
     /// `broker` is the index of its broker, if that is to be tried last: connecting to a frozen
@@ -120,6 +142,7 @@ impl<S: Session> State<S> {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         const STABLE_LIFETIME: Duration = Duration::from_secs(10);
         let lasted = self.connected_since.elapsed();
+        self.last_error = Some(reason.clone());
         self.phase = match self.phase {
             Phase::Up { replacing: Some(_), .. } => Phase::Connecting,
             _ => Phase::Down,
@@ -161,6 +184,7 @@ impl<S: Session> State<S> {
         let level = if is_refusal(&error) { Level::Error } else { Level::Warn };
         self.notes.add(level, format_args!("{error}; trying again in {wait:.1?}"));
         self.failures += 1;
+        self.last_error = Some(error.clone());
         self.last_failure = Some(error);
     }
 

@@ -1,0 +1,83 @@
+//! How a server is at one moment.
+
+use std::fmt;
+use std::time::Instant;
+
+use super::state::ServerState;
+use crate::broker::Session;
+use crate::deadline::age;
+use crate::error::Error;
+use crate::lock::lock;
+
+/// How a server is at one moment, as [`Stopper::status`](crate::Stopper::status) returns it.
+///
+/// `Display` writes one line, such as `4 of 4 workers take requests from rabbit-1:5672, connected
+/// for 3 h; requests in progress: 2, the oldest for 7 s`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerStatus {
+    /// `host:port` of the broker, if the server is connected.
+    pub broker: Option<String>,
+    /// When it connected there.
+    pub connected_since: Option<Instant>,
+    /// The number of workers that the server is to have.
+    pub workers: usize,
+    /// Workers that the broker sends requests to. A worker counts also while it is busy.
+    pub workers_ready: usize,
+    /// Requests that are executed or answered at present.
+    pub in_progress: u64,
+    /// When the oldest of them began.
+    pub oldest_since: Option<Instant>,
+    /// What kept the server, or one of its workers, from serving most recently. It may be over.
+    pub last_error: Option<Error>,
+    /// Whether the server is told to stop.
+    pub is_stopping: bool,
+}
+
+impl ServerStatus {
+    /// Whether every worker takes requests, so that the server is worth waiting for.
+    pub fn is_ready(&self) -> bool {
+        !self.is_stopping && self.workers_ready >= self.workers
+    }
+
+    pub(super) fn of(state: &ServerState) -> ServerStatus {
+        let connection = state.sessions.status();
+        let session = state.sessions.present().filter(|session| session.ended().is_none());
+        let (broker, connected_since) = connection.connected.unzip();
+        ServerStatus {
+            broker,
+            connected_since,
+            workers: state.options.workers,
+            workers_ready: session.map_or(0, |session| session.consumers()),
+            in_progress: lock(&state.counters).in_progress,
+            oldest_since: state.outcomes.oldest(),
+            last_error: connection.last_error,
+            is_stopping: state.stop.is_stopped(),
+        }
+    }
+}
+
+impl fmt::Display for ServerStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ServerStatus { workers, workers_ready, in_progress, .. } = self;
+        if self.is_stopping {
+            f.write_str("stopping; ")?;
+        }
+        write!(f, "{workers_ready} of {workers} workers take requests")?;
+        match (&self.broker, self.connected_since) {
+            (Some(broker), Some(since)) => {
+                write!(f, " from {broker}, connected for {}", age(since))?
+            }
+            _ => f.write_str(", not connected")?,
+        }
+        write!(f, "; requests in progress: {in_progress}")?;
+        self.oldest_since.map_or(Ok(()), |since| write!(f, ", the oldest for {}", age(since)))?;
+        match &self.last_error {
+            // A broker's text may contain anything.
+            Some(error) if !self.is_ready() => {
+                write!(f, "; {}", error.to_string().replace(char::is_control, " "))
+            }
+            _ => Ok(()),
+        }
+    }
+}
