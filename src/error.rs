@@ -43,8 +43,9 @@ pub enum Error {
     /// does not help before somebody has changed something at the broker. The text names the user,
     /// the virtual host and the resource.
     Refused(String),
-    /// The broker refused the queue: another connection owns it exclusively, or the broker cannot
-    /// declare it with these options (AMQP's 405, 406 and 541).
+    /// The broker refused the queue: another connection owns it or consumes from it exclusively, it
+    /// is a stream, or the broker cannot declare it with these options (AMQP's 403, 405, 406 and
+    /// 541).
     QueueRefused {
         /// The queue's name.
         queue: String,

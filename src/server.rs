@@ -87,6 +87,7 @@ impl RpcServer {
 
     /// Makes the first connection, unless there was one. A lost one is not made again here.
     fn ensure_connected(&self) -> Result<()> {
+        self.state.last_attempt();
         match self.state.sessions.had_session() {
             true => Ok(()),
             false => self.state.sessions.first_session(Duration::MAX).map(drop),
@@ -158,10 +159,15 @@ impl RpcServer {
         self.ensure_connected()?;
         let deadline = Deadline::after(brokers.first_connect_timeout());
         let _ = self.state.serving_since.set(SystemTime::now());
+        let mut failures = 0;
         loop {
             let session = sessions.persistent_session(deadline)?;
             match Worker::begin(&self.state, &session) {
                 Err(Error::Unreachable { .. }) if !deadline.has_passed() => {}
+                Err(error) if !self.state.last_attempt().has_passed() => {
+                    failures += 1;
+                    self.state.pause(failures, &error);
+                }
                 worker => {
                     let done = work(&worker?);
                     replies.direct.close();

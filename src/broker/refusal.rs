@@ -7,7 +7,7 @@
 
 use super::url::Endpoint;
 use crate::error::Error;
-use crate::frames::{BASIC_CONSUME, Close};
+use crate::frames::Close;
 
 impl Endpoint {
     /// Converts the reason that the broker gave for closing the connection during the login
@@ -52,9 +52,6 @@ impl Endpoint {
         let Endpoint { user, vhost, .. } = self;
         let text = close.text.as_str();
         let why = match close.code {
-            403 if close.method == BASIC_CONSUME && text.starts_with("ACCESS_REFUSED - queue ") => {
-                "another program consumes from the queue exclusively; end that program"
-            }
             403 if is_verdict(text) => {
                 return Error::Refused(format!(
                     "user {user:?} lacks the permission in virtual host {vhost:?} to {doing}: \
@@ -100,6 +97,7 @@ fn behind_names(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frames::BASIC_CONSUME;
 
     fn endpoint(url: &str) -> Endpoint {
         url.parse().unwrap()
@@ -147,22 +145,16 @@ mod tests {
         for (method, code, text, words) in [
             (
                 BASIC_CONSUME,
-                403,
-                "ACCESS_REFUSED - queue 'q' in vhost 'v' in exclusive use",
-                "another program consumes",
+                404,
+                "NOT_FOUND - home node 'n' of durable queue 'q' in vhost 'v' is down or \
+                 inaccessible",
+                "too few nodes",
             ),
             (
                 BASIC_CONSUME,
                 403,
                 &format!("ACCESS_REFUSED - read {access}, backend m returned an error: timeout"),
                 "cannot find out",
-            ),
-            (
-                BASIC_CONSUME,
-                404,
-                "NOT_FOUND - home node 'n' of durable queue 'q' in vhost 'v' is down or \
-                 inaccessible",
-                "too few nodes",
             ),
             (BASIC_CONSUME, 404, "NOT_FOUND - no queue 'q' in vhost 'v'", "said 404"),
             ([0; 4], 406, "PRECONDITION_FAILED - queue limit in vhost 'v' (1) is reached", "raise"),

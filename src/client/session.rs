@@ -87,7 +87,8 @@ impl Session {
         let session = Session { connection, dispatcher, publishing, consuming, reply_queue, looks };
         match declared {
             Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
-                let consume = Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true };
+                let consume =
+                    Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true, arguments: &[] };
                 let consumed = session.publishing.channel().call(consume, limit);
                 consumed.map_err(|error| session.connection.explain(error, "receive replies"))?;
                 session.dispatcher.replies_directly.store(true, Ordering::Relaxed);
@@ -105,7 +106,7 @@ impl Session {
     ) -> Result<()> {
         let failed = |doing| move |error| self.connection.explain(error, doing);
         let reply_queue = declared.map_err(failed("declare a reply queue"))?.name;
-        let consume = Method::Consume { queue: &reply_queue, no_ack: true };
+        let consume = Method::Consume { queue: &reply_queue, no_ack: true, arguments: &[] };
         let consumed = self.consuming.call(consume, limit);
         consumed.map_err(failed("read from its reply queue"))?;
         wire::check_length("reply queue's name", &reply_queue)?;

@@ -53,9 +53,11 @@ pub(crate) enum Method<'a> {
     },
     /// Limits the number of unacknowledged deliveries; 0 is no limit.
     Prefetch(u16),
+    /// `arguments` are the entries of a table.
     Consume {
         queue: &'a str,
         no_ack: bool,
+        arguments: &'a [u8],
     },
 }
 
@@ -107,12 +109,12 @@ impl Method<'_> {
                 out.extend_from_slice(&count.to_be_bytes());
                 out.push(NOT_GLOBAL);
             }),
-            Method::Consume { queue, no_ack } => method(channel, BASIC_CONSUME, |out| {
+            Method::Consume { queue, no_ack, arguments } => method(channel, BASIC_CONSUME, |out| {
                 out.extend_from_slice(&RESERVED);
                 append_short(out, queue);
                 append_short(out, CONSUMER_TAG);
                 out.push(if no_ack { NO_ACK } else { 0 });
-                append_long(out, |_| {});
+                append_long(out, |out| out.extend_from_slice(arguments));
             }),
         }
     }

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 use super::state::ServerState;
 use super::worker::{Served, Worker};
 use crate::broker::Session;
-use crate::deadline::{Deadline, backoff};
+use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
 use crate::lock::lock;
 use crate::wire::{Reply, Request};
@@ -94,9 +94,9 @@ impl Job {
                 Err(Error::Unreachable { .. }) => continue,
                 // A worker for which there never was a channel is one too many.
                 Err(error @ Error::Config(_)) if !has_begun => return Err(error),
-                Err(error) if state.has_served.load(Ordering::Relaxed) => {
+                Err(error) if state.keeps_trying() => {
                     failures += 1;
-                    self.pause(failures, &error);
+                    self.state.pause(failures, &error);
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -129,7 +129,7 @@ impl Job {
                         false => log::warn!("{error}; going on with another channel"),
                     }
                 }
-                Err(error) if state.outcomes.has_replied() => self.pause(1, &error),
+                Err(error) if state.outcomes.has_replied() => self.state.pause(1, &error),
                 Err(error) => return Err(error),
             }
         }
@@ -151,19 +151,10 @@ impl Job {
                 // Only one reply could not be sent.
                 Err(error) => {
                     failures += 1;
-                    self.pause(failures, &error);
+                    self.state.pause(failures, &error);
                 }
             }
         }
-    }
-
-    /// Waits after something failed that may pass: longer each time, or until the server is
-    /// stopped.
-    fn pause(&self, failures: u32, error: &Error) {
-        const FIRST: Duration = Duration::from_secs(1);
-        const LONGEST: Duration = Duration::from_secs(30);
-        self.state.complain(error);
-        let _ = self.state.stop.signal.recv_timeout(backoff(failures, FIRST, LONGEST));
     }
 }
 

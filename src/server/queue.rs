@@ -5,9 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::options::{QueueType, ServerOptions};
-use crate::broker::{Brokers, CallError, DataPlane, Endpoint, Limit};
+use crate::broker::{Brokers, CallError, Channel, DataPlane, Endpoint, Limit};
 use crate::error::{Error, Result};
-use crate::frames::{Close, Method, append_integer, append_text};
+use crate::frames::{BASIC_CONSUME, Close, Method, append_integer, append_text};
 
 /// How long to wait before a quorum queue that was deleted is declared again. The deletion ends on
 /// one node after the other. If the queue is declared again before that, it can lose its member on
@@ -76,14 +76,30 @@ pub(crate) fn ensure(
         }
     };
     asked.map(|_| is_ours && *refuses_newest).map_err(|error| match error {
-        CallError::Closed(close) => explain(&data_plane.endpoint, queue, &close),
-        CallError::NoChannel(_) => data_plane.explain(error, "look at the request queue"),
         // RabbitMQ 4 waits for the home node for a minute before it answers.
         CallError::Unanswered(reason) => data_plane.endpoint.unreachable(format!(
             "it did not say whether there is a queue {queue:?}: {reason}; a cluster may be waiting \
              for the queue's home node"
         )),
+        error => explain(data_plane, queue, error, "declare the request queue"),
     })
+}
+
+/// Consumes from the queue. Blocks until the broker has answered, but not beyond the limit for each
+/// answer.
+pub(super) fn consume(
+    channel: &Channel,
+    queue: &str,
+    prefetch: u16,
+    limit: Limit,
+) -> Result<(), CallError> {
+    // The priority that consumers have anyway. RabbitMQ refuses this argument for a stream, which
+    // would give each request to every worker, also if it was answered before.
+    let mut arguments = Vec::new();
+    append_integer(&mut arguments, "x-priority", 0);
+    channel.call(Method::Prefetch(prefetch), limit)?;
+    let consume = Method::Consume { queue, no_ack: false, arguments: &arguments };
+    channel.call(consume, limit).map(drop)
 }
 
 /// Whether the broker says that there is no such queue. Does not block beyond `until`.
@@ -154,11 +170,18 @@ pub(crate) fn overflow_queue(queue: &str) -> String {
     format!("{queue}.overflow")
 }
 
-/// Converts the reason why the broker closed the channel or the connection. The error says what to
-/// change. Where one code has several meanings, the beginning of the text decides: no name of a
-/// user's is part of it. What is not recognized may pass.
-fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
-    let Close { code, text, .. } = close;
+/// Converts the reason why the broker does not let the server use the queue.
+pub(super) fn explain(data_plane: &DataPlane, queue: &str, error: CallError, doing: &str) -> Error {
+    match error {
+        CallError::Closed(close) => explain_close(&data_plane.endpoint, queue, &close, doing),
+        error => data_plane.explain(error, doing),
+    }
+}
+
+/// The error says what to change. Where one code has several meanings, the beginning of the text
+/// decides: no name of a user's is part of it. What is not recognized may pass.
+fn explain_close(endpoint: &Endpoint, queue: &str, close: &Close, doing: &str) -> Error {
+    let Close { code, text, method } = close;
     let is_about = |what| {
         let text = text.strip_prefix("PRECONDITION_FAILED - ");
         text.is_some_and(|text| text.starts_with(what))
@@ -167,11 +190,22 @@ fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
         403 if text.starts_with("ACCESS_REFUSED - queue name ") => {
             "names that begin with \"amq.\" are the broker's own"
         }
+        403 if *method == BASIC_CONSUME && text.starts_with("ACCESS_REFUSED - queue ") => {
+            "another program consumes from it exclusively; end that program"
+        }
         405 => {
             "another connection has it for itself alone; choose another name, or end that \
              connection"
         }
-        406 if ["inequivalent arg ", "invalid arg "].into_iter().any(is_about) => {
+        406 if *method == BASIC_CONSUME && is_about("invalid arg ") => {
+            "it is neither classic nor quorum: a stream, for example, gives each request to every \
+             worker; choose another name, or delete it"
+        }
+        406 if is_about("invalid arg ") => {
+            "this broker takes no such argument for a queue of this type; leave out the option \
+             that sets it, or choose the other type"
+        }
+        406 if is_about("inequivalent arg ") => {
             "it cannot be declared with these arguments; give the queue type, delivery limit, \
              limit of waiting requests and dead-letter exchange that it has, or delete it"
         }
@@ -182,7 +216,7 @@ fn explain(endpoint: &Endpoint, queue: &str, close: &Close) -> Error {
             "this broker has queues of that type disabled; enable the feature flag, or choose the \
              other type"
         }
-        _ => return endpoint.explain_close(close, "declare the request queue"),
+        _ => return endpoint.explain_close(close, doing),
     };
     Error::QueueRefused { queue: queue.to_string(), reason: format!("{reason} ({text})") }
 }
@@ -194,15 +228,37 @@ mod tests {
     #[test]
     fn a_refusal_says_what_to_change() {
         let endpoint: Endpoint = "amqp://ann@rabbit".parse().unwrap();
-        let channel = |code, text: &str| {
-            explain(&endpoint, "q", &Close { code, text: text.into(), method: [0; 4] })
+        let refused = |method, code, text: &str| {
+            explain_close(&endpoint, "q", &Close { code, text: text.into(), method }, "declare")
         };
+        let channel = |code, text: &str| refused([0; 4], code, text);
         let message = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q'";
         for (error, fix) in [
             (channel(403, "ACCESS_REFUSED - queue name 'amq.q' contains reserved prefix"), "amq."),
             (channel(405, "RESOURCE_LOCKED - ..."), "choose another name, or end that connection"),
             (channel(406, message), "give the queue type"),
             (channel(406, message), "'x-queue-type'"),
+            (
+                channel(406, "PRECONDITION_FAILED - invalid arg 'x-delivery-limit' for queue 'q'"),
+                "leave out the option",
+            ),
+            (
+                refused(
+                    BASIC_CONSUME,
+                    406,
+                    "PRECONDITION_FAILED - invalid arg 'x-priority' for queue 'q' in vhost '/' of \
+                     queue type rabbit_stream_queue",
+                ),
+                "neither classic nor quorum",
+            ),
+            (
+                refused(
+                    BASIC_CONSUME,
+                    403,
+                    "ACCESS_REFUSED - queue 'name ' in vhost 'v' in exclusive use",
+                ),
+                "consumes from it exclusively",
+            ),
             (
                 channel(541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated"),
                 "no longer has queues of that kind",

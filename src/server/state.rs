@@ -17,7 +17,7 @@ use super::queue::{self, Declaration};
 use super::replies::Replies;
 use super::stall_backoff::StallBackoff;
 use crate::broker::{Brokers, Connection, DataPlane, Reconnector, Session, program};
-use crate::deadline::Deadline;
+use crate::deadline::{Deadline, backoff};
 use crate::error::Error;
 use crate::frames::Event;
 use crate::lock::lock;
@@ -33,8 +33,10 @@ pub(crate) struct ServerState {
     /// The sessions that were left, of which some worker may still execute a request.
     left: Mutex<Vec<Weak<ServerSession>>>,
     pub(super) counters: Mutex<ServerCounters>,
-    /// Whether a worker has consumed from the queue. What the broker refuses then may pass.
+    /// Whether a worker has consumed from the queue.
     pub(super) has_served: AtomicBool,
+    /// Until when the first start is tried again.
+    last_attempt: OnceLock<Deadline>,
     /// Whether the queue is known to refuse only requests that it has never delivered.
     pub(super) refuses_newest: Arc<AtomicBool>,
     complaints: LogLimit,
@@ -129,6 +131,7 @@ impl ServerState {
             left: Mutex::default(),
             counters: Mutex::default(),
             has_served: AtomicBool::new(false),
+            last_attempt: OnceLock::new(),
             refuses_newest: refuses_newest_too,
             complaints: LogLimit::new(1, Duration::from_secs(5)),
             useless: LogLimit::new(30, Duration::from_secs(10)),
@@ -175,10 +178,28 @@ impl ServerState {
         session.connection.wake_all();
     }
 
-    /// Logs an error that keeps a worker from serving: not for each of many workers.
-    pub(super) fn complain(&self, error: &Error) {
+    /// Until when the first start is tried again, whatever the broker refuses.
+    pub(super) fn last_attempt(&self) -> Deadline {
+        *self.last_attempt.get_or_init(|| Deadline::after(self.brokers.wait))
+    }
+
+    /// Whether what the broker refuses may pass: a server that has served goes on.
+    pub(super) fn keeps_trying(&self) -> bool {
+        self.has_served.load(Ordering::Relaxed) || !self.last_attempt().has_passed()
+    }
+
+    /// Waits after something failed that may pass: longer each time, or until the server is
+    /// stopped. Logs the error, but not for each of many workers.
+    pub(super) fn pause(&self, failures: u32, error: &Error) {
+        const FIRST: Duration = Duration::from_secs(1);
+        const LONGEST: Duration = Duration::from_secs(30);
         self.sessions.note_error(error);
         self.complaints.log(log::Level::Error, format_args!("{error}; trying again"));
+        let longest = match self.has_served.load(Ordering::Relaxed) {
+            true => LONGEST,
+            false => LONGEST.min(self.last_attempt().remaining()),
+        };
+        let _ = self.stop.signal.recv_timeout(backoff(failures, FIRST, longest));
     }
 
     /// Says once that replies go through the connection that they may end.

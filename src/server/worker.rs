@@ -19,12 +19,13 @@ use super::finished::{Known, Outcome};
 use super::inbox::Inbox;
 use super::outcomes::{Begun, Ledger};
 use super::own_methods;
+use super::queue;
 use super::replies::NotSent;
 use super::state::{ServerSession, ServerState};
 use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
 use crate::error::{Error, Failure, Result};
-use crate::frames::{self, Method};
+use crate::frames;
 use crate::lock::lock;
 use crate::wire::{self, Reply, Request};
 
@@ -76,12 +77,12 @@ impl<'a> Worker<'a> {
         };
         let consume = || {
             let channel = connection.open_channel(limit, Arc::clone(&inbox.waiter), on_event)?;
-            channel.call(Method::Prefetch(state.options.prefetch), limit)?;
-            channel.call(Method::Consume { queue: &state.queue, no_ack: false }, limit)?;
+            queue::consume(&channel, &state.queue, state.options.prefetch, limit)?;
             Ok(Arc::new(channel))
         };
         let channel = consume().map_err(|error| {
-            let error = connection.explain(error, "read from the request queue");
+            let doing = "read from the request queue";
+            let error = queue::explain(connection, &state.queue, error, doing);
             if let Error::Unreachable { .. } = error {
                 state.leave(session, &error);
             }

@@ -87,7 +87,8 @@ mod process; // a program that a test runs
 mod programs; // this crate's programs
 mod proxy; // a TCP proxy that stops forwarding or closes connections
 mod queue; // a request queue as another program sees it
-mod queue_kinds; // request queues that exist, that the server declares, and that it cannot use
+mod queue_kinds; // request queues that exist, and that the server declares
+mod queue_refusals; // request queues that a server cannot use
 mod random; // random choices that a seed repeats
 mod raw; // an AMQP client that writes any bytes
 mod readme; // the README's shell blocks, run in a shell

@@ -1,4 +1,4 @@
-//! Request queues that exist, that the server declares, and that it cannot use.
+//! Request queues that exist, and that the server declares.
 
 use std::thread;
 use std::time::Duration;
@@ -8,8 +8,7 @@ use amiquip::{AmqpValue, FieldTable, QueueDeclareOptions};
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_fibonacci};
 use crate::patience::{PATIENCE, SECOND, await_value};
-use crate::process::Process;
-use crate::programs::{RPC_SERVER, rpc_client, rpc_server, rpc_server_at, stop};
+use crate::programs::{rpc_client, rpc_server, rpc_server_at, stop};
 use crate::queue;
 
 fn text(value: &str) -> AmqpValue {
@@ -171,30 +170,4 @@ fn operator_and_server_declare_deleted_queue_at_the_same_time() {
         await_value(consumers, |consumers| *consumers == Ok(1)).unwrap();
         server.stop();
     }
-}
-
-#[test]
-fn server_exits_with_advice_when_queue_is_refused() {
-    let url = Broker::shared().url();
-    let locked = queue_name("locked");
-    let mut other = queue::connect(&url);
-    let channel = other.open_channel(None).unwrap();
-    let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
-    channel.queue_declare(locked.as_str(), options).unwrap();
-
-    for (queue, args, code, sentence) in [
-        (locked.as_str(), &[][..], 78, "another connection has it for itself alone"),
-        ("amq.mine", &[], 78, "names that begin with \"amq.\" are the broker's own"),
-        ("q", &["--delivery-limit", "3"], 64, "a delivery limit needs a quorum queue"),
-        ("q", &["--disconnected-timeout", "86401"], 64, "at most a day"),
-        ("q", &["--workers", "0"], 64, "at least one worker"),
-        ("q", &["--queue-type", "stream"], 64, "a queue is classic or quorum"),
-    ] {
-        let args = [&["--url", &url, "--queue", queue], args].concat();
-        let mut server = Process::spawn(RPC_SERVER, &args);
-        assert_eq!(server.wait(PATIENCE).code(), Some(code), "{queue}: {}", server.stderr());
-        assert!(server.stderr().contains(sentence), "{queue}: {}", server.stderr());
-        assert_eq!(server.stdout(), "");
-    }
-    other.close().unwrap();
 }
