@@ -24,4 +24,4 @@ pub(crate) use self::incoming::{
 };
 pub(crate) use self::layout::{BASIC_CONSUME, BASIC_PUBLISH};
 pub use self::properties::HeaderValue;
-pub(crate) use self::properties::{Properties, find_header, headers};
+pub(crate) use self::properties::{Properties, find_header, find_tables, headers};

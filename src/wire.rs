@@ -21,6 +21,7 @@ pub(crate) use self::names::{BAGGAGE, SHORTEST_KEEP_ALIVE, TRACEPARENT, TRACESTA
 use self::names::{DEADLINE, KEEP_ALIVE, TRANSIENT};
 pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
+pub(crate) use self::request::Death;
 pub use self::request::Request;
 use crate::error::{Result, ensure};
 use crate::frames::{self, Delivery, Frames, Message, Properties, Route, append_text};

@@ -141,13 +141,27 @@ pub enum HeaderValue<'a> {
 /// The headers in a table, in its order. Those whose value has no [`HeaderValue`] are left out. The
 /// iterator ends where the table cannot be decoded.
 pub(crate) fn headers(table: &[u8]) -> impl Iterator<Item = (&str, HeaderValue<'_>)> {
+    entries(table).filter_map(|(name, kind, value)| {
+        Some((std::str::from_utf8(name).ok()?, header_value(kind, value)?))
+    })
+}
+
+/// The names, types and encoded values in a table, up to one that cannot be decoded.
+fn entries(table: &[u8]) -> impl Iterator<Item = (&[u8], u8, &[u8])> {
     let mut fields = Fields(table);
-    let next = move || {
+    std::iter::from_fn(move || {
         let (name, kind) = (fields.short()?, fields.u8()?);
         Some((name, kind, fields.value(kind)?))
-    };
-    std::iter::from_fn(next).filter_map(|(name, kind, value)| {
-        Some((std::str::from_utf8(name).ok()?, header_value(kind, value)?))
+    })
+}
+
+/// The values in the array of this name, which are tables. None if there is no such array.
+pub(crate) fn find_tables<'a>(table: &'a [u8], name: &str) -> impl Iterator<Item = &'a [u8]> {
+    let array = entries(table).find(|(key, kind, _)| *key == name.as_bytes() && *kind == b'A');
+    let mut fields = Fields(array.map_or(&[], |(_, _, array)| array));
+    std::iter::from_fn(move || {
+        let kind = fields.u8()?;
+        fields.value(kind)
     })
 }
 

@@ -4,7 +4,8 @@
 //! to an overflow queue ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). A second
 //! server answers the requests there, through another connection, so that they cost callers and
 //! workers nothing. A request is refused as not executed only if the queue is known to refuse the
-//! newest requests: a queue that drops its head may drop one that a lost worker has executed.
+//! newest requests, and if the request was in no other queue before: a queue that drops its head may
+//! drop one that a lost worker has executed, and an operator may move a request back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ use super::state::ServerState;
 use crate::error::{Error, Failure, Result, Status};
 use crate::lock::lock;
 use crate::observation::Observation;
-use crate::wire::Request;
+use crate::wire::{Death, Request};
 
 /// Serves until the server is stopped. If the server has a limit, answers the requests in the
 /// overflow queue meanwhile, in a thread that makes the connection too.
@@ -47,7 +48,8 @@ pub(crate) fn serve_and_refuse(
     let (stopper, server) = (Arc::clone(&refuser), Arc::clone(state));
     let refuse = move || {
         let handler = Box::new(move |request: &Request| {
-            let failure = refuse(request, limit, server.refuses_newest.load(Ordering::Relaxed));
+            let refuses_newest = server.refuses_newest.load(Ordering::Relaxed);
+            let failure = refuse(request, &server.queue, limit, refuses_newest);
             report(&server, request, &failure);
             Err(failure)
         });
@@ -68,14 +70,17 @@ pub(crate) fn serve_and_refuse(
 
 /// Requests that were dead-lettered for another reason arrive here too. The answer names the
 /// reason.
-fn refuse(request: &Request, limit: u32, is_new: bool) -> Failure {
-    match request.header("x-first-death-reason") {
+fn refuse(request: &Request, queue: &str, limit: u32, refuses_newest: bool) -> Failure {
+    let death = request.last_death();
+    // The queue's arguments decide whether it refuses or drops: both are deaths for this reason.
+    let refused = Some(Death { queue, reason: "maxlen", is_only: true });
+    match death.as_ref().map(|death| death.reason) {
         Some("expired") => Failure::new(Status::DeadlineExceeded, "no worker was free in time"),
         Some("delivery_limit") => {
             Failure::new(Status::Internal, "every server that took the request was lost")
         }
         Some("rejected") => Failure::new(Status::Internal, "the reply could not be delivered"),
-        _ if is_new => Failure::new(
+        _ if refuses_newest && death == refused => Failure::new(
             Status::ResourceExhausted,
             format!("{limit} requests wait already; this one was not executed: try again later"),
         ),

@@ -12,6 +12,8 @@ pub(super) const NOT_EXECUTED: &str = "rpc-not-executed";
 pub(super) const DEADLINE: &str = "rpc-deadline";
 /// The header of a request that contains the interval between signs of life, in milliseconds.
 pub(super) const KEEP_ALIVE: &str = "rpc-keep-alive";
+/// The header in which the broker lists how it dead-lettered a message, the latest time first.
+pub(super) const DEATHS: &str = "x-death";
 /// A server does not send signs of life more often than this, even if the caller asks it to.
 pub(crate) const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(100);
 /// The headers of W3C Trace Context and [Baggage](https://www.w3.org/TR/baggage/).

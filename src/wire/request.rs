@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::headers::trace_id;
-use super::names::{DEADLINE, KEEP_ALIVE, SHORTEST_KEEP_ALIVE, TRACEPARENT};
+use super::names::{DEADLINE, DEATHS, KEEP_ALIVE, SHORTEST_KEEP_ALIVE, TRACEPARENT};
 use crate::frames::{
-    Delivery, HeaderValue, Message, Properties, append_text, find_header, headers,
+    Delivery, HeaderValue, Message, Properties, append_text, find_header, find_tables, headers,
 };
 
 /// A request, as its handler receives it.
@@ -36,6 +36,16 @@ pub struct Request {
     pub(crate) is_abandoned: Arc<AtomicBool>,
     /// Decoded once: a table of methods asks for it once for each of them.
     method: OnceLock<Option<String>>,
+}
+
+/// How a message left a queue without being acknowledged
+/// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Death<'a> {
+    pub(crate) queue: &'a str,
+    pub(crate) reason: &'a str,
+    /// Whether the message was dead-lettered this once only.
+    pub(crate) is_only: bool,
 }
 
 impl Request {
@@ -175,6 +185,15 @@ impl Request {
     pub(crate) fn keep_alive(&self) -> Option<Duration> {
         let interval = milliseconds(&self.properties(), KEEP_ALIVE)?;
         Some(interval.max(SHORTEST_KEEP_ALIVE))
+    }
+
+    /// How the broker dead-lettered the message last. `None` if it did not.
+    pub(crate) fn last_death(&self) -> Option<Death<'_>> {
+        let mut deaths = find_tables(self.properties().headers, DEATHS);
+        let last = deaths.next()?;
+        let is_once = headers(last).any(|entry| entry == ("count", HeaderValue::Integer(1)));
+        let (queue, reason) = (find_header(last, "queue")?, find_header(last, "reason")?);
+        Some(Death { queue, reason, is_only: is_once && deaths.next().is_none() })
     }
 
     /// The id of the trace that the request belongs to.

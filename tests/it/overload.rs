@@ -13,6 +13,7 @@ use crate::embedded::{Serving, connect};
 use crate::patience::{PATIENCE, await_value};
 use crate::programs::rpc_client;
 use crate::queue;
+use crate::raw::{Properties, Raw, Verdict, entry, long};
 
 const LIMIT: u32 = 2;
 
@@ -127,6 +128,42 @@ fn overflow_queue_has_a_time_limit() {
     ];
     // The broker refuses a declaration that differs from the first one.
     queue::declare(&url, &format!("{queue}.overflow"), true, limit.into_iter().collect());
+}
+
+/// An operator may move a request back and forth: its last refusal does not prove that no worker had
+/// it before.
+#[test]
+fn refusal_claims_that_nothing_was_executed_only_if_the_request_died_this_once() {
+    let (broker, queue) = (Broker::shared(), queue_name("overload-moved"));
+    let options = ServerOptions { max_waiting: Some(1), ..Default::default() };
+    let server = Serving::start(&broker.url(), &queue, options, |request| Ok(request.to_vec()));
+    let mut raw = Raw::connect(broker.port(0));
+    let reply_queue = raw.reply_queue();
+    let overflow = format!("{queue}.overflow");
+    let text = |key: &str, value: &str| entry(key.as_bytes(), b'S', &long(value.as_bytes()));
+    let death = |queue: &str, reason, count: u8| {
+        let count = entry(b"count", b'l', &[[0; 7].as_slice(), &[count]].concat());
+        let table = [count, text("reason", reason), text("queue", queue)].concat();
+        [b"F".as_slice(), &long(&table)].concat()
+    };
+    let newest = death(&queue, "maxlen", 1);
+    for (deaths, status) in [
+        (newest.clone(), "RESOURCE_EXHAUSTED"),
+        ([newest.clone(), death(&queue, "rejected", 1)].concat(), "UNAVAILABLE"),
+        (death(&queue, "maxlen", 2), "UNAVAILABLE"),
+        (death("another", "maxlen", 1), "UNAVAILABLE"),
+        (Vec::new(), "UNAVAILABLE"),
+        ([death(&queue, "expired", 1), newest].concat(), "DEADLINE_EXCEEDED"),
+    ] {
+        let first = text("x-first-death-reason", "maxlen");
+        let headers = [first, entry(b"x-death", b'A', &long(&deaths))].concat();
+        let properties = Properties::default().headers(&headers).reply_to(reply_queue.as_bytes());
+        assert_eq!(raw.publish("", overflow.as_bytes(), &properties, b"7"), Verdict::Confirmed);
+        let header = raw.reply().header;
+        let has = |part: &str| header.windows(part.len()).any(|bytes| bytes == part.as_bytes());
+        assert!(has(status), "{} for {}", header.escape_ascii(), deaths.escape_ascii());
+    }
+    server.stop();
 }
 
 /// A queue that another program declared may drop a request that was delivered before.
