@@ -17,7 +17,9 @@ use uuid::Uuid;
 
 pub(crate) use self::direct_reply_to::is_direct;
 pub(crate) use self::headers::Headers;
-pub(crate) use self::names::{BAGGAGE, SHORTEST_KEEP_ALIVE, TRACEPARENT, TRACESTATE, check_length};
+pub(crate) use self::names::{
+    BAGGAGE, OWN_METHODS, SHORTEST_KEEP_ALIVE, TRACEPARENT, TRACESTATE, check_length, check_method,
+};
 use self::names::{DEADLINE, KEEP_ALIVE, TRANSIENT};
 pub use self::reply::Reply;
 pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};

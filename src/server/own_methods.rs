@@ -7,11 +7,11 @@ use super::state::ServerState;
 use crate::broker::{host, program};
 use crate::error::{Failure, Result};
 use crate::lock::lock;
-use crate::wire::{Reply, Request};
+use crate::wire::{OWN_METHODS, Reply, Request};
 
 /// The answer to a request for one of the server's own methods; `None` if it is for the handler.
 pub(super) fn answer(request: &Request, state: &ServerState) -> Option<Result<Reply, Failure>> {
-    let method = request.method().filter(|method| method.starts_with("rpc."))?;
+    let method = request.method().filter(|method| method.starts_with(OWN_METHODS))?;
     let since = state.serving_since.get()?.duration_since(UNIX_EPOCH).unwrap_or_default();
     Some(match method {
         "rpc.ping" => Ok(pong(state, since.as_secs())),

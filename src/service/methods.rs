@@ -1,7 +1,7 @@
 //! The methods of a service, by name.
 
 use crate::error::Failure;
-use crate::wire::{Reply, Request};
+use crate::wire::{Reply, Request, check_method};
 
 /// The methods of a service, by name: a handler that passes each request to the handler of its
 /// method ([`Request::method`], the `type` of the AMQP message).
@@ -63,13 +63,18 @@ impl dyn Handler {
         })
     }
 
-    /// Adds a method. If the table has a method of this name, it is replaced.
+    /// Adds a method. If the table has a method of this name, it is replaced. A name that no
+    /// request can reach, because it begins with `rpc.` or has more than 255 bytes, is logged as an
+    /// error.
     pub fn on<H, R>(self: Box<Methods>, name: impl Into<String>, handler: H) -> Box<Methods>
     where
         H: Fn(&Request) -> Result<R, Failure> + Send + Sync + 'static,
         R: Into<Reply>,
     {
         let name = name.into();
+        if let Err(mistake) = check_method(&name) {
+            log::error!("{mistake}");
+        }
         Box::new(move |request: &Request| match request.method() {
             Some(method) if method == name => {
                 // Whatever other tables the handler calls, it has begun the request itself.

@@ -16,6 +16,8 @@ pub(super) const KEEP_ALIVE: &str = "rpc-keep-alive";
 pub(super) const DEATHS: &str = "x-death";
 /// A server does not send signs of life more often than this, even if the caller asks it to.
 pub(crate) const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(100);
+/// The prefix of the names of methods that a server answers itself, whatever its handler.
+pub(crate) const OWN_METHODS: &str = "rpc.";
 /// The headers of W3C Trace Context and [Baggage](https://www.w3.org/TR/baggage/).
 pub(crate) const TRACEPARENT: &str = "traceparent";
 pub(crate) const TRACESTATE: &str = "tracestate";
@@ -23,6 +25,14 @@ pub(crate) const BAGGAGE: &str = "baggage";
 /// AMQP's `delivery_mode` of a message that the broker need not keep through a restart: a request
 /// and its reply are of no use without the caller.
 pub(super) const TRANSIENT: u8 = 1;
+
+/// Refuses the name of a method that no request can reach.
+pub(crate) fn check_method(name: &str) -> Result<()> {
+    ensure(!name.starts_with(OWN_METHODS), || {
+        format!("the method {name:?} is never called: {OWN_METHODS}… is the server's own")
+    })?;
+    check_length("method's name", name)
+}
 
 /// Refuses a text that is too long for AMQP, such as a queue's name or a property.
 pub(crate) fn check_length(what: &str, text: &str) -> Result<()> {

@@ -9,6 +9,7 @@ use rabbitmq_rpc::{
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect};
+use crate::logged;
 use crate::patience::PATIENCE;
 use crate::programs::rpc_server_that_logs;
 use crate::raw::{Properties, Raw, Verdict};
@@ -48,6 +49,18 @@ fn caller_of_unknown_method_knows_that_nothing_was_executed() {
         assert!(error.to_string().contains(named), "{error}");
     }
     assert_eq!(server.stop().failed, 4);
+}
+
+#[test]
+fn method_that_no_request_can_reach_is_named_in_the_log() {
+    logged::collect();
+    let long = "n".repeat(256);
+    let (queue, _server) =
+        prices("own-name", |methods| methods.on("rpc.price", |_| Ok("12")).on(long, set_price));
+    assert!(logged::contains("\"rpc.price\" is never called"));
+    assert!(logged::contains("method's name has 256 bytes"));
+    let error = connect(&url(), &queue).request("").method("rpc.price").call().unwrap_err();
+    assert_eq!((error.kind(), error.may_have_executed()), ("UNIMPLEMENTED", false));
 }
 
 #[test]
