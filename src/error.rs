@@ -5,6 +5,8 @@ mod failure;
 use std::fmt;
 use std::time::Duration;
 
+use self::failure::one_line;
+
 pub use self::failure::{Failure, Status};
 
 /// The result of every function of this crate that can fail.
@@ -165,7 +167,8 @@ impl fmt::Display for Error {
             false => "the request was not executed: try again",
         };
         match self {
-            Error::Config(text) | Error::Refused(text) | Error::BadReply(text) => f.write_str(text),
+            Error::Config(text) | Error::Refused(text) => f.write_str(text),
+            Error::BadReply(text) => f.write_str(&one_line(text)),
             Error::Unreachable { brokers, reason } => {
                 write!(f, "no working connection to {brokers}: {reason}")
             }
@@ -231,6 +234,15 @@ mod tests {
         assert_eq!(text(300_400_000), "timed out after 300ms: no reply");
         assert_eq!(rounded(Duration::from_secs(30)), Duration::from_secs(30));
         assert!(rounded(Duration::MAX) > Duration::from_secs(1 << 40));
+    }
+
+    #[test]
+    fn texts_of_other_programs_stay_one_line() {
+        let failure = Failure::new(Status::Internal, "gone\n\u{1b}[2J\u{9b}mERROR all is lost");
+        let reply = Error::BadReply("unknown field `\u{1b}[2J\r\n`".into());
+        for text in [failure.to_string(), Error::Remote(failure).to_string(), reply.to_string()] {
+            assert!(!text.contains(char::is_control), "{text:?}");
+        }
     }
 
     #[test]

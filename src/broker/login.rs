@@ -33,7 +33,7 @@ pub(super) fn explain_handshake(
     match (ended, error) {
         (Some(Ended::Closed(close)), _) => endpoint.explain_refused_login(close),
         (_, amiquip::Error::UnsupportedAuthMechanism { available, requested }) => Error::Refused(
-            format!("{endpoint} takes no login by {requested}; it takes {available}"),
+            format!("{endpoint} takes no login by {requested}; it takes {available:?}"),
         ),
         (Some(Ended::Peer), _) => endpoint.unreachable("it hung up during the login"),
         // The error cannot contain a URL, and so no password: the connection is opened without one.

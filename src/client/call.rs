@@ -227,7 +227,7 @@ impl<T> PendingReply<T> {
     }
 
     fn note_lost(&mut self, reason: String) {
-        log::info!("sending request {} again: {reason}", self.request.message_id);
+        log::info!("sending request {:?} again: {reason}", self.request.message_id);
         self.lost = Some(reason);
     }
 

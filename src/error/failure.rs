@@ -32,10 +32,16 @@ impl Failure {
     }
 }
 
+/// One line: a server's sentence cannot control a terminal or add a line to a log.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.status.name(), self.message)
+        write!(f, "{}: {}", self.status.name(), one_line(&self.message))
     }
+}
+
+/// A text of another program as a part of a line.
+pub(super) fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 impl std::error::Error for Failure {}

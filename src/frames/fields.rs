@@ -41,6 +41,12 @@ impl<'a> Fields<'a> {
         self.short().map(|text| String::from_utf8_lossy(text).into_owned())
     }
 
+    /// A short string as a part of a line for people. U+FFFD replaces control characters, too: the
+    /// broker's sentences contain the names that users have given.
+    pub(super) fn sentence(&mut self) -> Option<String> {
+        self.short_text().map(|text| text.replace(char::is_control, "\u{fffd}"))
+    }
+
     /// The bytes of a long string, a table or an array. Four bytes before them contain their
     /// length.
     pub(super) fn long(&mut self) -> Option<&'a [u8]> {

@@ -122,7 +122,7 @@ impl Event {
             }
             BASIC_RETURN => {
                 let _code = fields.u16()?;
-                let reason = fields.short_text()?;
+                let reason = fields.sentence()?;
                 let _exchange = fields.short()?;
                 Event::Return { queue: fields.short_text()?, reason, message }
             }
@@ -167,7 +167,7 @@ impl Notice {
             }
             CONNECTION_CLOSE => Notice::Closed(close(fields)?),
             CONNECTION_CLOSE_OK => Notice::CloseConfirmed,
-            CONNECTION_BLOCKED => Notice::Blocked(fields.short_text()?),
+            CONNECTION_BLOCKED => Notice::Blocked(fields.sentence()?),
             CONNECTION_UNBLOCKED => Notice::Unblocked,
             _ => return None,
         })
@@ -184,7 +184,7 @@ fn version(text: &str) -> Option<Version> {
 }
 
 fn close(mut fields: Fields<'_>) -> Option<Close> {
-    let (code, text) = (fields.u16()?, fields.short_text()?);
+    let (code, text) = (fields.u16()?, fields.sentence()?);
     Some(Close { code, text, method: fields.array().unwrap_or_default() })
 }
 

@@ -104,11 +104,9 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Says what went wrong with a program or with one of its requests, and returns the exit code. A
-/// server's sentence stays one line, and cannot control the terminal.
+/// Says what went wrong with a program or with one of its requests, and returns the exit code.
 pub fn report(what: &str, error: &Error) -> u8 {
-    let sentence = error.to_string().replace(char::is_control, " ");
-    say(format_args!("{what}: {sentence}"));
+    say(format_args!("{what}: {error}"));
     exit_code(error)
 }
 
