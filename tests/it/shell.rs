@@ -139,7 +139,8 @@ fn lines_are_answered_in_their_order_and_a_failed_one_is_named() {
         bash(r#"printf 'a\n\n\377\r\nlast' | "$@""#, &queue, &["--lines", "--in-flight", "1"]);
     let expected = &b"a\n\n\xff\r\nlast\n"[..];
     assert_eq!((&*output.stdout, output.status.code()), (expected, Some(0)), "{output:?}");
-    let output = bash(r#"true | "$@""#, &queue, &["--lines"]);
+    let output =
+        bash(r#"true | "$@""#, &queue, &["--lines", "--in-flight", "18446744073709551615"]);
     assert_eq!((&*output.stdout, output.status.code()), (&b""[..], Some(0)), "{output:?}");
 }
 

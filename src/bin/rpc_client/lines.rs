@@ -24,12 +24,15 @@ pub fn call(
     in_flight: usize,
     send: impl Fn(Vec<u8>) -> Result<PendingReply, Error> + Send,
 ) -> Result<(), u8> {
-    let (places, printed) = mpsc::sync_channel(in_flight);
+    let (printed, places) = mpsc::channel();
     let (sender, calls) = mpsc::channel();
     let read = move || -> io::Result<()> {
         let mut input = stdin().lock();
         // An error of a channel means that nobody waits for replies any more.
-        while places.send(()).is_ok() {
+        for number in 0.. {
+            if number >= in_flight && places.recv().is_err() {
+                break;
+            }
             let mut line = Vec::new();
             if (&mut input).take(MAX_BODY).read_until(b'\n', &mut line)? == 0 {
                 break;
@@ -60,7 +63,7 @@ pub fn call(
                     outcome = outcome.and(Err(common::report(&line, &error)));
                 }
             }
-            let _ = printed.recv();
+            let _ = printed.send(());
             if next <= Instant::now() {
                 progress(format!("{number} lines"));
                 next = Instant::now() + Duration::from_millis(200);
