@@ -104,6 +104,15 @@ impl DataPlane {
         }
     }
 
+    /// Refuses a number of channels that this connection cannot have.
+    pub(crate) fn check_channels(&self, wanted: usize, doing: &str) -> Result<(), Error> {
+        let most = lock(&self.slots).most();
+        match wanted <= most.into() {
+            true => Ok(()),
+            false => Err(self.explain(CallError::NoChannel(most), doing)),
+        }
+    }
+
     /// Finds or declares a queue. This uses a separate channel, because a refusal closes the
     /// channel.
     pub(crate) fn ask(

@@ -85,9 +85,14 @@ impl<P> Slots<P> {
         self.limit = limits.iter().copied().filter(|limit| *limit > 0).min().unwrap_or(0);
     }
 
+    /// The greatest number of channels.
+    pub(super) fn most(&self) -> u16 {
+        if self.limit == 0 { u16::MAX } else { self.limit }
+    }
+
     /// Adds a channel with the lowest number that is free. `Err` is the limit, if none is.
     pub(super) fn add(&mut self, slot: &Arc<Slot<P>>) -> Result<u16, u16> {
-        let limit = if self.limit == 0 { u16::MAX } else { self.limit };
+        let limit = self.most();
         let is_free = |number: &u16| !self.slots.contains_key(number);
         let number = (1..=limit).find(is_free).ok_or(limit)?;
         self.slots.insert(number, Arc::clone(slot));

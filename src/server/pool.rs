@@ -42,6 +42,9 @@ pub(crate) fn serve(
              delivery limit of {queue:?}: a prefetch of 1 avoids that"
         );
     }
+    if let Some(session) = state.sessions.present() {
+        session.connection.check_channels(workers, "take requests")?;
+    }
     log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
     let (held, on_ready) = (Arc::clone(state), Mutex::new(on_ready));
     let job = Arc::new(Job { state: held, handler, on_ready });

@@ -227,12 +227,17 @@ fn worker_replying_to_frozen_broker_stops_after_two_heartbeats() {
 #[test]
 fn server_with_too_many_workers_names_the_limit_of_channels() {
     let queue = queue_name("channels");
-    let url = format!("{}?channel_max=3", Broker::shared().url());
-    let args = ["--url", &url, "--queue", &queue, "--workers", "4"];
-    let mut server = Process::spawn(RPC_SERVER, &args);
-    let ended = server.wait(PATIENCE);
-    assert_eq!(ended.code(), Some(64), "{}", server.stderr());
-    assert!(server.stderr().contains("3 channels at most; ask for fewer workers"));
+    let url = Broker::shared().url();
+    for (url, workers, advice) in [
+        (format!("{url}?channel_max=3"), "4", "3 channels at most; ask for fewer workers"),
+        // As many threads would end the process.
+        (url, "18446744073709551615", "channels at most; ask for fewer workers"),
+    ] {
+        let args = ["--url", &url, "--queue", &queue, "--workers", workers];
+        let mut server = Process::spawn(RPC_SERVER, &args);
+        assert_eq!(server.wait(PATIENCE).code(), Some(64), "{workers}: {}", server.stderr());
+        assert!(server.stderr().contains(advice), "{workers}: {}", server.stderr());
+    }
 }
 
 /// During an alarm the broker answers nothing on a connection that has published.
