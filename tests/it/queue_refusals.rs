@@ -11,7 +11,8 @@ use crate::queue;
 #[test]
 fn server_exits_with_advice_when_queue_is_refused() {
     let url = Broker::shared().url();
-    let locked = queue_name("locked");
+    // The broker quotes the name as it is.
+    let locked = queue_name("locked\u{1b}[2J");
     let mut other = queue::connect(&url);
     let channel = other.open_channel(None).unwrap();
     let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
@@ -29,6 +30,7 @@ fn server_exits_with_advice_when_queue_is_refused() {
         let mut server = Process::spawn(RPC_SERVER, &args);
         assert_eq!(server.wait(PATIENCE).code(), Some(code), "{queue}: {}", server.stderr());
         assert!(server.stderr().contains(sentence), "{queue}: {}", server.stderr());
+        assert!(!server.stderr().contains('\u{1b}'), "{:?}", server.stderr());
         assert_eq!(server.stdout(), "");
     }
     other.close().unwrap();
