@@ -22,7 +22,7 @@ pub(crate) use self::names::{
 };
 use self::names::{DEADLINE, KEEP_ALIVE, TRANSIENT};
 pub use self::reply::Reply;
-pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, is_sign_of_life};
+pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, identify};
 pub(crate) use self::request::Death;
 pub use self::request::Request;
 use crate::error::{Result, ensure};
@@ -96,7 +96,8 @@ fn with_properties<T>(head: &RequestHead<'_>, encode: impl FnOnce(&Properties<'_
     // ([Time-to-live](https://www.rabbitmq.com/docs/ttl)).
     let milliseconds = u32::try_from(head.remaining.as_millis()).ok();
     let expiration = milliseconds.map(|milliseconds| milliseconds.max(1).to_string());
-    let mut headers = Vec::new();
+    const OWN_HEADERS: usize = 96;
+    let mut headers = Vec::with_capacity(OWN_HEADERS + head.headers.entries.len());
     if expiration.is_some() {
         let deadline = (now + head.remaining).as_millis();
         append_text(&mut headers, DEADLINE, &deadline.to_string());
@@ -144,9 +145,4 @@ pub(crate) fn reply_address<'a>(
         }
         Some(reply_to) => Ok(ReplyAddress { reply_to, correlation_id: properties.correlation_id }),
     }
-}
-
-/// The correlation id of a reply; `None` if it is not one that this crate makes.
-pub(crate) fn correlation_id(message: &Message) -> Option<Uuid> {
-    Uuid::try_parse_ascii(message.properties().correlation_id?).ok()
 }

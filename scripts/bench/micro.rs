@@ -93,7 +93,7 @@ fn decode(criterion: &mut Criterion) {
         group.bench_function(BenchmarkId::new("result", size), |bencher| {
             bencher.iter(|| {
                 let message = read(&mut decoder, black_box(&result)).message;
-                (wire::correlation_id(&message), wire::decode_reply(message))
+                (wire::identify(&message), wire::decode_reply(message))
             });
         });
     }
@@ -102,7 +102,7 @@ fn decode(criterion: &mut Criterion) {
     group.bench_function("error reply", |bencher| {
         bencher.iter(|| {
             let message = read(&mut decoder, black_box(&failure)).message;
-            (wire::correlation_id(&message), wire::decode_reply(message))
+            (wire::identify(&message), wire::decode_reply(message))
         });
     });
 }

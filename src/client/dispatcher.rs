@@ -41,7 +41,7 @@ impl Dispatcher {
     pub(super) fn on_publishing(&self, channel: u64, data_plane: &DataPlane, event: Event) {
         match event {
             Event::Return { queue, message, .. } => {
-                if let Some(id) = wire::correlation_id(&message) {
+                if let (Some(id), _) = wire::identify(&message) {
                     let unroutable = Outcome::Ended(Err(Error::Unroutable { queue }));
                     self.pending.settle(id, unroutable, data_plane);
                 }
@@ -92,11 +92,11 @@ impl Dispatcher {
     }
 
     fn route_reply(&self, data_plane: &DataPlane, reply: Message) {
-        let id = wire::correlation_id(&reply);
+        let (id, is_sign_of_life) = wire::identify(&reply);
         if id == Some(PROBE) {
             return self.pending.note_probe(true);
         }
-        if wire::is_sign_of_life(&reply) {
+        if is_sign_of_life {
             return id.into_iter().for_each(|id| self.pending.note_sign_of_life(id));
         }
         let settle =

@@ -186,7 +186,9 @@ impl Session {
     /// Removes a call that no thread waits for any more.
     pub(super) fn forget(&self, slot: &CallSlot) {
         self.publishing.give_back(slot);
-        self.dispatcher.pending.forget(slot.id, &self.connection);
+        if !slot.is_settled() {
+            self.dispatcher.pending.forget(slot.id, &self.connection);
+        }
     }
 
     fn wait_while_blocked(&self, waiter: &Arc<Waiter>, deadline: Deadline) -> Result<()> {

@@ -274,7 +274,8 @@ pub(crate) fn bare_method(channel: u16, id: MethodId) -> Vec<u8> {
 }
 
 pub(super) fn method(channel: u16, id: MethodId, arguments: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut out = Vec::new();
+    const MOST_ARE_SHORTER: usize = 64;
+    let mut out = Vec::with_capacity(MOST_ARE_SHORTER);
     frame(&mut out, METHOD, channel, |out| {
         out.extend_from_slice(&id);
         arguments(out);

@@ -60,7 +60,7 @@ impl KeepAlive {
         address: &ReplyAddress<'_>,
         channel: &Arc<Channel>,
     ) -> Option<SignsOfLife<'a>> {
-        let (interval, correlation_id) = (request.keep_alive()?, address.correlation_id?);
+        let (interval, correlation_id) = (request.keep_alive?, address.correlation_id?);
         let queue = address.reply_to;
         if wire::is_direct(queue) {
             return None;

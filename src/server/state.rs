@@ -217,7 +217,7 @@ impl ServerState {
     /// Handles a message that the broker returned. Called by the reader.
     pub(super) fn on_return(&self, data_plane: &DataPlane, event: &Event) {
         match event {
-            Event::Return { queue, message, .. } if wire::is_sign_of_life(message) => {
+            Event::Return { queue, message, .. } if wire::identify(message).1 => {
                 self.keep_alive.sign_returned(queue, message);
             }
             Event::Return { reason, .. } => {

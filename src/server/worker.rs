@@ -182,7 +182,7 @@ impl<'a> Worker<'a> {
         };
         if request.redelivered() {
             lock(counters).redelivered += 1;
-            let name = RequestName::new(&address, &request);
+            let name = RequestName(&address, &request);
             log::info!("{name} is redelivered: a worker may have begun with it before");
         }
         let is_over = || inbox.is_over() || stop.is_stopped() || session.ended().is_some();

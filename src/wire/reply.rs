@@ -1,5 +1,7 @@
 //! A reply, as a handler returns it and as a caller receives it.
 
+use uuid::Uuid;
+
 use super::headers::Headers;
 use super::names::{NOT_EXECUTED, STATUS, TRANSIENT, check_length};
 use crate::error::{Error, Failure, Result, Status, ensure};
@@ -177,8 +179,11 @@ fn common_properties<'a>(correlation_id: Option<&'a [u8]>, app_id: &'a str) -> P
     Properties { delivery_mode, correlation_id, app_id, ..Default::default() }
 }
 
-pub(crate) fn is_sign_of_life(message: &Message) -> bool {
-    message.properties().type_ == Some(ALIVE)
+/// The correlation id of a reply, or `None` if it is not one that this crate makes; and whether it
+/// is a sign of life.
+pub(crate) fn identify(message: &Message) -> (Option<Uuid>, bool) {
+    let Properties { correlation_id, type_, .. } = message.properties();
+    (correlation_id.and_then(|id| Uuid::try_parse_ascii(id).ok()), type_ == Some(ALIVE))
 }
 
 /// Decodes a reply.

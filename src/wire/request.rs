@@ -1,8 +1,8 @@
 //! A request, as its handler receives it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::headers::trace_id;
@@ -34,8 +34,9 @@ pub struct Request {
     expires: Option<Instant>,
     /// Whether the requester is known to be gone.
     pub(crate) is_abandoned: Arc<AtomicBool>,
-    /// Decoded once: a table of methods asks for it once for each of them.
-    method: OnceLock<Option<String>>,
+    /// The interval at which the requester wants signs of life.
+    pub(crate) keep_alive: Option<Duration>,
+    method: Option<String>,
 }
 
 /// How a message left a queue without being acknowledged
@@ -60,7 +61,7 @@ impl Request {
     pub fn with_method(mut self, name: &str) -> Request {
         let properties = Properties { type_: Some(name), ..self.properties() };
         self.delivery.message.properties = properties.encode();
-        self.method = OnceLock::new();
+        self.method = Some(name.to_string());
         self
     }
 
@@ -79,18 +80,16 @@ impl Request {
         self
     }
 
-    /// A request that has just arrived.
+    /// A request that has just arrived. Decodes here, once, what each request is asked for.
     pub(crate) fn from_delivery(delivery: Delivery) -> Request {
         let (now, properties) = (Instant::now(), delivery.message.properties());
         let deadline = patience(&properties).and_then(|left| now.checked_add(left));
         let expires = expiration(&properties).and_then(|left| now.checked_add(left));
-        Request {
-            delivery,
-            deadline,
-            expires,
-            is_abandoned: Arc::default(),
-            method: OnceLock::new(),
-        }
+        let keep_alive = milliseconds(&properties, KEEP_ALIVE);
+        let keep_alive = keep_alive.map(|interval| interval.max(SHORTEST_KEEP_ALIVE));
+        let method = properties.type_.map(str::to_string);
+        let is_abandoned = Arc::default();
+        Request { delivery, deadline, expires, is_abandoned, keep_alive, method }
     }
 
     /// The body, in whatever format client and server have agreed on.
@@ -110,7 +109,7 @@ impl Request {
 
     /// The name of the method that the requester calls: the `type` of the AMQP message.
     pub fn method(&self) -> Option<&str> {
-        self.method.get_or_init(|| self.properties().type_.map(str::to_string)).as_deref()
+        self.method.as_deref()
     }
 
     /// The id of the request. It stays the same when the requester sends the request again, so a
@@ -179,12 +178,6 @@ impl Request {
 
     pub(crate) fn properties(&self) -> Properties<'_> {
         self.delivery.message.properties()
-    }
-
-    /// The interval at which the requester wants signs of life.
-    pub(crate) fn keep_alive(&self) -> Option<Duration> {
-        let interval = milliseconds(&self.properties(), KEEP_ALIVE)?;
-        Some(interval.max(SHORTEST_KEEP_ALIVE))
     }
 
     /// How the broker dead-lettered the message last. `None` if it did not.

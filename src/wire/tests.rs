@@ -85,7 +85,7 @@ fn failure_carries_its_status_and_result_does_not() {
         &Ok(Reply::from("13")),
     ));
     assert_eq!((good.properties().type_, good.properties().headers), (None, &b""[..]));
-    assert_eq!(correlation_id(&good), Some(id));
+    assert_eq!(identify(&good), (Some(id), false));
     assert_eq!(decode_reply(good), Ok(Reply::from("13")));
 
     let failure = Failure::new(Status::OutOfRange, "too large");
@@ -104,7 +104,7 @@ fn foreign_error_reply_has_an_unknown_status() {
     let expected = Failure::new(Status::Unknown, "\u{fffd}!");
     assert_eq!(decode_reply(reply(&error, b"\xff!")), Err(Error::Remote(expected)));
     let foreign = Properties { correlation_id: Some(b"\xff7"), ..Default::default() };
-    assert_eq!(correlation_id(&reply(&foreign, b"")), None);
+    assert_eq!(identify(&reply(&foreign, b"")).0, None);
 }
 
 #[test]

@@ -38,23 +38,14 @@ fn sendable(reply: Reply, frame_max: usize) -> Result<Reply, Failure> {
 }
 
 /// Formats a request for the log: its correlation id, and its method and trace id if it has them.
-pub(super) struct RequestName<'a> {
-    address: &'a ReplyAddress<'a>,
-    method: Option<&'a str>,
-    trace: Option<&'a str>,
-}
-
-impl<'a> RequestName<'a> {
-    pub(super) fn new(address: &'a ReplyAddress<'a>, request: &'a Request) -> RequestName<'a> {
-        RequestName { address, method: request.method(), trace: request.trace_id() }
-    }
-}
+pub(super) struct RequestName<'a>(pub(super) &'a ReplyAddress<'a>, pub(super) &'a Request);
 
 impl fmt::Display for RequestName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let id = self.address.correlation_id.unwrap_or(b"without id");
+        let RequestName(address, request) = self;
+        let id = address.correlation_id.unwrap_or(b"without id");
         write!(f, "request {}", id.escape_ascii())?;
-        self.method.map_or(Ok(()), |method| write!(f, " to {method:?}"))?;
-        self.trace.map_or(Ok(()), |trace| write!(f, " (trace {trace})"))
+        request.method().map_or(Ok(()), |method| write!(f, " to {method:?}"))?;
+        request.trace_id().map_or(Ok(()), |trace| write!(f, " (trace {trace})"))
     }
 }

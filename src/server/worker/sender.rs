@@ -119,7 +119,7 @@ impl<'a> Sender<'a> {
                 failure.status.name()
             }
         };
-        let (name, method) = (RequestName::new(&self.address, request), request.method());
+        let (name, method) = (RequestName(&self.address, request), request.method());
         let (time, bytes_in, bytes_out) = (began.elapsed(), request.body().len(), size(outcome));
         log::debug!("{name}: {status}, {bytes_in} bytes in, {bytes_out} out, {time:.1?}");
         observer.observe(|| Observation { queue, method, status, time, bytes_in, bytes_out });
