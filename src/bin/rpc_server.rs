@@ -5,6 +5,8 @@ mod command;
 mod common;
 #[path = "rpc_server/pipes.rs"]
 mod pipes;
+#[path = "rpc_server/readiness.rs"]
+mod readiness;
 #[path = "common/signals.rs"]
 mod signals;
 
@@ -18,6 +20,7 @@ use std::time::Duration;
 use argh::FromArgs;
 use command::Command;
 use rabbitmq_rpc::{Error, QueueType, Request, RpcServer, ServerOptions, Stopper, fibonacci};
+use readiness::Readiness;
 
 /// Serve a RabbitMQ queue until interrupted: answer each request with a Fibonacci number, or, if
 /// the options end with -- COMMAND ARG..., with what this command prints.
@@ -84,6 +87,9 @@ struct Args {
     /// several brokers, else 0)
     #[argh(option, from_str_fn(common::seconds))]
     disconnected_timeout: Option<Duration>,
+    /// file that exists only while every worker takes requests, for probes; it contains the status
+    #[argh(option)]
+    ready_file: Option<PathBuf>,
     /// seconds to wait for requests in progress when stopping (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
     drain_timeout: Duration,
@@ -124,6 +130,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
+    let readiness = Readiness::new(args.ready_file)?;
     let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
     let brokers =
         common::brokers(args.url, args.connect_timeout, args.wait, args.password_file, tls)?;
@@ -145,8 +152,9 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         // If nobody reads this line, the server serves all the same.
         let _ = common::print(NAME, format!("Awaiting RPC requests on {queue}\n"));
     });
-    stop_on_a_signal(server.stopper(), command.clone());
-    match command {
+    readiness.watch(server.stopper())?;
+    stop_on_a_signal(server.stopper(), Arc::clone(&readiness), command.clone());
+    let served = match command {
         Some(command) => {
             let runs = Arc::clone(&command);
             let served = server.serve(move |request: &Request| runs.answer(request));
@@ -155,11 +163,13 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         }
         None if args.recursive => server.serve(fibonacci::answer_slowly),
         None => server.serve(fibonacci::answer),
-    }
+    };
+    readiness.end();
+    served
 }
 
 /// The first signal stops the server, the second one ends the process.
-fn stop_on_a_signal(stopper: Stopper, command: Option<Arc<Command>>) {
+fn stop_on_a_signal(stopper: Stopper, readiness: Arc<Readiness>, command: Option<Arc<Command>>) {
     let mut is_stopping = false;
     signals::handle(NAME, move |signal| {
         if is_stopping {
@@ -167,6 +177,7 @@ fn stop_on_a_signal(stopper: Stopper, command: Option<Arc<Command>>) {
             signals::end_by(signal);
         }
         is_stopping = true;
+        readiness.end();
         stopper.stop();
     });
 }

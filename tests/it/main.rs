@@ -91,6 +91,7 @@ mod queue_kinds; // request queues that exist, and that the server declares
 mod queue_refusals; // request queues that a server cannot use
 mod random; // random choices that a seed repeats
 mod raw; // an AMQP client that writes any bytes
+mod readiness; // what rpc_server tells probes and the service manager
 mod readme; // the README's shell blocks, run in a shell
 mod refusals; // logins, virtual hosts and permissions that a broker refuses
 mod requests; // what a handler sees of a request, and what it can reply

@@ -150,6 +150,10 @@ fn set_variables(command: &mut process::Command, request: &Request) {
     for (name, _) in env::vars_os().filter(|it| it.0.as_encoded_bytes().starts_with(b"RPC_")) {
         command.env_remove(name);
     }
+    // Only this server speaks to the service manager that has started it.
+    for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        command.env_remove(name);
+    }
     let mut variables = BTreeMap::new();
     for (name, value) in request.headers() {
         let HeaderValue::Text(text) = value else { continue };
