@@ -13,11 +13,17 @@ use crate::deadline::Deadline;
 use crate::error::Result;
 use crate::lock::lock;
 
-/// The connections that no worker uses at present. There are at most as many for each broker as
-/// workers have answered such requests at the same time.
+/// There are at most as many connections for each broker as workers have answered such requests at
+/// the same time.
 pub(crate) struct DirectConnections {
     brokers: Brokers,
-    idle: Mutex<Vec<DirectConnection>>,
+    open: Mutex<Vec<Open>>,
+}
+
+struct Open {
+    /// A worker that uses the connection holds it as well.
+    direct: Arc<DirectConnection>,
+    last_taken: Instant,
 }
 
 /// Dropping the connection also closes the channel.
@@ -27,50 +33,56 @@ pub(crate) struct DirectConnection {
     endpoint: Endpoint,
     _connection: Connection,
     pub(crate) channel: Channel,
-    last_used: Instant,
 }
 
 impl DirectConnections {
     pub(super) fn new(brokers: &Brokers) -> DirectConnections {
-        DirectConnections { brokers: brokers.clone(), idle: Mutex::default() }
+        DirectConnections { brokers: brokers.clone(), open: Mutex::default() }
     }
 
-    /// Takes a connection for a worker of the broker at `endpoint`: those for others may lead to a
-    /// frozen broker. Makes one if none is idle. Blocks for as long as connecting to each broker
-    /// may take.
-    pub(crate) fn take(&self, endpoint: &Endpoint) -> Result<DirectConnection> {
-        let mut idle = lock(&self.idle);
-        idle.retain(|direct| direct.works());
-        let found = idle.iter().rposition(|direct| direct.endpoint == *endpoint);
-        let direct = found.map(|index| idle.swap_remove(index));
-        drop(idle);
-        direct.map_or_else(|| connect(&self.brokers, endpoint), Ok)
-    }
-
-    /// Lets other workers use the connection.
-    pub(crate) fn give_back(&self, mut direct: DirectConnection) {
-        direct.last_used = Instant::now();
-        lock(&self.idle).push(direct);
+    /// Takes a connection for a worker of the broker at `endpoint`, until the worker drops it: those
+    /// for others may lead to a frozen broker. Makes one if none is idle. Blocks for as long as
+    /// connecting to each broker may take.
+    pub(crate) fn take(&self, endpoint: &Endpoint) -> Result<Arc<DirectConnection>> {
+        let last_taken = Instant::now();
+        let mut open = lock(&self.open);
+        open.retain(|open| open.direct.works());
+        let is_free = |open: &&mut Open| open.is_idle() && open.direct.endpoint == *endpoint;
+        if let Some(found) = open.iter_mut().rev().find(is_free) {
+            found.last_taken = last_taken;
+            return Ok(Arc::clone(&found.direct));
+        }
+        drop(open);
+        let direct = Arc::new(connect(&self.brokers, endpoint)?);
+        lock(&self.open).push(Open { direct: Arc::clone(&direct), last_taken });
+        Ok(direct)
     }
 
     /// Closes a connection that has not been used for a while. Blocks for at most a second.
     pub(crate) fn close_unused(&self) {
         const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-        let is_unused = |direct: &mut DirectConnection| direct.last_used.elapsed() >= IDLE_TIMEOUT;
-        let unused = lock(&self.idle).extract_if(.., is_unused).next();
+        let is_unused =
+            |open: &mut Open| open.is_idle() && open.last_taken.elapsed() >= IDLE_TIMEOUT;
+        let unused = lock(&self.open).extract_if(.., is_unused).next();
         drop(unused);
     }
 
     /// Closes all connections. Blocks for at most a second for each.
     pub(crate) fn close(&self) {
-        let idle = std::mem::take(&mut *lock(&self.idle));
-        drop(idle);
+        let open = std::mem::take(&mut *lock(&self.open));
+        drop(open);
+    }
+}
+
+impl Open {
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.direct) == 1
     }
 }
 
 impl DirectConnection {
     pub(crate) fn works(&self) -> bool {
-        self.channel.data_plane.ended().is_none()
+        self.channel.is_open() && self.channel.data_plane.ended().is_none()
     }
 }
 
@@ -78,12 +90,9 @@ fn connect(brokers: &Brokers, endpoint: &Endpoint) -> Result<DirectConnection> {
     let connection = brokers.connect_near(endpoint)?;
     let limit = Limit::Until(Deadline::after(brokers.connect_timeout).at);
     match connection.open_channel(limit, Arc::default(), |_, _| {}) {
-        Ok(channel) => Ok(DirectConnection {
-            endpoint: endpoint.clone(),
-            _connection: connection,
-            channel,
-            last_used: Instant::now(),
-        }),
+        Ok(channel) => {
+            Ok(DirectConnection { endpoint: endpoint.clone(), _connection: connection, channel })
+        }
         Err(error) => Err(connection.explain(error, "open a channel")),
     }
 }

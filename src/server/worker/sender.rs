@@ -28,7 +28,7 @@ pub(super) struct Sender<'a> {
     request: &'a Request,
     address: ReplyAddress<'a>,
     route: Route,
-    direct: Option<DirectConnection>,
+    direct: Option<Arc<DirectConnection>>,
 }
 
 /// How far a reply has got.
@@ -138,17 +138,13 @@ impl<'a> Sender<'a> {
 
     fn send_alone(&mut self, outcome: &Outcome) -> Result<(), NotSent> {
         let ServerState { replies, options, .. } = &**self.state;
-        let direct = self.direct.take().filter(DirectConnection::works);
+        let direct = self.direct.take().filter(|direct| direct.works());
         if let Some(direct) = direct.or_else(|| self.direct_connection()) {
             let sent = replies.send_verified(&direct.channel, 0, false, &self.address, outcome);
             return match sent {
                 // The connection has this one purpose.
                 Err(NotSent::Lost { by_broker: true, .. }) => Err(NotSent::Undeliverable),
-                Ok(()) => {
-                    replies.direct.give_back(direct);
-                    Ok(())
-                }
-                not_sent => not_sent,
+                sent => sent,
             };
         }
         let state = Arc::clone(self.state);
@@ -164,7 +160,7 @@ impl<'a> Sender<'a> {
     /// A connection for the reply, if the address needs one and one can be had. Else the reply goes
     /// through the worker's connection: only if the requester's node is down, this ends that
     /// connection.
-    fn direct_connection(&self) -> Option<DirectConnection> {
+    fn direct_connection(&self) -> Option<Arc<DirectConnection>> {
         if self.route != Route::OwnConnection {
             return None;
         }
