@@ -190,12 +190,18 @@ impl<'a> Worker<'a> {
         if let Begun::GivenUp = begun {
             return inbox.ended().map_or(Ok(()), Err);
         }
-        if request.has_expired() && matches!(begun, Begun::Execute) {
+        let has_expired = || request.has_expired() && matches!(begun, Begun::Execute);
+        if has_expired() {
+            return self.expire(request);
+        }
+        let mut sender = Sender::new(state, session, channel, inbox, &request, address);
+        // Making a connection for the reply takes its time.
+        if has_expired() {
+            drop(sender);
             return self.expire(request);
         }
         lock(counters).in_progress += 1;
         let began = Instant::now();
-        let mut sender = Sender::new(state, session, channel, inbox, &request, address);
         let (known, answered) = match begun {
             Begun::Known(Known::Settled) => {
                 let ack = frames::ack(channel.number, request.delivery.tag);

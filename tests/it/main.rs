@@ -52,6 +52,7 @@ mod cluster; // three nodes that fail in turn
 mod command; // any command as a service
 mod connecting; // a server that is stopped before it has connected
 mod deleted_queue; // a server whose queue is deleted, with and without a notice
+mod direct_replies; // replies by direct reply-to over slow networks
 mod draining; // a server that stops: what it returns to the queue, and what it waits for
 mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`

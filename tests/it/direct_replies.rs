@@ -1,0 +1,76 @@
+//! Replies by direct reply-to: to an address that is no queue, over slow networks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rabbitmq_rpc::ServerOptions;
+
+use crate::broker::{Broker, queue_name};
+use crate::embedded::Serving;
+use crate::patience::await_value;
+use crate::proxy::Proxy;
+use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
+
+/// A server behind a proxy, which replies with so many bytes, and its number of runs.
+fn serve(proxy: &Proxy, queue: &str, bytes: usize) -> (Serving, Arc<AtomicUsize>) {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let serving = Serving::start(&proxy.url(), queue, ServerOptions::default(), move |_| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        Ok(vec![b'x'; bytes])
+    });
+    (serving, runs)
+}
+
+/// A requester by direct reply-to, with a request in the queue.
+fn request(broker: &Broker, queue: &str, properties: Properties) -> Raw {
+    let mut raw = Raw::connect(broker.port(0));
+    raw.consume(DIRECT_REPLY_TO.as_bytes());
+    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Confirmed);
+    raw
+}
+
+/// On an old broker, the server first makes a connection for the reply.
+#[test]
+fn request_that_expires_while_its_reply_gets_a_connection_is_not_executed() {
+    let (broker, queue) = (Broker::shared(), queue_name("direct-expired"));
+    let proxy = Proxy::to(broker.port(0));
+    let (serving, runs) = serve(&proxy, &queue, 1);
+    // A login takes at least three round trips.
+    proxy.set_delay(Duration::from_millis(400));
+    let properties = Properties::default().reply_to(DIRECT_REPLY_TO.as_bytes());
+    let mut raw = request(broker, &queue, properties.expiration(b"1600"));
+    let counters = || serving.server.counters();
+    let expected = match broker.version() < (3, 10, 12) {
+        true => (1, 0),
+        false => {
+            raw.reply();
+            (0, 1)
+        }
+    };
+    let ended = await_value(counters, |counters| counters.expired + counters.served == 1);
+    assert_eq!((ended.expired, runs.load(Ordering::SeqCst)), expected, "{ended:?}");
+    proxy.set_delay(Duration::ZERO);
+    serving.stop();
+}
+
+/// The reply takes longer than a heartbeat, and than any limit for an answer.
+#[test]
+fn large_reply_over_a_slow_network_is_delivered_and_its_request_executed_once() {
+    const BYTES: usize = 24 << 20;
+    let (broker, queue) = (Broker::fragile(), queue_name("direct-large"));
+    broker.limit_messages(32 << 20);
+    let proxy = Proxy::to(broker.port(0));
+    let (serving, runs) = serve(&proxy, &queue, BYTES);
+    // The proxy forwards 16 kB at a time: 2 MB/s.
+    proxy.set_delay(Duration::from_millis(8));
+    let properties = Properties::default().reply_to(DIRECT_REPLY_TO.as_bytes());
+    let mut raw = request(&broker, &queue, properties);
+    assert_eq!(raw.reply().body.len(), BYTES);
+    proxy.set_delay(Duration::ZERO);
+    let counters = serving.stop();
+    assert_eq!((counters.served, counters.redelivered), (1, 0), "{counters:?}");
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+    broker.limit_messages(16 << 20);
+}
