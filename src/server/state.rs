@@ -100,9 +100,11 @@ impl ServerState {
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
             let until = Deadline::after(connect_timeout).at;
             if has_limit {
-                // The overflow queue must exist before the first request exceeds the limit.
-                let (queue, overflow) = (queue::overflow_queue(&ensured), &overflow);
-                if let Err(error) = queue::ensure(&connection, &queue, overflow, until, false) {
+                // The overflow queue must exist before the first request exceeds the limit. The
+                // server does without it, so it leaves half of the time for the request queue.
+                let (queue, half) = (queue::overflow_queue(&ensured), connect_timeout / 2);
+                let half = Deadline::after(half).at;
+                if let Err(error) = queue::ensure(&connection, &queue, &overflow, half, false) {
                     log::warn!("requests over the limit are not answered at present: {error}");
                 }
             }

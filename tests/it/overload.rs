@@ -11,7 +11,7 @@ use rabbitmq_rpc::{Brokers, Error, PendingReply, QueueType, RpcServer, ServerOpt
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::patience::{PATIENCE, await_value};
-use crate::programs::rpc_client;
+use crate::programs::{rpc_client, rpc_server, stop};
 use crate::queue;
 use crate::raw::{Properties, Raw, Verdict, entry, long};
 
@@ -128,6 +128,27 @@ fn overflow_queue_has_a_time_limit() {
     ];
     // The broker refuses a declaration that differs from the first one.
     queue::declare(&url, &format!("{queue}.overflow"), true, limit.into_iter().collect());
+}
+
+/// A queue process that hangs keeps the broker from answering about its queue.
+#[test]
+fn server_does_without_an_overflow_queue_that_the_broker_says_nothing_about() {
+    let (broker, queue) = (Broker::shared(), queue_name("overload-hangs"));
+    let options = ServerOptions { max_waiting: Some(LIMIT), ..Default::default() };
+    RpcServer::connect(Brokers::parse(&broker.url()).unwrap(), &queue, options).unwrap();
+    let eval = |function: &str| {
+        let name = format!("rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}.overflow\">>)");
+        let found = format!("{{ok, Q}} = rabbit_amqqueue:lookup({name})");
+        broker.ctl(&["eval", &format!("{found}, sys:{function}(amqqueue:get_pid(Q)).")]);
+    };
+    eval("suspend");
+    let limit = LIMIT.to_string();
+    let mut server = rpc_server(&queue, &["--max-waiting", &limit, "--connect-timeout", "4"]);
+    let warning = "requests over the limit are not answered at present";
+    assert!(server.stderr().contains(warning), "{}", server.stderr());
+    assert_eq!(rpc_client(&queue, &["7"]).stdout, b"13\n");
+    eval("resume");
+    stop(&mut server);
 }
 
 /// An operator may move a request back and forth: its last refusal does not prove that no worker had
