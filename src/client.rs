@@ -79,6 +79,9 @@ impl RpcClient {
         wire::check_queue(queue)?;
         wire::check_length("content type", &options.content_type)?;
         options.exchange.as_deref().map_or(Ok(()), wire::check_exchange)?;
+        if options.identify {
+            brokers.users().try_for_each(|user| wire::check_length("user's name", user))?;
+        }
         if options.max_in_flight == 0 {
             return Err(Error::Config("max_in_flight is at least 1".into()));
         }

@@ -78,6 +78,10 @@ impl Brokers {
         endpoint.connection_timeout.unwrap_or(self.connect_timeout)
     }
 
+    pub(crate) fn users(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().map(|endpoint| &*endpoint.user)
+    }
+
     pub(crate) fn are_several(&self) -> bool {
         self.endpoints.len() > 1
     }

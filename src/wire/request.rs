@@ -74,6 +74,13 @@ impl Request {
         self
     }
 
+    /// The request of this user, for testing a handler.
+    pub fn with_user_id(mut self, user: &str) -> Request {
+        let properties = Properties { user_id: Some(user), ..self.properties() };
+        self.delivery.message.properties = properties.encode();
+        self
+    }
+
     /// The request of a requester that waits for so much longer, for testing a handler.
     pub fn with_deadline(mut self, remaining: Duration) -> Request {
         self.deadline = Instant::now().checked_add(remaining);

@@ -1,7 +1,7 @@
 //! Services behind an exchange of their own.
 
 use rabbitmq_rpc::{
-    Brokers, ClientOptions, Error, Failure, Request, RpcServer, ServerOptions, Status,
+    Brokers, ClientOptions, Error, Failure, Request, RpcClient, RpcServer, ServerOptions, Status,
 };
 
 use crate::broker::{Broker, queue_name, url};
@@ -104,6 +104,12 @@ fn handler_learns_which_user_calls() {
     assert_eq!(connect_with(&url(), &queue, identified).call("").unwrap(), b"welcome");
     let anonymous = connect(&url(), &queue).call("").unwrap_err();
     assert_eq!(anonymous.kind(), "PERMISSION_DENIED");
+    // AMQP has no room for this name.
+    let brokers =
+        Brokers::parse(&url().replace("guest:", &format!("{}:", "g".repeat(256)))).unwrap();
+    let identified = ClientOptions { identify: true, ..Default::default() };
+    let error = RpcClient::connect(brokers, &queue, identified).unwrap_err();
+    assert!(matches!(&error, Error::Config(text) if text.contains("256 bytes")), "{error:?}");
 }
 
 /// The permissions of the guide's table, and no more.

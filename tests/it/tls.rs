@@ -160,6 +160,19 @@ fn client_logs_in_by_certificate() {
     let users = tls().broker.ctl(&["list_connections", "user", "auth_mechanism", "ssl"]);
     assert!(users.contains(&format!("{CLIENT}\tEXTERNAL\ttrue")), "{users}");
 
+    // The broker compares the name in a request with that in the certificate.
+    for (login, expected) in [(format!("{CLIENT}@"), Ok(b"13".to_vec())), (String::new(), Err(()))]
+    {
+        let url = tls().url(&login, "localhost") + "?auth_mechanism=external";
+        let brokers = Attempt { url, ..attempt.clone() }.brokers();
+        let identified = ClientOptions { identify: true, ..Default::default() };
+        let client = RpcClient::connect(brokers, &attempt.queue, identified).unwrap();
+        let called = client.call("7").map_err(|error| {
+            assert!(matches!(&error, Error::Config(text) if text.contains("'guest'")), "{error:?}");
+        });
+        assert_eq!(called, expected);
+    }
+
     // Another certificate of the same authority, whose name is not a user.
     let files = tls().certificates.files("ca", Some("server"));
     tls().fails(&url, files, 77, &["refused the client certificate as a login"]);
