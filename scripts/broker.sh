@@ -32,6 +32,7 @@
 # their state.
 set -eu
 shopt -s extglob
+scripts=$(dirname "$(realpath "$0")")
 
 main() {
     local i
@@ -300,13 +301,40 @@ restarted() {
     done
 }
 
+# Has one rabbitmqctl execute all commands, which starts with the first of them.
 controlled() {
-    "${tied[@]}" "$dir/rabbitmq/sbin/rabbitmqctl" --quiet --node "${node[$1]}" "${@:2}" \
-        </dev/null >"$dir/ctl.out" 2>&1 &
-    ctl=$!
-    within 60 gone "$ctl" || kill -KILL "$ctl"
-    wait "$ctl" || reason=$(grep -m 1 -v -e '^Error:$' -e '^$' "$dir/ctl.out" || echo 'rabbitmqctl failed')
-    ctl=''
+    local output=$dir/ctl.out status=$dir/ctl.status
+    alive "$ctl" || start_ctl
+    rm -f "$status"
+    printf '%s\n' $(($# + 2)) --quiet --node "${node[$1]}" "${@:2}" >&8
+    if ! within 60 answered; then
+        kill -KILL "$ctl"
+        reason='rabbitmqctl does not answer'
+    elif ! grep -qsx ok "$status"; then
+        reason=$(grep -m 1 -v -e '^Error:$' -e '^$' "$output" || echo 'rabbitmqctl failed')
+    fi
+}
+
+start_ctl() {
+    # A new pipe has nothing in it that an earlier one has left.
+    rm -f "$dir/ctl.in"
+    mkfifo "$dir/ctl.in"
+    # Open for reading too, because opening a pipe only for writing waits for a reader.
+    exec 8<>"$dir/ctl.in"
+    # RabbitMQ's scripts take their folder from $0.
+    # shellcheck disable=SC2016
+    ERL_FLAGS="-hidden $RABBITMQ_CTL_ERL_ARGS" "${tied[@]}" sh -c '
+        set -a
+        . "${0%/*}/rabbitmq-env"
+        _rmq_env_set_erl_libs
+        exec escript "$@"' "$dir/rabbitmq/sbin/rabbitmqctl" \
+        "$scripts/rabbitmqctl.escript" "$dir/rabbitmq/escript/rabbitmqctl" "$dir" \
+        <"$dir/ctl.in" 8>&- >"$dir/ctl.log" 2>&1 &
+    ctl=$! && disown
+}
+
+answered() {
+    [[ -s $dir/ctl.status ]] || ! alive "$ctl"
 }
 
 # Waits until a command succeeds: within SECONDS COMMAND...

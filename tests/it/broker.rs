@@ -155,9 +155,11 @@ impl Broker {
         self.url().split(',').count()
     }
 
-    /// The number of running nodes in the cluster, as this node sees it.
+    /// The number of running nodes in the cluster, as this node sees it. A node that pauses or
+    /// restarts sees none.
     pub fn running_nodes(&self, node: usize) -> usize {
-        number(self.ctl_on(node, &["eval", "rabbit_nodes:running_count()."]).trim().to_owned())
+        let count = "try rabbit_nodes:running_count() catch _:_ -> 0 end.";
+        number(self.ctl_on(node, &["eval", count]).trim().to_owned())
     }
 
     /// Whether RabbitMQ runs in this node: a node in a minority pauses.
