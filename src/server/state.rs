@@ -17,7 +17,7 @@ use super::queue::{self, Declaration};
 use super::replies::Replies;
 use super::stall_backoff::StallBackoff;
 use crate::broker::{Brokers, Connection, DataPlane, Reconnector, Session, program};
-use crate::deadline::{Deadline, backoff};
+use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
 use crate::error::Error;
 use crate::frames::Event;
 use crate::lock::lock;
@@ -194,12 +194,11 @@ impl ServerState {
     /// stopped. Logs the error, but not for each of many workers.
     pub(super) fn pause(&self, failures: u32, error: &Error) {
         const FIRST: Duration = Duration::from_secs(1);
-        const LONGEST: Duration = Duration::from_secs(30);
         self.sessions.note_error(error);
         self.complaints.log(log::Level::Error, format_args!("{error}; trying again"));
         let longest = match self.has_served.load(Ordering::Relaxed) {
-            true => LONGEST,
-            false => LONGEST.min(self.last_attempt().remaining()),
+            true => LONGEST_PAUSE,
+            false => LONGEST_PAUSE.min(self.last_attempt().remaining()),
         };
         let _ = self.stop.signal.recv_timeout(backoff(failures, FIRST, longest));
     }

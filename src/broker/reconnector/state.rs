@@ -8,15 +8,13 @@ use log::Level;
 use crate::broker::connection::Connection;
 use crate::broker::notes::Notes;
 use crate::broker::try_order::TryOrder;
-use crate::deadline::{Deadline, backoff};
+use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
 use crate::error::Error;
 
-/// The longest delays before an attempt to connect. Without a TCP connection, an early attempt puts
-/// no load on a broker.
-const MOST: Duration = Duration::from_secs(3);
+/// The longest delays before an attempt to connect, where they are shorter than [`LONGEST_PAUSE`].
+/// Without a TCP connection, an early attempt puts no load on a broker.
 const MOST_WITHOUT_TCP: Duration = Duration::from_millis(500);
 const MOST_AT_START: Duration = Duration::from_secs(2);
-const MOST_AFTER_REFUSAL: Duration = Duration::from_secs(30);
 
 pub(crate) trait Session: Send + Sync + 'static {
     fn connection(&self) -> &Connection;
@@ -158,7 +156,7 @@ impl<S: Session> State<S> {
             error => error.to_string(),
         };
         if lasted < MIN_LIFETIME {
-            let wait = self.delay_next_try(MOST);
+            let wait = self.delay_next_try(LONGEST_PAUSE);
             return self
                 .notes
                 .add(Level::Warn, format_args!("{reason}; trying again in {wait:.1?}"));
@@ -174,11 +172,10 @@ impl<S: Session> State<S> {
             phase => *phase = Phase::Down,
         }
         // A program that has worked with these settings keeps trying, whatever the broker says.
-        let most = match is_refusal(&error) {
-            _ if !has_tcp_connection => MOST_WITHOUT_TCP,
-            true if self.had_session => MOST_AFTER_REFUSAL,
-            _ if !self.had_session => MOST_AT_START,
-            _ => MOST,
+        let most = match (has_tcp_connection, self.had_session) {
+            (false, _) => MOST_WITHOUT_TCP,
+            (true, false) => MOST_AT_START,
+            (true, true) => LONGEST_PAUSE,
         };
         let wait = self.delay_next_try(most);
         let level = if is_refusal(&error) { Level::Error } else { Level::Warn };

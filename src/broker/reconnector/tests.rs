@@ -60,3 +60,14 @@ fn next_broker_is_tried_if_a_session_cannot_be_set_up() {
         }
     }
 }
+
+#[test]
+fn refusal_that_passes_is_noticed_within_seconds_however_long_it_has_lasted() {
+    let mut state = State::<Plain>::new(TryOrder::new(0, 1));
+    state.had_session = true;
+    for _ in 0..1_000 {
+        state.failed(Error::Refused("the password is wrong".into()), true);
+    }
+    let wait = state.next_try - Instant::now();
+    assert!(Duration::from_secs(1) < wait && wait <= Duration::from_secs(3), "{wait:?}");
+}
