@@ -5,7 +5,8 @@
 #
 #   scripts/soak.sh [MINUTES] [SEED]
 #
-# MINUTES is 5 by default. SEED repeats the faults of an earlier run, whose table shows it.
+# MINUTES is 5 by default, in which each kind of fault comes at least once. Fewer have those that
+# the seed puts first. SEED repeats the faults of an earlier run, whose table shows it.
 set -eu
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/debian.sh

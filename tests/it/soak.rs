@@ -5,10 +5,12 @@
 //! The cluster has three nodes. It carries two services, each on a quorum queue with two servers,
 //! and clients call both. Faults come one at a time, and later two at once, in an order that the
 //! seed determines. Some end processes, nodes or connections. Others have the broker refuse a message,
-//! a login or a consumer: that may cost nobody else anything, and passes with its cause. After each step, every client must get answers again before the next step.
-//! `RABBITMQ_RPC_SOAK_MINUTES` sets the duration (1 by default; each kind of fault comes at least
-//! once alone, however long that takes). `RABBITMQ_RPC_SOAK_SEED` repeats the faults of an earlier
-//! run. `scripts/soak.sh` sets both.
+//! a login or a consumer: that may cost nobody else anything, and passes with its cause. After each
+//! step, every client must get answers again before the next step.
+//!
+//! `RABBITMQ_RPC_SOAK_MINUTES` sets the duration (1 by default). In a run of [`FULL_RUN`] or more,
+//! each kind of fault comes at least once alone; a shorter run has those that the seed puts first.
+//! `RABBITMQ_RPC_SOAK_SEED` repeats the faults of an earlier run. `scripts/soak.sh` sets both.
 
 mod faults;
 mod ledger;
@@ -40,6 +42,8 @@ use crate::broker::Broker;
 use crate::patience::{PATIENCE, poll};
 use crate::settings;
 use crate::usage::Usage;
+
+const FULL_RUN: Duration = Duration::from_secs(5 * 60);
 
 /// Longer than any recovery that succeeds.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(90);
@@ -84,7 +88,8 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     let short_lived_clients = ShortLivedClients::start(Arc::clone(ledger), urls);
     let began = Instant::now();
     for (number, faults) in Schedule::new(seed).enumerate() {
-        if number >= Schedule::SINGLES && began.elapsed() >= duration {
+        let is_enough = number >= Schedule::SINGLES || duration < FULL_RUN;
+        if is_enough && began.elapsed() >= duration {
             break;
         }
         if began.elapsed() >= duration / 2 {
@@ -97,6 +102,9 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         ledger.take_longest_gap();
         ledger.allow_refusals(faults.iter().any(Fault::refuses));
         system.inject(&faults);
+        if faults.iter().any(Fault::leaves_no_answers) {
+            ledger.restart_gaps();
+        }
         system.wait_until_ready(ledger, &faults);
         ledger.allow_refusals(false);
         let kind = joined(faults.iter().map(|fault| fault.kind().to_owned()).collect());

@@ -210,8 +210,15 @@ impl Ledger {
         );
     }
 
-    /// The longest time without an answer, of any client process from any service, since the last
-    /// call of this function.
+    /// Counts the time without an answer from now on: until now, nothing could answer.
+    pub fn restart_gaps(&self) {
+        let now = Instant::now();
+        let restarted = Gap { last_answer: now, longest: Duration::ZERO };
+        self.state().gaps.values_mut().for_each(|gap| *gap = restarted);
+    }
+
+    /// The longest time without an answer to idempotent calls, of any client process from any
+    /// service, since the last call of this function.
     pub fn take_longest_gap(&self) -> Duration {
         let mut state = self.state();
         let gaps = state.gaps.values_mut();
@@ -245,8 +252,8 @@ impl State {
         let client = id.split('-').next().and_then(|process| process.parse().ok());
         let pair = (client.expect("a call's id begins with a process id"), service);
         *self.answers.entry(pair).or_default() += 1;
-        // The others are not called all the time.
-        if !Service::CALLED.contains(&service) {
+        // The others are not called all the time, or end with an error when an answer is lost.
+        if !Service::CALLED.contains(&service) || !service.is_idempotent() {
             return;
         }
         let now = Instant::now();

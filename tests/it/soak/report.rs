@@ -20,7 +20,7 @@ pub struct Report {
 #[derive(Default)]
 pub struct History {
     /// The kind of each fault or pair of faults, and the longest time that a client got no answer
-    /// from a service during it.
+    /// to idempotent calls of a service, although the broker could answer.
     pub faults: Vec<(String, Duration)>,
     pub growth: Vec<Growth>,
     /// The longest time by which the machine woke a thread of the soak too late. No time in the
@@ -97,6 +97,8 @@ impl Report {
     }
 
     fn by_fault(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        /// A machine that does much else takes longer, so more than this is no violation.
+        const GOAL: Duration = Duration::from_secs(6);
         writeln!(f, "\n{:<42}{:>10}{:>28}", "fault", "times", "longest without an answer")?;
         let mut kinds: BTreeMap<&str, (u32, Duration)> = BTreeMap::new();
         for (kind, gap) in &self.history.faults {
@@ -104,7 +106,8 @@ impl Report {
             (*times, *longest) = (*times + 1, *gap.max(longest));
         }
         for (kind, (times, longest)) in kinds {
-            writeln!(f, "  {kind:<42}{times:>8}{:>26.2} s", longest.as_secs_f64())?;
+            let goal = if longest > GOAL { "  more than the goal of 6 s" } else { "" };
+            writeln!(f, "  {kind:<42}{times:>8}{:>26.2} s{goal}", longest.as_secs_f64())?;
         }
         Ok(())
     }

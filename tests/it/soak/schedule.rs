@@ -75,6 +75,8 @@ impl Schedule {
 
     fn single(&mut self, kind: usize) -> Fault {
         let random = &mut self.random;
+        // The first round has to fit into a short run.
+        let is_first = self.rounds == 1;
         match kind {
             0 => Fault::KillServer(random.below(2)),
             1 => Fault::TerminateServer(random.below(2)),
@@ -84,14 +86,15 @@ impl Schedule {
             5 => Fault::StopNode(random.below(3)),
             // Missing heartbeats end connections to a silent node after 4 s, which is also when the
             // other nodes declare it down.
-            6 => Fault::FreezeNode(random.below(3), random.millis(2_000, 12_000)),
+            6 => {
+                let (least, most) = if is_first { (1_000, 3_000) } else { (2_000, 12_000) };
+                Fault::FreezeNode(random.below(3), random.millis(least, most))
+            }
             7 => Fault::CloseConnections,
             8 => Fault::MemoryAlarm(random.below(3), random.millis(500, 5_000)),
             9 => Fault::DeleteQueue([Service::Fibonacci, Service::Named][random.below(2)]),
             10 => {
-                // The partitions of the first round are short, since it has to fit into a short run.
-                let (least, most) =
-                    if self.rounds == 1 { (3_000, 6_000) } else { (15_000, 25_000) };
+                let (least, most) = if is_first { (3_000, 6_000) } else { (15_000, 25_000) };
                 Fault::Partition(random.below(3), random.millis(least, most))
             }
             11 => {
@@ -158,6 +161,15 @@ impl Fault {
             | Fault::Withdraw(_, duration)
             | Fault::StallNetwork { duration, .. } => *duration,
             _ => Duration::ZERO,
+        }
+    }
+
+    /// Whether no broker can answer some client for as long as the fault lasts.
+    pub fn leaves_no_answers(&self) -> bool {
+        match self {
+            Fault::MemoryAlarm(..) => true,
+            Fault::StallNetwork { nodes, .. } => *nodes == [true; 3],
+            fault => fault.refuses(),
         }
     }
 
