@@ -5,7 +5,7 @@
 //! channel, on which the worker writes nothing meanwhile. If the broker returns a sign, the
 //! requester is gone.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,21 +29,18 @@ struct State {
 
 /// A request that a handler works on.
 struct Active {
+    request: Arc<Request>,
     next_sign: Instant,
     interval: Duration,
     channel: Arc<Channel>,
-    reply_to: String,
-    correlation_id: Vec<u8>,
     /// The encoded sign of life.
     sign: Vec<u8>,
-    /// Belongs to this request alone, and so identifies it.
-    is_abandoned: Arc<AtomicBool>,
 }
 
 /// Dropping this ends the signs of life of one request. None is sent after that.
 pub(crate) struct SignsOfLife<'a> {
     keep_alive: &'a KeepAlive,
-    request: &'a Request,
+    request: &'a Arc<Request>,
 }
 
 impl KeepAlive {
@@ -56,7 +53,7 @@ impl KeepAlive {
     /// reply address allows it.
     pub(crate) fn begin<'a>(
         self: &'a Arc<KeepAlive>,
-        request: &'a Request,
+        request: &'a Arc<Request>,
         address: &ReplyAddress<'_>,
         channel: &Arc<Channel>,
     ) -> Option<SignsOfLife<'a>> {
@@ -68,13 +65,11 @@ impl KeepAlive {
         let route = channel.route(queue, true);
         let mut state = lock(&self.state);
         state.active.push(Active {
+            request: Arc::clone(request),
             next_sign: Instant::now(),
             interval,
             channel: Arc::clone(channel),
-            reply_to: queue.to_string(),
-            correlation_id: correlation_id.to_vec(),
             sign: wire::encode_sign_of_life(route, correlation_id, &self.app_id),
-            is_abandoned: Arc::clone(&request.is_abandoned),
         });
         if !state.has_thread {
             let this = Arc::clone(self);
@@ -112,9 +107,10 @@ impl KeepAlive {
     /// gone.
     pub(crate) fn sign_returned(&self, reply_to: &str, sign: &Message) {
         let correlation_id = sign.properties().correlation_id;
-        for active in &lock(&self.state).active {
-            if active.reply_to == reply_to && Some(&*active.correlation_id) == correlation_id {
-                active.is_abandoned.store(true, Ordering::Relaxed);
+        for Active { request, .. } in &lock(&self.state).active {
+            let wanted = request.properties();
+            if wanted.reply_to == Some(reply_to) && wanted.correlation_id == correlation_id {
+                request.is_abandoned.store(true, Ordering::Relaxed);
             }
         }
     }
@@ -122,9 +118,8 @@ impl KeepAlive {
 
 impl Drop for SignsOfLife<'_> {
     fn drop(&mut self) {
-        let ended = &self.request.is_abandoned;
         let mut state = lock(&self.keep_alive.state);
-        state.active.retain(|active| !Arc::ptr_eq(&active.is_abandoned, ended));
+        state.active.retain(|active| !Arc::ptr_eq(&active.request, self.request));
         drop(state);
         self.keep_alive.changed.notify_one();
     }

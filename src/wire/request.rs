@@ -1,7 +1,6 @@
 //! A request, as its handler receives it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,7 +32,7 @@ pub struct Request {
     /// When the `expiration`, counted from the arrival, has passed.
     expires: Option<Instant>,
     /// Whether the requester is known to be gone.
-    pub(crate) is_abandoned: Arc<AtomicBool>,
+    pub(crate) is_abandoned: AtomicBool,
     /// The interval at which the requester wants signs of life.
     pub(crate) keep_alive: Option<Duration>,
     method: Option<String>,
@@ -95,7 +94,7 @@ impl Request {
         let keep_alive = milliseconds(&properties, KEEP_ALIVE);
         let keep_alive = keep_alive.map(|interval| interval.max(SHORTEST_KEEP_ALIVE));
         let method = properties.type_.map(str::to_string);
-        let is_abandoned = Arc::default();
+        let is_abandoned = AtomicBool::new(false);
         Request { delivery, deadline, expires, is_abandoned, keep_alive, method }
     }
 
