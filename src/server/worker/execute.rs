@@ -3,34 +3,24 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::error::{Failure, Result, Status};
+use crate::error::{Failure, Status};
 use crate::server::finished::Outcome;
-use crate::wire::{Reply, ReplyAddress, Request};
+use crate::wire::{ReplyAddress, Request};
 
-/// Runs the handler. Its reply can be sent in frames of at most `frame_max` bytes.
+/// Runs the handler. If it panics, or if its reply cannot be sent in frames of at most `frame_max`
+/// bytes, the requester gets `INTERNAL`, without the text of the panic.
 pub(super) fn execute(
     handler: impl FnOnce(&Request) -> Outcome,
     request: &Request,
     frame_max: usize,
 ) -> Outcome {
-    run(handler, request).and_then(|reply| sendable(reply, frame_max))
-}
-
-/// Runs the handler. If it panics, the requester gets `INTERNAL`, without the text of the panic.
-fn run(
-    handler: impl FnOnce(&Request) -> Result<Reply, Failure>,
-    request: &Request,
-) -> Result<Reply, Failure> {
-    catch_unwind(AssertUnwindSafe(|| handler(request))).unwrap_or_else(|panic| {
+    let ran = catch_unwind(AssertUnwindSafe(|| handler(request)));
+    let reply = ran.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
         log::error!("the handler panicked: {text}");
         Err(Failure::new(Status::Internal, "the server failed on this request"))
-    })
-}
-
-/// Replaces a reply that AMQP cannot carry by the failure `INTERNAL`.
-fn sendable(reply: Reply, frame_max: usize) -> Result<Reply, Failure> {
+    })?;
     reply.check(frame_max).map(|()| reply).map_err(|error| {
         log::error!("a reply cannot be sent: {error}");
         Failure::new(Status::Internal, format!("the reply cannot be sent: {error}"))
