@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crossbeam_channel::bounded;
-use rabbitmq_rpc::{Error, Failure, QueueType, ServerOptions, Status};
+use crossbeam_channel::{Sender, bounded};
+use rabbitmq_rpc::{Error, Failure, QueueType, RpcClient, ServerOptions, Status};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
@@ -118,25 +118,7 @@ fn request_that_outlives_its_connection_runs_once() {
 #[test]
 fn request_that_outlasts_the_consumer_timeout_runs_once_and_is_answered() {
     let broker = Broker::fragile();
-    broker.ctl(&["eval", SHORT_CONSUMER_TIMEOUT]);
-    let queue = queue_name("consumer-timeout");
-    let runs = Arc::new(AtomicUsize::new(0));
-    let count = counted(&runs);
-    let (finish, may_finish) = bounded::<()>(0);
-    let options = ServerOptions {
-        workers: 2,
-        prefetch: 4,
-        queue_type: QueueType::Quorum,
-        ..Default::default()
-    };
-    let serving = Serving::start(&broker.url(), &queue, options, move |request| {
-        if request == b"slow" {
-            count.fetch_add(1, Ordering::SeqCst);
-            let _ = may_finish.recv_timeout(PATIENCE);
-        }
-        Ok(request.to_vec())
-    });
-    let client = connect(&broker.url(), &queue);
+    let Slow { serving, client, runs, finish } = Slow::start(&broker, 2, 4);
     let slow = client.request("slow").timeout(PATIENCE).send().unwrap();
     await_value(|| serving.server.counters().redelivered, |count| *count > 0);
     drop(finish);
@@ -153,23 +135,43 @@ fn request_that_outlasts_the_consumer_timeout_runs_once_and_is_answered() {
 #[test]
 fn request_that_never_ends_is_answered_after_two_consumer_timeouts() {
     let broker = Broker::fragile();
-    broker.ctl(&["eval", SHORT_CONSUMER_TIMEOUT]);
-    let queue = queue_name("endless");
-    let runs = Arc::new(AtomicUsize::new(0));
-    let count = counted(&runs);
-    let (finish, may_finish) = bounded::<()>(0);
-    let options = ServerOptions { workers: 4, queue_type: QueueType::Quorum, ..Default::default() };
-    let serving = Serving::start(&broker.url(), &queue, options, move |_| {
-        count.fetch_add(1, Ordering::SeqCst);
-        let _ = may_finish.recv_timeout(PATIENCE);
-        Ok(vec![])
-    });
-    let error = connect(&broker.url(), &queue).request("7").timeout(PATIENCE).call().unwrap_err();
+    let Slow { serving, client, runs, finish } = Slow::start(&broker, 4, 1);
+    let error = client.request("slow").timeout(PATIENCE).call().unwrap_err();
     assert!(error.to_string().contains("consumer_timeout"), "{error}");
     assert_eq!(runs.load(Ordering::SeqCst), 1);
     drop(finish);
     serving.stop();
     broker.ctl(&["eval", USUAL_CONSUMER_TIMEOUT]);
+}
+
+/// A server of a quorum queue on a broker with a short consumer timeout.
+struct Slow {
+    serving: Serving,
+    client: RpcClient,
+    /// How often the handler has begun with a request `slow`.
+    runs: Arc<AtomicUsize>,
+    /// Those runs end when this is dropped.
+    finish: Sender<()>,
+}
+
+impl Slow {
+    fn start(broker: &Broker, workers: usize, prefetch: u16) -> Slow {
+        broker.ctl(&["eval", SHORT_CONSUMER_TIMEOUT]);
+        let queue = queue_name("consumer-timeout");
+        let runs = Arc::new(AtomicUsize::new(0));
+        let count = counted(&runs);
+        let (finish, may_finish) = bounded::<()>(0);
+        let queue_type = QueueType::Quorum;
+        let options = ServerOptions { workers, prefetch, queue_type, ..Default::default() };
+        let serving = Serving::start(&broker.url(), &queue, options, move |request| {
+            if request == b"slow" {
+                count.fetch_add(1, Ordering::SeqCst);
+                let _ = may_finish.recv_timeout(PATIENCE);
+            }
+            Ok(request.to_vec())
+        });
+        Slow { serving, client: connect(&broker.url(), &queue), runs, finish }
+    }
 }
 
 /// Channels look at it at each tick.

@@ -5,8 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use amiquip::AmqpValue;
-use crossbeam_channel::unbounded;
-use rabbitmq_rpc::{Brokers, Error, PendingReply, QueueType, RpcServer, ServerOptions, Status};
+use crossbeam_channel::{Sender, unbounded};
+use rabbitmq_rpc::{
+    Brokers, Error, PendingReply, QueueType, RpcClient, RpcServer, ServerOptions, Status,
+};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
@@ -17,27 +19,46 @@ use crate::raw::{Properties, Raw, Verdict, entry, long};
 
 const LIMIT: u32 = 2;
 
+/// A server whose only worker is occupied by the first request of a client.
+struct Busy {
+    serving: Serving,
+    client: RpcClient,
+    first: PendingReply,
+    executed: Arc<AtomicUsize>,
+    /// Dropping it ends the first request, and later ones at once. All are answered with 13.
+    release: Sender<()>,
+}
+
+impl Busy {
+    fn start(queue: &str, options: ServerOptions) -> Busy {
+        let url = Broker::shared().url();
+        let (begin, begun) = unbounded();
+        let (release, released) = unbounded::<()>();
+        let executed = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&executed);
+        let serving = Serving::start(&url, queue, options, move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            // Nobody receives that later ones begin.
+            let _ = begin.send(());
+            // An error here means that `release` was dropped.
+            let _ = released.recv_timeout(PATIENCE);
+            Ok(b"13".to_vec())
+        });
+        let client = connect(&url, queue);
+        let first = client.send("7").unwrap();
+        begun.recv_timeout(PATIENCE).unwrap();
+        Busy { serving, client, first, executed, release }
+    }
+}
+
 /// Sends one request that occupies the worker, as many as may wait, and three more. Returns for each
 /// whether it was refused.
 fn refused_of(queue_type: QueueType) -> Vec<bool> {
-    let (url, queue) = (Broker::shared().url(), queue_name("overload"));
-    let (begin, begun) = unbounded();
-    let (release, released) = unbounded::<()>();
-    let executed = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&executed);
     let options = ServerOptions { queue_type, max_waiting: Some(LIMIT), ..Default::default() };
-    let server = Serving::start(&url, &queue, options, move |_| {
-        counted.fetch_add(1, Ordering::Relaxed);
-        begin.send(()).unwrap();
-        // An error here means that `release` was dropped.
-        let _ = released.recv_timeout(PATIENCE);
-        Ok(b"done".to_vec())
-    });
-    let client = connect(&url, &queue);
-    let send = |n: u32| client.send(n.to_string()).unwrap();
-    let mut calls = vec![send(0)];
-    begun.recv_timeout(PATIENCE).unwrap();
-    calls.extend((1..LIMIT + 4).map(send));
+    let Busy { serving, client, first, executed, release } =
+        Busy::start(&queue_name("overload"), options);
+    let mut calls = vec![first];
+    calls.extend((1..LIMIT + 4).map(|n| client.send(n.to_string()).unwrap()));
 
     let began = Instant::now();
     let mut is_refused = vec![false; calls.len()];
@@ -51,14 +72,14 @@ fn refused_of(queue_type: QueueType) -> Vec<bool> {
     }
     drop(release);
     for (call, refused) in calls.into_iter().zip(&is_refused) {
-        assert!(*refused || call.wait().unwrap() == b"done");
+        assert!(*refused || call.wait().unwrap() == b"13");
     }
     assert_eq!(
         executed.load(Ordering::Relaxed),
         1 + LIMIT as usize,
         "a refused request was executed"
     );
-    assert_eq!(server.server.counters().refused, 3);
+    assert_eq!(serving.server.counters().refused, 3);
     is_refused
 }
 
@@ -91,18 +112,9 @@ fn quorum_queue_refuses_the_requests_that_have_waited_longest() {
 
 #[test]
 fn rpc_client_exits_with_75_when_service_is_overloaded() {
-    let (url, queue) = (Broker::shared().url(), queue_name("overload"));
-    let (begin, begun) = unbounded();
-    let (release, released) = unbounded::<()>();
+    let queue = queue_name("overload");
     let options = ServerOptions { max_waiting: Some(1), ..Default::default() };
-    let _server = Serving::start(&url, &queue, options, move |_| {
-        begin.send(()).unwrap();
-        let _ = released.recv_timeout(PATIENCE);
-        Ok(b"13".to_vec())
-    });
-    let client = connect(&url, &queue);
-    let first = client.send("7").unwrap();
-    begun.recv_timeout(PATIENCE).unwrap();
+    let Busy { serving: _serving, client, first, release, .. } = Busy::start(&queue, options);
     let second = client.send("7").unwrap();
     let waiting = || client.queue().unwrap().messages;
     await_value(waiting, |waiting| *waiting == 1);
@@ -200,24 +212,15 @@ fn refusal_by_a_queue_of_another_program_does_not_claim_that_nothing_was_execute
         ),
     ];
     queue::declare(&url, &queue, true, arguments.into_iter().collect());
-    let (begin, begun) = unbounded();
-    let (release, released) = unbounded::<()>();
     let options = ServerOptions { max_waiting: Some(1), ..Default::default() };
-    let _server = Serving::start(&url, &queue, options, move |_| {
-        begin.send(()).unwrap();
-        let _ = released.recv_timeout(PATIENCE);
-        Ok(b"done".to_vec())
-    });
-    let client = connect(&url, &queue);
-    let first = client.send("1").unwrap();
-    begun.recv_timeout(PATIENCE).unwrap();
+    let Busy { serving: _serving, client, first, release, .. } = Busy::start(&queue, options);
     let dropped = client.send("2").unwrap();
     let last = client.send("3").unwrap();
     let error = dropped.wait().unwrap_err();
     assert!(matches!(&error, Error::Remote(failure) if failure.status == Status::Unavailable));
     assert!(error.may_have_executed(), "{error}");
     drop(release);
-    assert_eq!((first.wait(), last.wait()), (Ok(b"done".to_vec()), Ok(b"done".to_vec())));
+    assert_eq!((first.wait(), last.wait()), (Ok(b"13".to_vec()), Ok(b"13".to_vec())));
 }
 
 /// `amqp://127.0.0.1:1` is no broker's.
