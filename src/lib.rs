@@ -174,9 +174,10 @@
 //! refusals mean), `channel`, `control_stream`, `login`, `connection`, `brokers`, `reconnector`.
 //!
 //! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `keep_alive`,
-//! `inbox` (what has arrived for one worker), `queue`, `exchange`, `finished` and `outcomes` (what
-//! was begun and finished, and which replies the broker may not have), `replies`, `stall_backoff`,
-//! `state` (what the threads share), `status`, `own_methods`, `worker`, `pool`, `overload`.
+//! `inbox` (what has arrived for one worker), `queue`, `exchange`, `direct` (connections for direct
+//! replies), `finished` and `outcomes` (what was begun and finished, and which replies the broker
+//! may not have), `stall_backoff`, `state` (what the threads share), `status`, `own_methods`,
+//! `consumer` (a worker's channel, and what belongs to it), `worker`, `pool`, `overload`.
 //!
 //! The files of `client`, from the lowest: `counters`, `status`, `options`, `request` (what is
 //! sent, and how it can end), `local`, `own_channels`, `in_flight` (the places, handed over in

@@ -1,6 +1,8 @@
 //! The server: workers on one connection, which is replaced when it is lost.
 
+mod consumer;
 mod counters;
+mod direct;
 mod exchange;
 mod finished;
 mod inbox;
@@ -12,7 +14,6 @@ mod overload;
 mod own_methods;
 mod pool;
 mod queue;
-mod replies;
 mod stall_backoff;
 mod state;
 mod status;
@@ -155,7 +156,7 @@ impl RpcServer {
     /// As [`RpcServer::connect`], and the errors that `work` returns. [`Error::Closed`] if the
     /// server was stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
-        let ServerState { sessions, brokers, replies, .. } = &*self.state;
+        let ServerState { sessions, brokers, direct, .. } = &*self.state;
         self.ensure_connected()?;
         let deadline = Deadline::after(brokers.first_connect_timeout());
         let _ = self.state.serving_since.set(SystemTime::now());
@@ -170,7 +171,7 @@ impl RpcServer {
                 }
                 worker => {
                     let done = work(&worker?);
-                    replies.direct.close();
+                    direct.close();
                     return done;
                 }
             }

@@ -47,6 +47,14 @@ pub(crate) enum Withdrawal {
     QueueDeleted,
 }
 
+/// What becomes of the requests that have arrived, and that the worker has not begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unbegun {
+    Return,
+    /// The worker answers them.
+    Keep,
+}
+
 /// The number of requests beyond the prefetch at which a broker counts as faulty. A quorum queue
 /// may deliver requests again to a consumer that has not answered them yet, when the connection
 /// between the nodes was interrupted.
@@ -90,7 +98,8 @@ impl Inbox {
                         404 => endpoint.unreachable(format!(
                             "the request queue was deleted without a word ({close})"
                         )),
-                        // Publishing replies requires the permission to write to the default exchange.
+                        // Publishing replies requires the permission to write to the default
+                        // exchange.
                         _ => endpoint.explain_close(&close, "answer requests"),
                     },
                 );
@@ -107,35 +116,22 @@ impl Inbox {
         let _ = self.channel.set(Arc::downgrade(channel));
     }
 
-    /// Cancels the consumer, and returns the requests to the queue that the worker has not taken,
-    /// as well as those that still arrive. If the queue was deleted, the worker keeps them. Does
-    /// not block.
-    pub(super) fn drain(&self) {
+    /// Cancels the consumer, and returns to the queue what still arrives. If the queue was deleted,
+    /// the worker keeps the requests that it has not begun in any case. Does not block.
+    pub(super) fn drain(&self, unbegun: Unbegun) {
         let mut state = lock(&self.state);
-        if state.withdrawal.is_some() || state.drains {
+        if state.withdrawal.is_some() || std::mem::replace(&mut state.drains, true) {
             return;
         }
-        state.drains = true;
-        let requests = std::mem::take(&mut state.requests);
+        let returned = match unbegun {
+            Unbegun::Return => std::mem::take(&mut state.requests),
+            Unbegun::Keep => VecDeque::new(),
+        };
         drop(state);
-        self.cancel();
-        self.give_back(requests.iter().map(|request| request.delivery.tag));
-    }
-
-    /// Cancels the consumer, and returns to the queue what still arrives. The worker answers what
-    /// it has got. Does not block.
-    pub(super) fn take_no_more(&self) {
-        let mut state = lock(&self.state);
-        if state.withdrawal.is_none() && !std::mem::replace(&mut state.drains, true) {
-            drop(state);
-            self.cancel();
-        }
-    }
-
-    fn cancel(&self) {
         if let Some(channel) = self.channel() {
             channel.send_unanswered(&cancel(channel.number));
         }
+        self.give_back(returned.iter().map(|request| request.delivery.tag));
     }
 
     fn give_back(&self, tags: impl IntoIterator<Item = u64>) {

@@ -8,7 +8,7 @@
 //! channel and ignores every frame after that reply, so the replies behind it are lost as well, and
 //! all their requests come back.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -21,9 +21,8 @@ use crate::wire::Request;
 #[derive(Default)]
 pub(crate) struct Outcomes {
     state: Mutex<State>,
-    /// Notified when a worker has finished a request, if others wait for one.
+    /// Notified when a worker has finished a request.
     finished: Condvar,
-    waiting: AtomicUsize,
     /// Whether the broker is known to have taken a reply.
     has_replied: AtomicBool,
 }
@@ -57,8 +56,6 @@ pub(crate) enum Begun {
     Known(Known),
     /// A worker still executes it after the request has cost several workers their channels.
     TooSlow,
-    /// The waiting for another worker that executes it was given up.
-    GivenUp,
 }
 
 impl Outcomes {
@@ -72,14 +69,15 @@ impl Outcomes {
     }
 
     /// Begins a request. If it was delivered before, looks up what is known about it. If another
-    /// worker still executes it, waits for that worker's outcome until `is_over`.
+    /// worker still executes it, waits for that worker's outcome until `is_over`: then there is
+    /// nothing to do.
     pub(super) fn begin(
         &self,
         ledger: &Ledger,
         request: &Arc<Request>,
         prefetch: u16,
         is_over: impl Fn() -> bool,
-    ) -> Begun {
+    ) -> Option<Begun> {
         /// How long a worker waits before it looks whether its own channel has ended.
         const INTERVAL: Duration = Duration::from_millis(100);
         /// How many channels one request may cost.
@@ -88,33 +86,29 @@ impl Outcomes {
             self.note_replied();
         }
         if !request.redelivered() {
-            return Begun::Execute;
+            return Some(Begun::Execute);
         }
-        self.waiting.fetch_add(1, Ordering::SeqCst);
         let mut state = lock(&self.state);
-        let begun = loop {
+        loop {
             if let Some(known) = state.take(request) {
-                break Begun::Known(known);
+                return Some(Begun::Known(known));
             }
             match state.executing(request, ledger) {
-                None => break Begun::Execute,
+                None => return Some(Begun::Execute),
                 Some(other) if other.lost_channels() >= MOST_LOST_CHANNELS => {
-                    break Begun::TooSlow;
+                    return Some(Begun::TooSlow);
                 }
                 Some(other) if is_over() => {
                     lock(&other.entries).lost_channels += u32::from(ledger.inbox.has_timed_out());
                     lock(&ledger.entries).current = None;
-                    break Begun::GivenUp;
+                    return None;
                 }
                 Some(_) => {
                     let waited = self.finished.wait_timeout(state, INTERVAL);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
                 }
             }
-        };
-        drop(state);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-        begun
+        }
     }
 
     /// Ends the current request of a worker. Later deliveries prove that the broker has what was
@@ -126,30 +120,26 @@ impl Outcomes {
         known: Known,
         is_written: bool,
     ) -> Vec<u8> {
-        // Both locks are held, so that a worker that looks for the request finds it: in progress, or
-        // finished.
-        let mut kept = (!is_written).then(|| lock(&self.state));
+        // Both locks are held, so that a worker that looks for the request finds it: in progress,
+        // or finished.
+        let mut state = lock(&self.state);
         let mut entries = lock(&ledger.entries);
         entries.current = None;
+        self.finished.notify_all();
         let Some(request) = Arc::into_inner(request) else { return Vec::new() };
         let (tag, mut request) = (request.delivery.tag, request.delivery.message);
         let body = std::mem::take(&mut request.body);
         let finished = Instant::now();
         let entry = Entry { tag, request, body: fingerprint(&body), finished, known };
-        match &mut kept {
-            None => entries.finished.push_within(entry, 1024, 8 << 20),
-            Some(state) => state.keep(entry),
-        }
-        drop((kept, entries));
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            let _state = lock(&self.state);
-            self.finished.notify_all();
+        match is_written {
+            true => entries.finished.push_within(entry, 1024, 8 << 20),
+            false => state.keep(entry),
         }
         body
     }
 
     /// Keeps the outcomes of a worker whose channel ends.
-    pub(super) fn retire(&self, ledger: &Ledger) {
+    pub(super) fn keep(&self, ledger: &Ledger) {
         let mut state = lock(&self.state);
         let finished = std::mem::take(&mut lock(&ledger.entries).finished);
         finished.entries.into_iter().for_each(|entry| state.keep(entry));

@@ -4,8 +4,8 @@
 //! to an overflow queue ([Queue length limit](https://www.rabbitmq.com/docs/maxlength)). A second
 //! server answers the requests there, through another connection, so that they cost callers and
 //! workers nothing. A request is refused as not executed only if the queue is known to refuse the
-//! newest requests, and if the request was in no other queue before: a queue that drops its head may
-//! drop one that a lost worker has executed, and an operator may move a request back.
+//! newest requests, and if the request was dead-lettered this once only: a queue that drops its
+//! head may drop one that a lost worker has executed, and an operator may move a request back.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -48,7 +48,8 @@ pub(crate) fn serve_and_refuse(
     let (stopper, server) = (Arc::clone(&refuser), Arc::clone(state));
     let refuse = move || {
         let handler = Box::new(move |request: &Request| {
-            let refuses_newest = server.refuses_newest.load(Ordering::Relaxed);
+            let session = server.sessions.present();
+            let refuses_newest = session.is_some_and(|session| session.refuses_newest);
             let failure = refuse(request, &server.queue, limit, refuses_newest);
             report(&server, request, &failure);
             Err(failure)

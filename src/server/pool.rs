@@ -109,26 +109,24 @@ impl Job {
             let on_ready = lock(&self.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
             let served = self.serve(&worker);
+            let unproved = worker.consumer.ledger.unproved();
             if served.is_err() && state.stop.is_stopped() {
-                state.unconfirmed.fetch_add(worker.unproved(), Ordering::SeqCst);
+                state.unconfirmed.fetch_add(unproved, Ordering::SeqCst);
             }
             // A server that was able to reply goes on when that is refused later.
-            if !matches!(served, Err(Error::Refused(_))) && worker.unproved() > 0 {
+            if !matches!(served, Err(Error::Refused(_))) && unproved > 0 {
                 state.outcomes.note_replied();
             }
             match served {
                 Ok(()) => {
-                    state.confirming.fetch_add(1, Ordering::SeqCst);
-                    let unconfirmed = worker.confirm(state.drain_until());
-                    state.unconfirmed.fetch_add(unconfirmed, Ordering::SeqCst);
-                    state.confirming.fetch_sub(1, Ordering::SeqCst);
+                    worker.consumer.confirm(state.drain_until());
                     break;
                 }
                 Err(Error::Unreachable { .. })
                     if session.ended().is_some() || !state.sessions.is_current(&session) => {}
                 Err(error @ Error::Unreachable { .. }) => {
-                    match worker.inbox.began.elapsed() < MIN_LIFETIME {
-                        true => state.leave(&session, &error),
+                    match worker.consumer.inbox.began.elapsed() < MIN_LIFETIME {
+                        true => state.abandon(&session, &error),
                         false => log::warn!("{error}; going on with another channel"),
                     }
                 }
@@ -141,13 +139,13 @@ impl Job {
 
     /// Serves until the server is told to stop, or until the channel or the connection has ended.
     fn serve(&self, worker: &Worker<'_>) -> Result<()> {
-        let mut failures = 0;
+        let (consumer, mut failures) = (&worker.consumer, 0);
         loop {
             match worker.serve_one(&self.handler, Duration::MAX) {
                 Ok(Served::Stopped) => return Ok(()),
                 Ok(_) => failures = 0,
                 Err(error)
-                    if worker.inbox.ended().is_some() || worker.session.ended().is_some() =>
+                    if consumer.inbox.ended().is_some() || consumer.session.ended().is_some() =>
                 {
                     return Err(error);
                 }
@@ -173,7 +171,8 @@ fn drain(
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
     let (workers, until) = (state.options.workers, state.drain_until());
     let in_progress = || lock(&state.counters).in_progress;
-    let is_busy = || in_progress() > 0 || state.confirming.load(Ordering::SeqCst) > 0;
+    let unconfirmed = || state.unconfirmed.load(Ordering::SeqCst);
+    let is_busy = || in_progress() > 0 || unconfirmed() > 0;
     log::info!("stopping; requests in progress: {}", in_progress());
     let mut ended = usize::from(first.is_some());
     let mut failure = first.and_then(Result::err);
@@ -189,8 +188,7 @@ fn drain(
         }
     }
     let in_progress = if ended < workers { in_progress() } else { 0 };
-    let confirming = state.confirming.load(Ordering::SeqCst);
-    let unconfirmed = state.unconfirmed.load(Ordering::SeqCst) + confirming;
+    let unconfirmed = unconfirmed();
     state.close();
     let counters = *lock(&state.counters);
     log::info!("stopped: {counters:?}");

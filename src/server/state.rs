@@ -7,14 +7,14 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::counters::ServerCounters;
+use super::direct::DirectConnections;
 use super::exchange;
-use super::inbox::Inbox;
+use super::inbox::{Inbox, Unbegun};
 use super::keep_alive::KeepAlive;
 use super::log_limit::LogLimit;
 use super::options::ServerOptions;
 use super::outcomes::Outcomes;
 use super::queue::{self, Declaration};
-use super::replies::Replies;
 use super::stall_backoff::StallBackoff;
 use crate::broker::{Brokers, Connection, DataPlane, Reconnector, Session, program};
 use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
@@ -30,29 +30,27 @@ pub(crate) struct ServerState {
     pub(super) queue: String,
     pub(super) options: ServerOptions,
     pub(super) sessions: Arc<Reconnector<ServerSession>>,
-    /// The sessions that were left, of which some worker may still execute a request.
-    left: Mutex<Vec<Weak<ServerSession>>>,
+    /// The sessions that were abandoned, of which some worker may still execute a request.
+    abandoned: Mutex<Vec<Weak<ServerSession>>>,
     pub(super) counters: Mutex<ServerCounters>,
     /// Whether a worker has consumed from the queue.
     pub(super) has_served: AtomicBool,
     /// Until when the first start is tried again.
     last_attempt: OnceLock<Deadline>,
-    /// Whether the queue is known to refuse only requests that it has never delivered.
-    pub(super) refuses_newest: Arc<AtomicBool>,
     complaints: LogLimit,
     /// For lines about requests that nobody needs the answer to.
     pub(super) useless: LogLimit,
     /// When it began to serve. Not set for a server that only refuses requests.
     pub(super) serving_since: OnceLock<SystemTime>,
-    pub(super) replies: Replies,
+    /// The name that replies give as that of their program.
+    pub(super) app_id: String,
+    pub(super) direct: DirectConnections,
     pub(super) outcomes: Outcomes,
     pub(super) stall_backoff: Mutex<StallBackoff>,
     pub(super) keep_alive: Arc<KeepAlive>,
     pub(super) observer: Observer,
     pub(super) stop: Stop,
     drain_until: OnceLock<Instant>,
-    /// The number of workers that wait for the broker to take their last replies.
-    pub(super) confirming: AtomicUsize,
     /// The number of last replies of which it is not known whether the broker has taken them.
     pub(super) unconfirmed: AtomicUsize,
 }
@@ -60,6 +58,8 @@ pub(crate) struct ServerState {
 /// A connection to a broker that has the request queue.
 pub(crate) struct ServerSession {
     pub(super) connection: Connection,
+    /// Whether the queue is known to refuse only requests that it has never delivered.
+    pub(super) refuses_newest: bool,
     /// Replies of this size are sent alone: one that the broker refuses closes its channel.
     pub(super) large: AtomicUsize,
     /// Whether a worker has found that the queue was deleted. The others may notice later.
@@ -91,62 +91,56 @@ impl ServerState {
         declaration: Declaration,
         options: ServerOptions,
     ) -> ServerState {
-        let (queue, ensured) = (queue.to_string(), queue.to_string());
+        let (name, exchange) = (queue.to_string(), options.exchange.clone());
         let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
-        let exchange = options.exchange.clone();
         let overflow = Declaration::overflow(&options, &brokers);
-        let refuses_newest_too: Arc<AtomicBool> = Arc::default();
-        let refuses_newest = Arc::clone(&refuses_newest_too);
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
             let until = Deadline::after(connect_timeout).at;
             if has_limit {
                 // The overflow queue must exist before the first request exceeds the limit. The
                 // server does without it, so it leaves half of the time for the request queue.
-                let (queue, half) = (queue::overflow_queue(&ensured), connect_timeout / 2);
+                let (queue, half) = (queue::overflow_queue(&name), connect_timeout / 2);
                 let half = Deadline::after(half).at;
                 if let Err(error) = queue::ensure(&connection, &queue, &overflow, half, false) {
                     log::warn!("requests over the limit are not answered at present: {error}");
                 }
             }
-            let refuses = queue::ensure(&connection, &ensured, &declaration, until, is_reconnect)?;
-            refuses_newest.store(refuses, Ordering::Relaxed);
+            let refuses_newest =
+                queue::ensure(&connection, &name, &declaration, until, is_reconnect)?;
             if let Some(exchange) = &exchange {
-                exchange::ensure_bound(&connection, exchange, &ensured, until)?;
+                exchange::ensure_bound(&connection, exchange, &name, until)?;
             }
-            let next_check = Mutex::new(Instant::now());
-            let (large, queue_is_deleted) = (AtomicUsize::new(LARGE), AtomicBool::new(false));
             Ok(ServerSession {
                 connection,
-                large,
-                queue_is_deleted,
-                next_check,
+                refuses_newest,
+                large: AtomicUsize::new(LARGE),
+                queue_is_deleted: AtomicBool::new(false),
+                next_check: Mutex::new(Instant::now()),
                 inboxes: Mutex::default(),
             })
         });
         let app_id = program();
-        let replies = Replies::new(&brokers, &app_id);
         ServerState {
-            brokers,
-            queue,
+            queue: queue.to_string(),
             options,
             sessions,
-            left: Mutex::default(),
+            abandoned: Mutex::default(),
             counters: Mutex::default(),
             has_served: AtomicBool::new(false),
             last_attempt: OnceLock::new(),
-            refuses_newest: refuses_newest_too,
             complaints: LogLimit::new(1, Duration::from_secs(5)),
             useless: LogLimit::new(30, Duration::from_secs(10)),
             serving_since: OnceLock::new(),
-            replies,
+            direct: DirectConnections::new(&brokers),
             outcomes: Outcomes::default(),
             stall_backoff: Mutex::default(),
             keep_alive: KeepAlive::new(&app_id),
             observer: Observer::default(),
             stop: Stop::new(),
             drain_until: OnceLock::new(),
-            confirming: AtomicUsize::new(0),
             unconfirmed: AtomicUsize::new(0),
+            app_id,
+            brokers,
         }
     }
 
@@ -157,9 +151,9 @@ impl ServerState {
         inboxes.retain(|inbox| inbox.strong_count() > 0);
         inboxes.push(Arc::downgrade(&inbox));
         drop(inboxes);
-        // If the others have left since this worker got the session, they did not end this inbox.
+        // If the others have abandoned it since this worker got it, they did not end this inbox.
         if !self.sessions.is_current(session) {
-            inbox.end(session.connection.endpoint.unreachable("the workers left the connection"));
+            inbox.end(session.connection.endpoint.unreachable("the connection was abandoned"));
         }
         inbox
     }
@@ -167,15 +161,15 @@ impl ServerState {
     /// Has all workers of a session go on with another one, after they have answered the requests
     /// that they have got. Their replies still go through this connection, and the last worker
     /// closes it.
-    pub(super) fn leave(&self, session: &Arc<ServerSession>, reason: &Error) {
+    pub(super) fn abandon(&self, session: &Arc<ServerSession>, reason: &Error) {
         self.sessions.abandon(session, reason);
-        let mut left = lock(&self.left);
-        left.retain(|session| session.strong_count() > 0);
-        left.push(Arc::downgrade(session));
-        drop(left);
+        let mut abandoned = lock(&self.abandoned);
+        abandoned.retain(|session| session.strong_count() > 0);
+        abandoned.push(Arc::downgrade(session));
+        drop(abandoned);
         session.inboxes().iter().for_each(|inbox| {
             inbox.end(reason.clone());
-            inbox.take_no_more();
+            inbox.drain(Unbegun::Keep);
         });
         session.connection.wake_all();
     }
@@ -203,18 +197,6 @@ impl ServerState {
         let _ = self.stop.signal.recv_timeout(backoff(failures, FIRST, longest));
     }
 
-    /// Says once that replies go through the connection that they may end.
-    pub(super) fn no_direct_connection(&self, error: &Error) {
-        static SAID: std::sync::Once = std::sync::Once::new();
-        SAID.call_once(|| {
-            log::warn!(
-                "there is no second connection for replies by direct reply-to: {error}; they go \
-                 through the connection of the requests, which this broker closes if the \
-                 requester's node is down"
-            );
-        });
-    }
-
     /// Handles a message that the broker returned. Called by the reader.
     pub(super) fn on_return(&self, data_plane: &DataPlane, event: &Event) {
         match event {
@@ -236,9 +218,10 @@ impl ServerState {
 
     /// Closes the connections. Blocks for at most a second for each.
     pub(super) fn close(&self) {
-        let left: Vec<_> = lock(&self.left).drain(..).filter_map(|left| left.upgrade()).collect();
-        left.iter().chain(&self.sessions.present()).for_each(|session| session.connection.close());
-        self.replies.direct.close();
+        let abandoned: Vec<_> = lock(&self.abandoned).drain(..).collect();
+        let abandoned = abandoned.iter().filter_map(Weak::upgrade);
+        abandoned.chain(self.sessions.present()).for_each(|session| session.connection.close());
+        self.direct.close();
     }
 
     /// Tells the workers to stop, and makes no new connection. The requests that no worker has
@@ -247,9 +230,9 @@ impl ServerState {
         let _ = self.drain_until.set(Deadline::after(self.options.drain_timeout).at);
         self.stop.stop();
         let session = self.sessions.close();
-        let left: Vec<_> = lock(&self.left).iter().filter_map(Weak::upgrade).collect();
-        for session in left.iter().chain(&session) {
-            session.inboxes().iter().for_each(|inbox| inbox.drain());
+        let abandoned: Vec<_> = lock(&self.abandoned).iter().filter_map(Weak::upgrade).collect();
+        for session in abandoned.iter().chain(&session) {
+            session.inboxes().iter().for_each(|inbox| inbox.drain(Unbegun::Return));
             session.connection.wake_all();
         }
     }

@@ -2,7 +2,7 @@
 
 mod cancelled;
 mod execute;
-mod sender;
+mod reply_sender;
 mod stall;
 
 use std::cell::Cell;
@@ -13,18 +13,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use self::execute::{RequestName, execute};
-use self::sender::{Sender, Sent, settle, too_slow};
-use self::stall::StallDetector;
+use self::reply_sender::{NotSent, ReplySender, Sent};
+use super::consumer::Consumer;
 use super::finished::{Known, Outcome};
-use super::inbox::Inbox;
-use super::outcomes::{Begun, Ledger};
+use super::outcomes::Begun;
 use super::own_methods;
-use super::queue;
-use super::replies::NotSent;
 use super::state::{ServerSession, ServerState};
-use crate::broker::{Channel, DataPlane, Limit, Session};
+use crate::broker::Session;
 use crate::deadline::Deadline;
-use crate::error::{Error, Failure, Result};
+use crate::error::{Failure, Result, Status};
 use crate::frames;
 use crate::lock::lock;
 use crate::wire::{self, Reply, Request};
@@ -34,12 +31,7 @@ use crate::wire::{self, Reply, Request};
 pub struct Worker<'a> {
     /// Makes the type `!Sync`: one thread at a time may use it.
     not_sync: PhantomData<Cell<()>>,
-    pub(super) state: &'a Arc<ServerState>,
-    pub(super) session: &'a Arc<ServerSession>,
-    pub(super) channel: Arc<Channel>,
-    pub(super) inbox: Arc<Inbox>,
-    ledger: Arc<Ledger>,
-    stall_detector: StallDetector<'a>,
+    pub(super) consumer: Consumer<'a>,
 }
 
 /// The result of [`Worker::serve_one`].
@@ -54,45 +46,14 @@ pub enum Served {
 }
 
 impl<'a> Worker<'a> {
-    /// Starts to consume from the queue. Blocks until the broker has answered: for each answer, for
-    /// at most the time that connecting may take, except during an alarm.
-    ///
-    /// If the broker does not let it consume, all workers leave the connection. A queue that is
-    /// gone is declared on the next one: RabbitMQ 4 closes a connection that declares a queue which
-    /// is not deleted completely, and another worker may still be executing a request.
+    /// See [`Consumer::begin`].
     pub(crate) fn begin(
         state: &'a Arc<ServerState>,
         session: &'a Arc<ServerSession>,
     ) -> Result<Worker<'a>> {
-        let connection = &session.connection;
-        // During an alarm, the broker does not read a connection on which another worker has
-        // replied.
-        let limit = Limit::ExtendedByAlarm(state.brokers.connect_timeout);
-        let inbox = state.inbox(session);
-        let ledger = state.outcomes.ledger(&inbox);
-        let (receiver, held) = (Arc::clone(&inbox), Arc::clone(state));
-        let on_event = move |plane: &DataPlane, event| {
-            held.on_return(plane, &event);
-            receiver.on_event(plane, event);
-        };
-        let consume = || {
-            let channel = connection.open_channel(limit, Arc::clone(&inbox.waiter), on_event)?;
-            queue::consume(&channel, &state.queue, state.options.prefetch, limit)?;
-            Ok(Arc::new(channel))
-        };
-        let channel = consume().map_err(|error| {
-            let doing = "read from the request queue";
-            let error = queue::explain(connection, &state.queue, error, doing);
-            if let Error::Unreachable { .. } = error {
-                state.leave(session, &error);
-            }
-            error
-        })?;
-        inbox.set_channel(&channel);
-        log::info!("taking requests from {:?} on {}", state.queue, connection.endpoint);
-        let stall_detector = StallDetector::new(state, session, &inbox);
-        let not_sync = PhantomData;
-        Ok(Worker { not_sync, state, session, channel, inbox, ledger, stall_detector })
+        let consumer = Consumer::begin(state, session)?;
+        stall::expect(&consumer);
+        Ok(Worker { not_sync: PhantomData, consumer })
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the
@@ -118,26 +79,26 @@ impl<'a> Worker<'a> {
         match self.next(Deadline::after(timeout))? {
             Some(request) => {
                 let handler = |request: &Request| {
-                    let own = own_methods::answer(request, self.state);
+                    let own = own_methods::answer(request, self.consumer.state);
                     own.unwrap_or_else(|| handler(request).map(R::into))
                 };
                 self.answer(Arc::new(request), handler).map(|()| Served::Request)
             }
-            None if self.state.stop.is_stopped() => Ok(Served::Stopped),
+            None if self.consumer.state.stop.is_stopped() => Ok(Served::Stopped),
             None => Ok(Served::Nothing),
         }
     }
 
     /// Waits for the next request. `None` if the deadline has passed or the server is told to stop.
     fn next(&self, deadline: Deadline) -> Result<Option<Request>> {
-        let Worker { session, inbox, .. } = self;
-        let stop = &self.state.stop;
+        let Consumer { state, session, inbox, .. } = &self.consumer;
+        let stop = &state.stop;
         let is_ready = || inbox.is_ready() || stop.is_stopped();
         loop {
             let next_check = *lock(&session.next_check);
             session.connection.wait(&inbox.waiter, deadline.at.min(next_check), is_ready);
             if inbox.is_cancelled() {
-                cancelled::find_out(&self.state.queue, session, inbox);
+                cancelled::find_out(&self.consumer);
             }
             if stop.is_stopped() && !inbox.has_last_requests() {
                 return Ok(None);
@@ -147,10 +108,10 @@ impl<'a> Worker<'a> {
             }
             match inbox.take()? {
                 None if !deadline.has_passed() => {
-                    self.stall_detector.check(&self.channel, &self.ledger);
+                    stall::check(&self.consumer);
                     // During an alarm, the broker does not answer a close.
                     if session.connection.blocked().is_none() {
-                        self.state.replies.direct.close_unused();
+                        state.direct.close_unused();
                     }
                 }
                 next => return Ok(next),
@@ -158,22 +119,12 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// The number of replies that were written and that the broker may not have.
-    pub(super) fn unproved(&self) -> usize {
-        self.ledger.unproved()
-    }
-
-    /// See [`sender::confirm`].
-    pub(super) fn confirm(&self, until: Instant) -> usize {
-        sender::confirm(self.state, &self.channel, &self.ledger, until)
-    }
-
     fn answer(
         &self,
         request: Arc<Request>,
         handler: impl FnOnce(&Request) -> Outcome,
     ) -> Result<()> {
-        let Worker { state, session, channel, inbox, ledger, .. } = self;
+        let Consumer { state, session, channel, inbox, ledger } = &self.consumer;
         let ServerState { counters, queue, outcomes, stop, options, .. } = &***state;
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
@@ -186,15 +137,17 @@ impl<'a> Worker<'a> {
             log::info!("{name} is redelivered: a worker may have begun with it before");
         }
         let is_over = || inbox.is_over() || stop.is_stopped() || session.ended().is_some();
-        let begun = outcomes.begin(ledger, &request, options.prefetch, is_over);
-        if let Begun::GivenUp = begun {
+        let Some(begun) = outcomes.begin(ledger, &request, options.prefetch, is_over) else {
             return inbox.ended().map_or(Ok(()), Err);
-        }
+        };
         let has_expired = || request.has_expired() && matches!(begun, Begun::Execute);
         if has_expired() {
             return self.expire(request);
         }
-        let mut sender = Sender::new(state, session, channel, inbox, &request, address);
+        if let Begun::Known(Known::Settled) = begun {
+            return self.settle(request);
+        }
+        let mut sender = ReplySender::new(&self.consumer, &request, address);
         // Making a connection for the reply takes its time.
         if has_expired() {
             drop(sender);
@@ -202,22 +155,19 @@ impl<'a> Worker<'a> {
         }
         lock(counters).in_progress += 1;
         let began = Instant::now();
-        let (known, answered) = match begun {
-            Begun::Known(Known::Settled) => {
-                let ack = frames::ack(channel.number, request.delivery.tag);
-                (Known::Settled, sender.write(ack.into()))
-            }
+        let (outcome, lost_connections) = match begun {
             Begun::Known(Known::Finished { outcome, lost_connections }) => {
-                self.reply(&mut sender, &request, began, outcome, Some(lost_connections))
+                (outcome, Some(lost_connections))
             }
-            Begun::TooSlow => self.reply(&mut sender, &request, began, Err(too_slow()), None),
-            Begun::Execute | Begun::GivenUp => {
+            Begun::TooSlow => (Err(too_slow()), None),
+            _ => {
                 let signs = state.keep_alive.begin(&request, &address, channel);
                 let outcome = execute(handler, &request, session.connection.frame_max());
                 drop(signs);
-                self.reply(&mut sender, &request, began, outcome, None)
+                (outcome, None)
             }
         };
+        let (known, answered) = self.reply(&mut sender, &request, began, outcome, lost_connections);
         lock(counters).in_progress -= 1;
         drop(sender);
         let tag = request.delivery.tag;
@@ -235,7 +185,7 @@ impl<'a> Worker<'a> {
     /// Returns what is known if the request comes back.
     fn reply(
         &self,
-        sender: &mut Sender<'_>,
+        sender: &mut ReplySender<'_>,
         request: &Request,
         began: Instant,
         mut outcome: Outcome,
@@ -244,64 +194,69 @@ impl<'a> Worker<'a> {
         /// How many connections one reply may cost.
         const MOST_LOST_CONNECTIONS: u32 = 2;
         let lost = lost_connections.unwrap_or(0);
+        let reject = |why: &str| (Known::Settled, self.reject(request, why));
         if lost >= MOST_LOST_CONNECTIONS {
-            let why = "the broker closes the connection on which its reply is sent";
-            return (Known::Settled, self.reject(request, why));
+            return reject("the broker closes the connection on which its reply is sent");
         }
-        let sent = sender.send(request.delivery.tag, &mut outcome, lost_connections.is_some());
+        let sent = sender.send(&mut outcome, lost_connections.is_some());
+        if sent.is_ok() {
+            sender.report(began, &outcome);
+        }
         let keep = |outcome, lost_connections| Known::Finished { outcome, lost_connections };
         match sent {
-            Ok(Sent::Written) => {
-                sender.report(began, &outcome);
-                (keep(outcome, lost), Ok(()))
-            }
+            Ok(Sent::Written) => (keep(outcome, lost), Ok(())),
             Ok(Sent::Taken) => {
-                sender.report(began, &outcome);
-                self.state.outcomes.note_replied();
+                self.consumer.state.outcomes.note_replied();
                 (Known::Settled, Ok(()))
             }
             Err(NotSent::Lost { error, by_broker }) => {
                 (keep(outcome, lost + u32::from(by_broker)), Err(error))
             }
             Err(NotSent::Refused(close)) => {
-                let why = format!("the broker refuses even a short reply: {close}");
-                (Known::Settled, self.reject(request, &why))
+                reject(&format!("the broker refuses even a short reply: {close}"))
             }
-            Err(NotSent::Undeliverable) => {
-                (Known::Settled, self.reject(request, "the broker fails on its reply_to"))
-            }
+            Err(NotSent::Undeliverable) => reject("the broker fails on its reply_to"),
         }
     }
 
     /// Removes a request from the queue whose requester no longer waits.
     fn expire(&self, request: Arc<Request>) -> Result<()> {
-        lock(&self.state.counters).expired += 1;
+        let state = self.consumer.state;
+        lock(&state.counters).expired += 1;
         let line = format_args!("a request expired while it waited for a worker");
-        self.state.useless.log(log::Level::Info, line);
-        let ack = frames::ack(self.channel.number, request.delivery.tag);
-        let settled = settle(&self.channel, ack);
-        self.state.outcomes.finish(&self.ledger, request, Known::Settled, settled.is_ok());
+        state.useless.log(log::Level::Info, line);
+        self.settle(request)
+    }
+
+    /// Acknowledges a request that needs no reply.
+    fn settle(&self, request: Arc<Request>) -> Result<()> {
+        let Consumer { state, channel, ledger, .. } = &self.consumer;
+        let settled = self.consumer.write(frames::ack(channel.number, request.delivery.tag));
+        state.outcomes.finish(ledger, request, Known::Settled, settled.is_ok());
         settled
     }
 
     /// Removes a request that cannot be answered from the queue.
     fn reject(&self, request: &Request, why: &str) -> Result<()> {
-        lock(&self.state.counters).rejected += 1;
+        let Consumer { state, channel, .. } = &self.consumer;
+        lock(&state.counters).rejected += 1;
         let line = format_args!("rejected a request of {} bytes: {why}", request.body().len());
-        self.state.useless.log(log::Level::Warn, line);
-        settle(&self.channel, frames::reject(self.channel.number, request.delivery.tag))
+        state.useless.log(log::Level::Warn, line);
+        self.consumer.write(frames::reject(channel.number, request.delivery.tag))
     }
 }
 
-/// Keeps the replies that the broker may not have.
-impl Drop for Worker<'_> {
-    fn drop(&mut self) {
-        self.state.outcomes.retire(&self.ledger);
-    }
+/// The failure of a request that has cost several workers their channels.
+fn too_slow() -> Failure {
+    Failure::new(
+        Status::Internal,
+        "the request takes longer than the broker waits for an acknowledgement: raise its \
+         consumer_timeout, or make the request smaller",
+    )
 }
 
 impl fmt::Debug for Worker<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Worker").field("queue", &self.state.queue).finish_non_exhaustive()
+        f.debug_struct("Worker").field("queue", &self.consumer.state.queue).finish_non_exhaustive()
     }
 }

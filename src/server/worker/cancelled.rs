@@ -7,18 +7,19 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crate::server::inbox::{Inbox, Withdrawal};
+use crate::server::consumer::Consumer;
+use crate::server::inbox::Withdrawal;
 use crate::server::queue::is_deleted;
-use crate::server::state::ServerSession;
 
 /// Finds out why the consumer was cancelled. Blocks for at most 10 s.
-pub(super) fn find_out(queue: &str, session: &ServerSession, inbox: &Inbox) {
+pub(super) fn find_out(consumer: &Consumer<'_>) {
     /// How long RabbitMQ may take to delete a queue, and does not answer meanwhile.
     const LONGEST_DELETION: Duration = Duration::from_secs(5);
     const PAUSE: Duration = Duration::from_millis(500);
+    let Consumer { state, session, inbox, .. } = consumer;
     let connection = &session.connection;
     let until = Instant::now() + LONGEST_DELETION;
-    let ask = || is_deleted(connection, queue, until);
+    let ask = || is_deleted(connection, &state.queue, until);
     // The broker cancels the consumers before the queue is gone.
     let ask_again = || {
         connection.wait(&inbox.waiter, Instant::now() + PAUSE, || false);

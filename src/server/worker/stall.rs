@@ -1,14 +1,12 @@
 //! Detects that an idle worker no longer gets the requests that wait in the queue.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::broker::{CallError, Channel, Limit};
+use crate::broker::{CallError, Limit};
 use crate::frames::{Answer, Method};
 use crate::lock::lock;
-use crate::server::inbox::Inbox;
-use crate::server::outcomes::Ledger;
-use crate::server::state::{ServerSession, ServerState};
+use crate::server::consumer::Consumer;
+use crate::server::state::ServerState;
 
 /// The interval at which an idle worker checks for a stall.
 const CHECK_INTERVAL: Duration = Duration::from_secs(4);
@@ -21,91 +19,73 @@ const EARLY: Duration = Duration::from_secs(8);
 /// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 
-/// Asks for one worker whether requests wait that the broker does not deliver.
-pub(super) struct StallDetector<'a> {
-    state: &'a ServerState,
-    session: &'a Arc<ServerSession>,
-    inbox: Arc<Inbox>,
+/// Sets the first check of a worker that has just begun to consume.
+pub(super) fn expect(consumer: &Consumer<'_>) {
+    *lock(&consumer.session.next_check) = Instant::now() + EARLY_CHECK_INTERVAL;
 }
 
-impl<'a> StallDetector<'a> {
-    /// The detector of a worker that has just begun to consume.
-    pub(super) fn new(
-        state: &'a ServerState,
-        session: &'a Arc<ServerSession>,
-        inbox: &Arc<Inbox>,
-    ) -> StallDetector<'a> {
-        *lock(&session.next_check) = Instant::now() + EARLY_CHECK_INTERVAL;
-        StallDetector { state, session, inbox: Arc::clone(inbox) }
+/// Checks for a stall, if it is time to. If there is one, all workers of this connection leave
+/// it, and the server connects to another broker.
+///
+/// RabbitMQ notifies a consumer when its queue is deleted. But in a cluster that had lost a
+/// node some time before, RabbitMQ 3.10 did not notify some servers, which then waited forever
+/// at a queue that did not exist any more. A broker may also lose its deliveries to a worker.
+/// A quorum queue delivers through its member on the consumer's node. If that member does not
+/// run, that node's consumers get nothing, while those of another node do.
+pub(super) fn check(consumer: &Consumer<'_>) {
+    let Consumer { state, session, inbox, .. } = consumer;
+    let ServerState { counters, stop, queue, stall_backoff, .. } = &***state;
+    let now = Instant::now();
+    let mut next_check = lock(&session.next_check);
+    if now < *next_check {
+        return;
     }
-
-    /// Checks for a stall, if it is time to. If there is one, all workers of this connection leave
-    /// it, and the server connects to another broker.
-    ///
-    /// RabbitMQ notifies a consumer when its queue is deleted. But in a cluster that had lost a
-    /// node some time before, RabbitMQ 3.10 did not notify some servers, which then waited forever
-    /// at a queue that did not exist any more. A broker may also lose its deliveries to a worker.
-    /// A quorum queue delivers through its member on the consumer's node. If that member does not
-    /// run, that node's consumers get nothing, while those of another node do.
-    pub(super) fn check(&self, channel: &Channel, ledger: &Ledger) {
-        let StallDetector { state, session, inbox } = self;
-        let ServerState { counters, stop, queue, stall_backoff, .. } = state;
-        let now = Instant::now();
-        let mut next_check = lock(&session.next_check);
-        if now < *next_check {
-            return;
-        }
-        let is_early = inbox.began.elapsed() < EARLY;
-        *next_check = now + if is_early { EARLY_CHECK_INTERVAL } else { CHECK_INTERVAL };
-        drop(next_check);
-        // During an alarm, a broker may not read from the connection, so it does not answer either.
-        if session.connection.blocked().is_some() {
-            return;
-        }
-        let taken = lock(counters).taken();
-        let is_idle = || {
-            let now = *lock(counters);
-            now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
-        };
-        if self.waiting(channel, ledger) == 0 || !is_idle() {
-            return;
-        }
-        let is_ready = || inbox.is_ready() || stop.is_stopped();
-        session.connection.wait(&inbox.waiter, now + CONFIRM_AFTER, is_ready);
-        if is_idle()
-            && self.waiting(channel, ledger) > 0
-            && is_idle()
-            && lock(stall_backoff).is_due(taken)
-        {
-            let text = format!("requests wait in {queue:?} and the broker gives the workers none");
-            state.leave(session, &session.connection.endpoint.unreachable(text));
-        }
+    let is_early = inbox.began.elapsed() < EARLY;
+    *next_check = now + if is_early { EARLY_CHECK_INTERVAL } else { CHECK_INTERVAL };
+    drop(next_check);
+    // During an alarm, a broker may not read from the connection, so it does not answer either.
+    if session.connection.blocked().is_some() {
+        return;
     }
+    let taken = lock(counters).taken();
+    let is_idle = || {
+        let now = *lock(counters);
+        now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
+    };
+    if waiting(consumer) == 0 || !is_idle() {
+        return;
+    }
+    let is_ready = || inbox.is_ready() || stop.is_stopped();
+    session.connection.wait(&inbox.waiter, now + CONFIRM_AFTER, is_ready);
+    if is_idle() && waiting(consumer) > 0 && is_idle() && lock(stall_backoff).is_due(taken) {
+        let text = format!("requests wait in {queue:?} and the broker gives the workers none");
+        state.abandon(session, &session.connection.endpoint.unreachable(text));
+    }
+}
 
-    /// The number of requests that wait in the queue; 0 if the broker does not answer, or if this
-    /// worker gets a request before it does. If there is no such queue, all workers leave the
-    /// connection, because the broker did not notify the others either.
-    fn waiting(&self, channel: &Channel, ledger: &Ledger) -> u32 {
-        let StallDetector { state, session, inbox } = self;
-        let now = Instant::now();
-        channel.send(Method::FindQueue(&state.queue));
-        let is_over = || channel.is_answered() || inbox.is_ready() || state.stop.is_stopped();
-        session.connection.wait(&inbox.waiter, now + CHECK_INTERVAL / 4, is_over);
-        match channel.answer(Limit::Until(now)).and_then(Answer::queue) {
-            Ok(found) => {
-                state.outcomes.all_proved(ledger);
-                found.messages
+/// The number of requests that wait in the queue; 0 if the broker does not answer, or if this
+/// worker gets a request before it does. If there is no such queue, all workers leave the
+/// connection, because the broker did not notify the others either.
+fn waiting(consumer: &Consumer<'_>) -> u32 {
+    let Consumer { state, session, channel, inbox, ledger } = consumer;
+    let now = Instant::now();
+    channel.send(Method::FindQueue(&state.queue));
+    let is_over = || channel.is_answered() || inbox.is_ready() || state.stop.is_stopped();
+    session.connection.wait(&inbox.waiter, now + CHECK_INTERVAL / 4, is_over);
+    match channel.answer(Limit::Until(now)).and_then(Answer::queue) {
+        Ok(found) => {
+            state.outcomes.all_proved(ledger);
+            found.messages
+        }
+        Err(CallError::Closed(close)) if close.code == 404 => {
+            if let Err(reason) = inbox.take() {
+                state.abandon(session, &reason);
             }
-            Err(CallError::Closed(close)) if close.code == 404 => {
-                if let Err(reason) = inbox.take() {
-                    state.leave(session, &reason);
-                }
-                0
-            }
-            Err(_) => {
-                channel.skip_answer();
-                0
-            }
+            0
+        }
+        Err(_) => {
+            channel.skip_answer();
+            0
         }
     }
 }

@@ -5,12 +5,12 @@
 //! connection that published the reply, with INTERNAL_ERROR, if that node is not running. If that
 //! were the connection that receives requests, the broker would redeliver all of them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::{Duration, Instant};
 
 use crate::broker::{Brokers, Channel, Connection, Endpoint, Limit};
 use crate::deadline::Deadline;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lock::lock;
 
 /// There are at most as many connections for each broker as workers have answered such requests at
@@ -40,22 +40,22 @@ impl DirectConnections {
         DirectConnections { brokers: brokers.clone(), open: Mutex::default() }
     }
 
-    /// Takes a connection for a worker of the broker at `endpoint`, until the worker drops it: those
-    /// for others may lead to a frozen broker. Makes one if none is idle. Blocks for as long as
-    /// connecting to each broker may take.
-    pub(crate) fn take(&self, endpoint: &Endpoint) -> Result<Arc<DirectConnection>> {
+    /// Takes a connection for a worker of the broker at `endpoint`, until the worker drops it:
+    /// those for others may lead to a frozen broker. Makes one if none is idle; `None` if none can
+    /// be had. Blocks for as long as connecting to each broker may take.
+    pub(crate) fn take(&self, endpoint: &Endpoint) -> Option<Arc<DirectConnection>> {
         let last_taken = Instant::now();
         let mut open = lock(&self.open);
         open.retain(|open| open.direct.works());
         let is_free = |open: &&mut Open| open.is_idle() && open.direct.endpoint == *endpoint;
         if let Some(found) = open.iter_mut().rev().find(is_free) {
             found.last_taken = last_taken;
-            return Ok(Arc::clone(&found.direct));
+            return Some(Arc::clone(&found.direct));
         }
         drop(open);
-        let direct = Arc::new(connect(&self.brokers, endpoint)?);
+        let direct = Arc::new(connect(&self.brokers, endpoint).map_err(warn_once).ok()?);
         lock(&self.open).push(Open { direct: Arc::clone(&direct), last_taken });
-        Ok(direct)
+        Some(direct)
     }
 
     /// Closes a connection that has not been used for a while. Blocks for at most a second.
@@ -84,6 +84,18 @@ impl DirectConnection {
     pub(crate) fn works(&self) -> bool {
         self.channel.is_open() && self.channel.data_plane.ended().is_none()
     }
+}
+
+/// Says that replies go through the connection that they may end.
+fn warn_once(error: Error) {
+    static SAID: Once = Once::new();
+    SAID.call_once(|| {
+        log::warn!(
+            "there is no second connection for replies by direct reply-to: {error}; they go \
+             through the connection of the requests, which this broker closes if the requester's \
+             node is down"
+        );
+    });
 }
 
 fn connect(brokers: &Brokers, endpoint: &Endpoint) -> Result<DirectConnection> {

@@ -1,0 +1,95 @@
+//! What one worker consumes through: a channel, and what it has got, begun and finished there.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::inbox::Inbox;
+use super::outcomes::Ledger;
+use super::queue;
+use super::state::{ServerSession, ServerState};
+use crate::broker::{Channel, DataPlane, Limit, Session};
+use crate::deadline::Deadline;
+use crate::error::{Error, Result};
+use crate::frames::{Frames, Method};
+
+/// When it is dropped, the broker returns its unanswered requests to the queue.
+pub(crate) struct Consumer<'a> {
+    pub(super) state: &'a Arc<ServerState>,
+    pub(super) session: &'a Arc<ServerSession>,
+    pub(super) channel: Arc<Channel>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) ledger: Arc<Ledger>,
+}
+
+impl<'a> Consumer<'a> {
+    /// Starts to consume from the queue. Blocks until the broker has answered: for each answer, for
+    /// at most the time that connecting may take, except during an alarm.
+    ///
+    /// If the broker does not let it consume, all workers abandon the connection. A queue that is
+    /// gone is declared on the next one: RabbitMQ 4 closes a connection that declares a queue which
+    /// is not deleted completely, and another worker may still be executing a request.
+    pub(super) fn begin(
+        state: &'a Arc<ServerState>,
+        session: &'a Arc<ServerSession>,
+    ) -> Result<Consumer<'a>> {
+        let connection = &session.connection;
+        // During an alarm, the broker does not read a connection on which another worker has
+        // replied.
+        let limit = Limit::ExtendedByAlarm(state.brokers.connect_timeout);
+        let inbox = state.inbox(session);
+        let ledger = state.outcomes.ledger(&inbox);
+        let (receiver, held) = (Arc::clone(&inbox), Arc::clone(state));
+        let on_event = move |plane: &DataPlane, event| {
+            held.on_return(plane, &event);
+            receiver.on_event(plane, event);
+        };
+        let consume = || {
+            let channel = connection.open_channel(limit, Arc::clone(&inbox.waiter), on_event)?;
+            queue::consume(&channel, &state.queue, state.options.prefetch, limit)?;
+            Ok(Arc::new(channel))
+        };
+        let channel = consume().map_err(|error| {
+            let doing = "read from the request queue";
+            let error = queue::explain(connection, &state.queue, error, doing);
+            if let Error::Unreachable { .. } = error {
+                state.abandon(session, &error);
+            }
+            error
+        })?;
+        inbox.set_channel(&channel);
+        log::info!("taking requests from {:?} on {}", state.queue, connection.endpoint);
+        Ok(Consumer { state, session, channel, inbox, ledger })
+    }
+
+    /// Writes frames on the channel. Blocks while the broker does not read. If the broker is silent
+    /// for two heartbeats, the connection is lost.
+    pub(super) fn write<'f>(&self, frames: impl Into<Frames<'f>>) -> Result<()> {
+        let never = Deadline::after(Duration::MAX);
+        self.channel.write(frames.into(), never.at).map_err(|_| {
+            let reason = self.session.ended().or_else(|| self.inbox.ended());
+            let endpoint = &self.session.connection.endpoint;
+            reason.unwrap_or_else(|| endpoint.unreachable("the connection is gone"))
+        })
+    }
+
+    /// Waits until the broker has taken the replies that were written on the channel, but not
+    /// beyond `until`. Until then, they count as unconfirmed.
+    pub(super) fn confirm(&self, until: Instant) {
+        let (unconfirmed, unproved) = (&self.state.unconfirmed, self.ledger.unproved());
+        unconfirmed.fetch_add(unproved, Ordering::SeqCst);
+        // The broker handles the frames of a channel in order, so any answer is a proof.
+        let method = Method::Prefetch(self.state.options.prefetch);
+        if unproved > 0 && self.channel.call(method, Limit::Until(until)).is_ok() {
+            self.state.outcomes.all_proved(&self.ledger);
+            unconfirmed.fetch_sub(unproved, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Keeps the replies that the broker may not have.
+impl Drop for Consumer<'_> {
+    fn drop(&mut self) {
+        self.state.outcomes.keep(&self.ledger);
+    }
+}
