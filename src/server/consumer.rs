@@ -62,14 +62,18 @@ impl<'a> Consumer<'a> {
         Ok(Consumer { state, session, channel, inbox, ledger })
     }
 
+    /// The reason why no more requests come.
+    pub(super) fn ended(&self) -> Option<Error> {
+        self.session.ended().or_else(|| self.inbox.ended())
+    }
+
     /// Writes frames on the channel. Blocks while the broker does not read. If the broker is silent
     /// for two heartbeats, the connection is lost.
     pub(super) fn write<'f>(&self, frames: impl Into<Frames<'f>>) -> Result<()> {
         let never = Deadline::after(Duration::MAX);
         self.channel.write(frames.into(), never.at).map_err(|_| {
-            let reason = self.session.ended().or_else(|| self.inbox.ended());
             let endpoint = &self.session.connection.endpoint;
-            reason.unwrap_or_else(|| endpoint.unreachable("the connection is gone"))
+            self.ended().unwrap_or_else(|| endpoint.unreachable("the connection is gone"))
         })
     }
 

@@ -32,6 +32,12 @@ struct InboxState {
     drains: bool,
 }
 
+impl InboxState {
+    fn is_over(&self) -> bool {
+        self.withdrawal.is_some() || self.ended.is_some()
+    }
+}
+
 /// How the broker ended the deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Withdrawal {
@@ -163,23 +169,18 @@ impl Inbox {
     /// Whether [`Inbox::take`] would return a request or an error.
     pub(crate) fn is_ready(&self) -> bool {
         let state = lock(&self.state);
-        let is_cancelled = state.withdrawal == Some(Withdrawal::Cancelled);
-        is_cancelled || state.ended.is_some() || !state.requests.is_empty()
+        state.is_over() || !state.requests.is_empty()
     }
 
     /// Whether the broker sends requests to the worker.
     pub(super) fn consumes(&self) -> bool {
         let state = lock(&self.state);
-        state.withdrawal.is_none()
-            && state.ended.is_none()
-            && !state.drains
-            && self.channel().is_some()
+        !state.is_over() && !state.drains && self.channel().is_some()
     }
 
     /// Whether the broker sends nothing more.
     pub(super) fn is_over(&self) -> bool {
-        let state = lock(&self.state);
-        state.withdrawal.is_some() || state.ended.is_some()
+        lock(&self.state).is_over()
     }
 
     pub(super) fn is_cancelled(&self) -> bool {

@@ -139,16 +139,12 @@ impl Job {
 
     /// Serves until the server is told to stop, or until the channel or the connection has ended.
     fn serve(&self, worker: &Worker<'_>) -> Result<()> {
-        let (consumer, mut failures) = (&worker.consumer, 0);
+        let mut failures = 0;
         loop {
             match worker.serve_one(&self.handler, Duration::MAX) {
                 Ok(Served::Stopped) => return Ok(()),
                 Ok(_) => failures = 0,
-                Err(error)
-                    if consumer.inbox.ended().is_some() || consumer.session.ended().is_some() =>
-                {
-                    return Err(error);
-                }
+                Err(error) if worker.consumer.ended().is_some() => return Err(error),
                 // Only one reply could not be sent.
                 Err(error) => {
                     failures += 1;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::counters::ServerCounters;
 use super::direct::DirectConnections;
@@ -30,8 +30,9 @@ pub(crate) struct ServerState {
     pub(super) queue: String,
     pub(super) options: ServerOptions,
     pub(super) sessions: Arc<Reconnector<ServerSession>>,
-    /// The sessions that were abandoned, of which some worker may still execute a request.
-    abandoned: Mutex<Vec<Weak<ServerSession>>>,
+    /// The inboxes of the workers, with their sessions. A worker may still execute a request of a
+    /// session that was abandoned.
+    inboxes: Mutex<Vec<(Weak<ServerSession>, Weak<Inbox>)>>,
     pub(super) counters: Mutex<ServerCounters>,
     /// Whether a worker has consumed from the queue.
     pub(super) has_served: AtomicBool,
@@ -66,8 +67,6 @@ pub(crate) struct ServerSession {
     pub(super) queue_is_deleted: AtomicBool,
     /// When an idle worker checks for a stall next.
     pub(super) next_check: Mutex<Instant>,
-    /// The inboxes of the workers that consume through it.
-    inboxes: Mutex<Vec<Weak<Inbox>>>,
 }
 
 /// From this size on, waiting for the broker's answer costs little beside sending the reply.
@@ -116,7 +115,6 @@ impl ServerState {
                 large: AtomicUsize::new(LARGE),
                 queue_is_deleted: AtomicBool::new(false),
                 next_check: Mutex::new(Instant::now()),
-                inboxes: Mutex::default(),
             })
         });
         let app_id = program();
@@ -124,7 +122,7 @@ impl ServerState {
             queue: queue.to_string(),
             options,
             sessions,
-            abandoned: Mutex::default(),
+            inboxes: Mutex::default(),
             counters: Mutex::default(),
             has_served: AtomicBool::new(false),
             last_attempt: OnceLock::new(),
@@ -147,9 +145,9 @@ impl ServerState {
     /// Makes the inbox of a worker that begins to consume through `session`.
     pub(super) fn inbox(&self, session: &Arc<ServerSession>) -> Arc<Inbox> {
         let inbox = Arc::new(Inbox::new(self.options.prefetch));
-        let mut inboxes = lock(&session.inboxes);
-        inboxes.retain(|inbox| inbox.strong_count() > 0);
-        inboxes.push(Arc::downgrade(&inbox));
+        let mut inboxes = lock(&self.inboxes);
+        inboxes.retain(|(_, inbox)| inbox.strong_count() > 0);
+        inboxes.push((Arc::downgrade(session), Arc::downgrade(&inbox)));
         drop(inboxes);
         // If the others have abandoned it since this worker got it, they did not end this inbox.
         if !self.sessions.is_current(session) {
@@ -163,14 +161,10 @@ impl ServerState {
     /// closes it.
     pub(super) fn abandon(&self, session: &Arc<ServerSession>, reason: &Error) {
         self.sessions.abandon(session, reason);
-        let mut abandoned = lock(&self.abandoned);
-        abandoned.retain(|session| session.strong_count() > 0);
-        abandoned.push(Arc::downgrade(session));
-        drop(abandoned);
-        session.inboxes().iter().for_each(|inbox| {
+        for inbox in self.inboxes_of(session) {
             inbox.end(reason.clone());
             inbox.drain(Unbegun::Keep);
-        });
+        }
         session.connection.wake_all();
     }
 
@@ -218,9 +212,8 @@ impl ServerState {
 
     /// Closes the connections. Blocks for at most a second for each.
     pub(super) fn close(&self) {
-        let abandoned: Vec<_> = lock(&self.abandoned).drain(..).collect();
-        let abandoned = abandoned.iter().filter_map(Weak::upgrade);
-        abandoned.chain(self.sessions.present()).for_each(|session| session.connection.close());
+        let sessions = self.consuming().into_iter().map(|(session, _)| session);
+        sessions.chain(self.sessions.present()).for_each(|session| session.connection.close());
         self.direct.close();
     }
 
@@ -229,28 +222,34 @@ impl ServerState {
     pub(super) fn stop(&self) {
         let _ = self.drain_until.set(Deadline::after(self.options.drain_timeout).at);
         self.stop.stop();
-        let session = self.sessions.close();
-        let abandoned: Vec<_> = lock(&self.abandoned).iter().filter_map(Weak::upgrade).collect();
-        for session in abandoned.iter().chain(&session) {
-            session.inboxes().iter().for_each(|inbox| inbox.drain(Unbegun::Return));
+        self.sessions.close();
+        for (session, inbox) in self.consuming() {
+            inbox.drain(Unbegun::Return);
             session.connection.wake_all();
         }
+    }
+
+    /// The number of workers to which the broker sends requests through this session.
+    pub(super) fn consumers(&self, session: &Arc<ServerSession>) -> usize {
+        self.inboxes_of(session).iter().filter(|inbox| inbox.consumes()).count()
+    }
+
+    fn inboxes_of(&self, session: &Arc<ServerSession>) -> Vec<Arc<Inbox>> {
+        let inboxes = lock(&self.inboxes);
+        let own = inboxes.iter().filter(|(other, _)| other.as_ptr() == Arc::as_ptr(session));
+        own.filter_map(|(_, inbox)| inbox.upgrade()).collect()
+    }
+
+    fn consuming(&self) -> Vec<(Arc<ServerSession>, Arc<Inbox>)> {
+        let inboxes = lock(&self.inboxes);
+        let consuming =
+            |(session, inbox): &(Weak<_>, Weak<_>)| session.upgrade().zip(inbox.upgrade());
+        inboxes.iter().filter_map(consuming).collect()
     }
 
     /// Until when a server that is told to stop waits for its workers.
     pub(super) fn drain_until(&self) -> Instant {
         *self.drain_until.get_or_init(|| Deadline::after(self.options.drain_timeout).at)
-    }
-}
-
-impl ServerSession {
-    /// The number of workers that the broker sends requests to.
-    pub(super) fn consumers(&self) -> usize {
-        self.inboxes().iter().filter(|inbox| inbox.consumes()).count()
-    }
-
-    fn inboxes(&self) -> Vec<Arc<Inbox>> {
-        lock(&self.inboxes).iter().filter_map(Weak::upgrade).collect()
     }
 }
 
@@ -260,21 +259,19 @@ pub(super) struct Stop {
     /// thread that waits on it.
     running: Mutex<Option<Sender<()>>>,
     pub(super) signal: Receiver<()>,
-    is_stopped: AtomicBool,
 }
 
 impl Stop {
     pub(super) fn new() -> Stop {
         let (sender, signal) = bounded(1);
-        Stop { running: Mutex::new(Some(sender)), signal, is_stopped: AtomicBool::new(false) }
+        Stop { running: Mutex::new(Some(sender)), signal }
     }
 
     pub(super) fn stop(&self) {
-        self.is_stopped.store(true, Ordering::SeqCst);
         drop(lock(&self.running).take());
     }
 
     pub(super) fn is_stopped(&self) -> bool {
-        self.is_stopped.load(Ordering::SeqCst)
+        self.signal.try_recv() == Err(TryRecvError::Disconnected)
     }
 }

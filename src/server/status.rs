@@ -48,7 +48,7 @@ impl ServerStatus {
             broker,
             connected_since,
             workers: state.options.workers,
-            workers_ready: session.map_or(0, |session| session.consumers()),
+            workers_ready: session.map_or(0, |session| state.consumers(&session)),
             in_progress: lock(&state.counters).in_progress,
             oldest_since: state.outcomes.oldest(),
             last_error: connection.last_error,

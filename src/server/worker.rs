@@ -138,7 +138,7 @@ impl<'a> Worker<'a> {
         }
         let is_over = || inbox.is_over() || stop.is_stopped() || session.ended().is_some();
         let Some(begun) = outcomes.begin(ledger, &request, options.prefetch, is_over) else {
-            return inbox.ended().map_or(Ok(()), Err);
+            return self.consumer.ended().map_or(Ok(()), Err);
         };
         let has_expired = || request.has_expired() && matches!(begun, Begun::Execute);
         if has_expired() {
