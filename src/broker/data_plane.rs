@@ -16,7 +16,7 @@ use mio::Registration;
 
 use super::control::ControlFrames;
 use super::ended::Ended;
-use super::notes::SharedNotes;
+use super::notes::Notes;
 use super::self_pipe::SelfPipe;
 use super::slots::Slots;
 use super::transport::{Transport, WriteError};
@@ -36,7 +36,7 @@ pub(crate) struct DataPlane {
     pub(super) control: ControlFrames,
     pub(super) slots: Mutex<Slots<DataPlane>>,
     version: OnceLock<Option<Version>>,
-    notes: SharedNotes,
+    notes: Notes,
     ended: OnceLock<Ended>,
     /// The broker's reason for accepting no messages at present: a resource alarm. During an alarm,
     /// the broker does not read from a connection that has published messages.
@@ -65,7 +65,7 @@ impl DataPlane {
             control,
             slots: Mutex::default(),
             version: OnceLock::new(),
-            notes: SharedNotes::default(),
+            notes: Notes::default(),
             ended: OnceLock::new(),
             blocked: Mutex::default(),
             heartbeat: AtomicU16::new(heartbeat),

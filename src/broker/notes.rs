@@ -1,60 +1,42 @@
 //! Lines for the log that are formed under a lock, or with the turn to read, and logged after it: a
 //! logger may itself make a call, which needs both.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::{fmt, mem};
+use std::fmt;
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use log::Level;
 
-use crate::lock::lock;
-
-#[derive(Debug, Default)]
-pub(super) struct Notes(Vec<(Level, String)>);
+/// The lines that are to be logged, in their order. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Notes {
+    add: Sender<(Level, String)>,
+    lines: Receiver<(Level, String)>,
+}
 
 impl Notes {
-    pub(super) fn add(&mut self, level: Level, text: fmt::Arguments<'_>) {
+    /// Does not block.
+    pub(super) fn add(&self, level: Level, text: fmt::Arguments<'_>) {
         if level <= log::max_level() {
-            self.0.push((level, text.to_string()));
+            // This cannot fail: `self` keeps the other end.
+            let _ = self.add.send((level, text.to_string()));
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub(super) fn exist(&self) -> bool {
+        !self.lines.is_empty()
     }
 
     /// Logs the lines. The caller holds no lock.
-    pub(super) fn log(self) {
-        for (level, text) in self.0 {
+    pub(super) fn log(&self) {
+        for (level, text) in self.lines.try_iter() {
             log::log!(target: "rabbitmq_rpc::broker", level, "{text}");
         }
     }
 }
 
-/// Lines that several threads form and log.
-#[derive(Debug, Default)]
-pub(super) struct SharedNotes {
-    notes: Mutex<Notes>,
-    exist: AtomicBool,
-}
-
-impl SharedNotes {
-    pub(super) fn add(&self, level: Level, text: fmt::Arguments<'_>) {
-        let mut notes = lock(&self.notes);
-        notes.add(level, text);
-        self.exist.store(!notes.is_empty(), Ordering::Relaxed);
-    }
-
-    pub(super) fn exist(&self) -> bool {
-        self.exist.load(Ordering::Relaxed)
-    }
-
-    /// Logs the lines. The caller holds no lock.
-    pub(super) fn log(&self) {
-        let mut notes = lock(&self.notes);
-        let taken = mem::take(&mut *notes);
-        self.exist.store(false, Ordering::Relaxed);
-        drop(notes);
-        taken.log();
+impl Default for Notes {
+    fn default() -> Notes {
+        let (add, lines) = unbounded();
+        Notes { add, lines }
     }
 }

@@ -76,7 +76,7 @@ impl<S: Session> Reconnector<S> {
         let mut state = lock(&self.state);
         let failures_before = state.failures;
         loop {
-            if !state.notes.is_empty() {
+            if state.notes.exist() {
                 self.unlock(state);
                 state = lock(&self.state);
             }
@@ -244,8 +244,8 @@ impl<S: Session> Reconnector<S> {
     }
 
     /// Releases the lock, and logs what was noted under it.
-    fn unlock(&self, mut state: MutexGuard<'_, State<S>>) {
-        let notes = mem::take(&mut state.notes);
+    fn unlock(&self, state: MutexGuard<'_, State<S>>) {
+        let notes = state.notes.clone();
         drop(state);
         notes.log();
     }

@@ -157,9 +157,8 @@ impl<S: Session> State<S> {
         };
         if lasted < MIN_LIFETIME {
             let wait = self.delay_next_try(LONGEST_PAUSE);
-            return self
-                .notes
-                .add(Level::Warn, format_args!("{reason}; trying again in {wait:.1?}"));
+            let text = format_args!("{reason}; trying again in {wait:.1?}");
+            return self.notes.add(Level::Warn, text);
         }
         self.notes.add(Level::Warn, format_args!("{reason}; trying again at once"));
         self.consecutive_failures = 0;
