@@ -89,9 +89,8 @@ impl Brokers {
     /// Tries each broker once, starting with the one at `endpoint`.
     pub(crate) fn connect_near(&self, endpoint: &Endpoint) -> Result<Connection> {
         let mut order = self.order(self.index_of(endpoint));
-        let count = self.endpoints.len();
-        let connected = self.connect(&mut order, count, Deadline::after(Duration::MAX));
-        connected.map(|(connection, _)| connection).map_err(|(error, _)| error)
+        let connected = self.connect(&mut order, Deadline::after(Duration::MAX), Ok);
+        connected.map_err(|(error, _)| error)
     }
 
     pub(super) fn index_of(&self, endpoint: &Endpoint) -> usize {
@@ -126,48 +125,46 @@ impl Brokers {
         Error::Unreachable { brokers: self.to_string(), reason }
     }
 
-    /// The reason why this broker could not be used, for [`Brokers::unreachable`].
-    pub(super) fn reason_at(&self, endpoint: &Endpoint, reason: &str) -> String {
-        match self.are_several() {
-            true => format!("{endpoint}: {reason}"),
-            false => reason.to_string(),
-        }
-    }
-
-    /// Tries each of the first `count` brokers once, in this order, until one accepts the
-    /// connection, and moves those that did not to the end of the order. Each broker gets an equal
-    /// share of the time that is left until the deadline. If a broker refuses the credentials, the
-    /// next one is not tried. Also returns the number of brokers that were tried.
-    /// With an error, also returns whether a broker has accepted a TCP connection. If none has, an
-    /// early retry puts no load on any broker.
-    pub(super) fn connect(
+    /// Tries each broker once, in this order, until one accepts the connection and `set_up`
+    /// succeeds on it. Each broker gets an equal share of the time that is left until the deadline.
+    /// One that cannot be used, or does not take what follows the login, goes to the end of the
+    /// order. If a broker refuses something, the next one is not tried. With an error, also returns
+    /// whether a broker has accepted a TCP connection. If none has, an early retry puts no load on
+    /// any broker.
+    pub(super) fn connect<S>(
         &self,
         order: &mut TryOrder,
-        count: usize,
         deadline: Deadline,
-    ) -> Result<(Connection, usize), (Error, bool)> {
+        set_up: impl Fn(Connection) -> Result<S>,
+    ) -> Result<S, (Error, bool)> {
         let mut has_tcp_connection = false;
         let mut reasons = Vec::new();
-        for (position, index) in order.0.iter().take(count).enumerate() {
-            let endpoint = &self.with_password(&self.endpoints[*index]);
+        for untried in (1..=self.endpoints.len()).rev() {
+            let index = order.0[0];
+            let endpoint = &self.with_password(&self.endpoints[index]);
             let endpoint = endpoint.as_ref().map_err(|error| (error.clone(), true))?;
             let limit = self.connect_timeout_of(endpoint);
-            let share = deadline.remaining() / (count - position) as u32;
-            let deadline = Deadline::after(limit.min(share));
+            let share = deadline.remaining() / untried as u32;
             let tls = endpoint.tls.then(|| Connector::new(&self.tls)).transpose();
             let tls = tls.map_err(|error| (error, true))?;
             let heartbeat = endpoint.heartbeat.unwrap_or(self.heartbeat);
-            match connect(endpoint, tls.as_ref(), heartbeat, deadline) {
+            let share = Deadline::after(limit.min(share));
+            let opened = match connect(endpoint, tls.as_ref(), heartbeat, share) {
                 Ok(connection) => {
-                    order.rotate(position);
-                    return Ok((connection, position + 1));
+                    let opened = set_up(connection).map_err(|error| (error, true));
+                    opened.inspect_err(|_| order.move_to_end(index))
                 }
-                Err((Error::Unreachable { reason, .. }, had_tcp_connection)) => {
-                    has_tcp_connection |= had_tcp_connection;
-                    reasons.push(self.reason_at(endpoint, &reason));
-                }
-                Err((error, _)) => return Err((error, true)),
-            }
+                Err(failed) => Err(failed),
+            };
+            let Err((Error::Unreachable { reason, .. }, had_tcp_connection)) = opened else {
+                return opened;
+            };
+            has_tcp_connection |= had_tcp_connection;
+            order.move_to_end(index);
+            reasons.push(match self.are_several() {
+                true => format!("{endpoint}: {reason}"),
+                false => reason,
+            });
         }
         Err((self.unreachable(reasons.join("; ")), has_tcp_connection))
     }

@@ -151,38 +151,14 @@ impl<S: Session> Reconnector<S> {
         deadline: Deadline,
         is_reconnect: bool,
     ) -> Result<S, (Error, bool)> {
-        let mut untried = order.0.len();
-        let mut reasons = Vec::new();
-        let (error, has_tcp_connection) = loop {
-            let (connection, tried) = match self.brokers.connect(order, untried, deadline) {
-                Ok(connected) => connected,
-                Err((Error::Unreachable { reason, .. }, has_tcp_connection)) => {
-                    reasons.push(reason);
-                    break (self.brokers.unreachable(reasons.join("; ")), has_tcp_connection);
-                }
-                Err(failed) => break failed,
-            };
-            untried -= tried;
-            let endpoint = connection.endpoint.clone();
-            let error = match (self.open)(connection, is_reconnect) {
-                Ok(session) => return Ok(session),
-                Err(error) => error,
-            };
-            // A broker that accepts the login but not what follows is tried again last.
-            order.rotate(1);
-            let Error::Unreachable { reason, .. } = error else { break (error, true) };
-            reasons.push(self.brokers.reason_at(&endpoint, &reason));
-            if untried == 0 {
-                break (self.brokers.unreachable(reasons.join("; ")), true);
-            }
-        };
-        match error {
+        let set_up = |connection| (self.open)(connection, is_reconnect);
+        self.brokers.connect(order, deadline, set_up).map_err(|failed| match failed {
             // The same settings have worked before. A file, for example, may be replaced just now.
-            Error::Config(reason) if is_reconnect => {
-                Err((self.brokers.unreachable(reason), has_tcp_connection))
+            (Error::Config(reason), has_tcp_connection) if is_reconnect => {
+                (self.brokers.unreachable(reason), has_tcp_connection)
             }
-            error => Err((error, has_tcp_connection)),
-        }
+            failed => failed,
+        })
     }
 
     /// Returns the new session, if callers may use it.

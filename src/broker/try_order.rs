@@ -22,11 +22,6 @@ impl TryOrder {
         self.0[1..].sort_by_cached_key(|_| Uuid::new_v4());
     }
 
-    /// Moves this many brokers from the start to the end.
-    pub(super) fn rotate(&mut self, brokers: usize) {
-        self.0.rotate_left(brokers);
-    }
-
     pub(super) fn move_to_end(&mut self, broker: usize) {
         // The sort is stable, so the others keep their order.
         self.0.sort_by_key(|other| *other == broker);
@@ -49,12 +44,11 @@ mod tests {
     #[test]
     fn brokers_that_do_not_work_come_last() {
         let mut order = TryOrder(vec![1, 0, 2]);
-        order.rotate(2);
-        assert_eq!(order.0, [2, 1, 0]);
+        order.move_to_end(0);
+        assert_eq!(order.0, [1, 2, 0]);
         order.move_to_end(1);
         assert_eq!(order.0, [2, 0, 1]);
         let mut single = TryOrder::new(0, 1);
-        single.rotate(1);
         single.move_to_end(0);
         assert_eq!(single.0, [0]);
     }
