@@ -74,24 +74,23 @@ impl DataPlane {
         Ok(channel)
     }
 
+    /// Waits for a free number if all are taken and one will be free soon: a channel that is closed
+    /// keeps its number until the broker has answered.
     fn new_channel(
         self: &Arc<DataPlane>,
         slot: Slot<DataPlane>,
         until: Instant,
     ) -> Result<Channel, CallError> {
-        let slot = Arc::new(slot);
-        let number = self.add_channel(&slot, until)?;
-        Ok(Channel { data_plane: Arc::clone(self), number, slot })
-    }
-
-    /// Waits for a free number if all are taken and one will be free soon: a channel that is closed
-    /// keeps its number until the broker has answered.
-    fn add_channel(&self, slot: &Arc<Slot<DataPlane>>, until: Instant) -> Result<u16, CallError> {
         const INTERVAL: Duration = Duration::from_millis(10);
+        let slot = Arc::new(slot);
         loop {
             let mut slots = lock(&self.slots);
-            match slots.add(slot) {
-                Ok(number) => return Ok(number),
+            match slots.add(&slot) {
+                Ok(number) => {
+                    let data_plane = Arc::clone(self);
+                    drop(slots);
+                    return Ok(Channel { data_plane, number, slot });
+                }
                 Err(limit) if !slots.are_closing() => return Err(CallError::NoChannel(limit)),
                 Err(_) => {}
             }
@@ -106,7 +105,7 @@ impl DataPlane {
 
     /// Refuses a number of channels that this connection cannot have.
     pub(crate) fn check_channels(&self, wanted: usize, doing: &str) -> Result<(), Error> {
-        let most = lock(&self.slots).most();
+        let most = lock(&self.slots).limit;
         match wanted <= most.into() {
             true => Ok(()),
             false => Err(self.explain(CallError::NoChannel(most), doing)),
@@ -168,8 +167,7 @@ impl Channel {
     /// Sends a method to the broker. Does not block. Several methods may be sent before the answer
     /// to the first is taken.
     pub(crate) fn send(&self, method: Method<'_>) {
-        let is_open = || self.slot.is_open.load(Ordering::Relaxed);
-        self.data_plane.write_control(&method.encode(self.number), is_open);
+        self.send_unanswered(&method.encode(self.number));
     }
 
     /// Whether [`Channel::answer`] does not block: the answer has arrived, or the channel is
@@ -227,8 +225,7 @@ impl Channel {
 
     /// Sends frames that the broker does not answer. Does not block.
     pub(crate) fn send_unanswered(&self, frames: &[u8]) {
-        let is_open = || self.slot.is_open.load(Ordering::Relaxed);
-        self.data_plane.write_control(frames, is_open);
+        self.data_plane.write_control(frames, || self.is_open());
     }
 
     /// Closes the channel without waiting for the broker. A thread that waits for an answer gives
@@ -263,11 +260,10 @@ impl Channel {
         mut note: impl FnMut(),
     ) -> Result<(), WriteError> {
         let may_begin = || {
-            let is_open = self.slot.is_open.load(Ordering::Relaxed);
-            if is_open {
+            self.is_open() && {
                 note();
+                true
             }
-            is_open
         };
         let written = self.data_plane.write(frames, until, may_begin);
         let now = Instant::now();

@@ -11,8 +11,8 @@ use crate::frames::{Answer, Close, Event};
 /// a reference to a `P`.
 pub(super) struct Slots<P> {
     slots: BTreeMap<u16, Arc<Slot<P>>>,
-    /// The greatest number of channels; 0 is no limit.
-    limit: u16,
+    /// The greatest number of channels.
+    pub(super) limit: u16,
 }
 
 /// The state that the user of a channel shares with the reader of the socket.
@@ -80,21 +80,15 @@ impl<P> Slot<P> {
 }
 
 impl<P> Slots<P> {
-    /// Sets the limit to the least of `limits`. A limit of 0 does not count.
-    pub(super) fn limit(&mut self, limits: &[u16]) {
-        self.limit = limits.iter().copied().filter(|limit| *limit > 0).min().unwrap_or(0);
-    }
-
-    /// The greatest number of channels.
-    pub(super) fn most(&self) -> u16 {
-        if self.limit == 0 { u16::MAX } else { self.limit }
+    /// Lowers the limit. 0 is none.
+    pub(super) fn lower_limit(&mut self, limit: u16) {
+        self.limit = if limit == 0 { self.limit } else { self.limit.min(limit) };
     }
 
     /// Adds a channel with the lowest number that is free. `Err` is the limit, if none is.
     pub(super) fn add(&mut self, slot: &Arc<Slot<P>>) -> Result<u16, u16> {
-        let limit = self.most();
         let is_free = |number: &u16| !self.slots.contains_key(number);
-        let number = (1..=limit).find(is_free).ok_or(limit)?;
+        let number = (1..=self.limit).find(is_free).ok_or(self.limit)?;
         self.slots.insert(number, Arc::clone(slot));
         Ok(number)
     }
@@ -116,6 +110,6 @@ impl<P> Slots<P> {
 
 impl<P> Default for Slots<P> {
     fn default() -> Slots<P> {
-        Slots { slots: BTreeMap::new(), limit: 0 }
+        Slots { slots: BTreeMap::new(), limit: u16::MAX }
     }
 }

@@ -120,7 +120,10 @@ impl DataPlane {
                 // 0 suggests none, so this side's counts.
                 let heartbeat = if heartbeat == 0 { u16::MAX } else { heartbeat };
                 self.heartbeat.fetch_min(heartbeat, Ordering::Relaxed);
-                lock(&self.slots).limit(&[channel_max, self.endpoint.channel_max]);
+                let mut slots = lock(&self.slots);
+                slots.lower_limit(channel_max);
+                slots.lower_limit(self.endpoint.channel_max);
+                drop(slots);
                 self.transport.set_frame_max(frame_max);
             }
             Notice::Closed(close) => {
