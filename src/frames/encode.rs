@@ -23,9 +23,6 @@ const CONSUMER_TAG: &str = "rpc";
 pub(crate) const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
 pub(crate) const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
 
-/// Where AMQP has a reserved field.
-const RESERVED: [u8; 2] = [0, 0];
-
 /// The methods that the broker answers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Method<'a> {
@@ -70,38 +67,28 @@ impl Method<'_> {
         /// Reply code 200, reply text `OK`, and no failing method.
         const OK: &[u8] = b"\x00\xc8\x02OK\0\0\0\0";
         let close = |id| method(channel, id, |out| out.extend_from_slice(OK));
-        let declare = |queue: &str, bits: u8, arguments: &[u8]| {
-            method(channel, QUEUE_DECLARE, |out| {
-                out.extend_from_slice(&RESERVED);
-                append_short(out, queue);
-                out.push(bits);
-                append_long(out, |out| out.extend_from_slice(arguments));
-            })
-        };
-        let declare_exchange = |exchange: &str, kind: &str, bits: u8| {
-            method(channel, EXCHANGE_DECLARE, |out| {
-                out.extend_from_slice(&RESERVED);
-                append_short(out, exchange);
-                append_short(out, kind);
-                out.push(bits);
-                append_long(out, |_| {});
+        let with_names = |id, names: &[&str], bits, table: &[u8]| {
+            method(channel, id, |out| {
+                append_names(out, names, bits);
+                append_long(out, |out| out.extend_from_slice(table));
             })
         };
         match self {
             Method::CloseConnection => close(CONNECTION_CLOSE),
             Method::OpenChannel => method(channel, CHANNEL_OPEN, |out| append_short(out, "")),
             Method::CloseChannel => close(CHANNEL_CLOSE),
-            Method::FindQueue(queue) => declare(queue, PASSIVE, &[]),
-            Method::DeclareQueue { queue, arguments } => declare(queue, DURABLE, arguments),
-            Method::DeclareReplyQueue => declare("", EXCLUSIVE, &[]),
-            Method::FindExchange(exchange) => declare_exchange(exchange, "", PASSIVE),
-            Method::DeclareExchange(exchange) => declare_exchange(exchange, "direct", DURABLE),
-            Method::Bind { queue, exchange } => method(channel, QUEUE_BIND, |out| {
-                out.extend_from_slice(&RESERVED);
-                [queue, exchange, queue].into_iter().for_each(|name| append_short(out, name));
-                out.push(0);
-                append_long(out, |_| {});
-            }),
+            Method::FindQueue(queue) => with_names(QUEUE_DECLARE, &[queue], PASSIVE, &[]),
+            Method::DeclareQueue { queue, arguments } => {
+                with_names(QUEUE_DECLARE, &[queue], DURABLE, arguments)
+            }
+            Method::DeclareReplyQueue => with_names(QUEUE_DECLARE, &[""], EXCLUSIVE, &[]),
+            Method::FindExchange(name) => with_names(EXCHANGE_DECLARE, &[name, ""], PASSIVE, &[]),
+            Method::DeclareExchange(name) => {
+                with_names(EXCHANGE_DECLARE, &[name, "direct"], DURABLE, &[])
+            }
+            Method::Bind { queue, exchange } => {
+                with_names(QUEUE_BIND, &[queue, exchange, queue], 0, &[])
+            }
             Method::Prefetch(count) => method(channel, BASIC_QOS, |out| {
                 const ANY_SIZE: [u8; 4] = [0; 4];
                 const NOT_GLOBAL: u8 = 0;
@@ -109,13 +96,10 @@ impl Method<'_> {
                 out.extend_from_slice(&count.to_be_bytes());
                 out.push(NOT_GLOBAL);
             }),
-            Method::Consume { queue, no_ack, arguments } => method(channel, BASIC_CONSUME, |out| {
-                out.extend_from_slice(&RESERVED);
-                append_short(out, queue);
-                append_short(out, CONSUMER_TAG);
-                out.push(if no_ack { NO_ACK } else { 0 });
-                append_long(out, |out| out.extend_from_slice(arguments));
-            }),
+            Method::Consume { queue, no_ack, arguments } => {
+                let bits = if no_ack { NO_ACK } else { 0 };
+                with_names(BASIC_CONSUME, &[queue, CONSUMER_TAG], bits, arguments)
+            }
         }
     }
 }
@@ -159,10 +143,7 @@ pub(crate) fn publish<'a>(
     let mut part = Vec::with_capacity(size);
     frame(&mut part, METHOD, channel, |out| {
         out.extend_from_slice(&BASIC_PUBLISH);
-        out.extend_from_slice(&RESERVED);
-        append_short(out, exchange);
-        append_short(out, routing_key);
-        out.push(mandatory.into());
+        append_names(out, &[exchange, routing_key], mandatory.into());
     });
     frame(&mut part, HEADER, channel, |out| {
         out.extend_from_slice(&CLASS_AND_WEIGHT);
@@ -271,6 +252,14 @@ pub(crate) fn cancel(channel: u16) -> Vec<u8> {
 
 pub(crate) fn bare_method(channel: u16, id: MethodId) -> Vec<u8> {
     method(channel, id, |_| {})
+}
+
+/// Appends what most methods begin with: a reserved field, names and flags.
+fn append_names(out: &mut Vec<u8>, names: &[&str], bits: u8) {
+    const RESERVED: [u8; 2] = [0, 0];
+    out.extend_from_slice(&RESERVED);
+    names.iter().for_each(|name| append_short(out, name));
+    out.push(bits);
 }
 
 pub(super) fn method(channel: u16, id: MethodId, arguments: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {

@@ -205,15 +205,12 @@ impl Close {
     pub(crate) fn names_no_method(&self) -> bool {
         self.method == MethodId::default()
     }
-}
 
-impl Close {
     /// Whether the connection, the user or the node has as many channels as it may have. RabbitMQ
     /// names no class and method then (`create_channel` in its `rabbit_reader.erl`).
     pub(crate) fn is_channel_limit(&self) -> bool {
-        const NO_METHOD: MethodId = [0; 4];
         self.code == 530
-            && self.method == NO_METHOD
+            && self.names_no_method()
             && self.text.starts_with("NOT_ALLOWED - number of channels opened ")
     }
 }
