@@ -103,6 +103,7 @@ impl<S: Session> Reconnector<S> {
                         Some(failure) if is_recent => return Err(failure.clone()),
                         _ if state.next_try <= now => {
                             state.phase = Phase::Connecting;
+                            state.patience = patience;
                             self.start_connecting(&mut state, deadline);
                             continue;
                         }

@@ -50,6 +50,8 @@ pub(super) struct State<S> {
     pub(super) last_failure: Option<Error>,
     /// The last failure, or the reason for which the last session was lost.
     pub(super) last_error: Option<Error>,
+    /// That of the caller for whom a thread connects.
+    pub(super) patience: Patience,
     /// The number of consecutive failed attempts, and the earliest time of the next attempt.
     pub(super) consecutive_failures: u32,
     pub(super) next_try: Instant,
@@ -106,6 +108,7 @@ impl<S: Session> State<S> {
             failures: 0,
             last_failure: None,
             last_error: None,
+            patience: Patience::Always,
             consecutive_failures: 0,
             next_try: Instant::now(),
             notes: Notes::default(),
@@ -178,7 +181,10 @@ impl<S: Session> State<S> {
         };
         let wait = self.delay_next_try(most);
         let level = if is_refusal(&error) { Level::Error } else { Level::Warn };
-        self.notes.add(level, format_args!("{error}; trying again in {wait:.1?}"));
+        // A caller that does not try again gets the error itself.
+        if !self.patience.ends_by(&error) {
+            self.notes.add(level, format_args!("{error}; trying again in {wait:.1?}"));
+        }
         self.failures += 1;
         self.last_error = Some(error.clone());
         self.last_failure = Some(error);
