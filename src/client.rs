@@ -5,6 +5,7 @@ mod call;
 mod call_builder;
 mod counters;
 mod dispatcher;
+mod extra_channels;
 mod in_flight;
 mod local;
 mod looks;

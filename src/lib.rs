@@ -179,11 +179,11 @@
 //! may not have), `stall_backoff`, `state` (what the threads share), `status`, `own_methods`,
 //! `consumer` (a worker's channel, and what belongs to it), `worker`, `pool`, `overload`.
 //!
-//! The files of `client`, from the lowest: `counters`, `status`, `options`, `request` (what is
-//! sent, and how it can end), `local`, `own_channels`, `in_flight` (the places, handed over in
-//! order), `write_order` (which request was refused), `looks` (questions about queues),
-//! `suspicion`, `pending`, `dispatcher`, `publishing`, `session`, `attempt`, `sessions`, `call`,
-//! `call_builder`.
+//! The files of `client`, from the lowest: `counters`, `status`, `extra_channels`, `options`,
+//! `request` (what is sent, and how it can end), `local`, `own_channels`, `in_flight` (the places,
+//! handed over in order), `write_order` (which request was refused), `looks` (questions about
+//! queues), `suspicion`, `pending`, `dispatcher`, `publishing`, `session`, `attempt`, `sessions`,
+//! `call`, `call_builder`.
 
 mod broker;
 mod client;

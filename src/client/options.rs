@@ -1,10 +1,10 @@
 //! The options of a client, and what all its sessions share.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use super::counters::Counters;
+use super::extra_channels::ExtraChannels;
 use crate::broker::{Brokers, program};
 use crate::observation::Observer;
 
@@ -88,9 +88,7 @@ pub(super) struct Config {
     pub(super) app_id: String,
     pub(super) counters: Counters,
     pub(super) observer: Observer,
-    /// Whether a session has a channel for questions about queues. The broker closes a connection
-    /// that opens more channels than it allows the user.
-    pub(super) allows_looks: AtomicBool,
+    pub(super) extra_channels: ExtraChannels,
 }
 
 impl Config {
@@ -102,7 +100,7 @@ impl Config {
             app_id: program(),
             counters: Counters::default(),
             observer: Observer::default(),
-            allows_looks: AtomicBool::new(true),
+            extra_channels: ExtraChannels::default(),
         })
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Session {
     /// Unset until the broker has declared it. Until then, replies come by direct reply-to.
     reply_queue: OnceLock<String>,
     looks: Arc<QueueLooks>,
+    /// Whether requests that the broker may refuse get channels of their own.
+    has_own_channels: bool,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
@@ -44,7 +46,8 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 impl Session {
     /// Declares a reply queue and consumes from it, or receives replies directly for now. Blocks
     /// for at most the time that connecting may take, for up to 3 s more after a reconnection to a
-    /// cluster, and for [`PROBE_TIMEOUT`]. `is_reconnect` means that there was a session before.
+    /// cluster, and for [`PROBE_TIMEOUT`]. `is_reconnect` means that there was a session before;
+    /// `has_extras`, that it may open channels that it can do without.
     ///
     /// While a node of a cluster is frozen, the other nodes declare no queue until they count it as
     /// down (`net_ticktime`, a minute by default). Direct reply-to needs no queue, so it takes the
@@ -53,6 +56,7 @@ impl Session {
         config: &Arc<Config>,
         connection: Connection,
         is_reconnect: bool,
+        has_extras: bool,
     ) -> Result<Session> {
         let awaits_consumers = is_reconnect && config.brokers.are_several();
         let extra = if awaits_consumers { CONSUMERS_TIMEOUT } else { Duration::ZERO };
@@ -73,7 +77,7 @@ impl Session {
                 consumer.on_consuming(plane, event)
             })
             .map_err(failed("open a channel"))?;
-        let looks = QueueLooks::new(config.allows_looks.load(Ordering::Relaxed));
+        let looks = QueueLooks::new(has_extras);
         // The broker handles this before what follows, and answers that if it allows the channel.
         looks.open(&connection);
         consuming.send(Method::DeclareReplyQueue);
@@ -84,7 +88,15 @@ impl Session {
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
         let reply_queue = OnceLock::new();
         let publishing = Publishing::new(&dispatcher, publishing);
-        let session = Session { connection, dispatcher, publishing, consuming, reply_queue, looks };
+        let session = Session {
+            connection,
+            dispatcher,
+            publishing,
+            consuming,
+            reply_queue,
+            looks,
+            has_own_channels: has_extras,
+        };
         match declared {
             Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
                 let consume =
@@ -154,7 +166,8 @@ impl Session {
         let head = request.head(self.config(), reply_to, slot.id, remaining);
         let head = RequestHead { user_id, ..head };
         // Direct replies come through the publishing channel, so requests share it.
-        if request.may_be_refused(self.config()) && self.reply_queue.get().is_some() {
+        let may_have_own = self.has_own_channels && self.reply_queue.get().is_some();
+        if may_have_own && request.may_be_refused(self.config()) {
             self.publishing.take_own_channel(&self.connection, &slot, limit);
         }
         let written = self.publishing.write(&self.connection, request, &head, &slot, limit);

@@ -11,7 +11,7 @@ use super::options::Config;
 use super::session::Session;
 use super::status::ClientStatus;
 use super::suspicion::{Replacements, is_unserved};
-use crate::broker::{Connection, Ended, Reconnector};
+use crate::broker::{Connection, Reconnector};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -136,26 +136,20 @@ impl Sessions {
 }
 
 /// If the broker closes the connection because it allows the user fewer channels, the next one does
-/// without the channel for questions about queues.
+/// without those that a session can do without.
 fn open_session(
     config: &Arc<Config>,
     connection: Connection,
     is_reconnect: bool,
 ) -> Result<Session> {
     let data_plane = Arc::clone(&connection);
-    let opened = Session::open(config, connection, is_reconnect);
-    match data_plane.ended() {
-        Some(Ended::Closed(close))
-            if opened.is_err()
-                && close.is_channel_limit()
-                && config.allows_looks.swap(false, Ordering::Relaxed) =>
-        {
-            log::warn!("errors will not say whether a server is there: {close}");
-            // The broker counts the channels of a connection for a moment longer.
-            thread::sleep(Duration::from_millis(200));
-            let connection = config.brokers.connect_near(&data_plane.endpoint)?;
-            Session::open(config, connection, is_reconnect)
-        }
-        _ => opened,
+    let has_extras = config.extra_channels.allow(&data_plane);
+    let opened = Session::open(config, connection, is_reconnect, has_extras);
+    if opened.is_ok() || !has_extras || config.extra_channels.allow(&data_plane) {
+        return opened;
     }
+    // The broker counts the channels of a connection for a moment longer.
+    thread::sleep(Duration::from_millis(200));
+    let connection = config.brokers.connect_near(&data_plane.endpoint)?;
+    Session::open(config, connection, is_reconnect, false)
 }

@@ -144,3 +144,25 @@ fn client_that_may_write_to_one_exchange_reaches_no_other_queue() {
     assert!(matches!(&by_default, Error::Refused(_)), "{by_default:?}");
     assert_eq!(client.call("8").unwrap(), b"8");
 }
+
+/// The broker closes a connection that opens more channels than it allows the user. A request with
+/// an exchange has a channel of its own if it can.
+#[test]
+fn limit_of_channels_costs_no_connection_twice() {
+    let broker = Broker::shared();
+    let queue = queue_name("few-channels");
+    let exchange = format!("of {queue}");
+    let _serving = Serving::start(&url(), &queue, behind(&exchange), |n| Ok(n.to_vec()));
+    for (limit, lost) in [(2, 0), (3, 1)] {
+        let user = queue_name("few");
+        broker.ctl(&["add_user", &user, "secret"]);
+        broker.ctl(&["set_permissions", &user, ".*", ".*", ".*"]);
+        broker.ctl(&["set_user_limits", &user, &format!(r#"{{"max-channels": {limit}}}"#)]);
+        let client = connect(&url().replace("guest:guest", &format!("{user}:secret")), &queue);
+        for _ in 0..4 {
+            let call = client.request("7").exchange(&exchange).idempotent(true);
+            assert_eq!(call.call().unwrap(), b"7");
+        }
+        assert_eq!(client.counters().reconnects, lost, "{limit} channels");
+    }
+}
