@@ -13,8 +13,14 @@ use crate::lock::lock;
 pub(super) struct ControlFrames {
     incoming: Mutex<Incoming>,
     ready: SetReadiness,
-    /// When bytes from the broker were last noted; at first, when this was made.
-    last_arrival: Mutex<Instant>,
+    arrivals: Mutex<Arrivals>,
+}
+
+/// The times are those of the making at first.
+struct Arrivals {
+    last: Instant,
+    /// When amiquip last got a heartbeat for what had arrived.
+    noted: Instant,
 }
 
 #[derive(Default)]
@@ -26,8 +32,9 @@ struct Incoming {
 impl ControlFrames {
     pub(super) fn new() -> (ControlFrames, Registration) {
         let (registration, ready) = Registration::new2();
-        let last_arrival = Mutex::new(Instant::now());
-        let frames = ControlFrames { incoming: Mutex::default(), ready, last_arrival };
+        let now = Instant::now();
+        let arrivals = Mutex::new(Arrivals { last: now, noted: now });
+        let frames = ControlFrames { incoming: Mutex::default(), ready, arrivals };
         let _ = frames.wake_amiquip();
         (frames, registration)
     }
@@ -48,18 +55,19 @@ impl ControlFrames {
     pub(super) fn note_arrival(&self) -> Result<(), String> {
         const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
         const INTERVAL: Duration = Duration::from_secs(1);
-        let mut noted = lock(&self.last_arrival);
-        if noted.elapsed() >= INTERVAL {
+        let mut arrivals = lock(&self.arrivals);
+        arrivals.last = Instant::now();
+        if arrivals.last - arrivals.noted >= INTERVAL {
             // amiquip takes heartbeats at any time, even before `connection.start`.
             self.push(&HEARTBEAT)?;
-            *noted = Instant::now();
+            arrivals.noted = arrivals.last;
         }
         Ok(())
     }
 
-    /// How long nothing has arrived, to within a second.
+    /// How long nothing has arrived.
     pub(super) fn silence(&self) -> Duration {
-        lock(&self.last_arrival).elapsed()
+        lock(&self.arrivals).last.elapsed()
     }
 
     /// Takes bytes for amiquip. Does not block.

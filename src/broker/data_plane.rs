@@ -163,6 +163,11 @@ impl DataPlane {
         self.transport.frame_max()
     }
 
+    /// How long nothing has arrived from the broker.
+    pub(crate) fn silence(&self) -> Duration {
+        self.control.silence()
+    }
+
     /// Reuses the memory of a body that is no longer needed, for the next body that arrives. Does
     /// not block.
     pub(crate) fn recycle(&self, body: Vec<u8>) {

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::looks::QueueStatus;
 use super::request::{Outcome, OutgoingRequest};
 use super::session::Session;
-use super::suspicion::{SUSPECT_AFTER, is_unserved, may_be_lost};
+use super::suspicion::{SUSPECT_AFTER, is_unserved};
 use crate::broker::Session as _;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -179,9 +180,8 @@ impl InFlight {
             };
             what += &format!(" (consumers: {consumers}, waiting requests: {messages}); {advice}");
         }
-        if may_be_lost(&found, self.session.dispatcher.config.brokers.are_several()) {
-            self.session.dispatcher.pending.note_loss();
-        }
+        let Dispatcher { config, pending, .. } = &*self.session.dispatcher;
+        pending.note_timeout(&found, config.brokers.are_several(), &self.session.connection);
         Error::TimedOut { what, after, sent: true }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Instant;
 use uuid::Uuid;
 
 use super::in_flight::{CallSlot, InFlightCalls};
+use super::looks::QueueStatus;
 use super::request::Outcome;
 use super::suspicion::Suspicion;
 use super::write_order::{Refusal, WriteOrder};
@@ -200,9 +201,20 @@ impl PendingCalls {
         lock(&self.state).suspicion.note_loss()
     }
 
+    /// See [`Suspicion::note_timeout`].
+    pub(super) fn note_timeout(
+        &self,
+        found: &Result<QueueStatus>,
+        has_several_brokers: bool,
+        data_plane: &DataPlane,
+    ) {
+        let silence = data_plane.silence();
+        lock(&self.state).suspicion.note_timeout(found, has_several_brokers, silence);
+    }
+
     /// Whether requests may be lost in this session.
-    pub(super) fn are_suspect(&self) -> bool {
-        lock(&self.state).suspicion.is_suspect()
+    pub(super) fn are_suspect(&self, data_plane: &DataPlane) -> bool {
+        lock(&self.state).suspicion.is_suspect(|| data_plane.silence())
     }
 
     pub(super) fn have_answers(&self) -> bool {

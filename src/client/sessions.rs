@@ -58,7 +58,7 @@ impl Sessions {
     /// A session that accepts calls. Blocks until the deadline at most.
     pub(super) fn session(&self, deadline: Deadline) -> Result<Arc<Session>> {
         let session = self.reconnector.session(deadline)?;
-        if !session.dispatcher.pending.are_suspect() {
+        if !session.dispatcher.pending.are_suspect(&session.connection) {
             return Ok(session);
         }
         self.replace_suspect(&session);

@@ -20,6 +20,8 @@ pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(3);
 pub(super) struct Suspicion {
     /// When the first call was registered after the last answer to any call.
     unanswered: Option<Instant>,
+    /// Since when the broker has not answered a question about a queue.
+    asked: Option<Instant>,
     is_suspect: bool,
     pub(super) has_answers: bool,
 }
@@ -41,8 +43,34 @@ impl Suspicion {
         self.is_suspect
     }
 
-    pub(super) fn is_suspect(&self) -> bool {
-        self.is_suspect
+    /// Notes what the broker says about the queue of a call that got no reply. Requests that wait
+    /// there are overload. A broker that does not tell this user, or is far away, is no evidence.
+    pub(super) fn note_timeout(
+        &mut self,
+        found: &Result<QueueStatus>,
+        has_several_brokers: bool,
+        silence: Duration,
+    ) {
+        match found {
+            Err(Error::TimedOut { .. }) => {
+                let is_silent = |asked: &Instant| silence >= asked.elapsed();
+                self.asked = self.asked.filter(is_silent).or_else(|| Some(Instant::now()));
+            }
+            Ok(QueueStatus { consumers: 1.., messages: 0 }) => drop(self.note_loss()),
+            found if is_unserved(found) && has_several_brokers => drop(self.note_loss()),
+            _ => {}
+        }
+    }
+
+    /// `silence` is how long nothing has arrived on the connection.
+    pub(super) fn is_suspect(&self, silence: impl FnOnce() -> Duration) -> bool {
+        /// An answer takes less time, however far away the broker is.
+        const LONGEST_ANSWER: Duration = Duration::from_secs(2);
+        let is_silent = |asked: Instant| {
+            let since = asked.elapsed();
+            since >= LONGEST_ANSWER && silence() >= since
+        };
+        self.is_suspect || self.asked.is_some_and(is_silent)
     }
 }
 
@@ -81,17 +109,6 @@ pub(super) fn is_unserved(found: &Result<QueueStatus>) -> bool {
     )
 }
 
-/// Whether a call that got no reply may be lost, by what the broker says about its queue. Requests
-/// that wait there are overload. A broker that does not tell this user is no evidence.
-pub(super) fn may_be_lost(found: &Result<QueueStatus>, has_several_brokers: bool) -> bool {
-    match found {
-        found if is_unserved(found) => has_several_brokers,
-        Ok(QueueStatus { messages, .. }) => *messages == 0,
-        Err(Error::Refused(_)) => false,
-        Err(_) => true,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,17 +133,41 @@ mod tests {
     fn overload_is_no_evidence_of_loss() {
         let found = |consumers, messages| Ok(QueueStatus { consumers, messages });
         let gone = Err(Error::Unroutable { queue: "q".into() });
-        let silent = Err(Error::ConnectionLost { reason: "it was cut".into() });
         for (found, with_one, with_several) in [
             (found(1, 0), true, true),
             (found(1, 9), false, false),
             (found(0, 9), false, true),
             (gone, false, true),
             (Err(Error::Refused("it does not tell".into())), false, false),
-            (silent, true, true),
         ] {
-            let lost = [false, true].map(|several| may_be_lost(&found, several));
+            let lost = [false, true].map(|several| {
+                let mut suspicion = unanswered_for(SUSPECT_AFTER);
+                suspicion.note_timeout(&found, several, Duration::ZERO);
+                suspicion.is_suspect(|| Duration::ZERO)
+            });
             assert_eq!(lost, [with_one, with_several], "{found:?}");
         }
+    }
+
+    #[test]
+    fn unanswered_question_is_evidence_only_on_a_silent_connection() {
+        let (what, after) = ("no answer".into(), Duration::ZERO);
+        let late = Err(Error::TimedOut { what, after, sent: false });
+        let mut suspicion = unanswered_for(SUSPECT_AFTER);
+        suspicion.note_timeout(&late, true, Duration::from_secs(60));
+        assert!(!suspicion.is_suspect(|| Duration::from_secs(60)), "the answer may come yet");
+        let asked = suspicion.asked.map(|asked| asked - SUSPECT_AFTER);
+        suspicion.asked = asked;
+        assert!(!suspicion.is_suspect(|| SUSPECT_AFTER / 2), "something came after the question");
+        assert!(suspicion.is_suspect(|| 2 * SUSPECT_AFTER));
+        suspicion.note_timeout(&late, true, 2 * SUSPECT_AFTER);
+        assert_eq!(suspicion.asked, asked, "nothing has come since the first question");
+        suspicion.note_timeout(&late, true, SUSPECT_AFTER / 2);
+        assert!(suspicion.asked > asked);
+    }
+
+    /// That of a session through which no answer has come for this time.
+    fn unanswered_for(time: Duration) -> Suspicion {
+        Suspicion { unanswered: Some(Instant::now() - time), ..Default::default() }
     }
 }

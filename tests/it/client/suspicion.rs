@@ -1,5 +1,7 @@
 //! When a client leaves a connection that works, and when not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
@@ -7,7 +9,8 @@ use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::manual_server::ManualServer;
-use crate::patience::{PATIENCE, SECOND};
+use crate::patience::{PATIENCE, SECOND, await_value};
+use crate::proxy::{Mode, Proxy};
 use crate::queue;
 
 /// The server is slow, so requests wait in the queue.
@@ -29,6 +32,43 @@ fn overload_is_not_taken_for_a_lost_connection() {
     }
     assert_eq!(client.counters().reconnects, 0);
     drop(waiting);
+}
+
+/// A look at the queue takes longer than a caller waits for it.
+#[test]
+fn answers_that_come_late_from_a_far_broker_are_no_evidence_of_loss() {
+    let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("far-away"));
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&runs);
+    let server = ServerOptions { prefetch: 1, ..Default::default() };
+    let _server = Serving::start(&Broker::shared().url(), &queue, server, move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(6 * SECOND);
+        Ok(Vec::new())
+    });
+    let client = connect(&proxy.url(), &queue);
+    proxy.set_delay(SECOND / 5);
+    let call = || client.request("7").idempotent(true).timeout(PATIENCE).send().unwrap();
+    let waiting = [(); 2].map(|()| call());
+    for _ in 0..4 {
+        let error = client.call_timeout("8", SECOND).unwrap_err();
+        assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
+    }
+    waiting.into_iter().for_each(|call| drop(call.wait().unwrap()));
+    assert_eq!((runs.load(Ordering::Relaxed), client.counters().reconnects), (2, 0));
+}
+
+/// Without heartbeats, too.
+#[test]
+fn silent_connection_is_left_for_the_next_broker() {
+    let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("mute"));
+    let _server = Serving::echo(&Broker::shared().url(), &queue);
+    let urls = format!("{}?heartbeat=0,{}", proxy.url(), Broker::shared().url());
+    let client = connect(&urls, &queue);
+    assert_eq!(client.call("7").unwrap(), b"7");
+    proxy.set(Mode::Stall);
+    await_value(|| client.call_timeout("8", SECOND), Result::is_ok).unwrap();
+    assert_eq!(client.counters().reconnects, 1);
 }
 
 /// No reply ever comes, whichever connection the client uses.
