@@ -99,7 +99,7 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         let joined = |texts: Vec<String>| texts.join(" and ");
         let shown = joined(faults.iter().map(Fault::to_string).collect());
         ledger.announce(&format!("{at:6.1} s  {number}: {shown}"));
-        ledger.take_longest_gap();
+        ledger.take_longest_gaps();
         ledger.allow_refusals(faults.iter().any(Fault::refuses));
         system.inject(&faults);
         if faults.iter().any(Fault::leaves_no_answers) {
@@ -108,7 +108,7 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         system.wait_until_ready(ledger, &faults);
         ledger.allow_refusals(false);
         let kind = joined(faults.iter().map(|fault| fault.kind().to_owned()).collect());
-        history.faults.push((kind, ledger.take_longest_gap()));
+        history.faults.push((kind, ledger.take_longest_gaps()));
     }
 
     let before = before.unwrap_or_else(|| usage(&system.processes));

@@ -218,11 +218,16 @@ impl Ledger {
     }
 
     /// The longest time without an answer to idempotent calls, of any client process from any
-    /// service, since the last call of this function.
-    pub fn take_longest_gap(&self) -> Duration {
+    /// service, since the last call of this function: to calls with signs of life, and to those
+    /// without.
+    pub fn take_longest_gaps(&self) -> [Duration; 2] {
         let mut state = self.state();
-        let gaps = state.gaps.values_mut();
-        gaps.map(|gap| std::mem::take(&mut gap.longest)).max().unwrap_or_default()
+        let mut longest = [Duration::ZERO; 2];
+        for ((_, service), gap) in &mut state.gaps {
+            let longest = &mut longest[usize::from(*service == Service::Plain)];
+            *longest = std::mem::take(&mut gap.longest).max(*longest);
+        }
+        longest
     }
 
     /// Judges the calls as a whole, once all processes have ended, and returns the totals.
