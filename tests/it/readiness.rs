@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{self, Command};
 use std::time::Duration;
@@ -131,9 +132,14 @@ fn server_serves_on_if_the_service_manager_goes_away() {
 fn what_cannot_be_told_is_refused_with_a_sentence() {
     let directory = scratch::directory("readiness");
     let nowhere = directory.join("no/such/ready");
+    // Like a device, which root could remove.
+    let link = directory.join("link");
+    let _ = symlink("/dev/null", &link);
     for (file, variable, named) in [
         (Some(nowhere.to_str().unwrap()), None, "No such file or directory"),
-        (Some(directory.to_str().unwrap()), None, "Is a directory"),
+        (Some(directory.to_str().unwrap()), None, "no regular file"),
+        (Some(link.to_str().unwrap()), None, "no regular file"),
+        (Some(""), None, "no regular file"),
         (None, Some(("NOTIFY_SOCKET", "vsock:2:1234")), "neither a path nor begins with @"),
         (None, Some(("WATCHDOG_USEC", "soon")), "no number of microseconds"),
         (None, Some(("WATCHDOG_USEC", "0")), "no number of microseconds"),
@@ -148,6 +154,7 @@ fn what_cannot_be_told_is_refused_with_a_sentence() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(64) && text.contains(named), "{named}: {output:?}");
     }
+    assert!(link.is_symlink());
 }
 
 #[test]

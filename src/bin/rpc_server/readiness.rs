@@ -42,11 +42,18 @@ impl Readiness {
     /// [`Error::Config`] if the file cannot be written or the service manager cannot be told.
     pub fn new(file: Option<PathBuf>) -> Result<Arc<Readiness>, Error> {
         if let Some(file) = &file {
-            let tried = fs::write(new_name(file), "").and_then(|()| {
+            let try_out = || {
+                // What else has this name is not this program's to remove.
+                if file.file_name().is_none()
+                    || fs::symlink_metadata(file).is_ok_and(|it| !it.is_file())
+                {
+                    return Err(io::Error::other("it is no regular file"));
+                }
+                fs::write(new_name(file), "")?;
                 fs::remove_file(new_name(file))?;
                 remove(file)
-            });
-            tried.map_err(|error| {
+            };
+            try_out().map_err(|error| {
                 Error::Config(format!("the ready file {} cannot be used: {error}", file.display()))
             })?;
         }
