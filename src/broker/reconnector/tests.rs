@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::broker::login_peer::{accept_login, listen};
+use crate::broker::login_peer::{accept_login, listen, refuse_login};
 
 struct Plain(Connection);
 
@@ -59,6 +59,24 @@ fn next_broker_is_tried_if_a_session_cannot_be_set_up() {
             }
         }
     }
+}
+
+/// The brokers of a cluster know the same passwords, but one may refuse what another one takes.
+#[test]
+fn refused_login_is_tried_again_at_the_same_broker_and_what_follows_it_at_another() {
+    let after_refusal = |first: SocketAddr| {
+        let addresses = [first, listen(accept_login)];
+        let tries = AtomicUsize::new(0);
+        let open = move |connection: Connection, _| match tries.fetch_add(1, Ordering::Relaxed) {
+            0 => Err(Error::Refused("it may declare no queue".into())),
+            _ => Ok(Plain(connection)),
+        };
+        let reconnector = Reconnector::new(&brokers(&addresses), open);
+        assert!(matches!(reconnector.first_session(Duration::MAX), Err(Error::Refused(_))));
+        lock(&reconnector.state).order.0[0] == 0
+    };
+    assert!(after_refusal(listen(refuse_login)));
+    assert!(!after_refusal(listen(accept_login)));
 }
 
 #[test]
