@@ -26,8 +26,9 @@ impl Deadline {
     }
 }
 
-/// The longest pause between two tries of what may succeed at any time: a broker that comes back, or
-/// a permission that an operator gives back. After that, nobody waits for longer than this.
+/// The longest pause between two tries of what may succeed at any time: a broker that comes
+/// back, or a permission that an operator gives back. After that, nobody waits for longer than
+/// this.
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
 /// How long to wait after the `tries`-th failed try: `first`, doubled with each try up to `most`,
