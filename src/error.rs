@@ -5,8 +5,7 @@ mod failure;
 use std::fmt;
 use std::time::Duration;
 
-use self::failure::one_line;
-
+pub(crate) use self::failure::one_line;
 pub use self::failure::{Failure, Status};
 
 /// The result of every function of this crate that can fail.

@@ -40,7 +40,7 @@ impl fmt::Display for Failure {
 }
 
 /// A text of another program as a part of a line.
-pub(super) fn one_line(text: &str) -> String {
+pub(crate) fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 

@@ -141,7 +141,7 @@ fn handler_failure_and_panic_are_answered() {
     let serving =
         Serving::start(&url(), &queue, ServerOptions::default(), |request| match request {
             b"panic" => panic!("the secret of {}", "the handler"),
-            b"plain panic" => panic!("another secret"),
+            b"plain panic" => panic!("another\nsecret"),
             b"odd panic" => std::panic::panic_any(7),
             b"fail" => Err(Failure::new(Status::ResourceExhausted, "no paper left")),
             _ => Ok(b"done".to_vec()),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::error::{Failure, Status};
+use crate::error::{Failure, Status, one_line};
 use crate::server::finished::Outcome;
 use crate::wire::{ReplyAddress, Request};
 
@@ -18,7 +18,8 @@ pub(super) fn execute(
     let reply = ran.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text");
-        log::error!("the handler panicked: {text}");
+        // It may quote the request.
+        log::error!("the handler panicked: {}", one_line(text));
         Err(Failure::new(Status::Internal, "the server failed on this request"))
     })?;
     reply.check(frame_max).map(|()| reply).map_err(|error| {
