@@ -2,7 +2,7 @@
 # A private RabbitMQ for people, tests and CI: on loopback only, on free ports, with all
 # its files in one temporary directory. It ends when its standard input closes.
 #
-#   broker.sh [--nodes N] [--tls DIR] [--config FILE]
+#   broker.sh [--nodes N] [--tls DIR] [--config FILE] [--plugin NAME]
 #   broker.sh --version
 #
 #   --nodes N      a cluster of N nodes (1 to 5), which pause in a minority up to
@@ -11,6 +11,7 @@
 #                  server-key.pem; clients must show a certificate of that ca and
 #                  may log in by its common name (EXTERNAL)
 #   --config FILE  lines for every node's rabbitmq.conf; they win over those here
+#   --plugin NAME  enable a plugin that ships with RabbitMQ and needs no other
 #
 # When every node accepts connections, it prints its facts, one key=value a line (url,
 # dir, version, and for each node I port.I, node.I, pid.I and, with --tls, tls_port.I),
@@ -42,13 +43,14 @@ main() {
         echo "$version"
         exit
     fi
-    nodes=1 tls='' config=/dev/null
+    nodes=1 tls='' config=/dev/null plugin=''
     while (($#)); do
         (($# > 1)) || usage
         case $1 in
             --nodes) nodes=$2 ;;
             --tls) tls=$(realpath -e "$2") || exit 66 ;;
             --config) config=$(realpath -e "$2") || exit 66 ;;
+            --plugin) plugin=$2 ;;
             *) usage ;;
         esac
         shift 2
@@ -134,7 +136,8 @@ prepare() {
     ln -s "$rabbitmq"/{sbin,escript} "$dir/rabbitmq"
     ln -s "$rabbitmq"/plugins/!(rabbitmq_*|README) \
         "$rabbitmq"/plugins/rabbitmq_{prelaunch,auth_mechanism_ssl}-* "$dir/rabbitmq/plugins"
-    echo "[${tls:+rabbitmq_auth_mechanism_ssl}]." >"$dir/enabled_plugins"
+    [[ ! $plugin ]] || ln -s "$rabbitmq/plugins/$plugin"-* "$dir/rabbitmq/plugins"
+    echo "[${tls:+rabbitmq_auth_mechanism_ssl}${tls:+${plugin:+,}}$plugin]." >"$dir/enabled_plugins"
     # The other nodes suspect a frozen node after two seconds instead of ten, and its quorum
     # queues get new leaders.
     echo '[{aten, [{poll_interval, 1000}]}].' >"$dir/advanced.config"

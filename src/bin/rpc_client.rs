@@ -55,6 +55,9 @@ struct Args {
     /// default exchange)
     #[argh(option)]
     exchange: Option<String>,
+    /// routing key of the requests, in place of the queue's name; with --body or --lines
+    #[argh(option)]
+    routing_key: Option<String>,
     /// seconds from the program's start for all that it does; from the end of the input with
     /// --body -; for each line with --lines (default: 30)
     #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
@@ -232,10 +235,14 @@ impl Args {
                 Some("With --lines each request has an id of its own: leave out --message-id.")
             }
             1 if is_any => None,
-            1 if self.method.is_none() && self.header.is_empty() && self.message_id.is_none() => {
+            1 if self.method.is_none()
+                && self.header.is_empty()
+                && self.message_id.is_none()
+                && self.routing_key.is_none() =>
+            {
                 None
             }
-            1 => Some("--method, --header and --message-id need --body or --lines."),
+            1 => Some("--method, --header, --message-id and --routing-key need --body or --lines."),
             _ => Some("Give one of these: numbers, --body, --lines, --ping, --check."),
         }
     }
@@ -247,6 +254,9 @@ impl Args {
         }
         if let Some(method) = &self.method {
             request = request.method(method);
+        }
+        if let Some(key) = &self.routing_key {
+            request = request.routing_key(key);
         }
         // Without one it gets a random id.
         request.message_id(self.message_id.clone().unwrap_or_default())

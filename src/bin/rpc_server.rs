@@ -78,6 +78,10 @@ struct Args {
     /// not exist
     #[argh(option)]
     exchange: Option<String>,
+    /// key to bind the queue with, in place of its name: a pattern for a topic exchange, a weight such
+    /// as 1 for a consistent-hash exchange
+    #[argh(option)]
+    binding_key: Option<String>,
     /// requests that may wait in the queue, if this server declares it; callers over the limit
     /// learn at once that the service is overloaded
     #[argh(option)]
@@ -141,6 +145,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         delivery_limit: args.delivery_limit,
         dead_letter_exchange: args.dead_letter_exchange,
         exchange: args.exchange,
+        binding_key: args.binding_key,
         max_waiting: args.max_waiting,
         render_failure: None,
         disconnected_timeout: args.disconnected_timeout,

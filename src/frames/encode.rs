@@ -43,8 +43,8 @@ pub(crate) enum Method<'a> {
     FindExchange(&'a str),
     /// Declares a direct exchange that survives a restart of the broker.
     DeclareExchange(&'a str),
-    /// Binds the queue to the exchange, with the queue's name as the routing key.
     Bind {
+        key: &'a str,
         queue: &'a str,
         exchange: &'a str,
     },
@@ -86,8 +86,8 @@ impl Method<'_> {
             Method::DeclareExchange(name) => {
                 with_names(EXCHANGE_DECLARE, &[name, "direct"], DURABLE, &[])
             }
-            Method::Bind { queue, exchange } => {
-                with_names(QUEUE_BIND, &[queue, exchange, queue], 0, &[])
+            Method::Bind { key, queue, exchange } => {
+                with_names(QUEUE_BIND, &[queue, exchange, key], 0, &[])
             }
             Method::Prefetch(count) => method(channel, BASIC_QOS, |out| {
                 const ANY_SIZE: [u8; 4] = [0; 4];

@@ -8,12 +8,13 @@ use crate::broker::{CallError, DataPlane, Limit};
 use crate::error::{Error, Result};
 use crate::frames::Method;
 
-/// Makes sure that the exchange exists, and binds the queue with its own name as the routing key.
-/// Does not block beyond `until`. An exchange that exists is used as it is, whatever its type.
+/// Makes sure that the exchange exists, and binds the queue with this key. Does not block beyond
+/// `until`. An exchange that exists is used as it is, whatever its type.
 pub(super) fn ensure_bound(
     data_plane: &Arc<DataPlane>,
     exchange: &str,
     queue: &str,
+    key: &str,
     until: Instant,
 ) -> Result<()> {
     // A refusal closes the channel, so each method has its own.
@@ -28,13 +29,13 @@ pub(super) fn ensure_bound(
         }
         found => found,
     };
-    let bound = declared.and_then(|()| ask(Method::Bind { queue, exchange }));
+    let bound = declared.and_then(|()| ask(Method::Bind { key, queue, exchange }));
     bound.map_err(|error| match error {
         CallError::Closed(close) if close.code == 406 => Error::QueueRefused {
             queue: queue.into(),
             reason: format!(
-                "the exchange {exchange:?} takes no binding with the queue's name as the routing \
-                 key; bind the queue yourself, and name no exchange ({close})"
+                "the exchange {exchange:?} takes no binding with the key {key:?}; set another \
+                 binding key ({close})"
             ),
         },
         error => data_plane.explain(error, &format!("bind queue {queue:?} to {exchange:?}")),

@@ -50,6 +50,10 @@ pub struct ServerOptions {
     /// exchange ([`ClientOptions::exchange`](crate::ClientOptions::exchange)) needs the permission
     /// to write to it alone, and then reaches no other queue.
     pub exchange: Option<String>,
+    /// The routing key with which the queue is bound to the exchange, in place of its name: a
+    /// pattern for a topic exchange, or a weight such as `1` for a consistent-hash exchange
+    /// ([scaling](crate::guide::scaling)).
+    pub binding_key: Option<String>,
     /// How many requests may wait in the queue, if the server declares it: no limit unless set. If
     /// there are more, a classic queue refuses the newest requests, and their callers get
     /// [`Status::ResourceExhausted`](crate::Status::ResourceExhausted) at once. A quorum queue
@@ -100,6 +104,7 @@ impl Default for ServerOptions {
             delivery_limit: None,
             dead_letter_exchange: None,
             exchange: None,
+            binding_key: None,
             max_waiting: None,
             render_failure: None,
             version: None,
@@ -113,6 +118,7 @@ impl ServerOptions {
     pub(super) fn check(&self) -> Result<()> {
         let exchanges = [&self.exchange, &self.dead_letter_exchange];
         exchanges.into_iter().flatten().try_for_each(|exchange| wire::check_exchange(exchange))?;
+        wire::check_length("binding key", self.binding_key.as_deref().unwrap_or_default())?;
         const DAY: Duration = Duration::from_secs(24 * 3600);
         let mistake = if self.workers == 0 {
             "a server needs at least one worker"
@@ -120,6 +126,8 @@ impl ServerOptions {
             "a delivery limit needs a quorum queue: a classic one counts no deliveries"
         } else if self.disconnected_timeout > Some(DAY) {
             "disconnected_timeout is at most a day"
+        } else if self.binding_key.is_some() && self.exchange.is_none() {
+            "a binding key needs an exchange: name one"
         } else if self.max_waiting == Some(0) {
             "with room for no waiting request, the broker refuses all: set max_waiting to 1 or more"
         } else if self.max_waiting.is_some() && self.dead_letter_exchange.is_some() {

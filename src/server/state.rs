@@ -92,6 +92,7 @@ impl ServerState {
     ) -> ServerState {
         let (name, exchange) = (queue.to_string(), options.exchange.clone());
         let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
+        let key = options.binding_key.clone().unwrap_or_else(|| name.clone());
         let overflow = Declaration::overflow(&options, &brokers);
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
             let until = Deadline::after(connect_timeout).at;
@@ -107,7 +108,7 @@ impl ServerState {
             let refuses_newest =
                 queue::ensure(&connection, &name, &declaration, until, is_reconnect)?;
             if let Some(exchange) = &exchange {
-                exchange::ensure_bound(&connection, exchange, &name, until)?;
+                exchange::ensure_bound(&connection, exchange, &name, &key, until)?;
             }
             Ok(ServerSession {
                 connection,

@@ -51,6 +51,15 @@ fn exchange_that_cannot_be_named_is_refused_before_anything_is_sent() {
         let error = RpcServer::connect(brokers, "q", behind(exchange)).unwrap_err();
         assert!(matches!(&error, Error::Config(text) if text.contains(named)), "{error:?}");
     }
+    let long = || Some("x".repeat(256));
+    for (exchange, key, named) in
+        [(None, Some("1".into()), "needs an exchange"), (Some("x".into()), long(), "key has 256")]
+    {
+        let brokers = Brokers::parse("amqp://127.0.0.1:1").unwrap();
+        let options = ServerOptions { exchange, binding_key: key, ..Default::default() };
+        let error = RpcServer::connect(brokers, "q", options).unwrap_err();
+        assert!(matches!(&error, Error::Config(text) if text.contains(named)), "{error:?}");
+    }
 }
 
 #[test]

@@ -59,6 +59,7 @@ mod examples; // the examples, run by `cargo run --example`
 mod exchange; // services behind an exchange of their own
 mod failing; // an attempt that fails for client and server, with the password in no text
 mod foreign_failures; // failures in a form of the service's own
+mod hashed; // many queues behind one consistent-hash exchange
 mod headers; // content headers of any size, and properties of any type
 mod heartbeats; // a silent broker, by the heartbeat that both sides agree on
 mod hostile; // requests that no client library sends
