@@ -20,10 +20,13 @@ pub(crate) use self::headers::Headers;
 pub(crate) use self::names::{
     BAGGAGE, OWN_METHODS, SHORTEST_KEEP_ALIVE, TRACEPARENT, TRACESTATE, check_length, check_method,
 };
-use self::names::{DEADLINE, KEEP_ALIVE, TRANSIENT};
+use self::names::{DEADLINE, KEEP_ALIVE, PROGRESS, TRANSIENT};
 pub use self::reply::Reply;
-pub(crate) use self::reply::{decode_reply, encode_reply, encode_sign_of_life, identify};
+pub(crate) use self::reply::{
+    decode_reply, encode_reply, encode_sign_of_life, identify, take_progress,
+};
 pub(crate) use self::request::Death;
+pub(crate) use self::request::OnProgress;
 pub use self::request::Request;
 use crate::error::{Result, ensure};
 use crate::frames::{self, Delivery, Frames, Message, Properties, Route, append_text};
@@ -67,6 +70,8 @@ pub(crate) struct RequestHead<'a> {
     pub(crate) headers: &'a Headers,
     /// The interval at which the caller wants signs of life.
     pub(crate) keep_alive: Option<Duration>,
+    /// Whether the caller wants to know about the progress.
+    pub(crate) wants_progress: bool,
     /// How long the caller is going to wait. After that time the broker drops the request, so that
     /// no server executes it in vain.
     pub(crate) remaining: Duration,
@@ -104,6 +109,9 @@ fn with_properties<T>(head: &RequestHead<'_>, encode: impl FnOnce(&Properties<'_
     }
     if let Some(interval) = head.keep_alive {
         append_text(&mut headers, KEEP_ALIVE, &interval.as_millis().to_string());
+    }
+    if head.wants_progress {
+        append_text(&mut headers, PROGRESS, "true");
     }
     headers.extend_from_slice(&head.headers.entries);
     let properties = Properties {

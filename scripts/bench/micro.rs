@@ -45,6 +45,7 @@ fn request(body: &[u8]) -> Vec<u8> {
         app_id: "rpc_client",
         headers: &wire::Headers::default(),
         keep_alive: None,
+        wants_progress: false,
         remaining: Duration::from_secs(30),
     };
     wire::encode_request(ROUTE, &head, body).rest(0)

@@ -6,6 +6,7 @@ mod common;
 mod lines;
 
 use std::env;
+use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::mpsc;
@@ -257,6 +258,11 @@ impl Args {
         }
         if let Some(key) = &self.routing_key {
             request = request.routing_key(key);
+        }
+        if stderr().is_terminal() {
+            request = request.on_progress(|text| {
+                common::say(format_args!("{NAME}: {}", text.replace(char::is_control, " ")));
+            });
         }
         // Without one it gets a random id.
         request.message_id(self.message_id.clone().unwrap_or_default())

@@ -75,9 +75,15 @@ impl InFlight {
                 [self.next_check, next_reply].into_iter().flatten().fold(until, Instant::min);
             let must_resend = || request.is_idempotent && self.session.is_retired();
             let has_ended = || self.session.dispatcher.ended.get().is_some();
-            let is_ready = || self.slot.has_outcome() || must_resend() || has_ended();
+            let is_ready =
+                || self.slot.has_outcome() || self.slot.has_told() || must_resend() || has_ended();
             self.session.connection.wait(&self.slot.waiter, step, is_ready);
-            if let Some(outcome) = self.take_outcome(earlier) {
+            let outcome = self.take_outcome(earlier);
+            // The server tells its progress before it sends the reply.
+            if let (Some(text), Some(show)) = (self.slot.take_told(), &request.on_progress) {
+                show(&text);
+            }
+            if let Some(outcome) = outcome {
                 return Waited::Ended(outcome);
             }
             if must_resend() {

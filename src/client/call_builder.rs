@@ -62,6 +62,7 @@ impl<'a> CallBuilder<'a> {
             headers: Headers::default(),
             keep_alive: options.keep_alive,
             is_idempotent: options.idempotent,
+            on_progress: None,
         };
         let decode = |reply: Reply| Ok(reply.into_body());
         CallBuilder { sessions, ready, request, timeout: options.timeout, decode }
@@ -133,6 +134,15 @@ impl<'a, T> CallBuilder<'a, T> {
     /// [`ClientOptions::keep_alive`](super::ClientOptions::keep_alive).
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.request.keep_alive = Some(interval);
+        self
+    }
+
+    /// Asks the server to tell how far it is, and calls `show` with each text that the handler
+    /// gives [`Request::progress`], on the thread that waits for the reply. If several texts have
+    /// come since that thread last waited, only with the last one. The last text of all comes
+    /// before the reply. A server of another kind sends none.
+    pub fn on_progress(mut self, show: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.request.on_progress = Some(Box::new(show));
         self
     }
 

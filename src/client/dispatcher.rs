@@ -97,7 +97,8 @@ impl Dispatcher {
             return self.pending.note_probe(true);
         }
         if is_sign_of_life {
-            return id.into_iter().for_each(|id| self.pending.note_sign_of_life(id));
+            let told = wire::take_progress(reply);
+            return id.map_or((), |id| self.pending.note_sign_of_life(id, told, data_plane));
         }
         let settle =
             |id| self.pending.settle(id, Outcome::Ended(wire::decode_reply(reply)), data_plane);

@@ -49,6 +49,8 @@ struct Progress {
     outcome: Option<Outcome>,
     /// When the server sent the last sign of life, if it has sent any.
     last_sign: Option<Instant>,
+    /// What the server told of its progress last, unless the caller has taken it.
+    told: Option<String>,
 }
 
 /// Calls that have just got a place, and have to be woken.
@@ -179,8 +181,18 @@ impl CallSlot {
         lock(&self.progress).outcome.take()
     }
 
-    pub(super) fn note_sign_of_life(&self) {
-        lock(&self.progress).last_sign = Some(Instant::now());
+    pub(super) fn note_sign_of_life(&self, told: Option<String>) {
+        let mut progress = lock(&self.progress);
+        progress.last_sign = Some(Instant::now());
+        progress.told = told.or(progress.told.take());
+    }
+
+    pub(super) fn has_told(&self) -> bool {
+        lock(&self.progress).told.is_some()
+    }
+
+    pub(super) fn take_told(&self) -> Option<String> {
+        lock(&self.progress).told.take()
     }
 
     pub(super) fn last_sign(&self) -> Option<Instant> {

@@ -181,12 +181,16 @@ impl PendingCalls {
         accepts_some
     }
 
-    /// Notes a sign of life from the server that works on a call.
-    pub(super) fn note_sign_of_life(&self, id: Uuid) {
+    /// Notes a sign of life from the server that works on a call, and what it tells of its
+    /// progress. Called by the reader.
+    pub(super) fn note_sign_of_life(&self, id: Uuid, told: Option<String>, reader_of: &DataPlane) {
         let mut state = lock(&self.state);
         state.suspicion.note_answer();
-        if let Some(slot) = state.calls.get(id) {
-            slot.note_sign_of_life();
+        let slot = state.calls.get(id).cloned();
+        drop(state);
+        if let Some(slot) = slot {
+            slot.note_sign_of_life(told);
+            reader_of.notify(&slot.waiter);
         }
     }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::options::Config;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::wire::{Headers, Reply, RequestHead};
+use crate::wire::{Headers, OnProgress, Reply, RequestHead};
 
 /// A request and the options of its call.
 pub(super) struct OutgoingRequest {
@@ -27,6 +27,8 @@ pub(super) struct OutgoingRequest {
     pub(super) headers: Headers,
     pub(super) keep_alive: Option<Duration>,
     pub(super) is_idempotent: bool,
+    /// Called with what the server tells of its progress.
+    pub(super) on_progress: Option<OnProgress>,
 }
 
 impl OutgoingRequest {
@@ -61,6 +63,7 @@ impl OutgoingRequest {
             app_id: &config.app_id,
             headers: &self.headers,
             keep_alive: self.keep_alive,
+            wants_progress: self.on_progress.is_some(),
             remaining,
         }
     }

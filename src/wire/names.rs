@@ -14,6 +14,8 @@ pub(super) const DEADLINE: &str = "rpc-deadline";
 pub(super) const KEEP_ALIVE: &str = "rpc-keep-alive";
 /// The header in which the broker lists how it dead-lettered a message, the latest time first.
 pub(super) const DEATHS: &str = "x-death";
+/// The header of a request whose value `true` asks for messages about the progress.
+pub(super) const PROGRESS: &str = "rpc-progress";
 /// A server does not send signs of life more often than this, even if the caller asks it to.
 pub(crate) const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(100);
 /// The prefix of the names of methods that a server answers itself, whatever its handler.

@@ -13,6 +13,8 @@ use crate::frames::{
 const ERROR: &str = "error";
 /// The `type` of a sign of life: a message that tells that the server is executing the request.
 const ALIVE: &str = "keep-alive";
+/// The `type` of a sign of life that tells how far the work is, by its body.
+const PROGRESS: &str = "progress";
 
 /// A reply: a body, with optional properties and headers.
 ///
@@ -105,8 +107,10 @@ impl Reply {
         check_length("reply's content type", self.content_type().unwrap_or_default())?;
         check_length("reply's content encoding", self.content_encoding().unwrap_or_default())?;
         check_length("reply's type", self.kind().unwrap_or_default())?;
-        ensure(self.kind() != Some(ALIVE), || {
-            format!("the type {ALIVE:?} is that of signs of life; give the reply another one")
+        ensure(!matches!(self.kind(), Some(ALIVE | PROGRESS)), || {
+            format!(
+                "the types {ALIVE:?} and {PROGRESS:?} are those of signs of life; give the reply another one"
+            )
         })?;
         self.headers.check()?;
         self.headers.check_size(frame_max)
@@ -163,14 +167,16 @@ pub(crate) fn encode_reply<'a>(
     }
 }
 
-/// Encodes a sign of life as frames.
+/// Encodes a sign of life as frames, with the progress of the work if that is known.
 pub(crate) fn encode_sign_of_life(
     route: Route<'_>,
     correlation_id: &[u8],
     app_id: &str,
+    progress: Option<&str>,
 ) -> Vec<u8> {
-    let sign = Properties { type_: Some(ALIVE), ..common_properties(Some(correlation_id), app_id) };
-    publish(route, &sign, &[]).rest(0)
+    let type_ = Some(progress.map_or(ALIVE, |_| PROGRESS));
+    let sign = Properties { type_, ..common_properties(Some(correlation_id), app_id) };
+    publish(route, &sign, progress.unwrap_or_default().as_bytes()).rest(0)
 }
 
 /// The properties that every reply and sign of life has.
@@ -183,7 +189,16 @@ fn common_properties<'a>(correlation_id: Option<&'a [u8]>, app_id: &'a str) -> P
 /// is a sign of life.
 pub(crate) fn identify(message: &Message) -> (Option<Uuid>, bool) {
     let Properties { correlation_id, type_, .. } = message.properties();
-    (correlation_id.and_then(|id| Uuid::try_parse_ascii(id).ok()), type_ == Some(ALIVE))
+    (
+        correlation_id.and_then(|id| Uuid::try_parse_ascii(id).ok()),
+        matches!(type_, Some(ALIVE | PROGRESS)),
+    )
+}
+
+/// The progress that a sign of life tells.
+pub(crate) fn take_progress(sign: Message) -> Option<String> {
+    let is_progress = sign.properties().type_ == Some(PROGRESS);
+    is_progress.then(|| String::from_utf8_lossy(&sign.body).into_owned())
 }
 
 /// Decodes a reply.

@@ -1,11 +1,12 @@
 //! A request, as its handler receives it.
 
 use std::fmt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::headers::trace_id;
-use super::names::{DEADLINE, DEATHS, KEEP_ALIVE, SHORTEST_KEEP_ALIVE, TRACEPARENT};
+use super::names::{DEADLINE, DEATHS, KEEP_ALIVE, PROGRESS, SHORTEST_KEEP_ALIVE, TRACEPARENT};
 use crate::frames::{
     Delivery, HeaderValue, Message, Properties, append_text, find_header, find_tables, headers,
 };
@@ -35,8 +36,15 @@ pub struct Request {
     pub(crate) is_abandoned: AtomicBool,
     /// The interval at which the requester wants signs of life.
     pub(crate) keep_alive: Option<Duration>,
+    /// Whether the requester wants to know about the progress.
+    pub(crate) wants_progress: bool,
+    /// Sends the progress to the requester.
+    pub(crate) on_progress: OnceLock<OnProgress>,
     method: Option<String>,
 }
+
+/// Gets each text about the progress of a request.
+pub(crate) type OnProgress = Box<dyn Fn(&str) + Send + Sync>;
 
 /// How a message left a queue without being acknowledged
 /// ([Dead letter exchanges](https://www.rabbitmq.com/docs/dlx)).
@@ -94,8 +102,19 @@ impl Request {
         let keep_alive = milliseconds(&properties, KEEP_ALIVE);
         let keep_alive = keep_alive.map(|interval| interval.max(SHORTEST_KEEP_ALIVE));
         let method = properties.type_.map(str::to_string);
-        let is_abandoned = AtomicBool::new(false);
-        Request { delivery, deadline, expires, is_abandoned, keep_alive, method }
+        let states_true = [HeaderValue::Text("true"), HeaderValue::Boolean(true)];
+        let wants_progress = headers(properties.headers)
+            .any(|(name, value)| name == PROGRESS && states_true.contains(&value));
+        Request {
+            delivery,
+            deadline,
+            expires,
+            is_abandoned: AtomicBool::new(false),
+            keep_alive,
+            wants_progress,
+            on_progress: OnceLock::new(),
+            method,
+        }
     }
 
     /// The body, in whatever format client and server have agreed on.
@@ -175,6 +194,23 @@ impl Request {
     /// handler that runs for minutes may check this from time to time and give up.
     pub fn is_abandoned(&self) -> bool {
         self.is_abandoned.load(Ordering::Relaxed) || self.remaining() == Some(Duration::ZERO)
+    }
+
+    /// Tells the requester how far the work is, such as `40 %`, if the requester has asked for that
+    /// ([`CallBuilder::on_progress`](crate::CallBuilder::on_progress)) and does not receive its
+    /// replies by direct reply-to. Does not block.
+    ///
+    /// The requester gets at most ten texts a second, and the last one always: a text that comes
+    /// earlier waits, until a later one takes its place or the handler returns. At most 1,024 bytes
+    /// of a text are sent.
+    pub fn progress(&self, text: impl AsRef<str>) {
+        const LONGEST: usize = 1024;
+        if let Some(send) = self.on_progress.get() {
+            let text = text.as_ref();
+            let ends = (0..=text.len().min(LONGEST)).rev();
+            let end = ends.into_iter().find(|end| text.is_char_boundary(*end));
+            send(&text[..end.unwrap_or_default()]);
+        }
     }
 
     /// Whether nobody waits for the reply any more, whatever the clocks of other machines say.

@@ -42,6 +42,7 @@ fn request_carries_all_its_properties() {
         app_id: "test",
         headers: &headers,
         keep_alive: Some(Duration::from_secs(1)),
+        wants_progress: true,
         remaining: Duration::from_micros(1500),
     };
     let large = vec![b'7'; 10_000];

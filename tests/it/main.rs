@@ -87,6 +87,7 @@ mod password_file; // a password that changes
 mod patience; // how tests wait
 mod process; // a program that a test runs
 mod programs; // this crate's programs
+mod progress; // how far a handler is, told to a caller that wants to know
 mod proxy; // a TCP proxy that stops forwarding or closes connections
 mod queue; // a request queue as another program sees it
 mod queue_kinds; // request queues that exist, and that the server declares
