@@ -173,9 +173,8 @@ impl InFlight {
     ///
     /// If nothing has come back for long, this makes the session suspect.
     pub(super) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
-        let after = deadline.timeout;
-        if let Some(reason) = self.session.connection.blocked() {
-            return Error::Blocked { reason, after, sent: true };
+        if let Some(blocked) = self.session.blocked(deadline, true) {
+            return blocked;
         }
         let mut what = format!("no reply from queue {queue:?}");
         let found = self.session.inspect(queue);
@@ -188,7 +187,7 @@ impl InFlight {
         }
         let Dispatcher { config, pending, .. } = &*self.session.dispatcher;
         pending.note_timeout(&found, config.brokers.are_several(), &self.session.connection);
-        Error::TimedOut { what, after, sent: true }
+        Error::TimedOut { what, after: deadline.timeout, sent: true }
     }
 }
 

@@ -30,15 +30,6 @@ pub struct QueueStatus {
     pub messages: u32,
 }
 
-/// Which answers will do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Freshness {
-    /// One that the broker gave within the last second, or its refusal within the last hour.
-    Recent,
-    /// One to a question of one's own.
-    New,
-}
-
 struct State {
     /// Whether the broker allows a channel for this.
     is_allowed: bool,
@@ -78,19 +69,20 @@ impl QueueLooks {
         }
     }
 
-    /// The broker's answer about a queue, if one comes by the deadline. Callers that ask about the
-    /// same queue share an answer.
+    /// The broker's answer about a queue, if one comes by the deadline. Whoever `shares` takes also
+    /// the answer to the question of another caller, one that the broker gave within the last
+    /// second, or its refusal within the last hour.
     pub(super) fn ask(
         self: &Arc<Self>,
         connection: &Connection,
         queue: &str,
-        freshness: Freshness,
+        shares: bool,
         deadline: Deadline,
     ) -> Result<QueueStatus> {
         let waiter = Arc::default();
         loop {
             self.open(connection);
-            let question = match lock(&self.0).question(queue, freshness) {
+            let question = match lock(&self.0).question(queue, shares) {
                 Ok(question) => question,
                 Err(known) => return known,
             };
@@ -123,7 +115,7 @@ impl QueueLooks {
     ) {
         const STEP: Duration = Duration::from_millis(50);
         let limit = Deadline::after(timeout);
-        while let Ok(found) = self.ask(connection, queue, Freshness::New, limit)
+        while let Ok(found) = self.ask(connection, queue, false, limit)
             && found.consumers == 0
             && !limit.has_passed()
         {
@@ -163,9 +155,9 @@ impl State {
     fn question(
         &mut self,
         queue: &str,
-        freshness: Freshness,
+        shares: bool,
     ) -> Result<Arc<Question>, Result<QueueStatus>> {
-        if freshness == Freshness::Recent {
+        if shares {
             if let Some((at, known)) = self.known.get(queue)
                 && at.elapsed() < max_age(known)
             {

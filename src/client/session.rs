@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
-use super::looks::{Freshness, QueueLooks, QueueStatus};
+use super::looks::{QueueLooks, QueueStatus};
 use super::options::Config;
 use super::pending::PROBE;
 use super::publishing::Publishing;
@@ -211,25 +211,22 @@ impl Session {
         let is_over = || self.takes_no_more_calls();
         let is_unblocked = || self.connection.blocked().is_none() || is_over();
         self.connection.wait(waiter, deadline.at, is_unblocked);
-        match self.connection.blocked() {
-            Some(reason) if !is_over() => {
-                Err(Error::Blocked { reason, after: deadline.timeout, sent: false })
-            }
-            _ => Ok(()),
-        }
+        self.blocked(deadline, false).filter(|_| !is_over()).map_or(Ok(()), Err)
+    }
+
+    /// The error for a call that ends while the broker takes no messages.
+    pub(super) fn blocked(&self, deadline: Deadline, sent: bool) -> Option<Error> {
+        let reason = self.connection.blocked()?;
+        Some(Error::Blocked { reason, after: deadline.timeout, sent })
     }
 
     /// The error for a request that the broker did not read, or not completely, before the
     /// deadline.
     fn write_timed_out(&self, deadline: Deadline, begun: bool) -> Error {
-        let (after, sent) = (deadline.timeout, begun);
-        match self.connection.blocked() {
-            Some(reason) => Error::Blocked { reason, after, sent },
-            None => {
-                let what = format!("the broker at {} does not read", self.connection.endpoint);
-                Error::TimedOut { what, after, sent }
-            }
-        }
+        self.blocked(deadline, begun).unwrap_or_else(|| {
+            let what = format!("the broker at {} does not read", self.connection.endpoint);
+            Error::TimedOut { what, after: deadline.timeout, sent: begun }
+        })
     }
 
     fn takes_no_more_calls(&self) -> bool {
@@ -244,16 +241,16 @@ impl Session {
     /// most 200 ms, however many callers ask.
     pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
         const TIMEOUT: Duration = Duration::from_millis(200);
-        self.look(queue, Freshness::Recent, Deadline::after(TIMEOUT))
+        self.look(queue, true, Deadline::after(TIMEOUT))
     }
 
     /// Asks the broker about a queue. Blocks until the deadline at most.
     pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
-        self.look(queue, Freshness::New, deadline)
+        self.look(queue, false, deadline)
     }
 
-    fn look(&self, queue: &str, freshness: Freshness, deadline: Deadline) -> Result<QueueStatus> {
-        let found = self.looks.ask(&self.connection, queue, freshness, deadline);
+    fn look(&self, queue: &str, shares: bool, deadline: Deadline) -> Result<QueueStatus> {
+        let found = self.looks.ask(&self.connection, queue, shares, deadline);
         // The reason why the session has ended is a better error than that no answer came.
         found.map_err(|error| match error {
             Error::TimedOut { .. } => broker::Session::ended(self).unwrap_or(error),
