@@ -21,8 +21,9 @@ pub(super) struct Dispatcher {
     pub(super) ended: OnceLock<Error>,
     /// Whether the session accepts no more calls, but still serves those in flight.
     pub(super) is_retired: AtomicBool,
-    /// Whether replies come through the publishing channel, so that they end with it.
-    pub(super) replies_directly: AtomicBool,
+    /// Unset until the broker has declared it. Until then, replies come by direct reply-to, through
+    /// the publishing channel.
+    pub(super) reply_queue: OnceLock<String>,
 }
 
 impl Dispatcher {
@@ -32,13 +33,21 @@ impl Dispatcher {
             pending: PendingCalls::new(config.options.max_in_flight),
             ended: OnceLock::new(),
             is_retired: AtomicBool::new(false),
-            replies_directly: AtomicBool::new(false),
+            reply_queue: OnceLock::new(),
         }
+    }
+
+    /// The handler of a channel that publishes requests, and takes the place of an earlier one.
+    pub(super) fn begin_publishing(
+        self: &Arc<Dispatcher>,
+    ) -> impl Fn(&DataPlane, Event) + Send + Sync + 'static {
+        let (this, channel) = (Arc::clone(self), self.pending.begin_channel());
+        move |data_plane, event| this.on_publishing(channel, data_plane, event)
     }
 
     /// Handles an event on the channel that publishes requests, which is the session's latest or an
     /// earlier one. Unroutable requests return on it, and direct replies arrive on it.
-    pub(super) fn on_publishing(&self, channel: u64, data_plane: &DataPlane, event: Event) {
+    fn on_publishing(&self, channel: u64, data_plane: &DataPlane, event: Event) {
         match event {
             Event::Return { queue, message, .. } => {
                 if let (Some(id), _) = wire::identify(&message) {
@@ -70,13 +79,16 @@ impl Dispatcher {
     }
 
     /// One request is not the connection: the others go on, and later ones go through another
-    /// channel. But if the broker may take no messages from this user at all, the session ends.
+    /// channel. But if the broker may take no messages from this user at all, or if replies come
+    /// through the channel that is closed, the session ends.
     fn lose_publishing(&self, channel: u64, data_plane: &DataPlane, close: &Close) {
         if close.method != BASIC_PUBLISH {
             return lose_channel(data_plane, close);
         }
         let accepts_some = self.pending.refuse(channel, close, data_plane);
-        if !accepts_some || self.replies_directly.load(Ordering::Relaxed) {
+        let replies_directly =
+            self.reply_queue.get().is_none() || self.pending.await_direct_replies();
+        if !accepts_some || replies_directly {
             lose_channel(data_plane, close);
         }
     }

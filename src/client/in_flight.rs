@@ -33,6 +33,8 @@ pub(super) struct CallSlot {
     began: Instant,
     /// The deadline of the whole call.
     deadline: Instant,
+    /// Whether its reply comes through the publishing channel.
+    pub(super) replies_directly: bool,
     pub(super) waiter: Arc<Waiter>,
     /// Whether it has been in flight, so that the request may be published.
     is_admitted: AtomicBool,
@@ -85,6 +87,11 @@ impl InFlightCalls {
 
     pub(super) fn get(&self, id: Uuid) -> Option<&Arc<CallSlot>> {
         self.calls.get(&id)
+    }
+
+    /// Whether any reply comes through the publishing channel.
+    pub(super) fn await_direct_replies(&self) -> bool {
+        self.calls.values().any(|slot| slot.replies_directly)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -145,11 +152,12 @@ impl Admitted {
 }
 
 impl CallSlot {
-    pub(super) fn new(deadline: Instant) -> Arc<CallSlot> {
+    pub(super) fn new(deadline: Instant, replies_directly: bool) -> Arc<CallSlot> {
         Arc::new(CallSlot {
             id: Uuid::new_v4(),
             began: Instant::now(),
             deadline,
+            replies_directly,
             own: Mutex::default(),
             is_settled: AtomicBool::new(false),
             waiter: Arc::default(),
@@ -207,7 +215,7 @@ mod tests {
     use super::*;
 
     fn later() -> Arc<CallSlot> {
-        CallSlot::new(Instant::now() + Duration::from_secs(60))
+        CallSlot::new(Instant::now() + Duration::from_secs(60), false)
     }
 
     /// The calls that were admitted.
@@ -240,7 +248,7 @@ mod tests {
     fn expired_call_makes_room_whoever_notices() {
         let mut calls = InFlightCalls::new(2);
         let soon = Instant::now() + Duration::from_millis(20);
-        let [first, second] = [(); 2].map(|()| CallSlot::new(soon));
+        let [first, second] = [(); 2].map(|()| CallSlot::new(soon, false));
         let [third, fourth, fifth] = [(); 3].map(|()| later());
         assert!(enters(&mut calls, &first) && enters(&mut calls, &second));
         assert!(!enters(&mut calls, &third) && !enters(&mut calls, &fourth));

@@ -225,6 +225,10 @@ impl PendingCalls {
         lock(&self.state).suspicion.has_answers
     }
 
+    pub(super) fn await_direct_replies(&self) -> bool {
+        lock(&self.state).calls.await_direct_replies()
+    }
+
     /// When the oldest of the calls in flight was sent.
     pub(super) fn oldest(&self) -> Option<Instant> {
         lock(&self.state).calls.oldest()

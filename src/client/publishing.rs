@@ -6,11 +6,15 @@ use std::time::{Duration, Instant};
 use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::own_channels::OwnChannels;
+use super::pending::PROBE;
 use super::request::OutgoingRequest;
 use crate::broker::{CallError, Channel, Connection, WriteError};
 use crate::deadline::Deadline;
 use crate::lock::lock;
-use crate::wire::{self, RequestHead};
+use crate::wire::{self, Reply, RequestHead};
+
+/// How long writing [`PROBE`] may take. The broker may not read yet.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Publishing {
     dispatcher: Arc<Dispatcher>,
@@ -32,6 +36,17 @@ impl Publishing {
     /// The channel that most requests share.
     pub(super) fn channel(&self) -> Arc<Channel> {
         Arc::clone(&lock(&self.shared))
+    }
+
+    /// Publishes [`PROBE`] to the reply queue. If that fails, the first call reports why.
+    pub(super) fn probe(&self, reply_queue: &str) {
+        let Dispatcher { pending, config, .. } = &*self.dispatcher;
+        let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
+        let channel = self.channel();
+        let route = channel.route(reply_queue, false);
+        let probe = wire::encode_reply(route, Some(id.as_bytes()), &config.app_id, &empty);
+        let until = Deadline::after(PROBE_TIMEOUT).at;
+        let _ = channel.write_noting(probe, until, || pending.note_probe(false));
     }
 
     /// Writes a request: on its own channel if it has one, else on the shared one. A request that
@@ -101,10 +116,7 @@ impl Publishing {
     fn replace(&self, closed: &Arc<Channel>, connection: &Connection) -> bool {
         let mut shared = lock(&self.shared);
         if Arc::ptr_eq(&shared, closed) {
-            let dispatcher = Arc::clone(&self.dispatcher);
-            let channel = dispatcher.pending.begin_channel();
-            let handler = move |plane: &_, event| dispatcher.on_publishing(channel, plane, event);
-            match connection.begin_channel(Instant::now(), handler) {
+            match connection.begin_channel(Instant::now(), self.dispatcher.begin_publishing()) {
                 Ok(opened) => *shared = Arc::new(opened),
                 Err(CallError::NoChannel(_)) => {
                     connection.cut("it has no channel left for requests")

@@ -2,22 +2,21 @@
 //!
 //! Callers do the work of a call themselves: they publish, and read the replies in turns.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::looks::{QueueLooks, QueueStatus};
 use super::options::Config;
-use super::pending::PROBE;
 use super::publishing::Publishing;
 use super::request::{OutgoingRequest, too_late};
 use crate::broker::{self, CallError, Channel, Connection, Limit, Waiter, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Answer, DeclaredQueue, Method};
-use crate::wire::{self, Reply, RequestHead};
+use crate::wire::{self, RequestHead};
 
 pub(super) struct Session {
     /// Dropped first, which also closes the channels.
@@ -25,19 +24,15 @@ pub(super) struct Session {
     pub(super) dispatcher: Arc<Dispatcher>,
     publishing: Publishing,
     consuming: Channel,
-    /// Unset until the broker has declared it. Until then, replies come by direct reply-to.
-    reply_queue: OnceLock<String>,
     looks: Arc<QueueLooks>,
     /// Whether requests that the broker may refuse get channels of their own.
-    has_own_channels: bool,
+    has_extras: bool,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
 const CONSUMERS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait for the reply queue before direct reply-to takes its place.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long writing [`PROBE`] may take. The broker may not read yet.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A request whose caller gives up earlier is not sent: the broker would drop it.
 const SHORTEST_EXPIRATION: Duration = Duration::from_millis(1);
 /// The pseudo-queue of [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to).
@@ -46,7 +41,7 @@ const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 impl Session {
     /// Declares a reply queue and consumes from it, or receives replies directly for now. Blocks
     /// for at most the time that connecting may take, for up to 3 s more after a reconnection to a
-    /// cluster, and for [`PROBE_TIMEOUT`]. `is_reconnect` means that there was a session before;
+    /// cluster, and for a second. `is_reconnect` means that there was a session before;
     /// `has_extras`, that it may open channels that it can do without.
     ///
     /// While a node of a cluster is frozen, the other nodes declare no queue until they count it as
@@ -63,14 +58,11 @@ impl Session {
         let until = Deadline::after(config.brokers.connect_timeout.saturating_add(extra)).at;
         let limit = Limit::Until(until);
         let dispatcher = Arc::new(Dispatcher::new(config));
-        let (publisher, consumer) = (Arc::clone(&dispatcher), Arc::clone(&dispatcher));
-        let first = dispatcher.pending.begin_channel();
+        let consumer = Arc::clone(&dispatcher);
         let data_plane = &*connection;
         let failed = |doing| move |error| data_plane.explain(error, doing);
         let publishing = connection
-            .open_channel(limit, Arc::default(), move |plane, event| {
-                publisher.on_publishing(first, plane, event)
-            })
+            .open_channel(limit, Arc::default(), dispatcher.begin_publishing())
             .map_err(failed("open a channel"))?;
         let consuming = connection
             .open_channel(limit, Arc::default(), move |plane, event| {
@@ -86,31 +78,21 @@ impl Session {
             looks.await_consumers(&connection, &config.queue, CONSUMERS_TIMEOUT);
         }
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
-        let reply_queue = OnceLock::new();
         let publishing = Publishing::new(&dispatcher, publishing);
-        let session = Session {
-            connection,
-            dispatcher,
-            publishing,
-            consuming,
-            reply_queue,
-            looks,
-            has_own_channels: has_extras,
-        };
+        let session = Session { connection, dispatcher, publishing, consuming, looks, has_extras };
         match declared {
             Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
                 let consume =
                     Method::Consume { queue: DIRECT_REPLY_TO, no_ack: true, arguments: &[] };
                 let consumed = session.publishing.channel().call(consume, limit);
                 consumed.map_err(|error| session.connection.explain(error, "receive replies"))?;
-                session.dispatcher.replies_directly.store(true, Ordering::Relaxed);
             }
             declared => session.use_reply_queue(declared, limit)?,
         }
         Ok(session)
     }
 
-    /// Consumes from the reply queue, uses it for all later calls, and publishes [`PROBE`].
+    /// Consumes from the reply queue, uses it for all later calls, and publishes a probe.
     fn use_reply_queue(
         &self,
         declared: Result<DeclaredQueue, CallError>,
@@ -122,23 +104,16 @@ impl Session {
         let consumed = self.consuming.call(consume, limit);
         consumed.map_err(failed("read from its reply queue"))?;
         wire::check_length("reply queue's name", &reply_queue)?;
-        let reply_queue = self.reply_queue.get_or_init(|| reply_queue);
-        if self.config().options.exchange.is_some() {
-            return Ok(()); // The user may lack the permission to write to the default exchange.
+        let reply_queue = self.dispatcher.reply_queue.get_or_init(|| reply_queue);
+        // The user may lack the permission to write to the default exchange otherwise.
+        if self.config().options.exchange.is_none() {
+            self.publishing.probe(reply_queue);
         }
-        let (id, empty) = (PROBE.to_string(), Ok(Reply::default()));
-        let (publishing, pending) = (self.publishing.channel(), &self.dispatcher.pending);
-        let route = publishing.route(reply_queue, false);
-        let probe =
-            wire::encode_reply(route, Some(id.as_bytes()), &self.dispatcher.config.app_id, &empty);
-        let until = Deadline::after(PROBE_TIMEOUT).at;
-        // If writing fails, the first call reports why.
-        let _ = publishing.write_noting(probe, until, || pending.note_probe(false));
         Ok(())
     }
 
     /// Publishes a request. `None` if the session ended before the whole request was written: it
-    /// was not executed, and another session may send it.
+    /// was not executed, and may be sent by another session, or in another way.
     ///
     /// Blocks while the broker is blocked or no in-flight slot is free, but not beyond `limit`. The
     /// request carries the `deadline` of its caller, and is not sent once that has passed.
@@ -150,9 +125,14 @@ impl Session {
         deadline: Deadline,
     ) -> Result<Option<Arc<CallSlot>>> {
         request.headers.check_size(self.connection.frame_max())?;
-        let slot = CallSlot::new(deadline.at);
+        let reply_queue = self.dispatcher.reply_queue.get();
+        let slot = CallSlot::new(deadline.at, reply_queue.is_none());
         self.wait_while_blocked(&slot.waiter, limit)?;
-        let (pending, is_over) = (&self.dispatcher.pending, || self.takes_no_more_calls());
+        // Once there is a reply queue, a channel without direct replies may take the place of the
+        // first one.
+        let is_late = || slot.replies_directly && self.dispatcher.reply_queue.get().is_some();
+        let is_over = || self.takes_no_more_calls() || is_late();
+        let pending = &self.dispatcher.pending;
         if !pending.register(&slot, is_resend, limit, &self.connection, is_over)? {
             return Ok(None);
         }
@@ -161,12 +141,12 @@ impl Session {
             self.forget(&slot);
             return Err(too_late(deadline));
         }
-        let reply_to = self.reply_queue.get().map_or(DIRECT_REPLY_TO, String::as_str);
+        let reply_to = reply_queue.map_or(DIRECT_REPLY_TO, String::as_str);
         let user_id = self.config().options.identify.then_some(&*self.connection.endpoint.user);
         let head = request.head(self.config(), reply_to, slot.id, remaining);
         let head = RequestHead { user_id, ..head };
         // Direct replies come through the publishing channel, so requests share it.
-        let may_have_own = self.has_own_channels && self.reply_queue.get().is_some();
+        let may_have_own = self.has_extras && !slot.replies_directly;
         if may_have_own && request.may_be_refused(self.config()) {
             self.publishing.take_own_channel(&self.connection, &slot, limit);
         }
@@ -244,12 +224,13 @@ impl Session {
         self.look(queue, true, Deadline::after(TIMEOUT))
     }
 
-    /// Asks the broker about a queue. Blocks until the deadline at most.
-    pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
-        self.look(queue, false, deadline)
-    }
-
-    fn look(&self, queue: &str, shares: bool, deadline: Deadline) -> Result<QueueStatus> {
+    /// See [`QueueLooks::ask`]. Blocks until the deadline at most.
+    pub(super) fn look(
+        &self,
+        queue: &str,
+        shares: bool,
+        deadline: Deadline,
+    ) -> Result<QueueStatus> {
         let found = self.looks.ask(&self.connection, queue, shares, deadline);
         // The reason why the session has ended is a better error than that no answer came.
         found.map_err(|error| match error {
@@ -284,7 +265,7 @@ impl broker::Session for Session {
     fn finish_setup(&self) {
         let (queue, endpoint) = (&self.dispatcher.config.queue, &self.connection.endpoint);
         log::info!("ready to call {queue:?} through {endpoint}");
-        if self.reply_queue.get().is_none() {
+        if self.dispatcher.reply_queue.get().is_none() {
             log::info!("no reply queue yet: replies come by direct reply-to");
             let never = Limit::Until(Deadline::after(Duration::MAX).at);
             let declared = self.consuming.answer(never).and_then(Answer::queue);
@@ -301,7 +282,7 @@ impl broker::Session for Session {
         let endpoint = &self.connection.endpoint;
         log::info!("no replies through {endpoint}: the next calls go through another connection");
         self.dispatcher.is_retired.store(true, Ordering::Relaxed);
-        if self.reply_queue.get().is_none() {
+        if self.dispatcher.reply_queue.get().is_none() {
             self.consuming.close();
         }
         self.connection.wake_all();

@@ -69,7 +69,7 @@ impl Sessions {
     /// answers come through this one. Blocks until the deadline at most.
     pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
         let session = self.session(deadline)?;
-        let found = session.ask_about(queue, deadline);
+        let found = session.look(queue, false, deadline);
         let pending = &session.dispatcher.pending;
         // A queue without a server says nothing against a session through which answers come.
         let may_be_cut_off = || pending.note_loss() || !pending.have_answers();
@@ -82,7 +82,7 @@ impl Sessions {
         }
         self.replace_suspect(&session);
         let next = self.reconnector.session(deadline)?;
-        if Arc::ptr_eq(&next, &session) { found } else { next.ask_about(queue, deadline) }
+        if Arc::ptr_eq(&next, &session) { found } else { next.look(queue, false, deadline) }
     }
 
     /// Replaces a session whose broker returns no replies, but the next one may. At most one

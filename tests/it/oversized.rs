@@ -8,7 +8,7 @@ use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::manual_server::ManualServer;
-use crate::patience::{SECOND, SetOnDrop};
+use crate::patience::{SECOND, SetOnDrop, await_value};
 use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 
 /// The broker closes the channel for such a reply, and delivers the request again.
@@ -85,6 +85,38 @@ fn refused_request_costs_its_own_call_alone() {
     assert_eq!((counters.reconnects, counters.in_flight), (0, 0));
     assert!(server.requests.is_empty(), "no request was executed twice");
     broker.limit_messages(16 << 20);
+}
+
+/// While the broker declares no reply queue, replies come through the channel that it closes when
+/// it refuses a request.
+#[test]
+fn refused_request_costs_its_own_call_alone_once_there_is_a_reply_queue() {
+    let broker = Broker::fragile();
+    let (url, queue) = (broker.url(), queue_name("late-reply-queue"));
+    let server = ManualServer::start(&url, &queue);
+    let declarer = "{ok, Queues} = rabbit_amqqueue_sup_sup:find_for_vhost(<<\"/\">>)";
+    let declarer = |what: &str| broker.ctl(&["eval", &format!("{declarer}, sys:{what}(Queues).")]);
+    // A channel keeps the limit with which it is opened.
+    broker.limit_messages(1000);
+    declarer("suspend");
+    let client = connect(&url, &queue);
+    let reply_to = || {
+        let call = client.send("7").unwrap();
+        let request = server.next();
+        server.reply(&request, b"13");
+        assert_eq!(call.wait().unwrap(), b"13");
+        request.properties.reply_to().clone().unwrap()
+    };
+    assert!(reply_to().starts_with("amq.rabbitmq.reply-to"));
+    declarer("resume");
+    await_value(reply_to, |reply_to| reply_to.starts_with("amq.gen-"));
+    let other = client.send("8").unwrap();
+    let error = client.call(vec![b'7'; 2000]).unwrap_err();
+    broker.limit_messages(16 << 20);
+    assert!(matches!(error, Error::Config(_)), "{error:?}");
+    server.reply(&server.next(), b"21");
+    assert_eq!(other.wait().unwrap(), b"21");
+    assert_eq!(client.counters().reconnects, 0);
 }
 
 /// If a client wrote on the channel after the broker's close, the connection would end.
