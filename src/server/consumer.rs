@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::inbox::Inbox;
-use super::outcomes::Ledger;
 use super::queue;
 use super::state::{ServerSession, ServerState};
 use crate::broker::{Channel, DataPlane, Limit, Session};
@@ -19,7 +18,6 @@ pub(crate) struct Consumer<'a> {
     pub(super) session: &'a Arc<ServerSession>,
     pub(super) channel: Arc<Channel>,
     pub(super) inbox: Arc<Inbox>,
-    pub(super) ledger: Arc<Ledger>,
 }
 
 impl<'a> Consumer<'a> {
@@ -38,7 +36,6 @@ impl<'a> Consumer<'a> {
         // replied.
         let limit = Limit::ExtendedByAlarm(state.brokers.connect_timeout);
         let inbox = state.inbox(session);
-        let ledger = state.outcomes.ledger(&inbox);
         let (receiver, held) = (Arc::clone(&inbox), Arc::clone(state));
         let on_event = move |plane: &DataPlane, event| {
             held.on_return(plane, &event);
@@ -58,8 +55,9 @@ impl<'a> Consumer<'a> {
             error
         })?;
         inbox.set_channel(&channel);
+        state.outcomes.add(&inbox);
         log::info!("taking requests from {:?} on {}", state.queue, connection.endpoint);
-        Ok(Consumer { state, session, channel, inbox, ledger })
+        Ok(Consumer { state, session, channel, inbox })
     }
 
     /// The reason why no more requests come.
@@ -80,12 +78,13 @@ impl<'a> Consumer<'a> {
     /// Waits until the broker has taken the replies that were written on the channel, but not
     /// beyond `until`. Until then, they count as unconfirmed.
     pub(super) fn confirm(&self, until: Instant) {
-        let (unconfirmed, unproved) = (&self.state.unconfirmed, self.ledger.unproved());
+        let ServerState { outcomes, unconfirmed, .. } = &**self.state;
+        let unproved = outcomes.unproved(&self.inbox);
         unconfirmed.fetch_add(unproved, Ordering::SeqCst);
         // The broker handles the frames of a channel in order, so any answer is a proof.
         let method = Method::Prefetch(self.state.options.prefetch);
         if unproved > 0 && self.channel.call(method, Limit::Until(until)).is_ok() {
-            self.state.outcomes.all_proved(&self.ledger);
+            outcomes.all_proved(&self.inbox);
             unconfirmed.fetch_sub(unproved, Ordering::SeqCst);
         }
     }
@@ -94,6 +93,6 @@ impl<'a> Consumer<'a> {
 /// Keeps the replies that the broker may not have.
 impl Drop for Consumer<'_> {
     fn drop(&mut self) {
-        self.state.outcomes.keep(&self.ledger);
+        self.state.outcomes.keep(&self.inbox);
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct Inbox {
     pub(super) began: Instant,
     /// Notified after every event and answer.
     pub(super) waiter: Arc<Waiter>,
-    prefetch: usize,
+    pub(super) prefetch: usize,
     /// Set once the broker has accepted the consumer.
     channel: OnceLock<Weak<Channel>>,
     state: Mutex<InboxState>,

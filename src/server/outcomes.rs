@@ -9,7 +9,7 @@
 //! all their requests come back.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::finished::{Entry, Finished, Known, fingerprint, has_same_ids};
@@ -17,11 +17,11 @@ use super::inbox::Inbox;
 use crate::lock::lock;
 use crate::wire::Request;
 
-/// What all workers of a server have begun and finished.
+/// What all workers of a server have begun and finished. A worker is known by its inbox.
 #[derive(Default)]
 pub(crate) struct Outcomes {
     state: Mutex<State>,
-    /// Notified when a worker has finished a request.
+    /// Notified when a worker has finished a request, if others wait for one.
     finished: Condvar,
     /// Whether the broker is known to have taken a reply.
     has_replied: AtomicBool,
@@ -29,22 +29,19 @@ pub(crate) struct Outcomes {
 
 #[derive(Default)]
 struct State {
-    ledgers: Vec<Weak<Ledger>>,
+    /// Of workers that consume.
+    ledgers: Vec<Ledger>,
     /// Of workers whose channels have ended.
     kept: Finished,
+    /// The number of workers that wait until another one has finished a request.
+    waiting: usize,
 }
 
-/// What one worker has begun and finished.
-pub(crate) struct Ledger {
+/// What one worker has begun and finished on its channel.
+struct Ledger {
     inbox: Arc<Inbox>,
-    entries: Mutex<Entries>,
-}
-
-#[derive(Default)]
-struct Entries {
-    current: Option<Arc<Request>>,
-    /// When the current request began.
-    began: Option<Instant>,
+    /// The request that it executes, and when it began.
+    current: Option<(Arc<Request>, Instant)>,
     /// How many workers that waited for the current request's end lost their channels meanwhile.
     lost_channels: u32,
     finished: Finished,
@@ -59,13 +56,11 @@ pub(crate) enum Begun {
 }
 
 impl Outcomes {
-    /// Makes the ledger of a worker.
-    pub(super) fn ledger(&self, inbox: &Arc<Inbox>) -> Arc<Ledger> {
-        let ledger = Arc::new(Ledger { inbox: Arc::clone(inbox), entries: Mutex::default() });
-        let mut state = lock(&self.state);
-        state.ledgers.retain(|ledger| ledger.strong_count() > 0);
-        state.ledgers.push(Arc::downgrade(&ledger));
-        ledger
+    /// Adds a worker that has begun to consume.
+    pub(super) fn add(&self, inbox: &Arc<Inbox>) {
+        let (inbox, finished) = (Arc::clone(inbox), Finished::default());
+        let ledger = Ledger { inbox, current: None, lost_channels: 0, finished };
+        lock(&self.state).ledgers.push(ledger);
     }
 
     /// Begins a request. If it was delivered before, looks up what is known about it. If another
@@ -73,39 +68,40 @@ impl Outcomes {
     /// nothing to do.
     pub(super) fn begin(
         &self,
-        ledger: &Ledger,
+        inbox: &Inbox,
         request: &Arc<Request>,
-        prefetch: u16,
         is_over: impl Fn() -> bool,
     ) -> Option<Begun> {
         /// How long a worker waits before it looks whether its own channel has ended.
         const INTERVAL: Duration = Duration::from_millis(100);
         /// How many channels one request may cost.
         const MOST_LOST_CHANNELS: u32 = 2;
-        if ledger.begin(request, prefetch) {
+        let mut state = lock(&self.state);
+        if state.ledger(inbox).begin(request) {
             self.note_replied();
         }
         if !request.redelivered() {
             return Some(Begun::Execute);
         }
-        let mut state = lock(&self.state);
         loop {
             if let Some(known) = state.take(request) {
                 return Some(Begun::Known(known));
             }
-            match state.executing(request, ledger) {
+            match state.executing(request, inbox) {
                 None => return Some(Begun::Execute),
                 Some(other) if other.lost_channels() >= MOST_LOST_CHANNELS => {
                     return Some(Begun::TooSlow);
                 }
                 Some(other) if is_over() => {
-                    lock(&other.entries).lost_channels += u32::from(ledger.inbox.has_timed_out());
-                    lock(&ledger.entries).current = None;
+                    other.lost_channels += u32::from(inbox.has_timed_out());
+                    state.ledger(inbox).current = None;
                     return None;
                 }
                 Some(_) => {
+                    state.waiting += 1;
                     let waited = self.finished.wait_timeout(state, INTERVAL);
                     state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    state.waiting -= 1;
                 }
             }
         }
@@ -115,34 +111,35 @@ impl Outcomes {
     /// written for it, unless nothing was written. Returns the memory of its body.
     pub(super) fn finish(
         &self,
-        ledger: &Ledger,
+        inbox: &Inbox,
         request: Arc<Request>,
         known: Known,
         is_written: bool,
     ) -> Vec<u8> {
-        // Both locks are held, so that a worker that looks for the request finds it: in progress,
-        // or finished.
+        let body = fingerprint(request.body());
         let mut state = lock(&self.state);
-        let mut entries = lock(&ledger.entries);
-        entries.current = None;
-        self.finished.notify_all();
+        state.ledger(inbox).current = None;
+        // Notifying costs a system call, also if nobody waits.
+        if state.waiting > 0 {
+            self.finished.notify_all();
+        }
         let Some(request) = Arc::into_inner(request) else { return Vec::new() };
         let (tag, mut request) = (request.delivery.tag, request.delivery.message);
-        let body = std::mem::take(&mut request.body);
-        let finished = Instant::now();
-        let entry = Entry { tag, request, body: fingerprint(&body), finished, known };
+        let memory = std::mem::take(&mut request.body);
+        let entry = Entry { tag, request, body, finished: Instant::now(), known };
         match is_written {
-            true => entries.finished.push_within(entry, 1024, 8 << 20),
+            true => state.ledger(inbox).finished.push_within(entry, 1024, 8 << 20),
             false => state.keep(entry),
         }
-        body
+        memory
     }
 
     /// Keeps the outcomes of a worker whose channel ends.
-    pub(super) fn keep(&self, ledger: &Ledger) {
+    pub(super) fn keep(&self, inbox: &Inbox) {
         let mut state = lock(&self.state);
-        let finished = std::mem::take(&mut lock(&ledger.entries).finished);
-        finished.entries.into_iter().for_each(|entry| state.keep(entry));
+        let ended = state.ledgers.extract_if(.., |ledger| ledger.is_of(inbox)).next();
+        let finished = ended.into_iter().flat_map(|ledger| ledger.finished.entries);
+        finished.for_each(|entry| state.keep(entry));
     }
 
     /// Notes that the broker has taken a reply, or that another server of the same program decides
@@ -152,20 +149,22 @@ impl Outcomes {
     }
 
     /// Notes that the broker has handled everything that this worker has written.
-    pub(super) fn all_proved(&self, ledger: &Ledger) {
-        if lock(&ledger.entries).finished.remove_proved(u64::MAX) {
+    pub(super) fn all_proved(&self, inbox: &Inbox) {
+        if lock(&self.state).ledger(inbox).finished.remove_proved(u64::MAX) {
             self.note_replied();
         }
     }
 
+    /// The number of replies of this worker that the broker may not have.
+    pub(super) fn unproved(&self, inbox: &Inbox) -> usize {
+        let is_unproved = |entry: &&Entry| matches!(entry.known, Known::Finished { .. });
+        lock(&self.state).ledger(inbox).finished.entries.iter().filter(is_unproved).count()
+    }
+
     /// When the oldest of the current requests began.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        let ledgers: Vec<_> = lock(&self.state).ledgers.iter().filter_map(Weak::upgrade).collect();
-        let began = |ledger: &Arc<Ledger>| {
-            let entries = lock(&ledger.entries);
-            entries.began.filter(|_| entries.current.is_some())
-        };
-        ledgers.iter().filter_map(began).min()
+        let state = lock(&self.state);
+        state.ledgers.iter().filter_map(|ledger| Some(ledger.current.as_ref()?.1)).min()
     }
 
     /// Whether the broker is known to have taken a reply of this server.
@@ -175,6 +174,11 @@ impl Outcomes {
 }
 
 impl State {
+    fn ledger(&mut self, inbox: &Inbox) -> &mut Ledger {
+        let own = self.ledgers.iter_mut().find(|ledger| ledger.is_of(inbox));
+        own.expect("a worker has a ledger while it consumes")
+    }
+
     /// Keeps an entry until its request is delivered again, but not for ever: another request may
     /// get the same ids some day.
     fn keep(&mut self, entry: Entry) {
@@ -188,48 +192,40 @@ impl State {
 
     /// Takes what is known about this request.
     fn take(&mut self, request: &Request) -> Option<Known> {
-        let ledgers = self.ledgers.iter().filter_map(Weak::upgrade);
-        let found = self.kept.take(request);
-        found
-            .or_else(|| ledgers.into_iter().find_map(|it| lock(&it.entries).finished.take(request)))
+        let ledgers = self.ledgers.iter_mut().map(|ledger| &mut ledger.finished);
+        std::iter::once(&mut self.kept).chain(ledgers).find_map(|finished| finished.take(request))
     }
 
     /// The other worker that executes this request.
-    fn executing(&self, request: &Request, own: &Ledger) -> Option<Arc<Ledger>> {
-        let is_same = |current: &Arc<Request>| {
+    fn executing(&mut self, request: &Request, own: &Inbox) -> Option<&mut Ledger> {
+        let is_same = |(current, _): &(Arc<Request>, Instant)| {
             has_same_ids(&current.delivery.message, request) && current.body() == request.body()
         };
-        let executes = |it: &Arc<Ledger>| {
-            !std::ptr::eq(&**it, own) && lock(&it.entries).current.as_ref().is_some_and(is_same)
-        };
-        self.ledgers.iter().filter_map(Weak::upgrade).find(executes)
+        let mut others = self.ledgers.iter_mut().filter(|ledger| !ledger.is_of(own));
+        others.find(|ledger| ledger.current.as_ref().is_some_and(is_same))
     }
 }
 
 impl Ledger {
-    /// The number of replies that the broker may not have.
-    pub(super) fn unproved(&self) -> usize {
-        let is_unproved = |entry: &&Entry| matches!(entry.known, Known::Finished { .. });
-        lock(&self.entries).finished.entries.iter().filter(is_unproved).count()
+    fn is_of(&self, inbox: &Inbox) -> bool {
+        std::ptr::eq(&*self.inbox, inbox)
     }
 
     /// Returns true if this delivery proves that the broker has taken a reply. The worker settles
     /// its requests in the order of their tags, and the reply to each is written before that.
-    fn begin(&self, request: &Arc<Request>, prefetch: u16) -> bool {
-        let mut entries = lock(&self.entries);
-        entries.current = Some(Arc::clone(request));
-        entries.began = Some(Instant::now());
-        entries.lost_channels = 0;
-        let proved = match prefetch {
+    fn begin(&mut self, request: &Arc<Request>) -> bool {
+        self.current = Some((Arc::clone(request), Instant::now()));
+        self.lost_channels = 0;
+        let proved = match self.inbox.prefetch {
             0 => 0,
             // The broker has never more than `prefetch` deliveries without an acknowledgement.
-            prefetch => request.delivery.tag.saturating_sub(prefetch.into()),
+            prefetch => request.delivery.tag.saturating_sub(prefetch as u64),
         };
-        entries.finished.remove_proved(proved)
+        self.finished.remove_proved(proved)
     }
 
     /// How many workers have lost their channels because of the current request.
     fn lost_channels(&self) -> u32 {
-        lock(&self.entries).lost_channels + u32::from(self.inbox.has_timed_out())
+        self.lost_channels + u32::from(self.inbox.has_timed_out())
     }
 }

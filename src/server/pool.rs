@@ -109,7 +109,7 @@ impl Job {
             let on_ready = lock(&self.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
             let served = self.serve(&worker);
-            let unproved = worker.consumer.ledger.unproved();
+            let unproved = state.outcomes.unproved(&worker.consumer.inbox);
             if served.is_err() && state.stop.is_stopped() {
                 state.unconfirmed.fetch_add(unproved, Ordering::SeqCst);
             }

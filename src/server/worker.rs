@@ -124,8 +124,8 @@ impl<'a> Worker<'a> {
         request: Arc<Request>,
         handler: impl FnOnce(&Request) -> Outcome,
     ) -> Result<()> {
-        let Consumer { state, session, channel, inbox, ledger } = &self.consumer;
-        let ServerState { counters, queue, outcomes, stop, options, .. } = &***state;
+        let Consumer { state, session, channel, inbox } = &self.consumer;
+        let ServerState { counters, queue, outcomes, stop, .. } = &***state;
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
             Ok(address) => address,
@@ -137,7 +137,7 @@ impl<'a> Worker<'a> {
             log::info!("{name} is redelivered: a worker may have begun with it before");
         }
         let is_over = || inbox.is_over() || stop.is_stopped() || session.ended().is_some();
-        let Some(begun) = outcomes.begin(ledger, &request, options.prefetch, is_over) else {
+        let Some(begun) = outcomes.begin(inbox, &request, is_over) else {
             return self.consumer.ended().map_or(Ok(()), Err);
         };
         let has_expired = || request.has_expired() && matches!(begun, Begun::Execute);
@@ -171,7 +171,7 @@ impl<'a> Worker<'a> {
         lock(counters).in_progress -= 1;
         drop(sender);
         let tag = request.delivery.tag;
-        session.connection.recycle(outcomes.finish(ledger, request, known, answered.is_ok()));
+        session.connection.recycle(outcomes.finish(inbox, request, known, answered.is_ok()));
         answered.inspect_err(|_| {
             channel.send_unanswered(&frames::give_back(channel.number, tag));
             // A stop must not claim that this request is answered.
@@ -230,9 +230,9 @@ impl<'a> Worker<'a> {
 
     /// Acknowledges a request that needs no reply.
     fn settle(&self, request: Arc<Request>) -> Result<()> {
-        let Consumer { state, channel, ledger, .. } = &self.consumer;
+        let Consumer { state, channel, inbox, .. } = &self.consumer;
         let settled = self.consumer.write(frames::ack(channel.number, request.delivery.tag));
-        state.outcomes.finish(ledger, request, Known::Settled, settled.is_ok());
+        state.outcomes.finish(inbox, request, Known::Settled, settled.is_ok());
         settled
     }
 

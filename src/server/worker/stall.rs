@@ -67,14 +67,14 @@ pub(super) fn check(consumer: &Consumer<'_>) {
 /// worker gets a request before it does. If there is no such queue, all workers leave the
 /// connection, because the broker did not notify the others either.
 fn waiting(consumer: &Consumer<'_>) -> u32 {
-    let Consumer { state, session, channel, inbox, ledger } = consumer;
+    let Consumer { state, session, channel, inbox } = consumer;
     let now = Instant::now();
     channel.send(Method::FindQueue(&state.queue));
     let is_over = || channel.is_answered() || inbox.is_ready() || state.stop.is_stopped();
     session.connection.wait(&inbox.waiter, now + CHECK_INTERVAL / 4, is_over);
     match channel.answer(Limit::Until(now)).and_then(Answer::queue) {
         Ok(found) => {
-            state.outcomes.all_proved(ledger);
+            state.outcomes.all_proved(inbox);
             found.messages
         }
         Err(CallError::Closed(close)) if close.code == 404 => {
