@@ -1,6 +1,6 @@
 //! A peer in place of a broker. One sends random frames at any time: client and server end with an
-//! error or continue, and do not panic, miss a deadline or grow. Another declares no queue: a client
-//! still closes its connection.
+//! error or continue, and do not panic, miss a deadline or grow. Others declare no queue: a client
+//! still closes its connection, and a server says why.
 //!
 //! `scripts/lying_broker.sh` sends a million frames.
 
@@ -111,6 +111,36 @@ fn request_that_waits_to_be_written_when_another_is_refused_is_sent_once() {
         assert!(matches!(waiting.join().unwrap(), Err(Error::TimedOut { sent: true, .. })));
     });
     assert_eq!(requests.try_iter().filter(|request| request == b"9").count(), 1);
+}
+
+/// What keeps a broker from declaring a queue may be the queue's kind, or the state of its cluster.
+#[test]
+fn reason_why_no_queue_can_be_declared_is_told_and_decides_the_exit_code() {
+    for (text, code, sentence) in [
+        (
+            "INTERNAL_ERROR - Cannot declare a queue 'queue 'q' in vhost '/'' of type \
+             'rabbit_quorum_queue' on node 'n': the corresponding feature flag is disabled",
+            78,
+            "this broker has queues of that type disabled",
+        ),
+        (
+            "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.",
+            78,
+            "this broker no longer has queues of that kind",
+        ),
+        (
+            "INTERNAL_ERROR - Could not declare queue 'q' in vhost '/' on node 'n' because the \
+             metadata store operation timed out",
+            69,
+            "too few nodes of the cluster are up, or they are too slow",
+        ),
+    ] {
+        let peer = Peer::refusing_queues(text);
+        let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=0", peer.port);
+        let mut server = Process::spawn(RPC_SERVER, &["--url", &url, "--queue", "q"]);
+        assert_eq!(server.wait(PATIENCE).code(), Some(code), "{}", server.stderr());
+        assert!(server.stderr().contains(sentence), "{}", server.stderr());
+    }
 }
 
 fn check_client(url: &str, round: &str) {

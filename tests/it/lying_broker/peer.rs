@@ -1,5 +1,6 @@
 //! A peer that does the handshake of a broker, and then sends random frames at any time, or answers
-//! as a broker that declares no queue, or as one that refuses a request while it reads slowly.
+//! as a broker that declares no queue, as one that says why not, or as one that refuses a request
+//! while it reads slowly.
 
 mod lies;
 
@@ -32,12 +33,17 @@ pub struct Peer {
 impl Peer {
     /// Sends random frames. The seed determines which, as long as its clients always send the same.
     pub fn lying(seed: u64) -> Peer {
-        Peer::start(seed, true)
+        Peer::start(seed, true, None)
     }
 
     /// Answers all but the declaration of a queue.
     pub fn declaring_no_queue() -> Peer {
-        Peer::start(0, false)
+        Peer::start(0, false, None)
+    }
+
+    /// Finds no queue, and closes each connection that declares one with code 541 and this text.
+    pub fn refusing_queues(text: &'static str) -> Peer {
+        Peer::start(0, false, Some(text))
     }
 
     /// Refuses a request of 2,000 bytes as too large once `may_refuse` gets a message, and reads
@@ -50,14 +56,15 @@ impl Peer {
             let (tcp, _) = listener.accept().unwrap();
             let (sent, ids) = (Arc::default(), Vec::new());
             let random = Random::new(1);
-            let talk = Conversation { tcp, random, lies: true, sent, calm: 1, ids };
+            let refusal = None;
+            let talk = Conversation { tcp, random, lies: true, refusal, sent, calm: 1, ids };
             // An error means that the client has closed the connection.
             drop(talk.refuse(&may_refuse, &received));
         });
         (port, requests)
     }
 
-    fn start(seed: u64, lies: bool) -> Peer {
+    fn start(seed: u64, lies: bool, refusal: Option<&'static str>) -> Peer {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let sent = Arc::new(AtomicU64::new(0));
@@ -70,7 +77,7 @@ impl Peer {
                 thread::spawn(move || {
                     let calm = random.pick(&[1, 10, 500]);
                     // An error means that the client has closed the connection.
-                    drop(Conversation { tcp, random, lies, sent, calm, ids }.run());
+                    drop(Conversation { tcp, random, lies, refusal, sent, calm, ids }.run());
                     // Sending fails if the test is over.
                     let _ = ended.send(());
                 });
@@ -84,6 +91,8 @@ struct Conversation {
     tcp: TcpStream,
     random: Random,
     lies: bool,
+    /// Why no queue can be declared.
+    refusal: Option<&'static str>,
     sent: Arc<AtomicU64>,
     /// By which factor frames that end the connection are rarer, so that more of the others reach
     /// a working session.
@@ -178,11 +187,25 @@ impl Conversation {
                 let declared = [&short(b"amq.gen-peer")[..], &[0; 4], &[0, 0, 0, 1]].concat();
                 self.method(channel, 50, 11, &declared)
             }
+            (50, 10) if self.refusal.is_some() => {
+                let is_passive = method[7 + usize::from(method[6])] & 1 == 1;
+                let reason = self.refusal.expect("it refuses").as_bytes();
+                match is_passive {
+                    true => self.close(channel, 20, 404, b"NOT_FOUND - no queue 'q' in vhost '/'"),
+                    false => self.close(0, 10, 541, reason),
+                }
+            }
             (60, 10) => self.method(channel, 60, 11, &[]),
             (60, 20) => self.method(channel, 60, 21, &short(b"tag")),
             (60, 30) => self.method(channel, 60, 31, &short(b"tag")),
             _ => Ok(()),
         }
+    }
+
+    /// Closes the connection (class 10) or a channel (class 20) because of a queue's declaration.
+    fn close(&mut self, channel: u16, class: u16, code: u16, text: &[u8]) -> io::Result<()> {
+        let close = [&code.to_be_bytes()[..], &short(text), &[0, 50, 0, 10]].concat();
+        self.method(channel, class, if class == 10 { 50 } else { 40 }, &close)
     }
 
     fn method(
