@@ -20,7 +20,7 @@ pub(crate) use self::headers::Headers;
 pub(crate) use self::names::{
     BAGGAGE, OWN_METHODS, SHORTEST_KEEP_ALIVE, TRACEPARENT, TRACESTATE, check_length, check_method,
 };
-use self::names::{DEADLINE, KEEP_ALIVE, PROGRESS, TRANSIENT};
+use self::names::{DEADLINE, KEEP_ALIVE, PROGRESS};
 pub use self::reply::Reply;
 pub(crate) use self::reply::{
     decode_reply, encode_reply, encode_sign_of_life, identify, take_progress,
@@ -117,7 +117,6 @@ fn with_properties<T>(head: &RequestHead<'_>, encode: impl FnOnce(&Properties<'_
     let properties = Properties {
         content_type: Some(head.content_type),
         headers: &headers,
-        delivery_mode: Some(TRANSIENT),
         correlation_id: Some(correlation_id.as_bytes()),
         reply_to: Some(head.reply_to),
         expiration: expiration.as_deref(),

@@ -170,11 +170,9 @@ static void publish(const struct load *load, struct call *call) {
   char message_id[UUID_LENGTH + 1];
   if (!load->lean) {
     new_uuid(message_id);
-    properties._flags |= AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_DELIVERY_MODE_FLAG |
-                         AMQP_BASIC_EXPIRATION_FLAG | AMQP_BASIC_MESSAGE_ID_FLAG |
-                         AMQP_BASIC_TIMESTAMP_FLAG | AMQP_BASIC_APP_ID_FLAG;
+    properties._flags |= AMQP_BASIC_CONTENT_TYPE_FLAG | AMQP_BASIC_EXPIRATION_FLAG |
+                         AMQP_BASIC_MESSAGE_ID_FLAG | AMQP_BASIC_TIMESTAMP_FLAG | AMQP_BASIC_APP_ID_FLAG;
     properties.content_type = amqp_cstring_bytes(load->content_type);
-    properties.delivery_mode = AMQP_DELIVERY_NONPERSISTENT;
     properties.expiration = amqp_cstring_bytes("30000");
     properties.message_id = amqp_cstring_bytes(message_id);
     properties.timestamp = (uint64_t)time(NULL);

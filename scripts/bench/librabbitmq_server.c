@@ -61,8 +61,7 @@ static void answer(amqp_connection_state_t connection, const amqp_message_t *req
   amqp_basic_properties_t properties = {._flags = AMQP_BASIC_CORRELATION_ID_FLAG,
                                         .correlation_id = request->properties.correlation_id};
   if (!lean) {
-    properties._flags |= AMQP_BASIC_DELIVERY_MODE_FLAG | AMQP_BASIC_APP_ID_FLAG;
-    properties.delivery_mode = AMQP_DELIVERY_NONPERSISTENT;
+    properties._flags |= AMQP_BASIC_APP_ID_FLAG;
     properties.app_id = amqp_cstring_bytes("librabbitmq");
   }
   check(amqp_basic_publish(connection, CHANNEL, amqp_empty_bytes, request->properties.reply_to, 0,

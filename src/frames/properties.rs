@@ -16,7 +16,6 @@ pub(crate) struct Properties<'a> {
     /// The entries of the headers table, in the format that [`super::append_text`] writes and
     /// [`find_header`] reads. Without entries, no table is sent.
     pub(crate) headers: &'a [u8],
-    pub(crate) delivery_mode: Option<u8>,
     /// Any bytes: the replier hands them back as they are.
     pub(crate) correlation_id: Option<&'a [u8]>,
     pub(crate) reply_to: Option<&'a str>,
@@ -63,9 +62,10 @@ impl<'a> Properties<'a> {
         self.content_type = text(&mut fields, CONTENT_TYPE)?;
         self.content_encoding = text(&mut fields, CONTENT_ENCODING)?;
         self.headers = if has(HEADERS) { fields.long()? } else { &[] };
-        self.delivery_mode = if has(DELIVERY_MODE) { Some(fields.u8()?) } else { None };
-        if has(PRIORITY) {
-            fields.u8()?;
+        for bit in [DELIVERY_MODE, PRIORITY] {
+            if has(bit) {
+                fields.u8()?;
+            }
         }
         self.correlation_id = if has(CORRELATION_ID) { Some(fields.short()?) } else { None };
         self.reply_to = text(&mut fields, REPLY_TO)?;
@@ -92,10 +92,6 @@ impl<'a> Properties<'a> {
         if !self.headers.is_empty() {
             flags |= HEADERS;
             append_long(out, |out| out.extend_from_slice(self.headers));
-        }
-        if let Some(mode) = self.delivery_mode {
-            flags |= DELIVERY_MODE;
-            out.push(mode);
         }
         flags |= append_property(out, CORRELATION_ID, self.correlation_id);
         flags |= append_property(out, REPLY_TO, self.reply_to);

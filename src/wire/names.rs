@@ -24,9 +24,6 @@ pub(crate) const OWN_METHODS: &str = "rpc.";
 pub(crate) const TRACEPARENT: &str = "traceparent";
 pub(crate) const TRACESTATE: &str = "tracestate";
 pub(crate) const BAGGAGE: &str = "baggage";
-/// AMQP's `delivery_mode` of a message that the broker need not keep through a restart: a request
-/// and its reply are of no use without the caller.
-pub(super) const TRANSIENT: u8 = 1;
 
 /// Refuses the name of a method that no request can reach.
 pub(crate) fn check_method(name: &str) -> Result<()> {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::headers::Headers;
-use super::names::{NOT_EXECUTED, STATUS, TRANSIENT, check_length};
+use super::names::{NOT_EXECUTED, STATUS, check_length};
 use crate::error::{Error, Failure, Result, Status, ensure};
 use crate::frames::{
     Frames, HeaderValue, Message, Properties, Route, append_text, find_header, headers, publish,
@@ -181,8 +181,7 @@ pub(crate) fn encode_sign_of_life(
 
 /// The properties that every reply and sign of life has.
 fn common_properties<'a>(correlation_id: Option<&'a [u8]>, app_id: &'a str) -> Properties<'a> {
-    let (delivery_mode, app_id) = (Some(TRANSIENT), Some(app_id));
-    Properties { delivery_mode, correlation_id, app_id, ..Default::default() }
+    Properties { correlation_id, app_id: Some(app_id), ..Default::default() }
 }
 
 /// The correlation id of a reply, or `None` if it is not one that this crate makes; and whether it

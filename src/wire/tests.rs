@@ -59,7 +59,6 @@ fn request_carries_all_its_properties() {
     assert_eq!(properties.content_type, Some("text/plain"));
     assert_eq!((properties.app_id, properties.type_), (Some("test"), Some("price.get")));
     assert_eq!(properties.expiration, Some("1"));
-    assert_eq!(properties.delivery_mode, Some(1));
     assert!(properties.timestamp.unwrap() > 1_600_000_000);
 
     let patient = RequestHead { remaining: Duration::MAX, ..head };

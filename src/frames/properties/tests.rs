@@ -15,7 +15,6 @@ proptest! {
         texts in vec(option::of(".{0,40}"), 9),
         header in ("[a-z]{1,20}", ".{0,40}"),
         timestamp in option::of(any::<u64>()),
-        delivery_mode in option::of(any::<u8>()),
     ) {
         let text = |index: usize| texts[index].as_deref();
         let mut headers = Vec::new();
@@ -24,7 +23,6 @@ proptest! {
             content_type: text(0),
             content_encoding: text(8),
             headers: &headers,
-            delivery_mode,
             correlation_id: text(1).map(str::as_bytes),
             reply_to: text(2),
             expiration: text(3),
