@@ -173,7 +173,9 @@ impl<'a> Worker<'a> {
         let tag = request.delivery.tag;
         session.connection.recycle(outcomes.finish(inbox, request, known, answered.is_ok()));
         answered.inspect_err(|_| {
-            channel.send_unanswered(&frames::give_back(channel.number, tag));
+            if !inbox.is_withdrawn() {
+                channel.send_unanswered(&frames::give_back(channel.number, tag));
+            }
             // A stop must not claim that this request is answered.
             if stop.is_stopped() {
                 state.unconfirmed.fetch_add(1, Ordering::SeqCst);
