@@ -53,9 +53,9 @@ pub enum Error {
         /// What the broker said, and what to change.
         reason: String,
     },
-    /// The queue does not exist, so no server received the request.
+    /// The queue does not exist, or the exchange, so no server received the request.
     Unroutable {
-        /// The queue's name.
+        /// The name of the queue or the exchange.
         queue: String,
     },
     /// A resource alarm kept the broker from accepting requests until the deadline
@@ -175,7 +175,8 @@ impl fmt::Display for Error {
                 write!(f, "the broker refused queue {queue:?}: {reason}")
             }
             Error::Unroutable { queue } => {
-                write!(f, "there is no queue {queue:?}: start a server on it, or check the name")
+                let what = format_args!("there is no queue or exchange {queue:?}");
+                write!(f, "{what}: start a server on it, or check the name")
             }
             Error::Blocked { reason, after, .. } => write!(
                 f,

@@ -250,7 +250,10 @@ impl PendingCalls {
 pub(super) fn refusal_error(close: &Close, data_plane: &DataPlane) -> Error {
     match close.code {
         403 => data_plane.endpoint.explain_close(close, "publish requests"),
-        404 => Error::Unroutable { queue: close.text.replace("NOT_FOUND - ", "") },
+        404 => Error::Unroutable {
+            // NOT_FOUND - no exchange '…' in vhost '…'
+            queue: close.text.split('\'').nth(1).unwrap_or_default().to_string(),
+        },
         _ => Error::Config(format!("the broker refused the request: {close}")),
     }
 }

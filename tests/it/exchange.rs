@@ -92,8 +92,8 @@ fn request_that_the_broker_refuses_ends_no_other_call() {
     for _ in 0..10 {
         let others: Vec<_> = (0..8).map(|_| client.send("8").unwrap()).collect();
         let refused = client.request("7").exchange("there is none").call().unwrap_err();
-        assert!(matches!(&refused, Error::Unroutable { .. }), "{refused:?}");
-        assert!(!refused.may_have_executed() && refused.to_string().contains("there is none"));
+        assert_eq!(refused, Error::Unroutable { queue: "there is none".into() });
+        assert!(!refused.may_have_executed());
         for other in others {
             assert_eq!(other.wait().unwrap(), b"8");
         }

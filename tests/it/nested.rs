@@ -59,7 +59,7 @@ fn unroutable_inner_call_is_answered_as_unavailable() {
     match connect(&url(), &front).call("7") {
         Err(Error::Remote(failure)) => {
             assert_eq!(failure.status, Status::Unavailable);
-            assert!(failure.message.contains("there is no queue"), "{failure}");
+            assert!(failure.message.contains("there is no queue or exchange"), "{failure}");
         }
         other => panic!("{other:?}"),
     }

@@ -145,7 +145,7 @@ fn system_certificate_authorities_are_trusted_by_default() {
         (code, client.stderr().to_string())
     };
     let (code, stderr) = client("ca.pem");
-    assert!(stderr.contains("there is no queue"), "{stderr}");
+    assert!(stderr.contains("there is no queue or exchange"), "{stderr}");
     assert_eq!(code, Some(69));
     let (_, stderr) = client("other-ca.pem");
     assert!(stderr.contains("not signed by an authority trusted here"), "{stderr}");

@@ -110,7 +110,7 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
     proxy.cut();
     let error = call.wait().unwrap_err();
     assert!(error.may_have_executed(), "{error:?}");
-    assert!(error.to_string().contains("there is no queue"), "{error}");
+    assert!(error.to_string().contains("there is no queue or exchange"), "{error}");
 
     // No broker can be reached any more.
     let queue = queue_name("again-unreachable");
