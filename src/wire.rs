@@ -23,7 +23,7 @@ pub(crate) use self::names::{
 use self::names::{DEADLINE, KEEP_ALIVE, PROGRESS};
 pub use self::reply::Reply;
 pub(crate) use self::reply::{
-    decode_reply, encode_reply, encode_sign_of_life, identify, take_progress,
+    decode_reply, encode_reply, encode_sign_of_life, identify, is_progress,
 };
 pub(crate) use self::request::Death;
 pub(crate) use self::request::OnProgress;

@@ -78,9 +78,11 @@ impl InFlight {
             let is_ready =
                 || self.slot.has_outcome() || self.slot.has_told() || must_resend() || has_ended();
             self.session.connection.wait(&self.slot.waiter, step, is_ready);
+            let told_earlier = earlier.iter().rev().find_map(|attempt| attempt.slot.take_told());
             let outcome = self.take_outcome(earlier);
             // The server tells its progress before it sends the reply.
-            if let (Some(text), Some(show)) = (self.slot.take_told(), &request.on_progress) {
+            let told = self.slot.take_told().or(told_earlier);
+            if let (Some(text), Some(show)) = (told, &request.on_progress) {
                 show(&text);
             }
             if let Some(outcome) = outcome {

@@ -108,8 +108,10 @@ impl Dispatcher {
         if id == Some(PROBE) {
             return self.pending.note_probe(true);
         }
-        if is_sign_of_life {
-            let told = wire::take_progress(reply);
+        let is_progress = wire::is_progress(&reply);
+        // To a call that did not ask for it, a message of that type is a reply.
+        if is_sign_of_life && (!is_progress || id.is_none_or(|id| self.pending.may_progress(id))) {
+            let told = is_progress.then(|| String::from_utf8_lossy(&reply.body).into_owned());
             return id.map_or((), |id| self.pending.note_sign_of_life(id, told, data_plane));
         }
         let settle =

@@ -35,6 +35,8 @@ pub(super) struct CallSlot {
     deadline: Instant,
     /// Whether its reply comes through the publishing channel.
     pub(super) replies_directly: bool,
+    /// Whether its server was asked to tell its progress. Else a message of that type is a reply.
+    pub(super) wants_progress: bool,
     pub(super) waiter: Arc<Waiter>,
     /// Whether it has been in flight, so that the request may be published.
     is_admitted: AtomicBool,
@@ -152,12 +154,17 @@ impl Admitted {
 }
 
 impl CallSlot {
-    pub(super) fn new(deadline: Instant, replies_directly: bool) -> Arc<CallSlot> {
+    pub(super) fn new(
+        deadline: Instant,
+        replies_directly: bool,
+        wants_progress: bool,
+    ) -> Arc<CallSlot> {
         Arc::new(CallSlot {
             id: Uuid::new_v4(),
             began: Instant::now(),
             deadline,
             replies_directly,
+            wants_progress,
             own: Mutex::default(),
             is_settled: AtomicBool::new(false),
             waiter: Arc::default(),
@@ -215,7 +222,7 @@ mod tests {
     use super::*;
 
     fn later() -> Arc<CallSlot> {
-        CallSlot::new(Instant::now() + Duration::from_secs(60), false)
+        CallSlot::new(Instant::now() + Duration::from_secs(60), false, false)
     }
 
     /// The calls that were admitted.
@@ -248,7 +255,7 @@ mod tests {
     fn expired_call_makes_room_whoever_notices() {
         let mut calls = InFlightCalls::new(2);
         let soon = Instant::now() + Duration::from_millis(20);
-        let [first, second] = [(); 2].map(|()| CallSlot::new(soon, false));
+        let [first, second] = [(); 2].map(|()| CallSlot::new(soon, false, false));
         let [third, fourth, fifth] = [(); 3].map(|()| later());
         assert!(enters(&mut calls, &first) && enters(&mut calls, &second));
         assert!(!enters(&mut calls, &third) && !enters(&mut calls, &fourth));

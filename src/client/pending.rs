@@ -194,6 +194,11 @@ impl PendingCalls {
         }
     }
 
+    /// Whether a message about the progress of this call is none of its reply.
+    pub(super) fn may_progress(&self, id: Uuid) -> bool {
+        lock(&self.state).calls.get(id).is_none_or(|slot| slot.wants_progress)
+    }
+
     /// Removes a call that no thread waits for any more.
     pub(super) fn forget(&self, id: Uuid, data_plane: &DataPlane) {
         let (_, admitted) = lock(&self.state).calls.leave(id);

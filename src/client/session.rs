@@ -126,7 +126,7 @@ impl Session {
     ) -> Result<Option<Arc<CallSlot>>> {
         request.headers.check_size(self.connection.frame_max())?;
         let reply_queue = self.dispatcher.reply_queue.get();
-        let slot = CallSlot::new(deadline.at, reply_queue.is_none());
+        let slot = CallSlot::new(deadline.at, reply_queue.is_none(), request.on_progress.is_some());
         self.wait_while_blocked(&slot.waiter, limit)?;
         // Once there is a reply queue, a channel without direct replies may take the place of the
         // first one.

@@ -194,10 +194,9 @@ pub(crate) fn identify(message: &Message) -> (Option<Uuid>, bool) {
     )
 }
 
-/// The progress that a sign of life tells.
-pub(crate) fn take_progress(sign: Message) -> Option<String> {
-    let is_progress = sign.properties().type_ == Some(PROGRESS);
-    is_progress.then(|| String::from_utf8_lossy(&sign.body).into_owned())
+/// Whether a sign of life tells the progress of the work.
+pub(crate) fn is_progress(sign: &Message) -> bool {
+    sign.properties().type_ == Some(PROGRESS)
 }
 
 /// Decodes a reply.

@@ -121,6 +121,18 @@ fn progress_is_a_sign_of_life() {
     assert_eq!(*told.lock().unwrap(), ["first", "second", "third"]);
 }
 
+/// Another server may use this type for its replies.
+#[test]
+fn message_of_that_type_is_the_reply_to_a_call_that_did_not_ask() {
+    let queue = queue_name("progress-reply");
+    let server = ManualServer::start(&url(), &queue);
+    let client = connect(&url(), &queue);
+    let call = client.send("7").unwrap();
+    let reply = AmqpProperties::default().with_type_("progress".into());
+    server.reply_with(&server.next(), reply, b"13");
+    assert_eq!(call.wait().unwrap(), b"13");
+}
+
 #[test]
 fn progress_finds_out_that_the_requester_is_gone() {
     let queue = queue_name("progress-abandoned");
