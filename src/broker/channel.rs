@@ -85,6 +85,10 @@ impl DataPlane {
         let slot = Arc::new(slot);
         loop {
             let mut slots = lock(&self.slots);
+            // Nobody would remove the channel any more.
+            if let Some(error) = self.why_ended() {
+                return Err(error);
+            }
             match slots.add(&slot) {
                 Ok(number) => {
                     let data_plane = Arc::clone(self);
@@ -96,11 +100,19 @@ impl DataPlane {
             }
             drop(slots);
             let now = Instant::now();
-            if until <= now || self.ended().is_some() {
+            if until <= now {
                 return Err(CallError::Unanswered("no channel was closed in time".into()));
             }
             self.wait(&slot.waiter, now + INTERVAL, || false);
         }
+    }
+
+    /// Why no answer comes any more, if the connection has ended.
+    fn why_ended(&self) -> Option<CallError> {
+        self.ended().map(|reason| match reason {
+            Ended::Closed(close) => CallError::Closed(close.clone()),
+            reason => CallError::Unanswered(reason.to_string()),
+        })
     }
 
     /// Refuses a number of channels that this connection cannot have.
@@ -198,13 +210,10 @@ impl Channel {
         if let Some(answer) = lock(&slot.answers).take() {
             return Ok(answer);
         }
-        Err(match (slot.closed.get(), data_plane.ended()) {
-            (Some(close), _) | (None, Some(Ended::Closed(close))) => {
-                CallError::Closed(close.clone())
-            }
-            (None, Some(reason)) => CallError::Unanswered(reason.to_string()),
-            (None, None) => CallError::Unanswered("the broker did not answer in time".into()),
-        })
+        let close = slot.closed.get().map(|close| CallError::Closed(close.clone()));
+        Err(close
+            .or_else(|| data_plane.why_ended())
+            .unwrap_or_else(|| CallError::Unanswered("the broker did not answer in time".into())))
     }
 
     pub(crate) fn is_open(&self) -> bool {

@@ -32,6 +32,8 @@ impl ExtraChannels {
         };
         if limit.is_some() {
             state.limit_met = Some(Instant::now());
+            // A connection tells once that it has met the limit.
+            state.latest.take_if(|latest| latest.ended().is_some());
         }
         let are_allowed = state.limit_met.is_none_or(|met| met.elapsed() >= PAUSE);
         drop(state);
