@@ -238,6 +238,8 @@ impl<S: Session> Reconnector<S> {
             && may_try
         {
             *replacing = Some(Instant::now());
+            // Nobody waits for the outcome, so a failure is logged.
+            state.patience = Patience::Always;
             state.order.move_to_end(self.brokers.index_of(&session.connection().endpoint));
             self.start_connecting(&mut state, Deadline::after(Duration::ZERO));
         }
