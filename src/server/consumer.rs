@@ -75,6 +75,16 @@ impl<'a> Consumer<'a> {
         })
     }
 
+    /// Writes that a request is done, unless the broker has taken it back: it is then settled when
+    /// it is delivered again. RabbitMQ 4.3 takes a late acknowledgement for a sign that the
+    /// consumer works, and delivers the next request to it, although it has cancelled it.
+    pub(super) fn settle(&self, settlement: Vec<u8>) -> Result<()> {
+        match self.inbox.is_withdrawn() {
+            true => Ok(()),
+            false => self.write(settlement),
+        }
+    }
+
     /// Waits until the broker has taken the replies that were written on the channel, but not
     /// beyond `until`. Until then, they count as unconfirmed.
     pub(super) fn confirm(&self, until: Instant) {

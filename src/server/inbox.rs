@@ -212,6 +212,10 @@ impl Inbox {
     /// The next request. `Err` is the reason why no more come.
     pub(crate) fn take(&self) -> Result<Option<Request>> {
         let mut state = lock(&self.state);
+        // The worker first finds out why, which decides what becomes of the requests.
+        if state.withdrawal == Some(Withdrawal::Cancelled) {
+            return Ok(None);
+        }
         match (state.requests.pop_front(), &state.ended) {
             (None, Some(reason)) => Err(reason.clone()),
             (next, _) => Ok(next),

@@ -77,24 +77,23 @@ impl Outcomes {
         /// How many channels one request may cost.
         const MOST_LOST_CHANNELS: u32 = 2;
         let mut state = lock(&self.state);
-        if state.ledger(inbox).begin(request) {
+        if state.ledger(inbox).note_delivery(request) {
             self.note_replied();
         }
-        if !request.redelivered() {
-            return Some(Begun::Execute);
-        }
-        loop {
+        let begun = loop {
+            if !request.redelivered() {
+                break Begun::Execute;
+            }
             if let Some(known) = state.take(request) {
-                return Some(Begun::Known(known));
+                break Begun::Known(known);
             }
             match state.executing(request, inbox) {
-                None => return Some(Begun::Execute),
+                None => break Begun::Execute,
                 Some(other) if other.lost_channels() >= MOST_LOST_CHANNELS => {
-                    return Some(Begun::TooSlow);
+                    break Begun::TooSlow;
                 }
                 Some(other) if is_over() => {
                     other.lost_channels += u32::from(inbox.has_timed_out());
-                    state.ledger(inbox).current = None;
                     return None;
                 }
                 Some(_) => {
@@ -104,7 +103,11 @@ impl Outcomes {
                     state.waiting -= 1;
                 }
             }
-        }
+        };
+        let ledger = state.ledger(inbox);
+        ledger.current = Some((Arc::clone(request), Instant::now()));
+        ledger.lost_channels = 0;
+        Some(begun)
     }
 
     /// Ends the current request of a worker. Later deliveries prove that the broker has what was
@@ -142,15 +145,15 @@ impl Outcomes {
         finished.for_each(|entry| state.keep(entry));
     }
 
-    /// Notes that the broker has taken a reply, or that another server of the same program decides
-    /// whether the user may reply.
+    /// Notes that the broker has taken a reply, or has not refused it before the channel ended, or
+    /// that another server of the same program decides whether the user may reply.
     pub(super) fn note_replied(&self) {
         self.has_replied.store(true, Ordering::Relaxed);
     }
 
     /// Notes that the broker has handled everything that this worker has written.
     pub(super) fn all_proved(&self, inbox: &Inbox) {
-        if lock(&self.state).ledger(inbox).finished.remove_proved(u64::MAX) {
+        if lock(&self.state).ledger(inbox).remove_proved(u64::MAX) {
             self.note_replied();
         }
     }
@@ -213,15 +216,21 @@ impl Ledger {
 
     /// Returns true if this delivery proves that the broker has taken a reply. The worker settles
     /// its requests in the order of their tags, and the reply to each is written before that.
-    fn begin(&mut self, request: &Arc<Request>) -> bool {
-        self.current = Some((Arc::clone(request), Instant::now()));
-        self.lost_channels = 0;
-        let proved = match self.inbox.prefetch {
-            0 => 0,
-            // The broker has never more than `prefetch` deliveries without an acknowledgement.
-            prefetch => request.delivery.tag.saturating_sub(prefetch as u64),
-        };
-        self.finished.remove_proved(proved)
+    fn note_delivery(&mut self, request: &Request) -> bool {
+        match self.inbox.prefetch {
+            0 => false,
+            // After the connection between its nodes was interrupted, a quorum queue delivers again
+            // what the worker has not acknowledged, beyond the prefetch.
+            _ if request.redelivered() => false,
+            // Else the broker has never more than `prefetch` deliveries without an acknowledgement.
+            prefetch => self.remove_proved(request.delivery.tag.saturating_sub(prefetch as u64)),
+        }
+    }
+
+    /// Forgets the outcomes up to this delivery, since the broker has handled what was written for
+    /// them, unless it has taken the requests back. Returns true if there were any.
+    fn remove_proved(&mut self, tag: u64) -> bool {
+        !self.inbox.is_withdrawn() && self.finished.remove_proved(tag)
     }
 
     /// How many workers have lost their channels because of the current request.

@@ -147,13 +147,14 @@ impl<'a> Worker<'a> {
         if let Begun::Known(Known::Settled) = begun {
             return self.settle(request);
         }
+        lock(counters).in_progress += 1;
         let mut sender = ReplySender::new(&self.consumer, &request, address);
         // Making a connection for the reply takes its time.
         if has_expired() {
             drop(sender);
+            lock(counters).in_progress -= 1;
             return self.expire(request);
         }
-        lock(counters).in_progress += 1;
         let began = Instant::now();
         let (outcome, lost_connections) = match begun {
             Begun::Known(Known::Finished { outcome, lost_connections }) => {
@@ -233,7 +234,7 @@ impl<'a> Worker<'a> {
     /// Acknowledges a request that needs no reply.
     fn settle(&self, request: Arc<Request>) -> Result<()> {
         let Consumer { state, channel, inbox, .. } = &self.consumer;
-        let settled = self.consumer.write(frames::ack(channel.number, request.delivery.tag));
+        let settled = self.consumer.settle(frames::ack(channel.number, request.delivery.tag));
         state.outcomes.finish(inbox, request, Known::Settled, settled.is_ok());
         settled
     }
@@ -244,7 +245,7 @@ impl<'a> Worker<'a> {
         lock(&state.counters).rejected += 1;
         let line = format_args!("rejected a request of {} bytes: {why}", request.body().len());
         state.useless.log(log::Level::Warn, line);
-        self.consumer.write(frames::reject(channel.number, request.delivery.tag))
+        self.consumer.settle(frames::reject(channel.number, request.delivery.tag))
     }
 }
 

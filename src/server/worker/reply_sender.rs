@@ -103,12 +103,8 @@ impl<'a> ReplySender<'a> {
             }
             sent => sent?,
         }
-        // If the broker has taken the request back, it is acknowledged when it is delivered again.
-        // RabbitMQ 4.3 takes a late acknowledgement for a sign that the consumer works, and
-        // delivers the next request to it, although it has cancelled it.
-        if !inbox.is_withdrawn() {
-            let _ = self.consumer.write(ack);
-        }
+        // If the channel has ended, the request comes back. It is then acknowledged.
+        let _ = self.consumer.settle(ack);
         Ok(Sent::Taken)
     }
 
