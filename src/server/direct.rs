@@ -45,8 +45,11 @@ impl DirectConnections {
     /// be had. Blocks for as long as connecting to each broker may take.
     pub(crate) fn take(&self, endpoint: &Endpoint) -> Option<Arc<DirectConnection>> {
         let last_taken = Instant::now();
+        // Closing a connection may take a second, so it is not done under the lock.
+        let is_dead = |open: &mut Open| !open.direct.works();
+        let dead = lock(&self.open).extract_if(.., is_dead).collect::<Vec<_>>();
+        drop(dead);
         let mut open = lock(&self.open);
-        open.retain(|open| open.direct.works());
         let is_free = |open: &&mut Open| open.is_idle() && open.direct.endpoint == *endpoint;
         if let Some(found) = open.iter_mut().rev().find(is_free) {
             found.last_taken = last_taken;

@@ -29,8 +29,9 @@ pub(super) fn ensure_bound(
         }
         found => found,
     };
-    let bound = declared.and_then(|()| ask(Method::Bind { key, queue, exchange }));
-    bound.map_err(|error| match error {
+    let failed = |error| data_plane.explain(error, &format!("declare the exchange {exchange:?}"));
+    declared.map_err(failed)?;
+    ask(Method::Bind { key, queue, exchange }).map_err(|error| match error {
         CallError::Closed(close) if close.code == 406 => Error::QueueRefused {
             queue: queue.into(),
             reason: format!(
