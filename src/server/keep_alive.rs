@@ -179,7 +179,7 @@ impl Drop for SignsOfLife<'_> {
         let active = index.map(|index| state.active.swap_remove(index));
         drop(state);
         self.keep_alive.changed.notify_one();
-        // The reply follows on the same channel.
+        // The reply follows, usually on the same channel.
         if let Some(mut active) = active {
             active.send_progress(&self.keep_alive.app_id, Instant::now() + PROGRESS_INTERVAL);
         }

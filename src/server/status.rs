@@ -20,7 +20,8 @@ pub struct ServerStatus {
     pub broker: Option<String>,
     /// When it connected there.
     pub connected_since: Option<Instant>,
-    /// The number of workers that the server is to have.
+    /// The number of workers that the server is to have
+    /// ([`ServerOptions::workers`](crate::ServerOptions::workers)).
     pub workers: usize,
     /// Workers that the broker sends requests to. A worker counts also while it is busy.
     pub workers_ready: usize,
