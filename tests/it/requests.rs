@@ -131,7 +131,7 @@ fn reply_carries_content_type_and_headers() {
         ("long name", "the header's name has 256 bytes"),
         ("own name", "\"rpc-status\" cannot be set"),
         ("copies", "\"CC\" cannot be set"),
-        ("sign of life", "is that of signs of life"),
+        ("sign of life", "are those of signs of life"),
         ("large", "the headers have 200"),
     ] {
         match client.call(request) {
