@@ -110,9 +110,6 @@ impl Job {
             on_ready.into_iter().for_each(|on_ready| on_ready());
             let served = self.serve(&worker);
             let unproved = state.outcomes.unproved(&worker.consumer.inbox);
-            if served.is_err() && state.stop.is_stopped() {
-                state.unconfirmed.fetch_add(unproved, Ordering::SeqCst);
-            }
             // A server that was able to reply goes on when that is refused later.
             if !matches!(served, Err(Error::Refused(_))) && unproved > 0 {
                 state.outcomes.note_replied();
@@ -184,7 +181,7 @@ fn drain(
         }
     }
     let in_progress = if ended < workers { in_progress() } else { 0 };
-    let unconfirmed = unconfirmed();
+    let unconfirmed = unconfirmed() + state.outcomes.unclaimed();
     state.close();
     let counters = *lock(&state.counters);
     log::info!("stopped: {counters:?}");
