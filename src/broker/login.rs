@@ -6,7 +6,7 @@ use amiquip::{Auth, ConnectionOptions};
 
 use super::ended::Ended;
 use super::url::Endpoint;
-use crate::error::Error;
+use crate::error::{Error, one_line};
 use crate::frames::RABBITMQ_FRAME_MAX;
 
 impl Endpoint {
@@ -37,7 +37,8 @@ pub(super) fn explain_handshake(
         ),
         (Some(Ended::Peer), _) => endpoint.unreachable("it hung up during the login"),
         // The error cannot contain a URL, and so no password: the connection is opened without one.
-        (None | Some(Ended::ThisSide), error) => endpoint.unreachable(error),
+        // It may contain what the peer sent, such as its locales.
+        (None | Some(Ended::ThisSide), error) => endpoint.unreachable(one_line(&error.to_string())),
         (Some(reason), _) => endpoint.unreachable(reason),
     }
 }
@@ -59,4 +60,17 @@ pub(crate) fn host() -> String {
 pub(crate) fn program() -> String {
     let path = std::env::current_exe().unwrap_or_default();
     path.file_name().unwrap_or_default().to_string_lossy().chars().take(60).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_a_peer_that_refuses_the_login_stays_one_line() {
+        let (available, requested) = ("\u{1b}[2J\r\nERROR".into(), "en_US".into());
+        let error = amiquip::Error::UnsupportedLocale { available, requested };
+        let text = explain_handshake(error, &Endpoint::default(), None).to_string();
+        assert!(text.contains("ERROR") && !text.contains(char::is_control), "{text:?}");
+    }
 }
