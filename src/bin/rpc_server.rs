@@ -182,8 +182,9 @@ fn stop_on_a_signal(stopper: Stopper, readiness: Arc<Readiness>, command: Option
             signals::end_by(signal);
         }
         is_stopping = true;
-        readiness.end();
         stopper.stop();
+        // Only now: a disk that hangs must not delay the stop.
+        readiness.end();
     });
 }
 
