@@ -129,6 +129,20 @@ fn server_serves_on_if_the_service_manager_goes_away() {
 }
 
 #[test]
+fn ready_file_is_written_through_no_symbolic_link() {
+    let directory = scratch::directory("readiness");
+    let [file, new, other] = ["own", "own.new", "other"].map(|name| directory.join(name));
+    fs::write(&other, "of somebody else").unwrap();
+    symlink(&other, &new).unwrap();
+    let args = ["--url", "amqp://127.0.0.1:1", "--ready-file", file.to_str().unwrap()];
+    let output = Command::new(RPC_SERVER).args(args).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(64) && text.contains("no regular file"), "{output:?}");
+    assert_eq!(fs::read_to_string(&other).unwrap(), "of somebody else");
+    assert!(new.is_symlink());
+}
+
+#[test]
 fn what_cannot_be_told_is_refused_with_a_sentence() {
     let directory = scratch::directory("readiness");
     let nowhere = directory.join("no/such/ready");

@@ -5,12 +5,14 @@
 //! anyhow. That the server answers the question is the sign of life for the watchdog.
 
 use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
-use std::{env, fs, io, process, thread};
+use std::{env, process, thread};
 
 use rabbitmq_rpc::{Error, Stopper};
 
@@ -43,15 +45,12 @@ impl Readiness {
     pub fn new(file: Option<PathBuf>) -> Result<Arc<Readiness>, Error> {
         if let Some(file) = &file {
             let try_out = || {
-                // What else has this name is not this program's to remove.
-                if file.file_name().is_none()
-                    || fs::symlink_metadata(file).is_ok_and(|it| !it.is_file())
-                {
-                    return Err(io::Error::other("it is no regular file"));
+                if file.file_name().is_none() {
+                    return Err(no_regular_file(file));
                 }
-                fs::write(new_name(file), "")?;
-                fs::remove_file(new_name(file))?;
-                remove(file)
+                remove(file)?;
+                create(&new_name(file), "")?;
+                remove(&new_name(file))
             };
             try_out().map_err(|error| {
                 Error::Config(format!("the ready file {} cannot be used: {error}", file.display()))
@@ -164,14 +163,14 @@ fn lock(file: &Mutex<Option<PathBuf>>) -> MutexGuard<'_, Option<PathBuf>> {
 
 /// Replaces the file, so that nobody reads half of it.
 fn write(file: &Path, text: &str) -> io::Result<()> {
-    fs::write(new_name(file), text)?;
+    create(&new_name(file), text)?;
     fs::rename(new_name(file), file)
 }
 
-fn new_name(file: &Path) -> OsString {
+fn new_name(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_os_string();
     name.push(".new");
-    name
+    name.into()
 }
 
 fn remove_or_log(file: &Path) {
@@ -180,9 +179,24 @@ fn remove_or_log(file: &Path) {
     }
 }
 
+/// Follows no symbolic link, and does not wait for the reader of a pipe.
+fn create(file: &Path, text: &str) -> io::Result<()> {
+    remove(file)?;
+    File::options().write(true).create_new(true).open(file)?.write_all(text.as_bytes())
+}
+
+/// Removes the file, if there is one. What else has this name is not this program's to remove.
 fn remove(file: &Path) -> io::Result<()> {
-    match fs::remove_file(file) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let removed = fs::symlink_metadata(file).and_then(|it| match it.is_file() {
+        true => fs::remove_file(file),
+        false => Err(no_regular_file(file)),
+    });
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
     }
+}
+
+fn no_regular_file(file: &Path) -> io::Error {
+    io::Error::other(format!("{file:?} is no regular file"))
 }
