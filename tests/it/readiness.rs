@@ -5,7 +5,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::process::{self, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{connect, connect_fibonacci};
@@ -17,14 +17,15 @@ use crate::scratch;
 
 /// The next message to the service manager in which a line begins with this text.
 fn next(manager: &UnixDatagram, start: &str) -> String {
-    let mut bytes = [0; 4096];
-    loop {
+    let (mut bytes, began) = ([0; 4096], Instant::now());
+    while began.elapsed() < PATIENCE {
         let length = manager.recv(&mut bytes).unwrap_or_else(|error| panic!("{start}: {error}"));
         let text = String::from_utf8(bytes[..length].to_vec()).unwrap();
         if text.lines().any(|line| line.starts_with(start)) {
             return text;
         }
     }
+    panic!("no message with {start}");
 }
 
 fn manager(address: &SocketAddr) -> UnixDatagram {
@@ -115,7 +116,7 @@ fn server_serves_on_if_the_service_manager_goes_away() {
     let mut bytes = [0; 4096];
     while let Ok(length) = manager.recv(&mut bytes) {
         let text = String::from_utf8_lossy(&bytes[..length]);
-        assert!(text.starts_with("STATUS=1 of 1 workers"), "{text}");
+        assert!(text.starts_with("READY=1\nSTATUS=1 of 1 workers"), "{text}");
         if !text.contains("connected for 0 s") {
             break;
         }
@@ -126,6 +127,30 @@ fn server_serves_on_if_the_service_manager_goes_away() {
     assert_eq!(connect_fibonacci(&url(), &queue).call(7), Ok(13));
     server.signal("TERM");
     assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.stderr());
+}
+
+/// The manager reads nothing while the server becomes ready: its socket is full of signs of life.
+#[test]
+fn readiness_that_a_busy_service_manager_misses_is_told_again() {
+    let queue = queue_name("busy_manager");
+    let directory = scratch::directory("readiness");
+    let [path, file] = ["busy_manager", "told_again"].map(|name| directory.join(name));
+    let manager = manager(&SocketAddr::from_pathname(&path).unwrap());
+    let proxy = Proxy::to(Broker::shared().port(0));
+    proxy.set(Mode::Refuse);
+    let mut server = Process::from(
+        Command::new(RPC_SERVER)
+            .args(["--url", &proxy.url(), "--queue", &queue, "--wait", "60"])
+            .args(["--ready-file", file.to_str().unwrap()])
+            .env("NOTIFY_SOCKET", &path)
+            .env("WATCHDOG_USEC", "2000"),
+    );
+    server.wait_for_line("the service manager cannot be told", PATIENCE);
+    proxy.set(Mode::Forward);
+    let shown = || fs::read_to_string(&file).unwrap_or_default();
+    await_value(shown, |text| !text.is_empty() && !text.contains("connected for 0 s"));
+    next(&manager, "READY=1");
+    next(&manager, "WATCHDOG=1");
 }
 
 #[test]

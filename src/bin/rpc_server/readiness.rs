@@ -12,20 +12,22 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
-use std::{env, process, thread};
+use std::{env, mem, process, thread};
 
 use rabbitmq_rpc::{Error, Stopper};
 
 /// How often to ask the server.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// How often to tell what is new, unless it is the readiness.
+/// How often to tell what is new, unless it is the readiness, and to try again what has failed.
 const TEXT_INTERVAL: Duration = Duration::from_secs(1);
 
 pub struct Readiness {
-    /// Exists while every worker takes requests. `None` if nobody wants it, or any more.
-    file: Mutex<Option<PathBuf>>,
+    /// Exists while every worker takes requests.
+    file: Option<PathBuf>,
     manager: Option<Manager>,
-    ended: Once,
+    /// Locked while something is told, so that nobody is told after the end that the server is
+    /// ready.
+    has_ended: Mutex<bool>,
 }
 
 /// The service manager that has started this program
@@ -57,12 +59,12 @@ impl Readiness {
             })?;
         }
         let manager = env::var_os("NOTIFY_SOCKET").map(Manager::new).transpose()?;
-        Ok(Arc::new(Readiness { file: Mutex::new(file), manager, ended: Once::new() }))
+        Ok(Arc::new(Readiness { file, manager, has_ended: Mutex::new(false) }))
     }
 
     /// Starts to tell how the server is, if somebody wants to know.
     pub fn watch(self: &Arc<Self>, stopper: Stopper) -> Result<(), Error> {
-        if self.manager.is_none() && lock(&self.file).is_none() {
+        if self.manager.is_none() && self.file.is_none() {
             return Ok(());
         }
         let this = Arc::clone(self);
@@ -74,58 +76,79 @@ impl Readiness {
 
     /// Takes the readiness away for good.
     pub fn end(&self) {
-        self.ended.call_once(|| {
-            let mut file = lock(&self.file);
-            file.take().iter().for_each(|file| remove_or_log(file));
-            drop(file);
-            self.tell("STOPPING=1");
-        });
+        let mut has_ended = self.lock();
+        if !mem::replace(&mut *has_ended, true) {
+            self.update(has_ended, None, "STOPPING=1");
+        }
     }
 
     fn tell_about(&self, stopper: &Stopper) -> ! {
-        let (mut was_ready, mut has_been_ready, mut shown) = (false, false, String::new());
+        let (mut was_ready, mut shown) = (false, None);
         let [mut next_text, mut next_sign] = [Instant::now(); 2];
         let watchdog = self.manager.as_ref().and_then(|manager| manager.watchdog);
         loop {
             let (status, now) = (stopper.status(), Instant::now());
             let (is_ready, text) = (status.is_ready(), status.to_string());
-            if is_ready != was_ready || text != shown && next_text <= now {
-                self.show(is_ready, &text);
-                let first = if is_ready && !has_been_ready { "READY=1\n" } else { "" };
-                self.tell(&format!("{first}STATUS={text}"));
+            if is_ready != was_ready || shown.as_ref() != Some(&text) && next_text <= now {
+                shown = self.show(is_ready, &text).then_some(text);
                 next_text = now + TEXT_INTERVAL;
-                (was_ready, has_been_ready, shown) = (is_ready, has_been_ready || is_ready, text);
+                was_ready = is_ready;
             }
             if let Some(interval) = watchdog.filter(|_| next_sign <= now) {
-                self.tell("WATCHDOG=1");
-                next_sign = now + interval;
+                let is_sent = is_told(self.tell("WATCHDOG=1"));
+                next_sign = now + if is_sent { interval } else { INTERVAL };
             }
             let next_sign = next_sign.saturating_duration_since(now);
             thread::sleep(watchdog.map_or(INTERVAL, |_| INTERVAL.min(next_sign)));
         }
     }
 
-    fn show(&self, is_ready: bool, text: &str) {
-        // The lock is held until the file is there, so that `end` removes it.
-        let file = lock(&self.file);
-        match &*file {
-            Some(file) if is_ready => {
-                if let Err(error) = write(file, &format!("{text}\n")) {
-                    log::error!("cannot write the ready file {}: {error}", file.display());
-                }
-            }
-            Some(file) => remove_or_log(file),
-            None => {}
-        }
+    /// Returns whether it is known now.
+    fn show(&self, is_ready: bool, text: &str) -> bool {
+        let has_ended = self.lock();
+        // Repeated, because the manager may have missed it. What it knows already it ignores.
+        let (state, line) = match (*has_ended, is_ready) {
+            (true, _) => ("STOPPING=1\n", None),
+            (false, true) => ("READY=1\n", Some(format!("{text}\n"))),
+            (false, false) => ("", None),
+        };
+        self.update(has_ended, line, &format!("{state}STATUS={text}"))
     }
 
-    fn tell(&self, text: &str) {
-        static SAID: Once = Once::new();
-        let Some(Manager { socket, address, .. }) = &self.manager else { return };
-        if let Err(error) = socket.send_to_addr(text.as_bytes(), address) {
-            SAID.call_once(|| log::warn!("the service manager cannot be told: {error}"));
+    /// Writes the file, or removes it if there is no line to write, and tells the manager. Returns
+    /// whether both succeeded.
+    fn update(&self, lock: MutexGuard<'_, bool>, line: Option<String>, message: &str) -> bool {
+        let (verb, changed) = match (&self.file, line) {
+            (Some(file), Some(line)) => ("write", write(file, &line)),
+            (Some(file), None) => ("remove", remove(file)),
+            (None, _) => ("", Ok(())),
+        };
+        let told = self.tell(message);
+        // The log may block, and `end` must not wait for it.
+        drop(lock);
+        if let (Some(file), Err(error)) = (&self.file, &changed) {
+            log::error!("cannot {verb} the ready file {}: {error}", file.display());
         }
+        is_told(told) && changed.is_ok()
     }
+
+    fn tell(&self, message: &str) -> io::Result<()> {
+        let Some(Manager { socket, address, .. }) = &self.manager else { return Ok(()) };
+        socket.send_to_addr(message.as_bytes(), address).map(drop)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.has_ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether the manager was told. Logs the first failure.
+fn is_told(told: io::Result<()>) -> bool {
+    static SAID: Once = Once::new();
+    let failed = |error: &io::Error| {
+        SAID.call_once(|| log::warn!("the service manager cannot be told: {error}"));
+    };
+    told.inspect_err(failed).is_ok()
 }
 
 impl Manager {
@@ -157,10 +180,6 @@ fn watchdog() -> Result<Option<Duration>, Error> {
     }
 }
 
-fn lock(file: &Mutex<Option<PathBuf>>) -> MutexGuard<'_, Option<PathBuf>> {
-    file.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Replaces the file, so that nobody reads half of it.
 fn write(file: &Path, text: &str) -> io::Result<()> {
     create(&new_name(file), text)?;
@@ -171,12 +190,6 @@ fn new_name(file: &Path) -> PathBuf {
     let mut name = file.as_os_str().to_os_string();
     name.push(".new");
     name.into()
-}
-
-fn remove_or_log(file: &Path) {
-    if let Err(error) = remove(file) {
-        log::error!("cannot remove the ready file {}: {error}", file.display());
-    }
 }
 
 /// Follows no symbolic link, and does not wait for the reader of a pipe.
