@@ -125,13 +125,14 @@ fn calls_time_out_while_node_is_frozen() {
 fn client_reconnects_after_operator_closes_connections() {
     let broker = Broker::fragile();
     let (url, queue) = (broker.url(), queue_name("operator"));
-    let _server = Serving::echo(&url, &queue);
+    let serving = Serving::echo(&url, &queue);
     let client = connect(&url, &queue);
     assert_eq!(client.call("7").unwrap(), b"7");
 
     broker.ctl(&["close_all_connections", "planned maintenance"]);
     assert_eq!(client.call("8").unwrap(), b"8", "the next call succeeds");
     assert_eq!(client.counters().reconnects, 1);
+    serving.stop();
 
     let hand_queue = queue_name("operator");
     let server = ManualServer::start(&url, &hand_queue);
