@@ -33,9 +33,6 @@ struct State {
     ledgers: Vec<Ledger>,
     /// Of workers whose channels have ended.
     kept: Finished,
-    /// When a worker last began to consume. The broker could then deliver again what it had got no
-    /// reply to.
-    last_begin: Option<Instant>,
     /// The number of workers that wait until another one has finished a request.
     waiting: usize,
 }
@@ -63,9 +60,7 @@ impl Outcomes {
     pub(super) fn add(&self, inbox: &Arc<Inbox>) {
         let (inbox, finished) = (Arc::clone(inbox), Finished::default());
         let ledger = Ledger { inbox, current: None, lost_channels: 0, finished };
-        let mut state = lock(&self.state);
-        state.ledgers.push(ledger);
-        state.last_begin = Some(Instant::now());
+        lock(&self.state).ledgers.push(ledger);
     }
 
     /// Begins a request. If it was delivered before, looks up what is known about it. If another
@@ -167,16 +162,6 @@ impl Outcomes {
     pub(super) fn unproved(&self, inbox: &Inbox) -> usize {
         let is_unproved = |entry: &&Entry| matches!(entry.known, Known::Finished { .. });
         lock(&self.state).ledger(inbox).finished.entries.iter().filter(is_unproved).count()
-    }
-
-    /// The number of replies that the broker may not have, and whose requests it had no occasion to
-    /// deliver again.
-    pub(super) fn unclaimed(&self) -> usize {
-        let state = lock(&self.state);
-        let is_unclaimed = |entry: &&Entry| {
-            matches!(entry.known, Known::Finished { .. }) && Some(entry.finished) > state.last_begin
-        };
-        state.kept.entries.iter().filter(is_unclaimed).count()
     }
 
     /// When the oldest of the current requests began.

@@ -110,6 +110,9 @@ impl Job {
             on_ready.into_iter().for_each(|on_ready| on_ready());
             let served = self.serve(&worker);
             let unproved = state.outcomes.unproved(&worker.consumer.inbox);
+            if served.is_err() && state.stop.is_stopped() {
+                state.unconfirmed.fetch_add(unproved, Ordering::SeqCst);
+            }
             // A server that was able to reply goes on when that is refused later.
             if !matches!(served, Err(Error::Refused(_))) && unproved > 0 {
                 state.outcomes.note_replied();
@@ -181,7 +184,7 @@ fn drain(
         }
     }
     let in_progress = if ended < workers { in_progress() } else { 0 };
-    let unconfirmed = unconfirmed() + state.outcomes.unclaimed();
+    let unconfirmed = unconfirmed();
     state.close();
     let counters = *lock(&state.counters);
     log::info!("stopped: {counters:?}");

@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
-use rabbitmq_rpc::{Brokers, Error, QueueType, Request, RpcServer, ServerOptions};
+use rabbitmq_rpc::{Brokers, Error, QueueType, RpcServer, ServerOptions};
 
-use crate::broker::{Broker, queue_name, url};
+use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
-use crate::proxy::{Mode, Proxy};
 
 /// The requests that a busy worker has prefetched go to another server at once, as do those that
 /// arrive while it stops.
@@ -120,24 +119,6 @@ fn stop_does_not_claim_that_the_broker_has_the_last_reply() {
     assert!(error.to_string().contains("has not said that it has the last replies"), "{error}");
     broker.clear_memory_alarm(0);
     drop(last);
-}
-
-/// Nor that it has what was written just before the connection was lost.
-#[test]
-fn stop_without_a_connection_does_not_claim_that_the_broker_has_the_last_reply() {
-    let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("lost-last"));
-    let brokers = Brokers::parse(&proxy.url()).unwrap();
-    let server = RpcServer::connect(brokers, &queue, ServerOptions::default()).unwrap();
-    let stopper = server.stopper();
-    let serving =
-        std::thread::spawn(move || server.serve(|request: &Request| Ok(request.body().to_vec())));
-    assert_eq!(connect(&url(), &queue).call("7").unwrap(), b"7");
-    proxy.set(Mode::Refuse);
-    proxy.cut();
-    await_value(|| stopper.status().last_error.is_some(), |is_lost| *is_lost);
-    stopper.stop();
-    let error = serving.join().unwrap().unwrap_err();
-    assert!(error.to_string().contains("has not said that it has the last replies"), "{error}");
 }
 
 /// Requests whose callers have gone while they waited in a busy worker cost the next one nothing.

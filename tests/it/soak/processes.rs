@@ -218,8 +218,6 @@ pub fn terminate(process: &mut Process, ledger: &Ledger, limit: Duration) {
     process.signal("TERM");
     match process.ends_within(limit) {
         Some(status) if status.success() => {}
-        // Another fault may keep the broker from saying it.
-        Some(_) if process.stderr().contains("has not said that it has the last replies") => {}
         Some(status) => record_violation(process, ledger, DIED, &format!("ended with {status}")),
         None => {
             process.kill();
