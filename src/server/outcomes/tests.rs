@@ -1,0 +1,70 @@
+use super::*;
+use crate::error::Error;
+use crate::frames::Delivery;
+use crate::server::inbox::Withdrawal;
+use crate::wire::Reply;
+
+fn delivery(tag: u64, body: &str, redelivered: bool) -> Arc<Request> {
+    let message = Request::new(body).delivery.message;
+    Arc::new(Request::from_delivery(Delivery { tag, redelivered, message }))
+}
+
+fn finish(outcomes: &Outcomes, inbox: &Inbox, request: Arc<Request>) {
+    let known = Known::Finished { outcome: Ok(Reply::from("done")), lost_connections: 0 };
+    outcomes.finish(inbox, request, known, true);
+}
+
+fn begin(outcomes: &Outcomes, inbox: &Inbox, request: &Arc<Request>) -> Begun {
+    outcomes.begin(inbox, request, || false).expect("nothing is over")
+}
+
+/// A quorum queue whose nodes lost each other for a moment delivers all of this again, on the
+/// same channel.
+#[test]
+fn requests_delivered_again_beyond_the_prefetch_are_not_executed_again() {
+    for prefetch in [1, 4] {
+        let (outcomes, inbox) = (Outcomes::default(), Arc::new(Inbox::new(prefetch)));
+        outcomes.add(&inbox);
+        let count = u64::from(prefetch);
+        for tag in 1..=count {
+            let request = delivery(tag, &tag.to_string(), false);
+            assert!(matches!(begin(&outcomes, &inbox, &request), Begun::Execute));
+            finish(&outcomes, &inbox, request);
+        }
+        for tag in 1..=count {
+            let again = delivery(count + tag, &tag.to_string(), true);
+            let begun = begin(&outcomes, &inbox, &again);
+            assert!(matches!(begun, Begun::Known(Known::Finished { .. })), "{tag}");
+            finish(&outcomes, &inbox, again);
+        }
+        assert!(!outcomes.has_replied());
+        begin(&outcomes, &inbox, &delivery(3 * count, "new", false));
+        assert!(outcomes.has_replied());
+    }
+}
+
+#[test]
+fn nothing_is_proved_by_a_channel_whose_requests_were_taken_back() {
+    let (outcomes, inbox) = (Outcomes::default(), Arc::new(Inbox::new(1)));
+    outcomes.add(&inbox);
+    let request = delivery(1, "7", false);
+    begin(&outcomes, &inbox, &request);
+    finish(&outcomes, &inbox, request);
+    inbox.withdraw(Withdrawal::TimedOut, Error::Closed);
+    outcomes.all_proved(&inbox);
+    assert_eq!(outcomes.unproved(&inbox), 1);
+}
+
+/// Each would otherwise take the other for the one that executes it.
+#[test]
+fn workers_that_wait_for_an_outcome_do_not_wait_for_each_other() {
+    let outcomes = Outcomes::default();
+    let [first, waiting, last] = [(); 3].map(|()| Arc::new(Inbox::new(1)));
+    [&first, &waiting, &last].into_iter().for_each(|inbox| outcomes.add(inbox));
+    let request = delivery(1, "7", false);
+    begin(&outcomes, &first, &request);
+    let again = delivery(1, "7", true);
+    assert!(outcomes.begin(&waiting, &again, || true).is_none());
+    outcomes.keep(&first);
+    assert!(matches!(begin(&outcomes, &last, &again), Begun::Execute));
+}
