@@ -39,8 +39,9 @@ impl ExtraChannels {
         drop(state);
         if let Some(close) = limit {
             log::warn!(
-                "errors do not say whether a server is there, and a request that the broker \
-                 refuses may end calls beside it: {close}"
+                "the user may open too few channels ({close}); until that limit is raised \
+                 (rabbitmqctl set_user_limits), errors do not say whether a server is there, and a \
+                 request that the broker refuses may end calls beside it"
             );
         }
         are_allowed
