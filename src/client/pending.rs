@@ -99,8 +99,9 @@ impl PendingCalls {
     /// Sets the outcome of a call. Called by the reader. False if the call is not in flight.
     pub(super) fn settle(&self, id: Uuid, outcome: Outcome, reader_of: &DataPlane) -> bool {
         let mut state = lock(&self.state);
-        state.suspicion.note_answer();
         let (slot, admitted) = state.calls.leave(id);
+        let others_wait = state.calls.len() > 0;
+        state.suspicion.note_answer(others_wait);
         if let Some(slot) = &slot {
             state.order.prove(slot.number.load(Ordering::Relaxed));
         }
@@ -185,7 +186,7 @@ impl PendingCalls {
     /// progress. Called by the reader.
     pub(super) fn note_sign_of_life(&self, id: Uuid, told: Option<String>, reader_of: &DataPlane) {
         let mut state = lock(&self.state);
-        state.suspicion.note_answer();
+        state.suspicion.note_answer(true);
         let slot = state.calls.get(id).cloned();
         drop(state);
         if let Some(slot) = slot {

@@ -18,7 +18,7 @@ pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(3);
 /// Whether requests may be lost in one session.
 #[derive(Debug, Default)]
 pub(super) struct Suspicion {
-    /// When the first call was registered after the last answer to any call.
+    /// Since when calls have waited without an answer to any of them.
     unanswered: Option<Instant>,
     /// Since when the broker has not answered a question about a queue.
     asked: Option<Instant>,
@@ -31,9 +31,11 @@ impl Suspicion {
         self.unanswered.get_or_insert_with(Instant::now);
     }
 
-    /// Notes an answer to any call, or a sign of life.
-    pub(super) fn note_answer(&mut self) {
-        *self = Suspicion { has_answers: true, ..Suspicion::default() };
+    /// Notes an answer to any call, or a sign of life. `others_wait` tells whether calls are in
+    /// flight after it: their replies may be lost from now on.
+    pub(super) fn note_answer(&mut self, others_wait: bool) {
+        let unanswered = others_wait.then(Instant::now);
+        *self = Suspicion { unanswered, has_answers: true, ..Suspicion::default() };
     }
 
     /// Notes that a call may be lost. This makes the session suspect until an answer comes, unless
@@ -127,6 +129,17 @@ mod tests {
             assert!(pause > Duration::from_secs(least), "{pauses:?}");
         }
         assert!(replacements.begin(true), "an answer came through the last one");
+    }
+
+    #[test]
+    fn reply_may_be_lost_after_a_sign_of_life() {
+        let mut suspicion = unanswered_for(2 * SUSPECT_AFTER);
+        suspicion.note_answer(true);
+        assert!(!suspicion.note_loss(), "the sign has just come");
+        suspicion.unanswered = suspicion.unanswered.map(|since| since - SUSPECT_AFTER);
+        assert!(suspicion.note_loss());
+        suspicion.note_answer(false);
+        assert!(!suspicion.note_loss(), "no call waits");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use amiquip::AmqpProperties;
 use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
 
 use crate::broker::{Broker, queue_name};
@@ -69,6 +70,25 @@ fn silent_connection_is_left_for_the_next_broker() {
     proxy.set(Mode::Stall);
     await_value(|| client.call_timeout("8", SECOND), Result::is_ok).unwrap();
     assert_eq!(client.counters().reconnects, 1);
+}
+
+/// The server has begun with the request, and then its reply is lost.
+#[test]
+fn connection_without_answers_since_a_sign_of_life_is_replaced() {
+    let broker = Broker::shared();
+    let queue = queue_name("begun");
+    let server = ManualServer::start(&broker.url(), &queue);
+    let client = connect(&broker.url(), &queue);
+    let call = client.request("7").idempotent(true).keep_alive(SECOND).timeout(PATIENCE);
+    let call = call.send().unwrap();
+    thread::scope(|scope| {
+        let reply = scope.spawn(|| call.wait());
+        let alive = AmqpProperties::default().with_type_("keep-alive".into());
+        server.reply_with(&server.next(), alive, b"");
+        server.reply(&server.next(), b"7");
+        assert_eq!(reply.join().unwrap().unwrap(), b"7");
+    });
+    await_value(|| client.counters().reconnects, |reconnects| *reconnects == 1);
 }
 
 /// No reply ever comes, whichever connection the client uses.
