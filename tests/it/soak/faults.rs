@@ -35,9 +35,9 @@ impl System {
     pub const NODES: usize = 3;
 
     pub fn start(ledger: &Arc<Ledger>) -> System {
-        // A connection is lost after two intervals of silence, which is four seconds, and no broker
-        // is waited for longer than two seconds.
-        const PARAMETERS: &str = "?heartbeat=2&connection_timeout=2000";
+        // A connection is lost after two intervals of silence, which is two seconds, and no broker
+        // is waited for longer than two seconds. A lost request is sent again after three.
+        const PARAMETERS: &str = "?heartbeat=1&connection_timeout=2000";
         let certificates = Certificates::make("certificates");
         let config = scratch::directory("soak").join("rabbitmq.conf");
         fs::write(&config, format!("max_message_size = {MAX_MESSAGE_SIZE}\n")).unwrap();

@@ -84,8 +84,8 @@ impl Schedule {
             3 => Fault::TerminateClient,
             4 => Fault::KillNode(random.below(3)),
             5 => Fault::StopNode(random.below(3)),
-            // Missing heartbeats end connections to a silent node after 4 s, which is also when the
-            // other nodes declare it down.
+            // Missing heartbeats end connections to a silent node after 2 s; the other nodes declare
+            // it down after 4 s.
             6 => {
                 let (least, most) = if is_first { (1_000, 3_000) } else { (2_000, 12_000) };
                 Fault::FreezeNode(random.below(3), random.millis(least, most))
