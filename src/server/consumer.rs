@@ -1,8 +1,7 @@
 //! What one worker consumes through: a channel, and what it has got, begun and finished there.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::inbox::Inbox;
 use super::queue;
@@ -12,7 +11,9 @@ use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Frames, Method};
 
-/// When it is dropped, the broker returns its unanswered requests to the queue.
+/// When it is dropped, the broker returns its unanswered requests to the queue. Dropping blocks
+/// until the broker has the last replies, if the channel still works: for at most the time that
+/// connecting may take.
 pub(crate) struct Consumer<'a> {
     pub(super) state: &'a Arc<ServerState>,
     pub(super) session: &'a Arc<ServerSession>,
@@ -85,17 +86,20 @@ impl<'a> Consumer<'a> {
         }
     }
 
-    /// Waits until the broker has taken the replies that were written on the channel, but not
-    /// beyond `until`. Until then, they count as unconfirmed.
-    pub(super) fn confirm(&self, until: Instant) {
-        let ServerState { outcomes, unconfirmed, .. } = &**self.state;
-        let unproved = outcomes.unproved(&self.inbox);
-        unconfirmed.fetch_add(unproved, Ordering::SeqCst);
+    /// Waits until the broker has taken the replies that were written on the channel. If the server
+    /// is told to stop, waits for as long as a stop may take.
+    fn confirm(&self) {
+        let ServerState { outcomes, options, stop, brokers, .. } = &**self.state;
+        if outcomes.unproved_of(&self.inbox) == 0 {
+            return;
+        }
+        let until = match stop.is_stopped() {
+            true => self.state.drain_until(),
+            false => Deadline::after(brokers.connect_timeout).at,
+        };
         // The broker handles the frames of a channel in order, so any answer is a proof.
-        let method = Method::Prefetch(self.state.options.prefetch);
-        if unproved > 0 && self.channel.call(method, Limit::Until(until)).is_ok() {
+        if self.channel.call(Method::Prefetch(options.prefetch), Limit::Until(until)).is_ok() {
             outcomes.all_proved(&self.inbox);
-            unconfirmed.fetch_sub(unproved, Ordering::SeqCst);
         }
     }
 }
@@ -103,6 +107,7 @@ impl<'a> Consumer<'a> {
 /// Keeps the replies that the broker may not have.
 impl Drop for Consumer<'_> {
     fn drop(&mut self) {
+        self.confirm();
         self.state.outcomes.keep(&self.inbox);
     }
 }

@@ -25,6 +25,9 @@ pub(crate) struct Entry {
     pub(super) body: Fingerprint,
     pub(super) finished: Instant,
     pub(super) known: Known,
+    /// Whether the broker may not have its reply, and had no occasion to ask for it again: no
+    /// worker has begun to consume since it was kept.
+    pub(super) is_lost: bool,
 }
 
 /// The size of a body, and a hash of its bytes; of a large one, of those at its ends.
@@ -62,6 +65,11 @@ impl Finished {
         any
     }
 
+    /// The number of replies that the broker may not have.
+    pub(super) fn unproved(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.is_unproved()).count()
+    }
+
     pub(super) fn take(&mut self, request: &Request) -> Option<Known> {
         let body = fingerprint(request.body());
         let is_it = |entry: &Entry| entry.body == body && has_same_ids(&entry.request, request);
@@ -73,6 +81,11 @@ impl Finished {
 }
 
 impl Entry {
+    /// Whether the broker may not have its reply.
+    pub(super) fn is_unproved(&self) -> bool {
+        matches!(self.known, Known::Finished { .. })
+    }
+
     fn size(&self) -> usize {
         let outcome = match &self.known {
             Known::Settled => 0,

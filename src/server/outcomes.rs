@@ -8,12 +8,12 @@
 //! channel and ignores every frame after that reply, so the replies behind it are lost as well, and
 //! all their requests come back.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::finished::{Entry, Finished, Known, fingerprint, has_same_ids};
 use super::inbox::Inbox;
+use crate::error::Error;
 use crate::lock::lock;
 use crate::wire::Request;
 
@@ -23,8 +23,6 @@ pub(crate) struct Outcomes {
     state: Mutex<State>,
     /// Notified when a worker has finished a request, if others wait for one.
     finished: Condvar,
-    /// Whether the broker is known to have taken a reply.
-    has_replied: AtomicBool,
 }
 
 #[derive(Default)]
@@ -33,6 +31,8 @@ struct State {
     ledgers: Vec<Ledger>,
     /// Of workers whose channels have ended.
     kept: Finished,
+    /// Whether the broker is known to have taken a reply.
+    has_replied: bool,
     /// The number of workers that wait until another one has finished a request.
     waiting: usize,
 }
@@ -56,11 +56,14 @@ pub(crate) enum Begun {
 }
 
 impl Outcomes {
-    /// Adds a worker that has begun to consume.
+    /// Adds a worker that has begun to consume: the broker can now deliver again what it got no
+    /// reply to.
     pub(super) fn add(&self, inbox: &Arc<Inbox>) {
         let (inbox, finished) = (Arc::clone(inbox), Finished::default());
         let ledger = Ledger { inbox, current: None, lost_channels: 0, finished };
-        lock(&self.state).ledgers.push(ledger);
+        let mut state = lock(&self.state);
+        state.ledgers.push(ledger);
+        state.kept.entries.iter_mut().for_each(|entry| entry.is_lost = false);
     }
 
     /// Begins a request. If it was delivered before, looks up what is known about it. If another
@@ -77,9 +80,7 @@ impl Outcomes {
         /// How many channels one request may cost.
         const MOST_LOST_CHANNELS: u32 = 2;
         let mut state = lock(&self.state);
-        if state.ledger(inbox).note_delivery(request) {
-            self.note_replied();
-        }
+        state.has_replied |= state.ledger(inbox).note_delivery(request);
         let begun = loop {
             if !request.redelivered() {
                 break Begun::Execute;
@@ -129,7 +130,7 @@ impl Outcomes {
         let Some(request) = Arc::into_inner(request) else { return Vec::new() };
         let (tag, mut request) = (request.delivery.tag, request.delivery.message);
         let memory = std::mem::take(&mut request.body);
-        let entry = Entry { tag, request, body, finished: Instant::now(), known };
+        let entry = Entry { tag, request, body, finished: Instant::now(), known, is_lost: false };
         match is_written {
             true => state.ledger(inbox).finished.push_within(entry, 1024, 8 << 20),
             false => state.keep(entry),
@@ -140,28 +141,39 @@ impl Outcomes {
     /// Keeps the outcomes of a worker whose channel ends.
     pub(super) fn keep(&self, inbox: &Inbox) {
         let mut state = lock(&self.state);
-        let ended = state.ledgers.extract_if(.., |ledger| ledger.is_of(inbox)).next();
-        let finished = ended.into_iter().flat_map(|ledger| ledger.finished.entries);
-        finished.for_each(|entry| state.keep(entry));
+        let Some(ended) = state.ledgers.extract_if(.., |ledger| ledger.is_of(inbox)).next() else {
+            return;
+        };
+        // A server that was able to reply goes on when that is refused later.
+        let was_refused = matches!(inbox.ended(), Some(Error::Refused(_)));
+        state.has_replied |= !was_refused && ended.finished.unproved() > 0;
+        ended.finished.entries.into_iter().for_each(|entry| state.keep(entry));
     }
 
-    /// Notes that the broker has taken a reply, or has not refused it before the channel ended, or
-    /// that another server of the same program decides whether the user may reply.
+    /// Notes that the broker has taken a reply, or that another server of the same program decides
+    /// whether the user may reply.
     pub(super) fn note_replied(&self) {
-        self.has_replied.store(true, Ordering::Relaxed);
+        lock(&self.state).has_replied = true;
     }
 
     /// Notes that the broker has handled everything that this worker has written.
     pub(super) fn all_proved(&self, inbox: &Inbox) {
-        if lock(&self.state).ledger(inbox).remove_proved(u64::MAX) {
-            self.note_replied();
-        }
+        let mut state = lock(&self.state);
+        state.has_replied |= state.ledger(inbox).remove_proved(u64::MAX);
     }
 
-    /// The number of replies of this worker that the broker may not have.
-    pub(super) fn unproved(&self, inbox: &Inbox) -> usize {
-        let is_unproved = |entry: &&Entry| matches!(entry.known, Known::Finished { .. });
-        lock(&self.state).ledger(inbox).finished.entries.iter().filter(is_unproved).count()
+    /// The number of last replies of which it is not known whether the broker has them: of workers
+    /// that still consume, and of those whose channel or connection was lost before any worker
+    /// consumed again.
+    pub(super) fn unproved(&self) -> usize {
+        let state = lock(&self.state);
+        let lost = state.kept.entries.iter().filter(|entry| entry.is_lost).count();
+        lost + state.ledgers.iter().map(|ledger| ledger.finished.unproved()).sum::<usize>()
+    }
+
+    /// The same of one worker.
+    pub(super) fn unproved_of(&self, inbox: &Inbox) -> usize {
+        lock(&self.state).ledger(inbox).finished.unproved()
     }
 
     /// When the oldest of the current requests began.
@@ -172,7 +184,7 @@ impl Outcomes {
 
     /// Whether the broker is known to have taken a reply of this server.
     pub(super) fn has_replied(&self) -> bool {
-        self.has_replied.load(Ordering::Relaxed)
+        lock(&self.state).has_replied
     }
 }
 
@@ -184,12 +196,13 @@ impl State {
 
     /// Keeps an entry until its request is delivered again, but not for ever: another request may
     /// get the same ids some day.
-    fn keep(&mut self, entry: Entry) {
+    fn keep(&mut self, mut entry: Entry) {
         const LONGEST: Duration = Duration::from_secs(3600);
         let is_old = |entry: &Entry| entry.finished.elapsed() > LONGEST;
         while self.kept.entries.front().is_some_and(is_old) {
             self.kept.drop_oldest();
         }
+        entry.is_lost = entry.is_unproved();
         self.kept.push_within(entry, 4096, 64 << 20);
     }
 

@@ -109,27 +109,16 @@ impl Job {
             let on_ready = lock(&self.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
             let served = self.serve(&worker);
-            let unproved = state.outcomes.unproved(&worker.consumer.inbox);
-            if served.is_err() && state.stop.is_stopped() {
-                state.unconfirmed.fetch_add(unproved, Ordering::SeqCst);
-            }
-            // A server that was able to reply goes on when that is refused later.
-            if !matches!(served, Err(Error::Refused(_))) && unproved > 0 {
-                state.outcomes.note_replied();
-            }
+            let lifetime = worker.consumer.inbox.began.elapsed();
+            drop(worker);
             match served {
-                Ok(()) => {
-                    worker.consumer.confirm(state.drain_until());
-                    break;
-                }
+                Ok(()) => break,
                 Err(Error::Unreachable { .. })
                     if session.ended().is_some() || !state.sessions.is_current(&session) => {}
-                Err(error @ Error::Unreachable { .. }) => {
-                    match worker.consumer.inbox.began.elapsed() < MIN_LIFETIME {
-                        true => state.abandon(&session, &error),
-                        false => log::warn!("{error}; going on with another channel"),
-                    }
-                }
+                Err(error @ Error::Unreachable { .. }) => match lifetime < MIN_LIFETIME {
+                    true => state.abandon(&session, &error),
+                    false => log::warn!("{error}; going on with another channel"),
+                },
                 Err(error) if state.outcomes.has_replied() => self.state.pause(1, &error),
                 Err(error) => return Err(error),
             }
@@ -167,8 +156,7 @@ fn drain(
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
     let (workers, until) = (state.options.workers, state.drain_until());
     let in_progress = || lock(&state.counters).in_progress;
-    let unconfirmed = || state.unconfirmed.load(Ordering::SeqCst);
-    let is_busy = || in_progress() > 0 || unconfirmed() > 0;
+    let is_busy = || in_progress() > 0 || state.outcomes.unproved() > 0;
     log::info!("stopping; requests in progress: {}", in_progress());
     let mut ended = usize::from(first.is_some());
     let mut failure = first.and_then(Result::err);
@@ -184,11 +172,11 @@ fn drain(
         }
     }
     let in_progress = if ended < workers { in_progress() } else { 0 };
-    let unconfirmed = unconfirmed();
+    let unproved = state.outcomes.unproved();
     state.close();
     let counters = *lock(&state.counters);
     log::info!("stopped: {counters:?}");
-    let what = match (in_progress, unconfirmed) {
+    let what = match (in_progress, unproved) {
         (0, 0) => return failure.map_or(Ok(()), Err),
         (0, _) => {
             "the broker has not said that it has the last replies; it gives their requests to \

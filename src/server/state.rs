@@ -52,8 +52,6 @@ pub(crate) struct ServerState {
     pub(super) observer: Observer,
     pub(super) stop: Stop,
     drain_until: OnceLock<Instant>,
-    /// The number of last replies of which it is not known whether the broker has taken them.
-    pub(super) unconfirmed: AtomicUsize,
 }
 
 /// A connection to a broker that has the request queue.
@@ -137,7 +135,6 @@ impl ServerState {
             observer: Observer::default(),
             stop: Stop::new(),
             drain_until: OnceLock::new(),
-            unconfirmed: AtomicUsize::new(0),
             app_id,
             brokers,
         }

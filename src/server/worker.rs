@@ -9,7 +9,6 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use self::execute::{RequestName, execute};
@@ -176,10 +175,6 @@ impl<'a> Worker<'a> {
         answered.inspect_err(|_| {
             if !inbox.is_withdrawn() {
                 channel.send_unanswered(&frames::give_back(channel.number, tag));
-            }
-            // A stop must not claim that this request is answered.
-            if stop.is_stopped() {
-                state.unconfirmed.fetch_add(1, Ordering::SeqCst);
             }
         })
     }

@@ -1,13 +1,16 @@
 //! A server that stops: what it returns to the queue, and what it waits for.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
-use rabbitmq_rpc::{Brokers, Error, QueueType, RpcServer, ServerOptions};
+use rabbitmq_rpc::{Brokers, Error, QueueType, Request, RpcServer, ServerOptions};
 
-use crate::broker::{Broker, queue_name};
+use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect};
 use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
+use crate::proxy::{Mode, Proxy};
+use crate::queue;
 
 /// The requests that a busy worker has prefetched go to another server at once, as do those that
 /// arrive while it stops.
@@ -97,8 +100,8 @@ fn stop_does_not_claim_that_the_broker_has_the_last_reply() {
     let options = ServerOptions { drain_timeout, ..Default::default() };
     let server = RpcServer::connect(Brokers::parse(&url).unwrap(), &queue, options).unwrap();
     let stopper = server.stopper();
-    let serving = std::thread::spawn(move || {
-        server.serve(move |request: &rabbitmq_rpc::Request| {
+    let serving = thread::spawn(move || {
+        server.serve(move |request: &Request| {
             if request.body() == b"last" {
                 begin.send(()).unwrap();
                 let _ = released.recv_timeout(PATIENCE);
@@ -119,6 +122,39 @@ fn stop_does_not_claim_that_the_broker_has_the_last_reply() {
     assert!(error.to_string().contains("has not said that it has the last replies"), "{error}");
     broker.clear_memory_alarm(0);
     drop(last);
+}
+
+/// Nor that it has what was written just before the connection was lost.
+#[test]
+fn stop_without_a_connection_does_not_claim_that_the_broker_has_the_last_reply() {
+    let error = stop_between_connections(|proxy, _| proxy.cut()).unwrap_err();
+    assert!(matches!(error, Error::TimedOut { .. }), "{error}");
+    assert!(error.to_string().contains("has not said that it has the last replies"), "{error}");
+}
+
+/// A worker that leaves a connection which works finds out that the broker has its replies.
+#[test]
+fn stop_after_the_queue_was_deleted_knows_that_the_broker_has_the_last_reply() {
+    let served = stop_between_connections(|_, queue| queue::delete(&url(), queue));
+    assert_eq!(served, Ok(()));
+}
+
+/// Stops a server that has replied once. Its last connection has ended in this way, and it gets no
+/// other.
+fn stop_between_connections(end: impl Fn(&Proxy, &str)) -> Result<(), Error> {
+    let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("between"));
+    let brokers = Brokers::parse(&proxy.url()).unwrap();
+    let server = RpcServer::connect(brokers, &queue, ServerOptions::default()).unwrap();
+    let stopper = server.stopper();
+    let serving =
+        thread::spawn(move || server.serve(|request: &Request| Ok(request.body().to_vec())));
+    assert_eq!(connect(&url(), &queue).call("7").unwrap(), b"7");
+    proxy.set(Mode::Refuse);
+    let tries = proxy.tries();
+    end(&proxy, &queue);
+    await_value(|| proxy.tries(), |now| *now > tries);
+    stopper.stop();
+    serving.join().unwrap()
 }
 
 /// Requests whose callers have gone while they waited in a busy worker cost the next one nothing.

@@ -161,9 +161,10 @@ fn server_resumes_after_node_restart() {
     let broker = Broker::fragile();
     let queue = queue_name("restart");
     let mut server = rpc_server_at(&broker.url(), &queue, &["--workers", "2"]);
-    let mut stopped = rpc_server_at(&broker.url(), &queue, &[]);
     let client = connect_fibonacci(&broker.url(), &queue);
     assert_eq!(client.call(7), Ok(13));
+    // It has no reply that the broker may not have.
+    let mut stopped = rpc_server_at(&broker.url(), &queue, &[]);
     broker.kill(0);
     server.wait_for_line("trying again", PATIENCE);
 

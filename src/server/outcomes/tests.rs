@@ -52,7 +52,7 @@ fn nothing_is_proved_by_a_channel_whose_requests_were_taken_back() {
     finish(&outcomes, &inbox, request);
     inbox.withdraw(Withdrawal::TimedOut, Error::Closed);
     outcomes.all_proved(&inbox);
-    assert_eq!(outcomes.unproved(&inbox), 1);
+    assert_eq!(outcomes.unproved(), 1);
 }
 
 /// Each would otherwise take the other for the one that executes it.
