@@ -1,10 +1,11 @@
 //! The brokers that a program may use, and connecting to one of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fmt, fs};
 
 use super::connection::{Connection, connect};
+use super::login::Login;
 use super::tls::{Connector, TlsFiles};
 use super::try_order::TryOrder;
 use super::url::Endpoint;
@@ -89,31 +90,23 @@ impl Brokers {
     /// Tries each broker once, starting with the one at `endpoint`.
     pub(crate) fn connect_near(&self, endpoint: &Endpoint) -> Result<Connection> {
         let mut order = self.order(self.index_of(endpoint));
-        let connected = self.connect(&mut order, Deadline::after(Duration::MAX), Ok);
-        connected.map_err(|(error, _)| error)
+        self.connect(&mut order, Deadline::after(Duration::MAX), Ok)
     }
 
     pub(super) fn index_of(&self, endpoint: &Endpoint) -> usize {
-        let is_same = |other: &Endpoint| {
-            *endpoint == Endpoint { password: endpoint.password.clone(), ..other.clone() }
-        };
-        let found = self.endpoints.iter().position(is_same);
+        let found = self.endpoints.iter().position(|other| other == endpoint);
         found.expect("connections are made to these endpoints only")
     }
 
-    /// The endpoint with the password that is valid at present.
-    fn with_password(&self, endpoint: &Endpoint) -> Result<Endpoint> {
-        let mut endpoint = endpoint.clone();
-        if let Some(path) = &self.password_file {
-            let text = fs::read_to_string(path).map_err(|error| {
-                Error::Config(format!("cannot read the password in {}: {error}", path.display()))
-            })?;
-            endpoint.password = text.trim_end_matches(['\r', '\n']).to_string();
-            ensure(!endpoint.password.is_empty(), || {
-                format!("the password file {} is empty", path.display())
-            })?;
-        }
-        Ok(endpoint)
+    /// How to log in to this broker at present. The files are read again.
+    fn login<'a>(&self, endpoint: &'a Endpoint) -> Result<Login<'a>> {
+        let password = match &self.password_file {
+            Some(path) => read_password(path)?,
+            None => endpoint.password.clone(),
+        };
+        let tls = endpoint.tls.then(|| Connector::new(&self.tls)).transpose()?;
+        let heartbeat = endpoint.heartbeat.unwrap_or(self.heartbeat);
+        Ok(Login { endpoint, password, tls, heartbeat })
     }
 
     /// The order that begins with the broker at index `first`.
@@ -128,46 +121,44 @@ impl Brokers {
     /// Tries each broker once, in this order, until one accepts the connection and `set_up`
     /// succeeds on it. Each broker gets an equal share of the time that is left until the deadline.
     /// One that cannot be used, or does not take what follows the login, goes to the end of the
-    /// order. If a broker refuses something, the next one is not tried. With an error, also returns
-    /// whether a broker has accepted a TCP connection. If none has, an early retry puts no load on
-    /// any broker.
+    /// order. If a broker refuses something, the next one is not tried.
     pub(super) fn connect<S>(
         &self,
         order: &mut TryOrder,
         deadline: Deadline,
         set_up: impl Fn(Connection) -> Result<S>,
-    ) -> Result<S, (Error, bool)> {
-        let mut has_tcp_connection = false;
-        let mut reasons = Vec::new();
+    ) -> Result<S> {
+        order.retry_early = false;
+        let (mut has_reached, mut reasons) = (false, Vec::new());
         for untried in (1..=self.endpoints.len()).rev() {
-            let index = order.0[0];
-            let endpoint = &self.with_password(&self.endpoints[index]);
-            let endpoint = endpoint.as_ref().map_err(|error| (error.clone(), true))?;
-            let limit = self.connect_timeout_of(endpoint);
-            let share = deadline.remaining() / untried as u32;
-            let tls = endpoint.tls.then(|| Connector::new(&self.tls)).transpose();
-            let tls = tls.map_err(|error| (error, true))?;
-            let heartbeat = endpoint.heartbeat.unwrap_or(self.heartbeat);
-            let share = Deadline::after(limit.min(share));
-            let opened = match connect(endpoint, tls.as_ref(), heartbeat, share) {
-                Ok(connection) => {
-                    let opened = set_up(connection).map_err(|error| (error, true));
-                    opened.inspect_err(|_| order.move_to_end(index))
-                }
-                Err(failed) => Err(failed),
-            };
-            let Err((Error::Unreachable { reason, .. }, had_tcp_connection)) = opened else {
-                return opened;
-            };
-            has_tcp_connection |= had_tcp_connection;
+            let index = order.brokers[0];
+            let endpoint = &self.endpoints[index];
+            let login = self.login(endpoint)?;
+            let share =
+                self.connect_timeout_of(endpoint).min(deadline.remaining() / untried as u32);
+            let connected = connect(&login, Deadline::after(share), &mut has_reached);
+            let opened = connected.and_then(|connection| {
+                set_up(connection).inspect_err(|_| order.move_to_end(index))
+            });
+            let Err(Error::Unreachable { reason, .. }) = opened else { return opened };
             order.move_to_end(index);
             reasons.push(match self.are_several() {
                 true => format!("{endpoint}: {reason}"),
                 false => reason,
             });
         }
-        Err((self.unreachable(reasons.join("; ")), has_tcp_connection))
+        order.retry_early = !has_reached;
+        Err(self.unreachable(reasons.join("; ")))
     }
+}
+
+fn read_password(path: &Path) -> Result<String> {
+    let text = fs::read_to_string(path).map_err(|error| {
+        Error::Config(format!("cannot read the password in {}: {error}", path.display()))
+    })?;
+    let password = text.trim_end_matches(['\r', '\n']);
+    ensure(!password.is_empty(), || format!("the password file {} is empty", path.display()))?;
+    Ok(password.to_string())
 }
 
 /// Splits at each comma that a URL follows: a password or a virtual host may contain others.

@@ -15,11 +15,10 @@ use crossbeam_channel::bounded;
 use super::control_stream::ControlStream;
 use super::data_plane::{CLOSE_TIMEOUT, DataPlane};
 use super::ended::Ended;
-use super::login::explain_handshake;
+use super::login::{Login, explain_handshake};
 use super::tls::Connector;
 use super::transport::Transport;
 use super::turn::Waiter;
-use super::url::Endpoint;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::Method;
@@ -37,26 +36,25 @@ impl Connection {
     /// begin to speak AMQP before `greeting`.
     fn log_in(
         tcp: TcpStream,
-        tls: Option<&Connector>,
-        endpoint: &Endpoint,
-        heartbeat: u16,
+        login: &Login<'_>,
         greeting: Deadline,
         deadline: Deadline,
     ) -> Result<Connection> {
+        let endpoint = login.endpoint;
         let failed = |error: io::Error| endpoint.unreachable(error);
         let handshake =
             |tls: &Connector| tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, greeting);
-        let session = tls.map(handshake).transpose()?;
+        let session = login.tls.as_ref().map(handshake).transpose()?;
         let transport = Transport::new(tcp, session).map_err(failed)?;
         let (data_plane, registration) =
-            DataPlane::new(endpoint.clone(), transport, heartbeat).map_err(failed)?;
+            DataPlane::new(endpoint.clone(), transport, login.heartbeat).map_err(failed)?;
         let stream = ControlStream { data_plane: Arc::clone(&data_plane), registration };
 
         // amiquip blocks until the handshake is over, so it opens the connection in a new thread,
         // and this thread reads for it. After the handshake, the new thread becomes the reserve.
         let (report, opened) = bounded(1);
         let waiter: Arc<Waiter> = Arc::default();
-        let options = endpoint.options().heartbeat(heartbeat);
+        let options = login.options();
         let (shared, waiting) = (Arc::clone(&data_plane), Arc::clone(&waiter));
         let open_and_read = move || {
             let tuning = ConnectionTuning::default();
@@ -113,17 +111,15 @@ impl Deref for Connection {
 }
 
 /// Connects to the first address of the endpoint at which a broker accepts the login. Looking up a
-/// name blocks for as long as the system's resolver does. With an error, also returns whether a TCP
-/// connection was accepted.
+/// name blocks for as long as the system's resolver does. Notes if a TCP connection is accepted.
 pub(super) fn connect(
-    endpoint: &Endpoint,
-    tls: Option<&Connector>,
-    heartbeat: u16,
+    login: &Login<'_>,
     deadline: Deadline,
-) -> Result<Connection, (Error, bool)> {
-    let found = (endpoint.host.as_str(), endpoint.port).to_socket_addrs();
-    let addresses: Vec<_> = found.map_err(|error| (endpoint.unreachable(error), false))?.collect();
-    connect_to_any(&addresses, endpoint, tls, heartbeat, deadline)
+    has_reached: &mut bool,
+) -> Result<Connection> {
+    let found = (login.endpoint.host.as_str(), login.endpoint.port).to_socket_addrs();
+    let addresses: Vec<_> = found.map_err(|error| login.endpoint.unreachable(error))?.collect();
+    connect_to_any(&addresses, login, deadline, has_reached)
 }
 
 /// Tries all addresses: a broker may listen on `127.0.0.1` only, while `localhost` resolves to
@@ -131,23 +127,19 @@ pub(super) fn connect(
 /// One at which a broker has answered gets all of it.
 fn connect_to_any(
     addresses: &[SocketAddr],
-    endpoint: &Endpoint,
-    tls: Option<&Connector>,
-    heartbeat: u16,
+    login: &Login<'_>,
     deadline: Deadline,
-) -> Result<Connection, (Error, bool)> {
-    let mut has_tcp_connection = false;
+    has_reached: &mut bool,
+) -> Result<Connection> {
     let mut reasons = Vec::new();
     for (index, address) in addresses.iter().enumerate() {
         let share = deadline.remaining() / (addresses.len() - index) as u32;
         let share = Deadline::after(share.max(Duration::from_millis(1)));
-        let dialled = dial(address, share).map_err(|error| endpoint.unreachable(error));
-        has_tcp_connection |= dialled.is_ok();
-        let connected = dialled
-            .and_then(|tcp| Connection::log_in(tcp, tls, endpoint, heartbeat, share, deadline));
-        match connected {
+        let dialled = dial(address, share).map_err(|error| login.endpoint.unreachable(error));
+        *has_reached |= dialled.is_ok();
+        match dialled.and_then(|tcp| Connection::log_in(tcp, login, share, deadline)) {
             Err(Error::Unreachable { reason, .. }) => reasons.push((address, reason)),
-            connected => return connected.map_err(|error| (error, true)),
+            connected => return connected,
         }
     }
     let reason = match &reasons[..] {
@@ -160,7 +152,7 @@ fn connect_to_any(
             each.collect::<Vec<_>>().join("; ")
         }
     };
-    Err((endpoint.unreachable(reason), has_tcp_connection))
+    Err(login.endpoint.unreachable(reason))
 }
 
 fn dial(address: &SocketAddr, deadline: Deadline) -> io::Result<TcpStream> {

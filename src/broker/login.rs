@@ -1,25 +1,38 @@
-//! What a login says about this program, and what its failure means.
+//! What a login needs, what it says about this program, and what its failure means.
 
 use std::process;
 
 use amiquip::{Auth, ConnectionOptions};
 
 use super::ended::Ended;
+use super::tls::Connector;
 use super::url::Endpoint;
 use crate::error::{Error, one_line};
 use crate::frames::RABBITMQ_FRAME_MAX;
 
-impl Endpoint {
+/// How to log in to a broker.
+pub(super) struct Login<'a> {
+    pub(super) endpoint: &'a Endpoint,
+    /// That of the endpoint, or of the file in its place.
+    pub(super) password: String,
+    pub(super) tls: Option<Connector>,
+    /// The interval in seconds that this side asks for.
+    pub(super) heartbeat: u16,
+}
+
+impl Login<'_> {
     pub(super) fn options(&self) -> ConnectionOptions<Auth> {
-        let auth = match self.external {
+        let Endpoint { user, vhost, external, channel_max, .. } = self.endpoint;
+        let auth = match external {
             true => Auth::External,
-            false => Auth::Plain { username: self.user.clone(), password: self.password.clone() },
+            false => Auth::Plain { username: user.clone(), password: self.password.clone() },
         };
         ConnectionOptions::default()
             .auth(auth)
-            .virtual_host(&self.vhost)
-            .channel_max(self.channel_max)
+            .virtual_host(vhost)
+            .channel_max(*channel_max)
             .frame_max(RABBITMQ_FRAME_MAX as u32)
+            .heartbeat(self.heartbeat)
     }
 }
 

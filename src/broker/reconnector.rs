@@ -9,11 +9,11 @@ mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{mem, thread};
 
 pub(crate) use self::state::Session;
-use self::state::{ConnectionStatus, Patience, Phase, State};
+use self::state::{ConnectionStatus, Patience, State};
 use super::brokers::Brokers;
 use super::connection::Connection;
 use super::ended::Ended;
@@ -73,16 +73,17 @@ impl<S: Session> Reconnector<S> {
         deadline: Deadline,
         patience: Patience,
     ) -> Result<Arc<S>> {
-        let mut state = lock(&self.state);
-        let failures_before = state.failures;
+        let (mut began, mut state) = (None, lock(&self.state));
         loop {
             if state.notes.exist() {
                 self.unlock(state);
                 state = lock(&self.state);
             }
             let now = Instant::now();
-            let until = match &state.phase {
-                Phase::Up { session, replacing } => match session.ended() {
+            let began = *began.get_or_insert(now);
+            let until = match (&state.session, state.connecting) {
+                _ if state.is_closed => return Err(Error::Closed),
+                (Some(session), replacing) => match session.ended() {
                     None => match replacing.map(|began| began + REPLACING_TIMEOUT) {
                         Some(end) if now < end && now < deadline.at => end.min(deadline.at),
                         _ => return Ok(Arc::clone(session)),
@@ -95,21 +96,21 @@ impl<S: Session> Reconnector<S> {
                         continue;
                     }
                 },
-                Phase::Closed(_) => return Err(Error::Closed),
-                Phase::Connecting => deadline.at,
-                Phase::Down => {
-                    let is_recent = state.failures > failures_before || state.next_try > now;
-                    match state.last_failure.as_ref().filter(|failure| patience.ends_by(failure)) {
-                        Some(failure) if is_recent => return Err(failure.clone()),
-                        _ if state.next_try <= now => {
-                            state.phase = Phase::Connecting;
-                            state.patience = patience;
-                            self.start_connecting(&mut state, deadline);
-                            continue;
-                        }
-                        _ => deadline.at.min(state.next_try),
+                (None, Some(_)) => deadline.at,
+                (None, None) => match &state.last_failure {
+                    Some((failed, error))
+                        if patience.ends_by(error)
+                            && (*failed >= began || state.next_try > now) =>
+                    {
+                        return Err(error.clone());
                     }
-                }
+                    _ if state.next_try <= now => {
+                        state.patience = patience;
+                        self.start_connecting(&mut state, deadline);
+                        continue;
+                    }
+                    _ => deadline.at.min(state.next_try),
+                },
             };
             if deadline.at <= now {
                 return Err(self.timed_out(&state, deadline));
@@ -126,13 +127,14 @@ impl<S: Session> Reconnector<S> {
     fn start_connecting(self: &Arc<Self>, state: &mut State<S>, deadline: Deadline) {
         let deadline =
             Deadline::after(deadline.remaining().max(self.brokers.first_connect_timeout()));
-        let (this, is_reconnect) = (Arc::clone(self), state.had_session);
+        state.connecting = Some(Instant::now());
+        let (this, is_reconnect) = (Arc::clone(self), state.had_session());
         let mut order = state.order.clone();
         let connect = move || {
             // A panic must not leave the callers waiting for this thread.
             let opened =
                 catch_unwind(AssertUnwindSafe(|| this.open(&mut order, deadline, is_reconnect)));
-            let panicked = |_| Err((this.brokers.unreachable("connecting panicked".into()), true));
+            let panicked = |_| Err(this.brokers.unreachable("connecting panicked".into()));
             if let Some(session) = this.connected(order, opened.unwrap_or_else(panicked)) {
                 log::debug!("connected to {}", session.connection().endpoint);
                 session.finish_setup();
@@ -140,47 +142,36 @@ impl<S: Session> Reconnector<S> {
         };
         if let Err(error) = thread::Builder::new().name("rpc-connect".into()).spawn(connect) {
             let reason = format!("there is no thread to connect in: {error}");
-            state.failed(self.brokers.unreachable(reason), true);
+            state.failed(self.brokers.unreachable(reason));
         }
     }
 
-    /// Connects to the first broker with which a session can be set up. The flag of an error is
-    /// that of [`Brokers::connect`].
-    fn open(
-        &self,
-        order: &mut TryOrder,
-        deadline: Deadline,
-        is_reconnect: bool,
-    ) -> Result<S, (Error, bool)> {
+    /// Connects to the first broker with which a session can be set up.
+    fn open(&self, order: &mut TryOrder, deadline: Deadline, is_reconnect: bool) -> Result<S> {
         let set_up = |connection| (self.open)(connection, is_reconnect);
-        self.brokers.connect(order, deadline, set_up).map_err(|failed| match failed {
+        self.brokers.connect(order, deadline, set_up).map_err(|error| match error {
             // The same settings have worked before. A file, for example, may be replaced just now.
-            (Error::Config(reason), has_tcp_connection) if is_reconnect => {
-                (self.brokers.unreachable(reason), has_tcp_connection)
-            }
-            failed => failed,
+            Error::Config(reason) if is_reconnect => self.brokers.unreachable(reason),
+            error => error,
         })
     }
 
     /// Returns the new session, if callers may use it.
-    fn connected(&self, order: TryOrder, opened: Result<S, (Error, bool)>) -> Option<Arc<S>> {
+    fn connected(&self, order: TryOrder, opened: Result<S>) -> Option<Arc<S>> {
         let (mut new, mut replaced) = (None, None);
         let mut state = lock(&self.state);
         state.order = order;
         match opened {
             // Dropping the session closes it.
-            _ if matches!(state.phase, Phase::Closed(_)) => {}
+            _ if state.is_closed => {}
             Ok(session) => {
-                state.had_session = true;
+                let session = new.insert(Arc::new(session));
+                state.connecting = None;
+                state.connected_since = Some(Instant::now());
                 state.last_failure = None;
-                let session = new.insert(Arc::new(session)).clone();
-                state.connected_since = Instant::now();
-                let up = Phase::Up { session, replacing: None };
-                if let Phase::Up { session, .. } = mem::replace(&mut state.phase, up) {
-                    replaced = Some(session);
-                }
+                replaced = state.session.replace(Arc::clone(session));
             }
-            Err((error, has_tcp_connection)) => state.failed(error, has_tcp_connection),
+            Err(error) => state.failed(error),
         }
         self.changed.notify_all();
         self.unlock(state);
@@ -190,8 +181,8 @@ impl<S: Session> Reconnector<S> {
 
     fn timed_out(&self, state: &State<S>, deadline: Deadline) -> Error {
         let reason = match &state.last_failure {
-            Some(Error::Unreachable { reason, .. }) => reason,
-            Some(refusal) => return refusal.clone(),
+            Some((_, Error::Unreachable { reason, .. })) => reason,
+            Some((_, refusal)) => return refusal.clone(),
             None => "no answer yet",
         };
         self.brokers.unreachable(format!("{reason} (tried for {:.1?})", deadline.timeout))
@@ -199,21 +190,19 @@ impl<S: Session> Reconnector<S> {
 
     /// Whether there was a session already.
     pub(crate) fn had_session(&self) -> bool {
-        lock(&self.state).had_session
+        lock(&self.state).had_session()
     }
 
     /// Whether callers get this session.
     pub(crate) fn is_current(&self, session: &Arc<S>) -> bool {
-        self.present().is_some_and(|present| Arc::ptr_eq(&present, session))
+        lock(&self.state).is_current(session)
     }
 
     /// Abandons `session` for this reason if it is the current one. The next call then connects
     /// again, and tries the same broker last.
     pub(crate) fn abandon(&self, session: &Arc<S>, reason: &Error) {
         let mut state = lock(&self.state);
-        if let Phase::Up { session: present, .. } = &state.phase
-            && Arc::ptr_eq(present, session)
-        {
+        if state.is_current(session) && !state.is_closed {
             let broker = self.brokers.index_of(&session.connection().endpoint);
             state.lost(reason, Some(broker));
         }
@@ -232,12 +221,8 @@ impl<S: Session> Reconnector<S> {
     /// `session`: while a node of a cluster is frozen, the other nodes may not answer.
     pub(crate) fn replace(self: &Arc<Self>, session: &Arc<S>) {
         let mut state = lock(&self.state);
-        let may_try = state.next_try <= Instant::now();
-        if let Phase::Up { session: present, replacing: replacing @ None, .. } = &mut state.phase
-            && Arc::ptr_eq(present, session)
-            && may_try
-        {
-            *replacing = Some(Instant::now());
+        let may_try = state.connecting.is_none() && state.next_try <= Instant::now();
+        if may_try && state.is_current(session) && !state.is_closed {
             // Nobody waits for the outcome, so a failure is logged.
             state.patience = Patience::Always;
             state.order.move_to_end(self.brokers.index_of(&session.connection().endpoint));
@@ -248,7 +233,7 @@ impl<S: Session> Reconnector<S> {
 
     /// The current session, or the last one if this is closed.
     pub(crate) fn present(&self) -> Option<Arc<S>> {
-        lock(&self.state).session()
+        lock(&self.state).session.clone()
     }
 
     /// Notes what kept a session's user from using it.
@@ -264,8 +249,8 @@ impl<S: Session> Reconnector<S> {
     /// Makes every later call of [`Reconnector::session`] fail. Returns the current session.
     pub(crate) fn close(&self) -> Option<Arc<S>> {
         let mut state = lock(&self.state);
-        let session = state.session();
-        state.phase = Phase::Closed(session.clone());
+        state.is_closed = true;
+        let session = state.session.clone();
         drop(state);
         self.changed.notify_all();
         session

@@ -18,9 +18,12 @@ fn speak_http(mut tcp: TcpStream) {
     mute(tcp);
 }
 
-fn connect_to(addresses: &[SocketAddr]) -> Result<Connection, (Error, bool)> {
-    let endpoint: Endpoint = "amqp://several".parse().unwrap();
-    connect_to_any(addresses, &endpoint, None, 10, Deadline::after(Duration::from_secs(3)))
+/// Also returns whether a TCP connection was accepted.
+fn connect_to(addresses: &[SocketAddr]) -> (Result<Connection>, bool) {
+    let endpoint = &"amqp://several".parse().unwrap();
+    let login = Login { endpoint, password: "guest".into(), tls: None, heartbeat: 10 };
+    let (deadline, mut has_reached) = (Deadline::after(Duration::from_secs(3)), false);
+    (connect_to_any(addresses, &login, deadline, &mut has_reached), has_reached)
 }
 
 #[test]
@@ -28,33 +31,32 @@ fn next_address_is_tried_whatever_listens_at_the_first() {
     let broker = listen(accept_login);
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for other in [closed, listen(hang_up), listen(speak_http), listen(mute)] {
-        let connection = connect_to(&[other, broker]).map_err(|(error, _)| error).unwrap();
-        connection.close();
+        connect_to(&[other, broker]).0.unwrap().close();
     }
 }
 
 /// Bytes that arrive count as a heartbeat, also those of an incomplete first frame.
 #[test]
 fn login_whose_first_frame_comes_in_parts_succeeds() {
-    connect_to(&[listen(accept_login_slowly)]).map_err(|(error, _)| error).unwrap().close();
+    connect_to(&[listen(accept_login_slowly)]).0.unwrap().close();
 }
 
 #[test]
 fn each_address_has_its_reason() {
     let (http, gone) = (listen(speak_http), listen(hang_up));
-    let Err((error, true)) = connect_to(&[http, gone]) else { panic!("none of them is a broker") };
+    let (Err(error), true) = connect_to(&[http, gone]) else { panic!("none of them is a broker") };
     let text = error.to_string();
     assert!(text.contains(&format!("at {http}, what listens on this port")), "{text}");
     assert!(text.contains(&format!("at {gone}, it hung up")), "{text}");
-    let Err((error, true)) = connect_to(&[gone, gone]) else { panic!("it is no broker") };
+    let (Err(error), true) = connect_to(&[gone, gone]) else { panic!("it is no broker") };
     assert!(!error.to_string().contains("127.0.0.1"), "{error}");
-    let Err((error, false)) = connect_to(&[]) else { panic!("there is no address") };
+    let (Err(error), false) = connect_to(&[]) else { panic!("there is no address") };
     assert!(error.to_string().contains("no address"), "{error}");
 }
 
 #[test]
 fn refused_login_is_not_tried_at_the_next_address() {
-    let Err((error, true)) = connect_to(&[listen(refuse_login), listen(accept_login)]) else {
+    let (Err(error), true) = connect_to(&[listen(refuse_login), listen(accept_login)]) else {
         panic!("the login is refused")
     };
     assert!(matches!(error, Error::Refused(_)), "{error:?}");

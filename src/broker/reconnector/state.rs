@@ -38,16 +38,18 @@ pub(crate) struct ConnectionStatus {
 }
 
 pub(super) struct State<S> {
-    pub(super) phase: Phase<S>,
+    /// The session that callers get. The last one stays after the close, for the callers that have
+    /// to finish on it.
+    pub(super) session: Option<Arc<S>>,
+    /// When a thread began to connect, if one does.
+    pub(super) connecting: Option<Instant>,
+    pub(super) is_closed: bool,
     /// The broker that worked last comes first, unless it was silent or did not work well.
     pub(super) order: TryOrder,
-    pub(super) had_session: bool,
-    /// When the current or the last session began.
-    pub(super) connected_since: Instant,
-    /// The number of failed attempts. A waiting caller compares it to detect that an attempt failed
-    /// while it waited.
-    pub(super) failures: u64,
-    pub(super) last_failure: Option<Error>,
+    /// When the current or the last session began; `None` if there was none yet.
+    pub(super) connected_since: Option<Instant>,
+    /// The last failed attempt after the last session, and when it failed.
+    pub(super) last_failure: Option<(Instant, Error)>,
     /// The last failure, or the reason for which the last session was lost.
     pub(super) last_error: Option<Error>,
     /// That of the caller for whom a thread connects.
@@ -57,19 +59,6 @@ pub(super) struct State<S> {
     pub(super) next_try: Instant,
     /// What to log when the lock is released.
     pub(super) notes: Notes,
-}
-
-pub(super) enum Phase<S> {
-    Down,
-    /// A thread is connecting.
-    Connecting,
-    Up {
-        session: Arc<S>,
-        /// When a thread began to connect for a session that takes the place of this one.
-        replacing: Option<Instant>,
-    },
-    /// With the last session, for the callers that have to finish on it.
-    Closed(Option<Arc<S>>),
 }
 
 /// How long a caller waits for a session although attempts fail.
@@ -101,11 +90,11 @@ fn is_refusal(failure: &Error) -> bool {
 impl<S: Session> State<S> {
     pub(super) fn new(order: TryOrder) -> State<S> {
         State {
-            phase: Phase::Down,
+            session: None,
+            connecting: None,
+            is_closed: false,
             order,
-            had_session: false,
-            connected_since: Instant::now(),
-            failures: 0,
+            connected_since: None,
             last_failure: None,
             last_error: None,
             patience: Patience::Always,
@@ -115,39 +104,35 @@ impl<S: Session> State<S> {
         }
     }
 
-    /// The current session, or the last one if the reconnector is closed.
-    pub(super) fn session(&self) -> Option<Arc<S>> {
-        match &self.phase {
-            Phase::Up { session, .. } => Some(Arc::clone(session)),
-            Phase::Closed(session) => session.clone(),
-            Phase::Down | Phase::Connecting => None,
-        }
+    pub(super) fn had_session(&self) -> bool {
+        self.connected_since.is_some()
     }
 
     pub(super) fn status(&self) -> ConnectionStatus {
-        let session = self.session();
-        let ended = session.as_ref().and_then(|session| session.ended());
-        let open = session.filter(|_| ended.is_none());
+        let ended = self.session.as_ref().and_then(|session| session.ended());
+        let open = self.session.as_ref().filter(|_| ended.is_none());
         let broker = open.map(|session| session.connection().endpoint.to_string());
         ConnectionStatus {
-            connected: broker.map(|broker| (broker, self.connected_since)),
+            connected: broker.zip(self.connected_since),
             last_error: ended.or_else(|| self.last_error.clone()),
         }
     }
 
-    /// Notes that a session was lost. If it ended soon after it began, this counts as a failure to
-    /// connect, so that a broker that ends all its connections is not reconnected to at once.
+    /// Whether callers get this session.
+    pub(super) fn is_current(&self, session: &Arc<S>) -> bool {
+        self.session.as_ref().is_some_and(|current| Arc::ptr_eq(current, session))
+    }
+
+    /// Notes that the session was lost. If it ended soon after it began, this counts as a failure
+    /// to connect, so that a broker that ends all its connections is not reconnected to at once.
     /// `broker` is the index of its broker, if that is to be tried last: connecting to a frozen
     /// broker takes the whole time limit.
     pub(super) fn lost(&mut self, reason: &Error, broker: Option<usize>) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         const STABLE_LIFETIME: Duration = Duration::from_secs(10);
-        let lasted = self.connected_since.elapsed();
+        let lasted = self.connected_since.map_or(Duration::ZERO, |since| since.elapsed());
         self.last_error = Some(reason.clone());
-        self.phase = match self.phase {
-            Phase::Up { replacing: Some(_), .. } => Phase::Connecting,
-            _ => Phase::Down,
-        };
+        self.session = None;
         if lasted >= STABLE_LIFETIME {
             // The others are in the order of their last failures, which is out of date by now.
             self.order.shuffle_others();
@@ -168,16 +153,13 @@ impl<S: Session> State<S> {
         self.next_try = Instant::now();
     }
 
-    pub(super) fn failed(&mut self, error: Error, has_tcp_connection: bool) {
-        match &mut self.phase {
-            Phase::Up { replacing, .. } => *replacing = None,
-            phase => *phase = Phase::Down,
-        }
+    pub(super) fn failed(&mut self, error: Error) {
+        self.connecting = None;
         // A program that has worked with these settings keeps trying, whatever the broker says.
-        let most = match (has_tcp_connection, self.had_session) {
-            (false, _) => MOST_WITHOUT_TCP,
-            (true, false) => MOST_AT_START,
-            (true, true) => LONGEST_PAUSE,
+        let most = match (self.order.retry_early, self.had_session()) {
+            (true, _) => MOST_WITHOUT_TCP,
+            (false, false) => MOST_AT_START,
+            (false, true) => LONGEST_PAUSE,
         };
         let wait = self.delay_next_try(most);
         let level = if is_refusal(&error) { Level::Error } else { Level::Warn };
@@ -185,9 +167,8 @@ impl<S: Session> State<S> {
         if !self.patience.ends_by(&error) {
             self.notes.add(level, format_args!("{error}; trying again in {wait:.1?}"));
         }
-        self.failures += 1;
         self.last_error = Some(error.clone());
-        self.last_failure = Some(error);
+        self.last_failure = Some((Instant::now(), error));
     }
 
     fn delay_next_try(&mut self, most: Duration) -> Duration {

@@ -73,7 +73,7 @@ fn refused_login_is_tried_again_at_the_same_broker_and_what_follows_it_at_anothe
         };
         let reconnector = Reconnector::new(&brokers(&addresses), open);
         assert!(matches!(reconnector.first_session(Duration::MAX), Err(Error::Refused(_))));
-        lock(&reconnector.state).order.0[0] == 0
+        lock(&reconnector.state).order.brokers[0] == 0
     };
     assert!(after_refusal(listen(refuse_login)));
     assert!(!after_refusal(listen(accept_login)));
@@ -82,9 +82,9 @@ fn refused_login_is_tried_again_at_the_same_broker_and_what_follows_it_at_anothe
 #[test]
 fn refusal_that_passes_is_noticed_within_seconds_however_long_it_has_lasted() {
     let mut state = State::<Plain>::new(TryOrder::new(0, 1));
-    state.had_session = true;
+    state.connected_since = Some(Instant::now());
     for _ in 0..1_000 {
-        state.failed(Error::Refused("the password is wrong".into()), true);
+        state.failed(Error::Refused("the password is wrong".into()));
     }
     let wait = state.next_try - Instant::now();
     assert!(Duration::from_secs(1) < wait && wait <= Duration::from_secs(3), "{wait:?}");
