@@ -82,21 +82,19 @@ impl DataPlane {
         until: Instant,
     ) -> Result<Channel, CallError> {
         const INTERVAL: Duration = Duration::from_millis(10);
-        let slot = Arc::new(slot);
+        let (slot, limit) = (Arc::new(slot), self.channel_max());
         loop {
             let mut slots = lock(&self.slots);
             // Nobody would remove the channel any more.
             if let Some(error) = self.why_ended() {
                 return Err(error);
             }
-            match slots.add(&slot) {
-                Ok(number) => {
-                    let data_plane = Arc::clone(self);
-                    drop(slots);
-                    return Ok(Channel { data_plane, number, slot });
-                }
-                Err(limit) if !slots.are_closing() => return Err(CallError::NoChannel(limit)),
-                Err(_) => {}
+            if let Some(number) = (1..=limit).find(|number| !slots.contains_key(number)) {
+                slots.insert(number, Arc::clone(&slot));
+                return Ok(Channel { data_plane: Arc::clone(self), number, slot });
+            }
+            if slots.values().all(|slot| slot.is_open.load(Ordering::Relaxed)) {
+                return Err(CallError::NoChannel(limit));
             }
             drop(slots);
             let now = Instant::now();
@@ -117,10 +115,9 @@ impl DataPlane {
 
     /// Refuses a number of channels that this connection cannot have.
     pub(crate) fn check_channels(&self, wanted: usize, doing: &str) -> Result<(), Error> {
-        let most = lock(&self.slots).limit;
-        match wanted <= most.into() {
-            true => Ok(()),
-            false => Err(self.explain(CallError::NoChannel(most), doing)),
+        match self.channel_max() {
+            most if wanted <= most.into() => Ok(()),
+            most => Err(self.explain(CallError::NoChannel(most), doing)),
         }
     }
 

@@ -6,7 +6,8 @@
 
 mod reading;
 
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use std::{fmt, io};
@@ -22,7 +23,7 @@ use super::slots::Slots;
 use super::transport::{Transport, WriteError};
 use super::turn::{ReadTurn, Waiter};
 use super::url::Endpoint;
-use crate::frames::{Decoder, Frames, Version};
+use crate::frames::{Decoder, Frames, RABBITMQ_FRAME_MAX, Version};
 use crate::lock::lock;
 
 pub(crate) struct DataPlane {
@@ -41,7 +42,10 @@ pub(crate) struct DataPlane {
     /// The broker's reason for accepting no messages at present: a resource alarm. During an alarm,
     /// the broker does not read from a connection that has published messages.
     blocked: Mutex<Option<String>>,
-    /// The heartbeat interval in seconds: this side's, or the broker's if that is lower.
+    /// The greatest number of channels, the largest frame in bytes, and the heartbeat interval in
+    /// seconds: this side's, or the broker's if that is lower.
+    channel_max: AtomicU16,
+    frame_max: AtomicUsize,
     heartbeat: AtomicU16,
 }
 
@@ -56,6 +60,7 @@ impl DataPlane {
         heartbeat: u16,
     ) -> io::Result<(Arc<DataPlane>, Registration)> {
         let (control, registration) = ControlFrames::new();
+        let channel_max = NonZeroU16::new(endpoint.channel_max).unwrap_or(NonZeroU16::MAX);
         let data_plane = Arc::new(DataPlane {
             endpoint,
             transport,
@@ -68,6 +73,8 @@ impl DataPlane {
             notes: Notes::default(),
             ended: OnceLock::new(),
             blocked: Mutex::default(),
+            channel_max: AtomicU16::new(channel_max.get()),
+            frame_max: AtomicUsize::new(RABBITMQ_FRAME_MAX),
             heartbeat: AtomicU16::new(heartbeat),
         });
         Ok((data_plane, registration))
@@ -158,9 +165,14 @@ impl DataPlane {
         self.version.get().copied().flatten()
     }
 
-    /// The largest frame, in bytes, that the broker accepts.
+    /// The greatest number of channels that the connection can have.
+    pub(super) fn channel_max(&self) -> u16 {
+        self.channel_max.load(Ordering::Relaxed)
+    }
+
+    /// The largest frame, in bytes, that this side sends.
     pub(crate) fn frame_max(&self) -> usize {
-        self.transport.frame_max()
+        self.frame_max.load(Ordering::Relaxed)
     }
 
     /// How long nothing has arrived from the broker.

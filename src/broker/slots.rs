@@ -1,7 +1,7 @@
 //! What the reader of the socket passes to the channels of a connection.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::turn::Waiter;
@@ -9,11 +9,7 @@ use crate::frames::{Answer, Close, Event};
 
 /// The channels on which the broker may still send something, by their numbers. Their handlers get
 /// a reference to a `P`.
-pub(super) struct Slots<P> {
-    slots: BTreeMap<u16, Arc<Slot<P>>>,
-    /// The greatest number of channels.
-    pub(super) limit: u16,
-}
+pub(super) type Slots<P> = BTreeMap<u16, Arc<Slot<P>>>;
 
 /// The state that the user of a channel shares with the reader of the socket.
 pub(super) struct Slot<P> {
@@ -76,40 +72,5 @@ impl<P> Slot<P> {
             answers: Mutex::default(),
             waiter,
         }
-    }
-}
-
-impl<P> Slots<P> {
-    /// Lowers the limit. 0 is none.
-    pub(super) fn lower_limit(&mut self, limit: u16) {
-        self.limit = if limit == 0 { self.limit } else { self.limit.min(limit) };
-    }
-
-    /// Adds a channel with the lowest number that is free. `Err` is the limit, if none is.
-    pub(super) fn add(&mut self, slot: &Arc<Slot<P>>) -> Result<u16, u16> {
-        let is_free = |number: &u16| !self.slots.contains_key(number);
-        let number = (1..=self.limit).find(is_free).ok_or(self.limit)?;
-        self.slots.insert(number, Arc::clone(slot));
-        Ok(number)
-    }
-
-    pub(super) fn get(&self, number: u16) -> Option<Arc<Slot<P>>> {
-        self.slots.get(&number).cloned()
-    }
-
-    pub(super) fn remove(&mut self, number: u16) {
-        self.slots.remove(&number);
-    }
-
-    /// Whether a number will be free soon: a channel that is closed keeps its number until the
-    /// broker has answered.
-    pub(super) fn are_closing(&self) -> bool {
-        self.slots.values().any(|slot| !slot.is_open.load(Ordering::Relaxed))
-    }
-}
-
-impl<P> Default for Slots<P> {
-    fn default() -> Slots<P> {
-        Slots { slots: BTreeMap::new(), limit: u16::MAX }
     }
 }

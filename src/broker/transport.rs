@@ -11,14 +11,14 @@ mod tests;
 use std::collections::VecDeque;
 use std::io;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::event::PollFlags;
 
 use super::socket::{NonBlockingSocket, Stream};
-use crate::frames::{Frames, RABBITMQ_FRAME_MAX};
+use crate::frames::Frames;
 use crate::lock::lock;
 
 pub(crate) struct Transport {
@@ -26,7 +26,6 @@ pub(crate) struct Transport {
     write: Mutex<WriteState>,
     /// Whether [`WriteState::backlog`] contains bytes that no writer is about to write.
     has_backlog: AtomicBool,
-    frame_max: AtomicUsize,
 }
 
 /// How much memory, in bytes, an empty backlog keeps for the next frames.
@@ -70,7 +69,6 @@ impl Transport {
             socket: NonBlockingSocket::new(tcp, tls)?,
             write: Mutex::default(),
             has_backlog: AtomicBool::new(false),
-            frame_max: AtomicUsize::new(RABBITMQ_FRAME_MAX),
         })
     }
 
@@ -234,10 +232,7 @@ impl Transport {
     /// Writes the backlog, unless a writer is about to. The reading thread calls it when the socket
     /// is writable.
     pub(super) fn flush_backlog(&self) {
-        let mut state = lock(&self.write);
-        if !state.has_writer {
-            let _ = self.flush(&mut state);
-        }
+        self.write_control(&[], || true);
     }
 
     /// Whether there is a backlog that the reading thread has to write.
@@ -258,19 +253,6 @@ impl Transport {
         let is_blocked = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
         self.has_backlog.store(flushed.as_ref().is_err_and(is_blocked), Ordering::Release);
         flushed
-    }
-
-    /// The largest frame, in bytes, that the broker accepts.
-    pub(super) fn frame_max(&self) -> usize {
-        self.frame_max.load(Ordering::Relaxed)
-    }
-
-    /// Sets the broker's limit. This crate does not use frames larger than RabbitMQ's default.
-    pub(super) fn set_frame_max(&self, frame_max: usize) {
-        const FRAME_MIN_SIZE: usize = 4096;
-        let frame_max = if frame_max == 0 { RABBITMQ_FRAME_MAX } else { frame_max };
-        let frame_max = frame_max.clamp(FRAME_MIN_SIZE, RABBITMQ_FRAME_MAX);
-        self.frame_max.store(frame_max, Ordering::Relaxed);
     }
 
     /// Ends the connection at once. Threads that wait to read or to write return.

@@ -15,6 +15,9 @@ use crate::frames::{
 };
 use crate::lock::lock;
 
+/// What every broker accepts, however little it says: `frame-min-size` of AMQP 0-9-1.
+const FRAME_MIN_SIZE: usize = 4096;
+
 impl Socket for DataPlane {
     fn poll(&self, reader: Reader, until: Option<Instant>) -> bool {
         // Whoever waits can take the turn from the reserve.
@@ -77,13 +80,13 @@ impl DataPlane {
 
     /// Passes an event to its channel. Called by the reader.
     fn dispatch(&self, number: u16, event: Event) -> Result<(), Ended> {
-        let Some(slot) = lock(&self.slots).get(number) else {
+        let Some(slot) = lock(&self.slots).get(&number).cloned() else {
             let text = format!("the broker sent something on channel {number}, which is not open");
             return Err(text.into());
         };
         match event {
             Event::Answer(Answer::ChannelClosed) => {
-                lock(&self.slots).remove(number);
+                lock(&self.slots).remove(&number);
             }
             Event::Answer(answer) if !slot.handles_answers => {
                 lock(&slot.answers).push(answer);
@@ -99,7 +102,7 @@ impl DataPlane {
                     true
                 });
                 if was_open {
-                    lock(&self.slots).remove(number);
+                    lock(&self.slots).remove(&number);
                     (slot.handler)(self, Event::Closed(close));
                     self.notify(&slot.waiter);
                 }
@@ -117,14 +120,15 @@ impl DataPlane {
                 let _ = self.version.set(version);
             }
             Notice::Tune { channel_max, frame_max, heartbeat } => {
-                // 0 suggests none, so this side's counts.
-                let heartbeat = if heartbeat == 0 { u16::MAX } else { heartbeat };
-                self.heartbeat.fetch_min(heartbeat, Ordering::Relaxed);
-                let mut slots = lock(&self.slots);
-                slots.lower_limit(channel_max);
-                slots.lower_limit(self.endpoint.channel_max);
-                drop(slots);
-                self.transport.set_frame_max(frame_max);
+                for (own, other) in [(&self.channel_max, channel_max), (&self.heartbeat, heartbeat)]
+                {
+                    // 0 is no limit, and suggests no heartbeat: this side's counts.
+                    let other = if other == 0 { u16::MAX } else { other };
+                    own.fetch_min(other, Ordering::Relaxed);
+                }
+                if frame_max != 0 {
+                    self.frame_max.fetch_min(frame_max.max(FRAME_MIN_SIZE), Ordering::Relaxed);
+                }
             }
             Notice::Closed(close) => {
                 self.end(Ended::Closed(close));
