@@ -46,9 +46,9 @@ impl Connection {
             |tls: &Connector| tls.handshake(tcp.try_clone().map_err(failed)?, endpoint, greeting);
         let session = login.tls.as_ref().map(handshake).transpose()?;
         let transport = Transport::new(tcp, session).map_err(failed)?;
-        let (data_plane, registration) =
+        let data_plane =
             DataPlane::new(endpoint.clone(), transport, login.heartbeat).map_err(failed)?;
-        let stream = ControlStream { data_plane: Arc::clone(&data_plane), registration };
+        let stream = ControlStream(Arc::clone(&data_plane));
 
         // amiquip blocks until the handshake is over, so it opens the connection in a new thread,
         // and this thread reads for it. After the handshake, the new thread becomes the reserve.

@@ -1,53 +1,40 @@
-//! The frames of channel 0 on their way to amiquip.
+//! The frames of channel 0 on their way to amiquip, through a pair of sockets.
 
-use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
-
-use mio::{Ready, Registration, SetReadiness};
 
 use crate::lock::lock;
 
 /// Control frames that the reader of the socket passes to amiquip's I/O thread.
 pub(super) struct ControlFrames {
-    incoming: Mutex<Incoming>,
-    ready: SetReadiness,
-    arrivals: Mutex<Arrivals>,
+    state: Mutex<State>,
+    /// From here amiquip reads. It does not block.
+    pub(super) output: UnixStream,
 }
 
 /// The times are those of the making at first.
-struct Arrivals {
-    last: Instant,
+struct State {
+    /// `None` after the last frame: amiquip then reads the end of the stream.
+    input: Option<UnixStream>,
+    last_arrival: Instant,
     /// When amiquip last got a heartbeat for what had arrived.
-    noted: Instant,
-}
-
-#[derive(Default)]
-struct Incoming {
-    bytes: VecDeque<u8>,
-    ended: bool,
+    last_heartbeat: Instant,
 }
 
 impl ControlFrames {
-    pub(super) fn new() -> (ControlFrames, Registration) {
-        let (registration, ready) = Registration::new2();
+    pub(super) fn new() -> io::Result<ControlFrames> {
+        let (input, output) = UnixStream::pair()?;
+        input.set_nonblocking(true)?;
+        output.set_nonblocking(true)?;
         let now = Instant::now();
-        let arrivals = Mutex::new(Arrivals { last: now, noted: now });
-        let frames = ControlFrames { incoming: Mutex::default(), ready, arrivals };
-        let _ = frames.wake_amiquip();
-        (frames, registration)
+        let state = State { input: Some(input), last_arrival: now, last_heartbeat: now };
+        Ok(ControlFrames { state: Mutex::new(state), output })
     }
 
     pub(super) fn push(&self, frame: &[u8]) -> Result<(), String> {
-        const MAX_BUFFERED: usize = 4 << 20;
-        let mut incoming = lock(&self.incoming);
-        if incoming.bytes.len() > MAX_BUFFERED {
-            return Err("the broker floods the connection with control frames".into());
-        }
-        incoming.bytes.extend(frame);
-        drop(incoming);
-        self.wake_amiquip().map_err(|error| format!("amiquip cannot be woken: {error}"))
+        lock(&self.state).push(frame)
     }
 
     /// Notes that bytes have arrived from the broker: passes a heartbeat to amiquip. amiquip sees
@@ -55,40 +42,34 @@ impl ControlFrames {
     pub(super) fn note_arrival(&self) -> Result<(), String> {
         const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 0xce];
         const INTERVAL: Duration = Duration::from_secs(1);
-        let mut arrivals = lock(&self.arrivals);
-        arrivals.last = Instant::now();
-        if arrivals.last - arrivals.noted >= INTERVAL {
+        let mut state = lock(&self.state);
+        state.last_arrival = Instant::now();
+        if state.last_arrival - state.last_heartbeat >= INTERVAL {
+            state.last_heartbeat = state.last_arrival;
             // amiquip takes heartbeats at any time, even before `connection.start`.
-            self.push(&HEARTBEAT)?;
-            arrivals.noted = arrivals.last;
+            state.push(&HEARTBEAT)?;
         }
         Ok(())
     }
 
     /// How long nothing has arrived.
     pub(super) fn silence(&self) -> Duration {
-        lock(&self.arrivals).last.elapsed()
+        lock(&self.state).last_arrival.elapsed()
     }
 
-    /// Takes bytes for amiquip. Does not block.
-    pub(super) fn read(&self, into: &mut [u8]) -> io::Result<usize> {
-        let mut incoming = lock(&self.incoming);
-        match incoming.bytes.read(into)? {
-            0 if !incoming.ended => Err(io::ErrorKind::WouldBlock.into()),
-            length => Ok(length),
-        }
-    }
-
-    /// Marks the end of the stream. No more frames follow.
+    /// Ends the stream. No more frames follow.
     pub(super) fn end(&self) {
-        lock(&self.incoming).ended = true;
-        // If it cannot be woken, its heartbeats end it.
-        let _ = self.wake_amiquip();
+        lock(&self.state).input = None;
     }
+}
 
-    /// The stream is always writable, so both flags are set. Setting the readiness again counts as
-    /// a new event.
-    fn wake_amiquip(&self) -> io::Result<()> {
-        self.ready.set_readiness(Ready::readable() | Ready::writable())
+impl State {
+    fn push(&mut self, frame: &[u8]) -> Result<(), String> {
+        match self.input.as_mut().map(|input| input.write(frame)) {
+            None => Ok(()),
+            Some(Ok(length)) if length == frame.len() => Ok(()),
+            // amiquip reads at once, and the pair holds more than a broker sends.
+            _ => Err("the broker floods the connection with control frames".into()),
+        }
     }
 }

@@ -1,26 +1,25 @@
-//! The stream that amiquip reads and writes: a buffer in memory instead of a socket.
+//! The stream that amiquip reads and writes in place of the broker's socket.
 //!
-//! amiquip reads the frames of channel 0, which the reader of the socket puts into the buffer.
-//! Frames that amiquip writes are sent between the messages of other threads.
+//! amiquip reads the frames of channel 0, which the reader of the socket passes on
+//! ([`super::control`]). Frames that amiquip writes are sent between the messages of other threads.
 
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use mio::{Evented, Poll, PollOpt, Ready, Registration, Token};
+use mio::unix::EventedFd;
+use mio::{Evented, Poll, PollOpt, Ready, Token};
 
 use super::data_plane::DataPlane;
 use super::login::client_information;
 use crate::frames::with_client_properties;
 
-/// amiquip's end of the stream. amiquip's I/O thread owns it, and drops it when the thread ends.
-pub(super) struct ControlStream {
-    pub(super) data_plane: Arc<DataPlane>,
-    pub(super) registration: Registration,
-}
+/// amiquip's I/O thread owns it, and drops it when the thread ends.
+pub(super) struct ControlStream(pub(super) Arc<DataPlane>);
 
 impl Read for ControlStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.data_plane.control.read(into)
+        (&self.0.control.output).read(into)
     }
 }
 
@@ -30,7 +29,7 @@ impl Write for ControlStream {
     /// it reads.
     fn write(&mut self, frames: &[u8]) -> io::Result<usize> {
         let amended = with_client_properties(frames, client_information);
-        self.data_plane.write_control(&amended, || true);
+        self.0.write_control(&amended, || true);
         Ok(frames.len())
     }
 
@@ -42,21 +41,22 @@ impl Write for ControlStream {
 /// amiquip's I/O thread drops its stream when it ends. The connection ends with it.
 impl Drop for ControlStream {
     fn drop(&mut self) {
-        self.data_plane.amiquip_ended();
+        self.0.amiquip_ended();
     }
 }
 
+/// Nobody writes to this end of the pair, so it is always writable.
 impl Evented for ControlStream {
     fn register(&self, poll: &Poll, token: Token, on: Ready, how: PollOpt) -> io::Result<()> {
-        self.registration.register(poll, token, on, how)
+        EventedFd(&self.0.control.output.as_raw_fd()).register(poll, token, on, how)
     }
 
     fn reregister(&self, poll: &Poll, token: Token, on: Ready, how: PollOpt) -> io::Result<()> {
-        self.registration.reregister(poll, token, on, how)
+        EventedFd(&self.0.control.output.as_raw_fd()).reregister(poll, token, on, how)
     }
 
     fn deregister(&self, poll: &Poll) -> io::Result<()> {
-        Evented::deregister(&self.registration, poll)
+        EventedFd(&self.0.control.output.as_raw_fd()).deregister(poll)
     }
 }
 

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use std::{fmt, io};
 
 use log::Level;
-use mio::Registration;
 
 use super::control::ControlFrames;
 use super::ended::Ended;
@@ -53,21 +52,19 @@ pub(crate) struct DataPlane {
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl DataPlane {
-    /// Also returns what notifies amiquip of its frames.
     pub(super) fn new(
         endpoint: Endpoint,
         transport: Transport,
         heartbeat: u16,
-    ) -> io::Result<(Arc<DataPlane>, Registration)> {
-        let (control, registration) = ControlFrames::new();
+    ) -> io::Result<Arc<DataPlane>> {
         let channel_max = NonZeroU16::new(endpoint.channel_max).unwrap_or(NonZeroU16::MAX);
-        let data_plane = Arc::new(DataPlane {
+        Ok(Arc::new(DataPlane {
             endpoint,
             transport,
             turn: ReadTurn::default(),
             pipes: [SelfPipe::new()?, SelfPipe::new()?],
             decoder: Mutex::default(),
-            control,
+            control: ControlFrames::new()?,
             slots: Mutex::default(),
             version: OnceLock::new(),
             notes: Notes::default(),
@@ -76,8 +73,7 @@ impl DataPlane {
             channel_max: AtomicU16::new(channel_max.get()),
             frame_max: AtomicUsize::new(RABBITMQ_FRAME_MAX),
             heartbeat: AtomicU16::new(heartbeat),
-        });
-        Ok((data_plane, registration))
+        }))
     }
 
     /// See [`Transport::write`].

@@ -32,7 +32,7 @@ fn channel(answer: impl FnOnce(&mut TcpStream) + Send + 'static) -> Channel {
     let (mut peer, _) = listener.accept().unwrap();
     let transport = Transport::new(tcp, None).unwrap();
     let endpoint: Endpoint = "amqp://localhost".parse().unwrap();
-    let (data_plane, _registration) = DataPlane::new(endpoint, transport, 0).unwrap();
+    let data_plane = DataPlane::new(endpoint, transport, 0).unwrap();
     thread::spawn(move || {
         next_method(&mut peer);
         peer.write_all(OPEN_OK).unwrap();
