@@ -2,7 +2,7 @@
 
 use super::names::check_length;
 use crate::error::{Error, Result, ensure};
-use crate::frames::append_text;
+use crate::frames::{HeaderValue, append_text, headers};
 
 /// The prefix of the names of this crate's own headers.
 const OWN_PREFIX: &str = "rpc-";
@@ -49,6 +49,13 @@ fn check_name(name: &str) -> Result<()> {
         format!("the header {name:?} cannot be set: {OWN_PREFIX:?} is this crate's own prefix")
     })?;
     check_length("header's name", name)
+}
+
+/// Whether the header with this name is true: the text `true`, as this crate writes it, or a
+/// Boolean.
+pub(super) fn states_true(table: &[u8], name: &str) -> bool {
+    let is_true = |value| matches!(value, HeaderValue::Text("true") | HeaderValue::Boolean(true));
+    headers(table).any(|(key, value)| key == name && is_true(value))
 }
 
 /// The trace id in a `traceparent` of [W3C Trace Context](https://www.w3.org/TR/trace-context/),

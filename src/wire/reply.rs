@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::headers::Headers;
+use super::headers::{Headers, states_true};
 use super::names::{NOT_EXECUTED, STATUS, check_length};
 use crate::error::{Error, Failure, Result, Status, ensure};
 use crate::frames::{
@@ -208,9 +208,7 @@ pub(crate) fn decode_reply(message: Message) -> Result<Reply> {
     if properties.type_ == Some(ERROR) {
         let status = find_header(properties.headers, STATUS);
         let status = status.map_or(Status::Unknown, Status::from_name);
-        let states_true = [HeaderValue::Text("true"), HeaderValue::Boolean(true)];
-        let not_executed = headers(properties.headers)
-            .any(|(name, value)| name == NOT_EXECUTED && states_true.contains(&value));
+        let not_executed = states_true(properties.headers, NOT_EXECUTED);
         let message = String::from_utf8_lossy(&message.body).into_owned();
         return Err(Error::Remote(Failure { status, message, not_executed }));
     }

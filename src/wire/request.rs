@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::headers::trace_id;
+use super::headers::{states_true, trace_id};
 use super::names::{DEADLINE, DEATHS, KEEP_ALIVE, PROGRESS, SHORTEST_KEEP_ALIVE, TRACEPARENT};
 use crate::frames::{
     Delivery, HeaderValue, Message, Properties, append_text, find_header, find_tables, headers,
@@ -102,9 +102,7 @@ impl Request {
         let keep_alive = milliseconds(&properties, KEEP_ALIVE);
         let keep_alive = keep_alive.map(|interval| interval.max(SHORTEST_KEEP_ALIVE));
         let method = properties.type_.map(str::to_string);
-        let states_true = [HeaderValue::Text("true"), HeaderValue::Boolean(true)];
-        let wants_progress = headers(properties.headers)
-            .any(|(name, value)| name == PROGRESS && states_true.contains(&value));
+        let wants_progress = states_true(properties.headers, PROGRESS);
         Request {
             delivery,
             deadline,
