@@ -19,7 +19,7 @@ use super::connection::Connection;
 use super::ended::Ended;
 use super::try_order::TryOrder;
 use crate::deadline::Deadline;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, rounded};
 use crate::lock::lock;
 
 pub(crate) struct Reconnector<S> {
@@ -185,7 +185,7 @@ impl<S: Session> Reconnector<S> {
             Some((_, refusal)) => return refusal.clone(),
             None => "no answer yet",
         };
-        self.brokers.unreachable(format!("{reason} (tried for {:.1?})", deadline.timeout))
+        self.brokers.unreachable(format!("{reason} (tried for {})", rounded(deadline.timeout)))
     }
 
     /// Whether there was a session already.

@@ -153,7 +153,7 @@ fn deadline_of_call_includes_connecting() {
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
 
-    for (mode, reason) in [(Mode::Stall, "no answer yet"), (Mode::Refuse, "tried for 1.0s")] {
+    for (mode, reason) in [(Mode::Stall, "no answer yet"), (Mode::Refuse, "tried for 1s")] {
         proxy.set(Mode::Forward);
         cut_under(&proxy, &client, &server);
         proxy.set(mode);
