@@ -1,12 +1,12 @@
 //! The brokers that a program may use, and connecting to one of them.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fmt, fs};
 
 use super::connection::{Connection, connect};
 use super::login::Login;
-use super::tls::{Connector, TlsFiles};
+use super::tls::{Connector, TlsFiles, read_small};
 use super::try_order::TryOrder;
 use super::url::Endpoint;
 use crate::deadline::Deadline;
@@ -153,9 +153,7 @@ impl Brokers {
 }
 
 fn read_password(path: &Path) -> Result<String> {
-    let text = fs::read_to_string(path).map_err(|error| {
-        Error::Config(format!("cannot read the password in {}: {error}", path.display()))
-    })?;
+    let text = read_small(path)?;
     let password = text.trim_end_matches(['\r', '\n']);
     ensure(!password.is_empty(), || format!("the password file {} is empty", path.display()))?;
     Ok(password.to_string())

@@ -7,6 +7,7 @@ mod openssl;
 mod without;
 
 pub use self::files::TlsFiles;
+pub(super) use self::files::read_small;
 #[cfg(feature = "tls")]
 pub(crate) use self::openssl::Connector;
 #[cfg(not(feature = "tls"))]

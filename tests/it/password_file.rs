@@ -39,7 +39,11 @@ fn password_file_that_cannot_be_used_is_named() {
     let mut brokers = Brokers::parse("amqp://carol:secret@127.0.0.1:1").unwrap();
     let empty = scratch::directory("password-file").join("empty-password");
     std::fs::write(&empty, "\n").unwrap();
-    for (file, named) in [("/no/such/file".into(), "No such file"), (empty, "is empty")] {
+    for (file, named) in [
+        ("/no/such/file".into(), "No such file"),
+        (empty, "is empty"),
+        ("/dev/zero".into(), "larger than a megabyte"),
+    ] {
         brokers.password_file = Some(file);
         let connected = RpcClient::connect(brokers.clone(), "q", ClientOptions::default());
         let error = connected.unwrap_err();

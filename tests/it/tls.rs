@@ -262,6 +262,7 @@ fn unusable_files_are_reported_before_connecting() {
             "as the certificates of authorities: no certificate",
         ),
         (TlsFiles { key: Some("/no/key.pem".into()), ..good.clone() }, "cannot read /no/key.pem"),
+        (TlsFiles { key: Some("/dev/zero".into()), ..good.clone() }, "larger than a megabyte"),
         (TlsFiles { key: Some(encrypted), ..good.clone() }, "as the client certificate's key"),
         (TlsFiles { key: Some(ca.clone()), ..good.clone() }, "as the client certificate's key"),
         (TlsFiles { cert: Some(ca), ..good.clone() }, "key values mismatch"),

@@ -1,6 +1,10 @@
-//! The files that TLS needs.
+//! The files that TLS and a login need.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
 
 /// Files for TLS, all in PEM format. The broker's certificate and its host name are always
 /// verified.
@@ -20,4 +24,16 @@ pub struct TlsFiles {
     pub cert: Option<PathBuf>,
     /// The private key of the client certificate, not encrypted.
     pub key: Option<PathBuf>,
+}
+
+/// Reads the whole of a small file, and refuses one without an end, such as a device.
+pub(in crate::broker) fn read_small(path: &Path) -> Result<String> {
+    const LONGEST: u64 = 1 << 20;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+    let checked = read.and_then(|length| match length as u64 <= LONGEST {
+        true => Ok(text),
+        false => Err(io::Error::other("it is larger than a megabyte")),
+    });
+    checked.map_err(|error| Error::Config(format!("cannot read {}: {error}", path.display())))
 }

@@ -17,7 +17,7 @@ use openssl::ssl::{
 use openssl::x509::verify::X509CheckFlags;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::files::TlsFiles;
+use super::files::{TlsFiles, read_small};
 use crate::broker::socket::{Stream, timespec_until};
 use crate::broker::url::Endpoint;
 use crate::deadline::Deadline;
@@ -42,12 +42,10 @@ impl Connector {
         if let (Some(cert), Some(key)) = (&files.cert, &files.key) {
             let purpose = "as the client certificate";
             context.set_certificate_chain_file(cert).map_err(unusable(cert, purpose))?;
-            let pem = std::fs::read(key).map_err(|error| {
-                Error::Config(format!("cannot read {}: {error}", key.display()))
-            })?;
+            let pem = read_small(key)?;
             // With a wrong passphrase, OpenSSL fails on an encrypted key. With no passphrase, it
             // would ask for one on the terminal.
-            PKey::private_key_from_pem_passphrase(&pem, b"")
+            PKey::private_key_from_pem_passphrase(pem.as_bytes(), b"")
                 .and_then(|key| context.set_private_key(&key))
                 .map_err(unusable(key, "as the client certificate's key"))?;
         }
