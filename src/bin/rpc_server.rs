@@ -157,8 +157,8 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         // If nobody reads this line, the server serves all the same.
         let _ = common::print(NAME, format!("Awaiting RPC requests on {queue}\n"));
     });
-    readiness.watch(server.stopper())?;
-    stop_on_a_signal(server.stopper(), Arc::clone(&readiness), command.clone());
+    let watch = readiness.watch(server.stopper())?;
+    stop_on_a_signal(server.stopper(), command.clone());
     let served = match command {
         Some(command) => {
             let runs = Arc::clone(&command);
@@ -169,12 +169,12 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         None if args.recursive => server.serve(fibonacci::answer_slowly),
         None => server.serve(fibonacci::answer),
     };
-    readiness.end();
+    watch.end();
     served
 }
 
 /// The first signal stops the server, the second one ends the process.
-fn stop_on_a_signal(stopper: Stopper, readiness: Arc<Readiness>, command: Option<Arc<Command>>) {
+fn stop_on_a_signal(stopper: Stopper, command: Option<Arc<Command>>) {
     let mut is_stopping = false;
     signals::handle(NAME, move |signal| {
         if is_stopping {
@@ -183,8 +183,6 @@ fn stop_on_a_signal(stopper: Stopper, readiness: Arc<Readiness>, command: Option
         }
         is_stopping = true;
         stopper.stop();
-        // Only now: a disk that hangs must not delay the stop.
-        readiness.end();
     });
 }
 

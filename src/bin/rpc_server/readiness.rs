@@ -10,9 +10,10 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::Once;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
-use std::{env, mem, process, thread};
+use std::{env, process, thread};
 
 use rabbitmq_rpc::{Error, Stopper};
 
@@ -20,15 +21,17 @@ use rabbitmq_rpc::{Error, Stopper};
 const INTERVAL: Duration = Duration::from_millis(100);
 /// How often to tell what is new, unless it is the readiness, and to try again what has failed.
 const TEXT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the end waits: a disk may hang.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub struct Readiness {
     /// Exists while every worker takes requests.
     file: Option<PathBuf>,
     manager: Option<Manager>,
-    /// Locked while something is told, so that nobody is told after the end that the server is
-    /// ready.
-    has_ended: Mutex<bool>,
 }
+
+/// The thread that tells. It ends when the sender is dropped, which disconnects the receiver.
+pub struct Watch(Sender<()>, Receiver<()>);
 
 /// The service manager that has started this program
 /// ([sd_notify](https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html)).
@@ -44,7 +47,7 @@ impl Readiness {
     ///
     /// # Errors
     /// [`Error::Config`] if the file cannot be written or the service manager cannot be told.
-    pub fn new(file: Option<PathBuf>) -> Result<Arc<Readiness>, Error> {
+    pub fn new(file: Option<PathBuf>) -> Result<Readiness, Error> {
         if let Some(file) = &file {
             let try_out = || {
                 if file.file_name().is_none() {
@@ -59,30 +62,26 @@ impl Readiness {
             })?;
         }
         let manager = env::var_os("NOTIFY_SOCKET").map(Manager::new).transpose()?;
-        Ok(Arc::new(Readiness { file, manager, has_ended: Mutex::new(false) }))
+        Ok(Readiness { file, manager })
     }
 
     /// Starts to tell how the server is, if somebody wants to know.
-    pub fn watch(self: &Arc<Self>, stopper: Stopper) -> Result<(), Error> {
-        if self.manager.is_none() && self.file.is_none() {
-            return Ok(());
+    pub fn watch(self, stopper: Stopper) -> Result<Watch, Error> {
+        let (ends, end) = mpsc::channel();
+        let (has_ended, ended) = mpsc::channel();
+        if self.manager.is_some() || self.file.is_some() {
+            let tell = move || {
+                self.tell_about(&stopper, &end);
+                drop(has_ended);
+            };
+            thread::Builder::new().name("readiness".into()).spawn(tell).map_err(|error| {
+                Error::Config(format!("no thread to tell the readiness: {error}"))
+            })?;
         }
-        let this = Arc::clone(self);
-        let tell = move || this.tell_about(&stopper);
-        let spawned = thread::Builder::new().name("readiness".into()).spawn(tell);
-        let failed = |error| Error::Config(format!("no thread to tell the readiness: {error}"));
-        spawned.map(drop).map_err(failed)
+        Ok(Watch(ends, ended))
     }
 
-    /// Takes the readiness away for good.
-    pub fn end(&self) {
-        let mut has_ended = self.lock();
-        if !mem::replace(&mut *has_ended, true) {
-            self.update(has_ended, None, "STOPPING=1");
-        }
-    }
-
-    fn tell_about(&self, stopper: &Stopper) -> ! {
+    fn tell_about(&self, stopper: &Stopper, end: &Receiver<()>) {
         let (mut was_ready, mut shown) = (false, None);
         let [mut next_text, mut next_sign] = [Instant::now(); 2];
         let watchdog = self.manager.as_ref().and_then(|manager| manager.watchdog);
@@ -90,65 +89,63 @@ impl Readiness {
             let (status, now) = (stopper.status(), Instant::now());
             let (is_ready, text) = (status.is_ready(), status.to_string());
             if is_ready != was_ready || shown.as_ref() != Some(&text) && next_text <= now {
-                shown = self.show(is_ready, &text).then_some(text);
+                // Repeated, because the manager may have missed it. What it knows already it
+                // ignores.
+                let (state, line) = match (is_ready, status.is_stopping) {
+                    (true, _) => ("READY=1\n", Some(format!("{text}\n"))),
+                    (false, true) => ("STOPPING=1\n", None),
+                    (false, false) => ("", None),
+                };
+                let is_known = self.update(line.as_deref(), &format!("{state}STATUS={text}"));
+                shown = is_known.then_some(text);
                 next_text = now + TEXT_INTERVAL;
                 was_ready = is_ready;
             }
             if let Some(interval) = watchdog.filter(|_| next_sign <= now) {
-                let is_sent = is_told(self.tell("WATCHDOG=1"));
-                next_sign = now + if is_sent { interval } else { INTERVAL };
+                next_sign = now + if self.tell("WATCHDOG=1") { interval } else { INTERVAL };
             }
             let next_sign = next_sign.saturating_duration_since(now);
-            thread::sleep(watchdog.map_or(INTERVAL, |_| INTERVAL.min(next_sign)));
+            let pause = watchdog.map_or(INTERVAL, |_| INTERVAL.min(next_sign));
+            if end.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+                break;
+            }
         }
-    }
-
-    /// Returns whether it is known now.
-    fn show(&self, is_ready: bool, text: &str) -> bool {
-        let has_ended = self.lock();
-        // Repeated, because the manager may have missed it. What it knows already it ignores.
-        let (state, line) = match (*has_ended, is_ready) {
-            (true, _) => ("STOPPING=1\n", None),
-            (false, true) => ("READY=1\n", Some(format!("{text}\n"))),
-            (false, false) => ("", None),
-        };
-        self.update(has_ended, line, &format!("{state}STATUS={text}"))
+        self.update(None, "STOPPING=1");
     }
 
     /// Writes the file, or removes it if there is no line to write, and tells the manager. Returns
     /// whether both succeeded.
-    fn update(&self, lock: MutexGuard<'_, bool>, line: Option<String>, message: &str) -> bool {
-        let (verb, changed) = match (&self.file, line) {
-            (Some(file), Some(line)) => ("write", write(file, &line)),
-            (Some(file), None) => ("remove", remove(file)),
-            (None, _) => ("", Ok(())),
+    fn update(&self, line: Option<&str>, message: &str) -> bool {
+        let is_changed = self.file.as_ref().is_none_or(|file| {
+            let (verb, changed) = match line {
+                Some(line) => ("write", write(file, line)),
+                None => ("remove", remove(file)),
+            };
+            let failed =
+                |error: &_| log::error!("cannot {verb} the ready file {}: {error}", file.display());
+            changed.inspect_err(failed).is_ok()
+        });
+        self.tell(message) && is_changed
+    }
+
+    /// Whether the manager was told, if there is one. Logs the first failure.
+    fn tell(&self, message: &str) -> bool {
+        static SAID: Once = Once::new();
+        let Some(Manager { socket, address, .. }) = &self.manager else { return true };
+        let failed = |error: &io::Error| {
+            SAID.call_once(|| log::warn!("the service manager cannot be told: {error}"));
         };
-        let told = self.tell(message);
-        // The log may block, and `end` must not wait for it.
-        drop(lock);
-        if let (Some(file), Err(error)) = (&self.file, &changed) {
-            log::error!("cannot {verb} the ready file {}: {error}", file.display());
-        }
-        is_told(told) && changed.is_ok()
-    }
-
-    fn tell(&self, message: &str) -> io::Result<()> {
-        let Some(Manager { socket, address, .. }) = &self.manager else { return Ok(()) };
-        socket.send_to_addr(message.as_bytes(), address).map(drop)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.has_ended.lock().unwrap_or_else(PoisonError::into_inner)
+        socket.send_to_addr(message.as_bytes(), address).inspect_err(failed).is_ok()
     }
 }
 
-/// Whether the manager was told. Logs the first failure.
-fn is_told(told: io::Result<()>) -> bool {
-    static SAID: Once = Once::new();
-    let failed = |error: &io::Error| {
-        SAID.call_once(|| log::warn!("the service manager cannot be told: {error}"));
-    };
-    told.inspect_err(failed).is_ok()
+impl Watch {
+    /// Takes the readiness away for good.
+    pub fn end(self) {
+        let Watch(ends, ended) = self;
+        drop(ends);
+        let _ = ended.recv_timeout(END_TIMEOUT);
+    }
 }
 
 impl Manager {
