@@ -20,73 +20,53 @@ use argh::FromArgs;
 use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, fibonacci};
 use tally::Tally;
 
-/// Put load on the servers of a RabbitMQ queue, check every answer, and print rate and latency.
-#[derive(FromArgs, Clone)]
-#[argh(
-    example = "rpc_bench --requests 100000 --in-flight 64\nrpc_bench --rate 500 --json",
-    note = "Without --rate the loop is closed: a call starts when another call ends. With --rate the
+common::args! {
+    /// Put load on the servers of a RabbitMQ queue, check every answer, and print rate and latency.
+    #[derive(FromArgs, Clone)]
+    #[argh(
+        example = "rpc_bench --requests 100000 --in-flight 64\nrpc_bench --rate 500 --json",
+        note = "Without --rate the loop is closed: a call starts when another call ends. With --rate the
 loop is open: calls are due at fixed times, and latency counts from the due time, so that a stall
 is not hidden. Each thread waits for its calls in the order in which it sent them.",
-    error_code(0, "every call got the right answer"),
-    error_code(1, "some calls did not get the right answer"),
-    error_code(64, "usage"),
-    error_code(69, "no broker could be reached"),
-    error_code(71, "the system gave it no thread for signals"),
-    error_code(74, "standard output could not be written"),
-    error_code(77, "the broker refused the user or a permission"),
-    error_code(130, "interrupted by SIGINT, after printing the results so far; SIGTERM: 143")
-)]
-struct Args {
-    /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else
-    /// amqp://guest:guest@localhost:5672/%2f)
-    #[argh(option)]
-    url: Option<String>,
-    /// file with the password, in place of the one in the URL; read again for each connection
-    #[argh(option)]
-    password_file: Option<PathBuf>,
-    /// queue to send requests to (default: rpc_queue)
-    #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
-    queue: String,
-    /// exchange to publish requests to, with the queue's name as the routing key (default: the
-    /// default exchange)
-    #[argh(option)]
-    exchange: Option<String>,
-    /// calls to make (default: 10000)
-    #[argh(option, default = "10_000")]
-    requests: u64,
-    /// calls in flight at once, over all threads (default: 1, or one for each thread)
-    #[argh(option, default = "1")]
-    in_flight: usize,
-    /// threads that share the client (default: 1)
-    #[argh(option, default = "1")]
-    threads: usize,
-    /// calls due each second; 0: as fast as --in-flight allows (default: 0)
-    #[argh(option, default = "0.0")]
-    rate: f64,
-    /// seconds that each call may take (default: 30)
-    #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
-    timeout: Duration,
-    /// which Fibonacci number to request, at most 186 (default: 7)
-    #[argh(option, default = "7")]
-    n: u64,
-    /// print one JSON object instead of a table; latencies are in microseconds
-    #[argh(switch)]
-    json: bool,
-    /// seconds to keep trying if no broker is up yet (default: 0)
-    #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
-    wait: Duration,
-    /// seconds that connecting to one broker may take (default: 5)
-    #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
-    connect_timeout: Duration,
-    /// PEM file of the authorities to trust for amqps:// (default: the system's)
-    #[argh(option)]
-    tls_ca: Option<PathBuf>,
-    /// PEM file of the client certificate to show to the broker
-    #[argh(option)]
-    tls_cert: Option<PathBuf>,
-    /// PEM file of the key of --tls-cert
-    #[argh(option)]
-    tls_key: Option<PathBuf>,
+        error_code(0, "every call got the right answer"),
+        error_code(1, "some calls did not get the right answer"),
+        error_code(64, "usage"),
+        error_code(69, "no broker could be reached"),
+        error_code(71, "the system gave it no thread for signals"),
+        error_code(74, "standard output could not be written"),
+        error_code(77, "the broker refused the user or a permission"),
+        error_code(130, "interrupted by SIGINT, after printing the results so far; SIGTERM: 143")
+    )]
+    struct Args {
+        /// queue to send requests to (default: rpc_queue)
+        #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
+        queue: String,
+        /// exchange to publish requests to, with the queue's name as the routing key (default: the
+        /// default exchange)
+        #[argh(option)]
+        exchange: Option<String>,
+        /// calls to make (default: 10000)
+        #[argh(option, default = "10_000")]
+        requests: u64,
+        /// calls in flight at once, over all threads (default: 1, or one for each thread)
+        #[argh(option, default = "1")]
+        in_flight: usize,
+        /// threads that share the client (default: 1)
+        #[argh(option, default = "1")]
+        threads: usize,
+        /// calls due each second; 0: as fast as --in-flight allows (default: 0)
+        #[argh(option, default = "0.0")]
+        rate: f64,
+        /// seconds that each call may take (default: 30)
+        #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
+        timeout: Duration,
+        /// which Fibonacci number to request, at most 186 (default: 7)
+        #[argh(option, default = "7")]
+        n: u64,
+        /// print one JSON object instead of a table; latencies are in microseconds
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 const NAME: &str = "rpc_bench";
@@ -107,10 +87,6 @@ fn main() -> ExitCode {
 }
 
 fn connect(args: &Args) -> Result<FibonacciRpcClient, Error> {
-    let Args { url, tls_ca, tls_cert, tls_key, .. } = args.clone();
-    let tls = common::tls_files(tls_ca, tls_cert, tls_key);
-    let brokers =
-        common::brokers(url, args.connect_timeout, args.wait, args.password_file.clone(), tls)?;
     let options = ClientOptions {
         timeout: args.timeout,
         exchange: args.exchange.clone(),
@@ -118,7 +94,7 @@ fn connect(args: &Args) -> Result<FibonacciRpcClient, Error> {
         max_in_flight: if args.rate > 0.0 { usize::MAX } else { args.in_flight.max(args.threads) },
         ..FibonacciRpcClient::options()
     };
-    FibonacciRpcClient::with_options(brokers, &args.queue, options)
+    FibonacciRpcClient::with_options(args.brokers()?, &args.queue, options)
 }
 
 fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {

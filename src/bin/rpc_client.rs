@@ -18,103 +18,83 @@ use rabbitmq_rpc::{
     CallBuilder, ClientOptions, Error, FibonacciRpcClient, PendingNumber, QueueStatus, RpcClient,
 };
 
-/// Send requests to the servers on a RabbitMQ queue, and print their replies: Fibonacci numbers,
-/// one a line in the order of the arguments, or with --body or --lines any requests.
-#[derive(FromArgs, Clone)]
-#[argh(
-    example = "rpc_client 7
+common::args! {
+    /// Send requests to the servers on a RabbitMQ queue, and print their replies: Fibonacci numbers,
+    /// one a line in the order of the arguments, or with --body or --lines any requests.
+    #[derive(FromArgs)]
+    #[argh(
+        example = "rpc_client 7
 rpc_client --timeout 2 0 1 7 93 186
 rpc_client --queue upper --body hello
 rpc_client --queue prices --method price.get --header tenant=7 --body - <order.json
 seq 1 1000 | rpc_client --queue upper --lines
 rpc_client --ping",
-    note = "Numbers are all requested together. If some requests fail, the others go on, and the first
+        note = "Numbers are all requested together. If some requests fail, the others go on, and the first
 failure gives the exit code. The bytes of a reply are printed as they are; a missing newline at
 their end is added on a terminal and with --lines.",
-    error_code(0, "every request was answered; --check: somebody serves the queue"),
-    error_code(64, "usage"),
-    error_code(65, "the server refused a request"),
-    error_code(69, "no broker could be reached, no such queue, or --check: nobody serves it"),
-    error_code(70, "the server failed"),
-    error_code(74, "standard output could not be written, or standard input not be read"),
-    error_code(75, "timed out, connection lost, or busy (may have been executed), or overloaded"),
-    error_code(76, "a reply was not what was asked for, such as a number"),
-    error_code(77, "the broker refused the user or a permission")
-)]
-struct Args {
-    /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else
-    /// amqp://guest:guest@localhost:5672/%2f)
-    #[argh(option)]
-    url: Option<String>,
-    /// file with the password, in place of the one in the URL; read again for each connection
-    #[argh(option)]
-    password_file: Option<PathBuf>,
-    /// queue to send requests to (default: rpc_queue)
-    #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
-    queue: String,
-    /// exchange to publish requests to, with the queue's name as the routing key (default: the
-    /// default exchange)
-    #[argh(option)]
-    exchange: Option<String>,
-    /// routing key of the requests, in place of the queue's name; with --body or --lines
-    #[argh(option)]
-    routing_key: Option<String>,
-    /// seconds from the program's start for all that it does; from the end of the input with
-    /// --body -; for each line with --lines (default: 30)
-    #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
-    timeout: Duration,
-    /// send one request with this body; - takes it from standard input, whatever bytes it has
-    #[argh(option, arg_name = "text")]
-    body: Option<String>,
-    /// send each line of standard input as a request, and print one reply a line, in order
-    #[argh(switch)]
-    lines: bool,
-    /// with --lines: how many lines may be without a printed reply (default: 64)
-    #[argh(option, default = "64")]
-    in_flight: usize,
-    /// name of the method to call
-    #[argh(option)]
-    method: Option<String>,
-    /// header of the requests, as NAME=VALUE; may be repeated
-    #[argh(option, from_str_fn(header), arg_name = "name=value")]
-    header: Vec<(String, String)>,
-    /// media type of the bodies (default: application/octet-stream)
-    #[argh(option)]
-    content_type: Option<String>,
-    /// id of the request; a service may take a second request with this id for the same one
-    #[argh(option)]
-    message_id: Option<String>,
-    /// the requests may be executed twice: send them again if the connection is lost
-    #[argh(switch)]
-    idempotent: bool,
-    /// seconds between the signs of life that the server is to send while it works; if they stop,
-    /// the call ends
-    #[argh(option, from_str_fn(common::seconds))]
-    keep_alive: Option<Duration>,
-    /// have a worker of a rabbitmq-rpc server answer, and print what it says of itself as JSON
-    #[argh(switch)]
-    ping: bool,
-    /// send no request: print how many consumers the queue has, and how many messages wait
-    #[argh(switch)]
-    check: bool,
-    /// seconds to keep trying if no broker is up yet (default: 0)
-    #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
-    wait: Duration,
-    /// seconds that connecting to one broker may take (default: 5)
-    #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
-    connect_timeout: Duration,
-    /// PEM file of the authorities to trust for amqps:// (default: the system's)
-    #[argh(option)]
-    tls_ca: Option<PathBuf>,
-    /// PEM file of the client certificate to show to the broker
-    #[argh(option)]
-    tls_cert: Option<PathBuf>,
-    /// PEM file of the key of --tls-cert
-    #[argh(option)]
-    tls_key: Option<PathBuf>,
-    /// which Fibonacci numbers to request: whole, not negative
-    #[argh(positional, arg_name = "N")]
-    numbers: Vec<u64>,
+        error_code(0, "every request was answered; --check: somebody serves the queue"),
+        error_code(64, "usage"),
+        error_code(65, "the server refused a request"),
+        error_code(69, "no broker could be reached, no such queue, or --check: nobody serves it"),
+        error_code(70, "the server failed"),
+        error_code(74, "standard output could not be written, or standard input not be read"),
+        error_code(75, "timed out, connection lost, or busy (may have been executed), or overloaded"),
+        error_code(76, "a reply was not what was asked for, such as a number"),
+        error_code(77, "the broker refused the user or a permission")
+    )]
+    struct Args {
+        /// queue to send requests to (default: rpc_queue)
+        #[argh(option, default = "String::from(FibonacciRpcClient::QUEUE)")]
+        queue: String,
+        /// exchange to publish requests to, with the queue's name as the routing key (default: the
+        /// default exchange)
+        #[argh(option)]
+        exchange: Option<String>,
+        /// routing key of the requests, in place of the queue's name; with --body or --lines
+        #[argh(option)]
+        routing_key: Option<String>,
+        /// seconds from the program's start for all that it does; from the end of the input with
+        /// --body -; for each line with --lines (default: 30)
+        #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
+        timeout: Duration,
+        /// send one request with this body; - takes it from standard input, whatever bytes it has
+        #[argh(option, arg_name = "text")]
+        body: Option<String>,
+        /// send each line of standard input as a request, and print one reply a line, in order
+        #[argh(switch)]
+        lines: bool,
+        /// with --lines: how many lines may be without a printed reply (default: 64)
+        #[argh(option, default = "64")]
+        in_flight: usize,
+        /// name of the method to call
+        #[argh(option)]
+        method: Option<String>,
+        /// header of the requests, as NAME=VALUE; may be repeated
+        #[argh(option, from_str_fn(header), arg_name = "name=value")]
+        header: Vec<(String, String)>,
+        /// media type of the bodies (default: application/octet-stream)
+        #[argh(option)]
+        content_type: Option<String>,
+        /// id of the request; a service may take a second request with this id for the same one
+        #[argh(option)]
+        message_id: Option<String>,
+        /// the requests may be executed twice: send them again if the connection is lost
+        #[argh(switch)]
+        idempotent: bool,
+        /// seconds between the signs of life that the server is to send while it works; if they stop,
+        /// the call ends
+        #[argh(option, from_str_fn(common::seconds))]
+        keep_alive: Option<Duration>,
+        /// have a worker of a rabbitmq-rpc server answer, and print what it says of itself as JSON
+        #[argh(switch)]
+        ping: bool,
+        /// send no request: print how many consumers the queue has, and how many messages wait
+        #[argh(switch)]
+        check: bool,
+        /// which Fibonacci numbers to request: whole, not negative
+        #[argh(positional, arg_name = "N")]
+        numbers: Vec<u64>,
+    }
 }
 
 const NAME: &str = "rpc_client";
@@ -160,10 +140,6 @@ fn run(args: &Args, mut began: Instant) -> Result<(), u8> {
 }
 
 fn connect(args: &Args, timeout: Duration) -> Result<FibonacciRpcClient, Error> {
-    let Args { url, tls_ca, tls_cert, tls_key, .. } = args.clone();
-    let tls = common::tls_files(tls_ca, tls_cert, tls_key);
-    let brokers =
-        common::brokers(url, args.connect_timeout, args.wait, args.password_file.clone(), tls)?;
     let mut options = FibonacciRpcClient::options();
     if args.numbers.is_empty() {
         options = ClientOptions { idempotent: args.idempotent, ..Default::default() };
@@ -172,7 +148,7 @@ fn connect(args: &Args, timeout: Duration) -> Result<FibonacciRpcClient, Error> 
     let content_type = args.content_type.clone().unwrap_or(options.content_type);
     let (exchange, keep_alive) = (args.exchange.clone(), args.keep_alive);
     let options = ClientOptions { content_type, exchange, keep_alive, timeout, ..options };
-    FibonacciRpcClient::with_options(brokers, &args.queue, options)
+    FibonacciRpcClient::with_options(args.brokers()?, &args.queue, options)
 }
 
 /// Closes the connection, and waits for the broker no longer than the program may take.

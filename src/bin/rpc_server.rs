@@ -22,96 +22,76 @@ use command::Command;
 use rabbitmq_rpc::{Error, QueueType, Request, RpcServer, ServerOptions, Stopper, fibonacci};
 use readiness::Readiness;
 
-/// Serve a RabbitMQ queue until interrupted: answer each request with a Fibonacci number, or, if
-/// the options end with -- COMMAND ARG..., with what this command prints.
-#[derive(FromArgs)]
-#[argh(
-    example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4
+common::args! {
+    /// Serve a RabbitMQ queue until interrupted: answer each request with a Fibonacci number, or, if
+    /// the options end with -- COMMAND ARG..., with what this command prints.
+    #[derive(FromArgs)]
+    #[argh(
+        example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4
 rpc_server --queue upper --workers 4 -- tr a-z A-Z",
-    note = "The command runs once for each request, without a shell: it gets the body as its input, and the
+        note = "The command runs once for each request, without a shell: it gets the body as its input, and the
 other properties as variables (RPC_METHOD, RPC_HEADER_...). Its output is the reply, its exit code
 the status, the last line of its standard error the reason. The guide, src/guide/shell.md, says
 more.
 
 On SIGINT or SIGTERM the server answers the requests in progress, returns the others to
 the queue, and exits. A second signal ends it at once.",
-    error_code(0, "stopped, after answering every request in progress"),
-    error_code(64, "usage, or there is no such command"),
-    error_code(69, "no broker could be reached"),
-    error_code(71, "the system gave it no thread for signals"),
-    error_code(75, "requests were still in progress after --drain-timeout"),
-    error_code(77, "the broker refused the user or a permission"),
-    error_code(78, "the broker refused the queue"),
-    error_code(130, "a second SIGINT ended it; SIGTERM: 143")
-)]
-struct Args {
-    /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL, else
-    /// amqp://guest:guest@localhost:5672/%2f)
-    #[argh(option)]
-    url: Option<String>,
-    /// file with the password, in place of the one in the URL; read again for each connection
-    #[argh(option)]
-    password_file: Option<PathBuf>,
-    /// queue to take requests from (default: rpc_queue)
-    #[argh(option, default = "String::from(\"rpc_queue\")")]
-    queue: String,
-    /// requests to work on at once (default: 1)
-    #[argh(option, default = "1")]
-    workers: usize,
-    /// unacknowledged requests that the broker sends to each worker; 0: no limit (default: 1)
-    #[argh(option, default = "1")]
-    prefetch: u16,
-    /// compute by double recursion, to make the job slow on purpose
-    #[argh(switch)]
-    recursive: bool,
-    /// kind of queue to declare if it does not exist: classic or quorum (default: classic)
-    #[argh(option, default = "QueueType::Classic", from_str_fn(queue_type))]
-    queue_type: QueueType,
-    /// how often a request is redelivered at most (quorum queues only)
-    #[argh(option)]
-    delivery_limit: Option<u32>,
-    /// exchange for requests that were rejected, expired or delivered too often; not with
-    /// --max-waiting
-    #[argh(option)]
-    dead_letter_exchange: Option<String>,
-    /// exchange to bind the queue to, with the queue's name as the routing key; declared if it does
-    /// not exist
-    #[argh(option)]
-    exchange: Option<String>,
-    /// key to bind the queue with, in place of its name: a pattern for a topic exchange, a weight such
-    /// as 1 for a consistent-hash exchange
-    #[argh(option)]
-    binding_key: Option<String>,
-    /// requests that may wait in the queue, if this server declares it; callers over the limit
-    /// learn at once that the service is overloaded
-    #[argh(option)]
-    max_waiting: Option<u32>,
-    /// seconds after which RabbitMQ 4.3 returns the requests of workers on a lost node, if this
-    /// server declares a quorum queue; 0: the broker's own time, a minute (default: 5 if there are
-    /// several brokers, else 0)
-    #[argh(option, from_str_fn(common::seconds))]
-    disconnected_timeout: Option<Duration>,
-    /// file that exists only while every worker takes requests, for probes; it contains the status
-    #[argh(option)]
-    ready_file: Option<PathBuf>,
-    /// seconds to wait for requests in progress when stopping (default: 30)
-    #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
-    drain_timeout: Duration,
-    /// seconds to keep trying if no broker is up yet (default: 0)
-    #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
-    wait: Duration,
-    /// seconds that connecting to one broker may take (default: 5)
-    #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
-    connect_timeout: Duration,
-    /// PEM file of the authorities to trust for amqps:// (default: the system's)
-    #[argh(option)]
-    tls_ca: Option<PathBuf>,
-    /// PEM file of the client certificate to show to the broker
-    #[argh(option)]
-    tls_cert: Option<PathBuf>,
-    /// PEM file of the key of --tls-cert
-    #[argh(option)]
-    tls_key: Option<PathBuf>,
+        error_code(0, "stopped, after answering every request in progress"),
+        error_code(64, "usage, or there is no such command"),
+        error_code(69, "no broker could be reached"),
+        error_code(71, "the system gave it no thread for signals"),
+        error_code(75, "requests were still in progress after --drain-timeout"),
+        error_code(77, "the broker refused the user or a permission"),
+        error_code(78, "the broker refused the queue"),
+        error_code(130, "a second SIGINT ended it; SIGTERM: 143")
+    )]
+    struct Args {
+        /// queue to take requests from (default: rpc_queue)
+        #[argh(option, default = "String::from(\"rpc_queue\")")]
+        queue: String,
+        /// requests to work on at once (default: 1)
+        #[argh(option, default = "1")]
+        workers: usize,
+        /// unacknowledged requests that the broker sends to each worker; 0: no limit (default: 1)
+        #[argh(option, default = "1")]
+        prefetch: u16,
+        /// compute by double recursion, to make the job slow on purpose
+        #[argh(switch)]
+        recursive: bool,
+        /// kind of queue to declare if it does not exist: classic or quorum (default: classic)
+        #[argh(option, default = "QueueType::Classic", from_str_fn(queue_type))]
+        queue_type: QueueType,
+        /// how often a request is redelivered at most (quorum queues only)
+        #[argh(option)]
+        delivery_limit: Option<u32>,
+        /// exchange for requests that were rejected, expired or delivered too often; not with
+        /// --max-waiting
+        #[argh(option)]
+        dead_letter_exchange: Option<String>,
+        /// exchange to bind the queue to, with the queue's name as the routing key; declared if it does
+        /// not exist
+        #[argh(option)]
+        exchange: Option<String>,
+        /// key to bind the queue with, in place of its name: a pattern for a topic exchange, a weight such
+        /// as 1 for a consistent-hash exchange
+        #[argh(option)]
+        binding_key: Option<String>,
+        /// requests that may wait in the queue, if this server declares it; callers over the limit
+        /// learn at once that the service is overloaded
+        #[argh(option)]
+        max_waiting: Option<u32>,
+        /// seconds after which RabbitMQ 4.3 returns the requests of workers on a lost node, if this
+        /// server declares a quorum queue; 0: the broker's own time, a minute (default: 5 if there are
+        /// several brokers, else 0)
+        #[argh(option, from_str_fn(common::seconds))]
+        disconnected_timeout: Option<Duration>,
+        /// file that exists only while every worker takes requests, for probes; it contains the status
+        #[argh(option)]
+        ready_file: Option<PathBuf>,
+        /// seconds to wait for requests in progress when stopping (default: 30)
+        #[argh(option, default = "Duration::from_secs(30)", from_str_fn(common::seconds))]
+        drain_timeout: Duration,
+    }
 }
 
 const NAME: &str = "rpc_server";
@@ -134,10 +114,8 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
+    let brokers = args.brokers();
     let readiness = Readiness::new(args.ready_file)?;
-    let tls = common::tls_files(args.tls_ca, args.tls_cert, args.tls_key);
-    let brokers =
-        common::brokers(args.url, args.connect_timeout, args.wait, args.password_file, tls)?;
     let options = ServerOptions {
         workers: args.workers,
         prefetch: args.prefetch,
@@ -153,7 +131,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
         drain_timeout: args.drain_timeout,
     };
     let queue = args.queue;
-    let server = RpcServer::new(brokers, &queue, options)?.on_ready(move || {
+    let server = RpcServer::new(brokers?, &queue, options)?.on_ready(move || {
         // If nobody reads this line, the server serves all the same.
         let _ = common::print(NAME, format!("Awaiting RPC requests on {queue}\n"));
     });

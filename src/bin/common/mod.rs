@@ -4,13 +4,12 @@ use std::env::{self, VarError};
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::exit;
 use std::time::Duration;
 
 use argh::FromArgs;
 use log::LevelFilter;
-use rabbitmq_rpc::{Brokers, Error, Status, TlsFiles};
+use rabbitmq_rpc::{Brokers, Error, Status};
 
 /// Parses the program's arguments. Ends the process if they ask for help (0) or are invalid (64).
 pub fn parse<Args: FromArgs>(name: &str, words: impl IntoIterator<Item = OsString>) -> Args {
@@ -68,31 +67,62 @@ pub fn start_logger(level: &str) {
         .init();
 }
 
-/// The brokers in `--url`, or else in $AMQP_URL, or else the one on this machine.
-pub fn brokers(
-    url: Option<String>,
-    connect_timeout: Duration,
-    wait: Duration,
-    password_file: Option<PathBuf>,
-    tls: TlsFiles,
-) -> Result<Brokers, Error> {
-    let url = match url.map_or_else(|| env::var("AMQP_URL"), Ok) {
-        Ok(url) => url,
-        Err(VarError::NotPresent) => "amqp://guest:guest@localhost:5672/%2f".into(),
-        Err(VarError::NotUnicode(_)) => {
-            return Err(Error::Config("the environment variable AMQP_URL is not UTF-8".into()));
+/// Defines the arguments of a program: its own, and those that tell how to reach the brokers.
+macro_rules! args {
+    ($(#[$about:meta])* struct $Args:ident { $($own:tt)* }) => {
+        $(#[$about])*
+        struct $Args {
+            $($own)*
+            /// brokers, comma-separated: amqp://user:password@host:port/vhost (default: $AMQP_URL,
+            /// else amqp://guest:guest@localhost:5672/%2f)
+            #[argh(option)]
+            url: Option<String>,
+            /// file with the password, in place of the one in the URL; read again for each
+            /// connection
+            #[argh(option)]
+            password_file: Option<PathBuf>,
+            /// seconds to keep trying if no broker is up yet (default: 0)
+            #[argh(option, default = "Duration::ZERO", from_str_fn(common::seconds))]
+            wait: Duration,
+            /// seconds that connecting to one broker may take (default: 5)
+            #[argh(option, default = "Duration::from_secs(5)", from_str_fn(common::seconds))]
+            connect_timeout: Duration,
+            /// PEM file of the authorities to trust for amqps:// (default: the system's)
+            #[argh(option)]
+            tls_ca: Option<PathBuf>,
+            /// PEM file of the client certificate to show to the broker
+            #[argh(option)]
+            tls_cert: Option<PathBuf>,
+            /// PEM file of the key of --tls-cert
+            #[argh(option)]
+            tls_key: Option<PathBuf>,
+        }
+
+        impl $Args {
+            fn brokers(&self) -> Result<rabbitmq_rpc::Brokers, Error> {
+                let mut brokers = common::brokers(self.url.clone())?;
+                brokers.password_file = self.password_file.clone();
+                brokers.wait = self.wait;
+                brokers.connect_timeout = self.connect_timeout;
+                brokers.tls.ca = self.tls_ca.clone();
+                brokers.tls.cert = self.tls_cert.clone();
+                brokers.tls.key = self.tls_key.clone();
+                Ok(brokers)
+            }
         }
     };
-    let mut brokers = Brokers::parse(&url)?;
-    brokers.connect_timeout = connect_timeout;
-    brokers.wait = wait;
-    brokers.password_file = password_file;
-    brokers.tls = tls;
-    Ok(brokers)
 }
+pub(crate) use args;
 
-pub fn tls_files(ca: Option<PathBuf>, cert: Option<PathBuf>, key: Option<PathBuf>) -> TlsFiles {
-    TlsFiles { ca, cert, key }
+/// The brokers in `--url`, or else in $AMQP_URL, or else the one on this machine.
+pub fn brokers(url: Option<String>) -> Result<Brokers, Error> {
+    match url.map_or_else(|| env::var("AMQP_URL"), Ok) {
+        Ok(url) => Brokers::parse(&url),
+        Err(VarError::NotPresent) => Brokers::parse("amqp://guest:guest@localhost:5672/%2f"),
+        Err(VarError::NotUnicode(_)) => {
+            Err(Error::Config("the environment variable AMQP_URL is not UTF-8".into()))
+        }
+    }
 }
 
 /// A time span in seconds, such as `30`, `0.25` or `inf`.
