@@ -256,22 +256,15 @@ impl Channel {
         self.write_noting(frames, until, || {})
     }
 
-    /// The same as [`Channel::write`]. `note` is called under the write lock, just before the
-    /// message begins, so that the caller knows the order of the messages. It must not block, and
-    /// it may be called again if nothing could be written yet.
+    /// The same as [`Channel::write`]. `note` is called once, under the write lock, if the message
+    /// has begun, so that the caller knows the order of the messages. It must not block.
     pub(crate) fn write_noting(
         &self,
         frames: Frames<'_>,
         until: Instant,
-        mut note: impl FnMut(),
+        note: impl FnMut(),
     ) -> Result<(), WriteError> {
-        let may_begin = || {
-            self.is_open() && {
-                note();
-                true
-            }
-        };
-        let written = self.data_plane.write(frames, until, may_begin);
+        let written = self.data_plane.write(frames, until, || self.is_open(), note);
         let now = Instant::now();
         if written == Err(WriteError::Disconnected) && until > now {
             // The reader finds out why the connection ended. Wait for that reason before giving

@@ -81,9 +81,10 @@ impl DataPlane {
         &self,
         frames: Frames<'_>,
         until: Instant,
-        may_begin: impl FnMut() -> bool,
+        is_open: impl Fn() -> bool,
+        note: impl FnMut(),
     ) -> Result<(), WriteError> {
-        let written = self.transport.write(frames, until, may_begin);
+        let written = self.transport.write(frames, until, is_open, note);
         self.schedule_flush();
         written
     }

@@ -9,11 +9,11 @@
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use std::{io, mem};
 
 use rustix::event::PollFlags;
 
@@ -73,21 +73,22 @@ impl Transport {
     }
 
     /// Writes the frames of one message, without frames of others between them. Blocks while the
-    /// broker does not read, but not beyond `until`. `may_begin` is called under the write lock, so
-    /// the messages of a channel are written in the order of these calls. If nothing could be
-    /// written yet, it is called again before the next try. False means that the channel is closed.
+    /// broker does not read, but not beyond `until`. `is_open`, called under the write lock, tells
+    /// whether the message may begin. `note` is called once, under the same lock, if it has begun,
+    /// so the messages are written in the order of these calls.
     pub(super) fn write(
         &self,
         frames: Frames<'_>,
         until: Instant,
-        mut may_begin: impl FnMut() -> bool,
+        is_open: impl Fn() -> bool,
+        mut note: impl FnMut(),
     ) -> Result<(), WriteError> {
         let mut state = lock(&self.write);
         if state.is_busy() {
             state = self.stand_in_line(state, until)?;
         }
-        let (mut state, written) = self.write_message(state, frames, until, &mut may_begin);
-        if std::mem::take(&mut state.has_writer) {
+        let (mut state, written) = self.write_message(state, frames, until, &is_open, &mut note);
+        if mem::take(&mut state.has_writer) {
             self.has_backlog.store(!state.backlog.is_empty(), Ordering::Release);
         }
         state.line.front().into_iter().for_each(|next| next.notify_one());
@@ -126,7 +127,8 @@ impl Transport {
         mut state: MutexGuard<'a, WriteState>,
         mut frames: Frames<'_>,
         until: Instant,
-        may_begin: &mut dyn FnMut() -> bool,
+        is_open: &dyn Fn() -> bool,
+        note: &mut dyn FnMut(),
     ) -> (MutexGuard<'a, WriteState>, Result<(), WriteError>) {
         // Number of bytes of the current part that are written.
         let mut written = 0;
@@ -135,10 +137,11 @@ impl Transport {
             if state.is_cut {
                 return (state, Err(WriteError::Disconnected));
             }
-            if !begun && !may_begin() {
+            if !begun && !is_open() {
                 return (state, Err(WriteError::ChannelClosed));
             }
             if !begun && state.collects && frames.is_small() && !self.has_backlog() {
+                note();
                 state.backlog.extend_from_slice(frames.part());
                 return (state, Ok(()));
             }
@@ -147,7 +150,9 @@ impl Transport {
             match flushed.and_then(|()| self.socket.write(&frames.part()[written..])) {
                 Ok(length) => {
                     written += length;
-                    begun = true;
+                    if !mem::replace(&mut begun, true) {
+                        note();
+                    }
                     if written == frames.part().len() {
                         written = 0;
                         if frames.advance() {
@@ -161,7 +166,9 @@ impl Transport {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     // With TLS, a part of the first record may be written even if nothing counts as
                     // written. The next write must then begin with the same bytes (SSL_write(3)).
-                    begun |= is_flushed && self.socket.is_tls();
+                    if is_flushed && self.socket.is_tls() && !mem::replace(&mut begun, true) {
+                        note();
+                    }
                     let polled;
                     (state, polled) = self.wait_for_room(state, until);
                     match polled {

@@ -114,17 +114,10 @@ impl PendingCalls {
         slot.is_some()
     }
 
-    /// Notes that the request of a call is written now, with a body of this size.
+    /// Notes that the request of a call has begun to be written, with a body of this size.
     pub(super) fn note_written(&self, slot: &CallSlot, size: usize) {
         let number = lock(&self.state).order.write(slot.id, size);
         slot.number.store(number, Ordering::Relaxed);
-    }
-
-    /// Notes that a request was not written after all, so that it may be written to another
-    /// channel. False if [`PendingCalls::refuse`] found it in the order and sets its outcome.
-    pub(super) fn withdraw(&self, slot: &CallSlot) -> bool {
-        let was_noted = slot.number.swap(0, Ordering::Relaxed) != 0;
-        lock(&self.state).order.withdraw(slot.id) || !was_noted
     }
 
     /// Notes that [`PROBE`] is written now, or that it has come back.

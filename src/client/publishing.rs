@@ -49,8 +49,7 @@ impl Publishing {
         let _ = channel.write_noting(probe, until, || pending.note_probe(false));
     }
 
-    /// Writes a request: on its own channel if it has one, else on the shared one. A request that
-    /// the broker's refusal of another one has ended already also counts as written.
+    /// Writes a request: on its own channel if it has one, else on the shared one.
     pub(super) fn write(
         &self,
         connection: &Connection,
@@ -73,14 +72,8 @@ impl Publishing {
         loop {
             let shared = self.channel();
             let written = shared.write_noting(encode(&shared), limit.at, note);
-            let has_ended =
-                || connection.ended().is_some() || self.dispatcher.ended.get().is_some();
-            if written != Err(WriteError::ChannelClosed) || has_ended() {
+            if written != Err(WriteError::ChannelClosed) || connection.ended().is_some() {
                 return written;
-            }
-            // Its caller sends it again if it was ignored. It must not be written here as well.
-            if !self.dispatcher.pending.withdraw(slot) {
-                return Ok(());
             }
             if !self.replace(&shared, connection) {
                 if limit.has_passed() {

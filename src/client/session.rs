@@ -160,9 +160,6 @@ impl Session {
             Err(WriteError::TimedOut { begun }) => Err(self.write_timed_out(limit, begun)),
             Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
         };
-        if written != Err(WriteError::TimedOut { begun: true }) {
-            pending.withdraw(&slot);
-        }
         self.forget(&slot);
         result
     }

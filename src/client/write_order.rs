@@ -49,20 +49,12 @@ impl WriteOrder {
     pub(super) fn write(&mut self, id: Uuid, size: usize) -> u64 {
         /// More are not remembered, so one that was refused may not be found.
         const MAX_UNPROVED: usize = 1 << 16;
-        if self.unproved.back().is_none_or(|last| last.id != id) {
-            self.written += 1;
-            self.unproved.push_back(Written { number: self.written, id, size });
-            if self.unproved.len() > MAX_UNPROVED {
-                self.unproved.pop_front();
-            }
+        self.written += 1;
+        self.unproved.push_back(Written { number: self.written, id, size });
+        if self.unproved.len() > MAX_UNPROVED {
+            self.unproved.pop_front();
         }
         self.written
-    }
-
-    /// Notes that a request was not written after all. False if it is not in the order.
-    pub(super) fn withdraw(&mut self, id: Uuid) -> bool {
-        let found = self.unproved.iter().rposition(|written| written.id == id);
-        found.and_then(|index| self.unproved.remove(index)).is_some()
     }
 
     /// Notes that the broker has accepted the request of this number.
@@ -149,29 +141,5 @@ mod tests {
         assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(2), ignored });
         let ignored = vec![];
         assert_eq!(order.refuse(channel, None), Refusal::Of { refused: id(5), ignored });
-    }
-
-    #[test]
-    fn request_that_was_not_written_is_not_in_the_order() {
-        let mut order = written();
-        // Nothing could be written at the first try.
-        assert_eq!((order.write(id(5), 7), order.write(id(5), 7)), (5, 5));
-        assert!(order.withdraw(id(2)) && !order.withdraw(id(2)));
-        let ignored = vec![id(5)];
-        assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(4), ignored });
-    }
-
-    #[test]
-    fn request_that_goes_to_the_next_channel_is_not_refused_with_this_one() {
-        let mut order = written();
-        // The channel is closed before anything of the last request is written.
-        assert!(order.withdraw(id(4)));
-        let channel = order.begin_channel();
-        assert_eq!(order.write(id(4), 2000), 5);
-        let ignored = vec![id(3)];
-        assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(2), ignored });
-        let ignored = vec![];
-        assert_eq!(order.refuse(channel, Some(2000)), Refusal::Of { refused: id(4), ignored });
-        assert!(!order.withdraw(id(4)), "the refusal has decided what becomes of it");
     }
 }

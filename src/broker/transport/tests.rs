@@ -40,7 +40,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
     // middle of a message. The one after it times out before its message.
     loop {
         let message = vec![sent.len() as u8; 1 << 20];
-        match transport.write(message.clone().into(), soon(), || true) {
+        match transport.write(message.clone().into(), soon(), || true, || {}) {
             Ok(()) => sent.extend(message),
             Err(WriteError::TimedOut { begun: true }) => {
                 was_begun = true;
@@ -61,7 +61,7 @@ fn writer_gives_up_at_its_deadline_and_its_message_stays_whole() {
         assert!(received == sent, "what was begun arrives first, and whole");
         assert_eq!(last, b"amiquiplast");
     });
-    transport.write(b"last".to_vec().into(), late(), || true).unwrap();
+    transport.write(b"last".to_vec().into(), late(), || true, || {}).unwrap();
     assert!(!transport.has_backlog());
     reading.join().unwrap();
     assert!(lock(&transport.write).backlog.capacity() <= MAX_IDLE_BACKLOG, "it is freed");
@@ -76,7 +76,7 @@ fn messages_of_many_writers_do_not_mix() {
             let transport = &transport;
             scope.spawn(move || {
                 for _ in 0..20 {
-                    transport.write(vec![writer; LENGTH].into(), late(), || true).unwrap();
+                    transport.write(vec![writer; LENGTH].into(), late(), || true, || {}).unwrap();
                 }
             });
         }
@@ -91,7 +91,8 @@ fn messages_of_many_writers_do_not_mix() {
 #[test]
 fn messages_written_while_others_are_woken_go_out_together() {
     let (transport, mut peer) = transport();
-    let write = |message: &[u8]| transport.write(message.to_vec().into(), late(), || true).unwrap();
+    let write =
+        |message: &[u8]| transport.write(message.to_vec().into(), late(), || true, || {}).unwrap();
     peer.set_nonblocking(true).unwrap();
     let mut received = vec![0; 100_000];
     transport.write_together(|| {
@@ -117,8 +118,9 @@ fn cut_wakes_writers_that_wait() {
     transport.write_control(&vec![7; 64 << 20], || true);
     let began = Instant::now();
     thread::scope(|scope| {
-        let writers = [0, 1]
-            .map(|_| scope.spawn(|| transport.write(b"behind".to_vec().into(), late(), || true)));
+        let writers = [0, 1].map(|_| {
+            scope.spawn(|| transport.write(b"behind".to_vec().into(), late(), || true, || {}))
+        });
         thread::sleep(Duration::from_millis(100));
         assert!(writers.iter().all(|writer| !writer.is_finished()), "amiquip's bytes go first");
         transport.cut();
@@ -132,9 +134,9 @@ fn cut_wakes_writers_that_wait() {
 #[test]
 fn nothing_is_written_on_a_closed_channel() {
     let (transport, mut peer) = transport();
-    let written = transport.write(b"no".to_vec().into(), late(), || false);
+    let written = transport.write(b"no".to_vec().into(), late(), || false, || {});
     assert_eq!(written, Err(WriteError::ChannelClosed));
-    transport.write(b"other".to_vec().into(), late(), || true).unwrap();
+    transport.write(b"other".to_vec().into(), late(), || true, || {}).unwrap();
     let mut received = [0; 5];
     peer.read_exact(&mut received).unwrap();
     assert_eq!(&received, b"other");
@@ -190,14 +192,14 @@ fn large_message_arrives_whole_although_its_writer_gave_up() {
         frames.followed_by(b"behind")
     };
     let expected = message().rest(0);
-    let error = transport.write(message(), soon(), || true).unwrap_err();
+    let error = transport.write(message(), soon(), || true, || {}).unwrap_err();
     assert_eq!(error, WriteError::TimedOut { begun: true });
     let reading = thread::spawn(move || {
         let mut received = vec![0; 2 * expected.len()];
         peer.read_exact(&mut received).unwrap();
         assert!(received == expected.repeat(2));
     });
-    transport.write(message(), late(), || true).unwrap();
+    transport.write(message(), late(), || true, || {}).unwrap();
     reading.join().unwrap();
 }
 
@@ -225,7 +227,7 @@ impl Write for FailsToWrite {
 fn write_that_fails_takes_no_byte_from_the_reader() {
     let (tcp, _peer) = sockets();
     let transport = Transport::new(tcp, Some(Box::new(FailsToWrite(b"reason")))).unwrap();
-    let written = transport.write(Frames::from(b"message".to_vec()), late(), || true);
+    let written = transport.write(Frames::from(b"message".to_vec()), late(), || true, || {});
     assert_eq!(written, Err(WriteError::Disconnected));
     let mut read = [0; 6];
     assert_eq!(transport.socket.read(&mut read).unwrap(), 6);
@@ -252,7 +254,7 @@ fn writers_take_turns_while_the_peer_reads_slowly() {
                     let mut longest = (0, Duration::ZERO);
                     while Instant::now() < until {
                         let (before, began) = (written.load(Ordering::Relaxed), Instant::now());
-                        transport.write(vec![7; LENGTH].into(), late(), || true).unwrap();
+                        transport.write(vec![7; LENGTH].into(), late(), || true, || {}).unwrap();
                         let others = written.fetch_add(1, Ordering::Relaxed) - before;
                         longest = (others.max(longest.0), began.elapsed().max(longest.1));
                     }
