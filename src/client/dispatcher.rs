@@ -79,16 +79,17 @@ impl Dispatcher {
     }
 
     /// One request is not the connection: the others go on, and later ones go through another
-    /// channel. But if the broker may take no messages from this user at all, or if replies come
-    /// through the channel that is closed, the session ends.
+    /// channel. But if the user lacks the permission that all requests need, or if replies come
+    /// through the channel that is closed, the session ends. The next one finds out whether the
+    /// broker takes any message of this user.
     fn lose_publishing(&self, channel: u64, data_plane: &DataPlane, close: &Close) {
         if close.method != BASIC_PUBLISH {
             return lose_channel(data_plane, close);
         }
-        let accepts_some = self.pending.refuse(channel, close, data_plane);
+        self.pending.refuse(channel, close, data_plane);
         let replies_directly =
             self.reply_queue.get().is_none() || self.pending.await_direct_replies();
-        if !accepts_some || replies_directly {
+        if close.code == 403 || replies_directly {
             lose_channel(data_plane, close);
         }
     }

@@ -135,44 +135,32 @@ impl PendingCalls {
     }
 
     /// Ends the calls whose requests went down with a publishing channel, which the broker closed
-    /// because of one of them. The others go on. False if the broker may accept nothing from this
-    /// user: the next session's [`PROBE`] tells. Called by the reader.
-    pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) -> bool {
+    /// because of one of them. The others go on. Called by the reader.
+    pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) {
         let too_large = too_large(close);
-        let refusal = lock(&self.state).order.refuse(channel, too_large.map(|(size, _)| size));
-        let may_have_executed = |id| {
-            let reason = format!("the broker closed the channel: {close}");
-            self.settle(id, Outcome::Ended(Err(Error::ConnectionLost { reason })), reader_of);
+        let size = too_large.map(|(size, _)| size);
+        let Refusal { refused, others } = lock(&self.state).order.refuse(channel, size);
+        // The broker has refused the probe, and ignored all those behind it.
+        let is_of_probe = close.code == 403 && others.first() == Some(&PROBE);
+        let error = match too_large {
+            Some((size, most)) => Error::Config(format!(
+                "the request has {size} bytes, and the broker takes no message larger than {most}: \
+                 send less at a time, or raise its max_message_size"
+            )),
+            None => refusal_error(close, reader_of),
         };
-        let accepts_some = close.code != 403 || !matches!(&refusal, Refusal::OfAll(_));
-        match refusal {
-            // The broker has ignored all those behind the probe.
-            Refusal::OfAll(ids) if !accepts_some && ids.first() == Some(&PROBE) => {
-                let doing = "write to the default exchange";
-                let error = reader_of.endpoint.explain_close(close, doing);
-                for id in ids {
-                    self.settle(id, Outcome::Ended(Err(error.clone())), reader_of);
+        for id in &others {
+            let outcome = match refused {
+                Some(_) => Outcome::Ignored,
+                None if is_of_probe => Outcome::Ended(Err(error.clone())),
+                None => {
+                    let reason = format!("the broker closed the channel: {close}");
+                    Outcome::Ended(Err(Error::ConnectionLost { reason }))
                 }
-            }
-            Refusal::Of { refused, ignored } => {
-                let error = match too_large {
-                    Some((size, most)) => Error::Config(format!(
-                        "the request has {size} bytes, and the broker takes no message larger than \
-                         {most}: send less at a time, or raise its max_message_size"
-                    )),
-                    None => refusal_error(close, reader_of),
-                };
-                self.settle(refused, Outcome::Ended(Err(error)), reader_of);
-                for id in ignored {
-                    self.settle(id, Outcome::Ignored, reader_of);
-                }
-                return refused != PROBE;
-            }
-            Refusal::OneOf(ids) | Refusal::OfAll(ids) => {
-                ids.into_iter().for_each(may_have_executed);
-            }
+            };
+            self.settle(*id, outcome, reader_of);
         }
-        accepts_some
+        refused.map(|id| self.settle(id, Outcome::Ended(Err(error)), reader_of));
     }
 
     /// Notes a sign of life from the server that works on a call, and what it tells of its

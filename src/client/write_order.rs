@@ -14,7 +14,6 @@ use uuid::Uuid;
 pub(super) struct WriteOrder {
     unproved: VecDeque<Written>,
     written: u64,
-    proved: u64,
     /// The last number that was written before the present channel.
     before_channel: u64,
 }
@@ -27,14 +26,13 @@ struct Written {
 
 /// What became of the requests on a channel that the broker closed because of one of them.
 #[derive(Debug, PartialEq)]
-pub(super) enum Refusal {
-    /// The broker refused one: that of the size that it named, or the only one. It was not
-    /// executed, nor were those behind it, which the broker ignored.
-    Of { refused: Uuid, ignored: Vec<Uuid> },
-    /// The broker refused one of these, and has accepted those before it.
-    OneOf(Vec<Uuid>),
-    /// The same, and the broker is not known to have accepted any on this channel.
-    OfAll(Vec<Uuid>),
+pub(super) struct Refusal {
+    /// The request that the broker refused, so it was not executed. It is the one of the size that
+    /// the broker named, or the only one.
+    pub(super) refused: Option<Uuid>,
+    /// The requests behind it, which the broker ignored. If it is not known which one the broker
+    /// refused, all that it may have refused, ignored or accepted.
+    pub(super) others: Vec<Uuid>,
 }
 
 impl WriteOrder {
@@ -59,7 +57,6 @@ impl WriteOrder {
 
     /// Notes that the broker has accepted the request of this number.
     pub(super) fn prove(&mut self, number: u64) {
-        self.proved = self.proved.max(number);
         while self.unproved.front().is_some_and(|written| written.number <= number) {
             self.unproved.pop_front();
         }
@@ -77,20 +74,16 @@ impl WriteOrder {
         let is_present = channel == self.before_channel;
         let last = if is_present { self.written } else { self.before_channel };
         let count = self.unproved.partition_point(|written| written.number <= last);
-        let has_proof = self.proved > channel;
         let lost: Vec<Written> = self.unproved.drain(..count).collect();
-        // The broker would have refused an earlier request of this size first.
         let refused = match size {
             None if lost.len() == 1 => Some(0),
+            // The broker would have refused an earlier request of this size first.
             _ => lost.iter().position(|written| Some(written.size) == size),
         };
-        let ids = |lost: &[Written]| lost.iter().map(|written| written.id).collect();
-        match refused {
-            Some(index) => {
-                Refusal::Of { refused: lost[index].id, ignored: ids(&lost[index + 1..]) }
-            }
-            None if has_proof || size.is_some() => Refusal::OneOf(ids(&lost)),
-            None => Refusal::OfAll(ids(&lost)),
+        let others = lost.iter().skip(refused.map_or(0, |index| index + 1));
+        Refusal {
+            refused: refused.map(|index| lost[index].id),
+            others: others.map(|written| written.id).collect(),
         }
     }
 }
@@ -112,23 +105,27 @@ mod tests {
         order
     }
 
-    #[test]
-    fn size_names_the_refused_request_and_those_that_were_ignored() {
-        let ignored = vec![id(3), id(4)];
-        assert_eq!(written().refuse(0, Some(2000)), Refusal::Of { refused: id(2), ignored });
-        let mut order = written();
-        order.prove(3);
-        assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(4), ignored: vec![] });
-        assert_eq!(order.refuse(0, Some(2000)), Refusal::OneOf(vec![]), "they are settled");
+    /// The refused request, if there is one, and the others.
+    fn refusal(refused: u128, others: &[u128]) -> Refusal {
+        let refused = (refused > 0).then_some(id(refused));
+        Refusal { refused, others: others.iter().map(|other| id(*other)).collect() }
     }
 
     #[test]
-    fn refusal_without_a_size_is_of_one_of_the_unproved_requests() {
+    fn size_names_the_refused_request_and_those_that_were_ignored() {
+        assert_eq!(written().refuse(0, Some(2000)), refusal(2, &[3, 4]));
+        let mut order = written();
+        order.prove(3);
+        assert_eq!(order.refuse(0, Some(2000)), refusal(4, &[]));
+        assert_eq!(order.refuse(0, Some(2000)), refusal(0, &[]), "they are settled");
+    }
+
+    #[test]
+    fn refusal_without_a_size_may_be_of_each_of_the_unproved_requests() {
         let mut order = written();
         order.prove_id(id(2));
-        assert_eq!(order.refuse(0, None), Refusal::OneOf(vec![id(3), id(4)]));
-        let all = (1..=4).map(id).collect();
-        assert_eq!(written().refuse(0, None), Refusal::OfAll(all));
+        assert_eq!(order.refuse(0, None), refusal(0, &[3, 4]));
+        assert_eq!(written().refuse(0, None), refusal(0, &[1, 2, 3, 4]));
     }
 
     #[test]
@@ -137,9 +134,7 @@ mod tests {
         order.prove(1);
         let channel = order.begin_channel();
         order.write(id(5), 2000);
-        let ignored = vec![id(3), id(4)];
-        assert_eq!(order.refuse(0, Some(2000)), Refusal::Of { refused: id(2), ignored });
-        let ignored = vec![];
-        assert_eq!(order.refuse(channel, None), Refusal::Of { refused: id(5), ignored });
+        assert_eq!(order.refuse(0, Some(2000)), refusal(2, &[3, 4]));
+        assert_eq!(order.refuse(channel, None), refusal(5, &[]));
     }
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use rabbitmq_rpc::{Error, ServerOptions, TlsFiles};
@@ -217,4 +218,27 @@ fn handler_runs_once_while_the_broker_refuses_its_replies() {
     assert_eq!(call.wait().unwrap(), b"8");
     assert_eq!(runs.load(Ordering::SeqCst), 2);
     serving.stop();
+}
+
+/// A permission or an OAuth token has ended. That concerns all requests, and another login may help.
+#[test]
+fn client_logs_in_again_when_it_may_not_publish() {
+    let (broker, account) = (Broker::shared(), Account::none("may-not-publish"));
+    account.add();
+    let name = account.name.as_str();
+    account.ctl(&["set_permissions", "-p", name, "guest", ".*", ".*", ".*"]);
+    let _serving = Serving::echo(&format!("amqp://127.0.0.1:{}/{name}", broker.port(0)), name);
+    let client = connect(&account.url(broker.port(0)), name);
+    assert_eq!(client.call("7").unwrap(), b"7");
+    account.ctl(&["set_permissions", "-p", name, name, ".*", "^$", ".*"]);
+    // A channel remembers what is permitted until it has been idle for a second.
+    let call_later = || {
+        thread::sleep(3 * SECOND / 2);
+        client.call("8")
+    };
+    let error = await_value(call_later, Result::is_err).unwrap_err();
+    assert!(matches!(error, Error::Refused(_)), "{error:?}");
+    account.permit();
+    assert_eq!(await_value(|| client.call("9"), Result::is_ok).unwrap(), b"9");
+    assert!(client.counters().reconnects >= 1);
 }

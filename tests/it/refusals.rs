@@ -138,7 +138,7 @@ fn error_names_permission_that_client_lacks() {
     for (user, words) in [
         ("cannot-configure", ["declare a reply queue", "queue 'amq.gen-"]),
         ("cannot-read", ["read from its reply queue", "queue 'amq.gen-"]),
-        ("cannot-write", ["write to the default exchange", "exchange 'amq.default'"]),
+        ("cannot-write", ["publish requests", "exchange 'amq.default'"]),
     ] {
         let user_and_host = format!("user {user:?} lacks the permission in virtual host \"/\"");
         Attempt::new(&url(user, "%2f"), &queue_name("refused"))
