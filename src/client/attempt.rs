@@ -144,7 +144,8 @@ impl InFlight {
         if request.keep_alive.is_none() {
             self.sign_timeout *= 2;
             self.next_check = Some(now + self.sign_timeout);
-            return (is_unserved(&found) && pending.note_loss()).then_some(Waited::Suspect);
+            return (is_unserved(&found) && pending.lock().suspicion.note_loss())
+                .then_some(Waited::Suspect);
         }
         let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
         let (unserved, is_over) = match found {
@@ -159,7 +160,7 @@ impl InFlight {
             self.next_check = Some(now + request.keep_alive?);
             return None;
         }
-        pending.note_loss();
+        pending.lock().suspicion.note_loss();
         // A broker that is cut off from the rest of its cluster knows of no consumers.
         if request.is_idempotent && (!unserved || has_several_brokers && earlier.is_empty()) {
             return Some(Waited::MayBeLost("its server gave no sign of life"));
@@ -188,7 +189,9 @@ impl InFlight {
             what += &format!(" (consumers: {consumers}, waiting requests: {messages}); {advice}");
         }
         let Dispatcher { config, pending, .. } = &*self.session.dispatcher;
-        pending.note_timeout(&found, config.brokers.are_several(), &self.session.connection);
+        let silence = self.session.connection.silence();
+        let suspicion = &mut pending.lock().suspicion;
+        suspicion.note_timeout(&found, config.brokers.are_several(), silence);
         Error::TimedOut { what, after: deadline.timeout, sent: true }
     }
 }

@@ -41,7 +41,7 @@ impl Dispatcher {
     pub(super) fn begin_publishing(
         self: &Arc<Dispatcher>,
     ) -> impl Fn(&DataPlane, Event) + Send + Sync + 'static {
-        let (this, channel) = (Arc::clone(self), self.pending.begin_channel());
+        let (this, channel) = (Arc::clone(self), self.pending.lock().order.begin_channel());
         move |data_plane, event| this.on_publishing(channel, data_plane, event)
     }
 
@@ -88,7 +88,7 @@ impl Dispatcher {
         }
         self.pending.refuse(channel, close, data_plane);
         let replies_directly =
-            self.reply_queue.get().is_none() || self.pending.await_direct_replies();
+            self.reply_queue.get().is_none() || self.pending.lock().calls.await_direct_replies();
         if close.code == 403 || replies_directly {
             lose_channel(data_plane, close);
         }
@@ -107,11 +107,13 @@ impl Dispatcher {
     fn route_reply(&self, data_plane: &DataPlane, reply: Message) {
         let (id, is_sign_of_life) = wire::identify(&reply);
         if id == Some(PROBE) {
-            return self.pending.note_probe(true);
+            return self.pending.lock().order.prove_id(PROBE);
         }
         let is_progress = wire::is_progress(&reply);
+        let wants_progress =
+            |id| self.pending.lock().calls.get(id).is_none_or(|slot| slot.wants_progress);
         // To a call that did not ask for it, a message of that type is a reply.
-        if is_sign_of_life && (!is_progress || id.is_none_or(|id| self.pending.may_progress(id))) {
+        if is_sign_of_life && (!is_progress || id.is_none_or(wants_progress)) {
             let told = is_progress.then(|| String::from_utf8_lossy(&reply.body).into_owned());
             return id.map_or((), |id| self.pending.note_sign_of_life(id, told, data_plane));
         }

@@ -19,7 +19,7 @@ use crate::lock::lock;
 /// The calls of one session that have no outcome yet, by correlation id. A call whose deadline has
 /// passed does not count, even if a thread still waits for it.
 pub(super) struct InFlightCalls {
-    limit: usize,
+    pub(super) limit: usize,
     calls: HashMap<Uuid, Arc<CallSlot>>,
     line: VecDeque<Arc<CallSlot>>,
     /// No call in flight has an earlier deadline than this.
@@ -57,11 +57,6 @@ struct Progress {
     told: Option<String>,
 }
 
-/// Calls that have just got a place, and have to be woken.
-#[must_use = "their callers wait"]
-#[derive(Default)]
-pub(super) struct Admitted(Vec<Arc<CallSlot>>);
-
 impl InFlightCalls {
     pub(super) fn new(limit: usize) -> InFlightCalls {
         InFlightCalls { limit, calls: HashMap::new(), line: VecDeque::new(), earliest: None }
@@ -69,22 +64,35 @@ impl InFlightCalls {
 
     /// Takes a place for a call, or puts it at the end of the line. A call that `is_resend` takes a
     /// place beyond the limit.
-    pub(super) fn enter(&mut self, slot: &Arc<CallSlot>, is_resend: bool) -> Admitted {
-        if is_resend || self.line.is_empty() && self.has_room() {
-            self.admit(slot);
-            return Admitted::default();
+    pub(super) fn enter(&mut self, slot: &Arc<CallSlot>, is_resend: bool) {
+        match is_resend || self.line.is_empty() && self.has_room() {
+            true => self.admit(slot),
+            false => self.line.push_back(Arc::clone(slot)),
         }
-        self.line.push_back(Arc::clone(slot));
-        self.hand_over()
     }
 
     /// Removes a call, also from the line. Returns it if it was in flight.
-    pub(super) fn leave(&mut self, id: Uuid) -> (Option<Arc<CallSlot>>, Admitted) {
+    pub(super) fn leave(&mut self, id: Uuid) -> Option<Arc<CallSlot>> {
         let left = self.calls.remove(&id);
         if left.is_none() {
             self.line.retain(|waiting| waiting.id != id);
         }
-        (left, self.hand_over())
+        left
+    }
+
+    /// Hands the places of calls that have ended, or whose deadlines have passed, to the first
+    /// calls in the line.
+    #[must_use = "their callers wait"]
+    pub(super) fn hand_over(&mut self) -> Vec<Arc<CallSlot>> {
+        let mut admitted = Vec::new();
+        while !self.line.is_empty()
+            && self.has_room()
+            && let Some(next) = self.line.pop_front()
+        {
+            self.admit(&next);
+            admitted.push(next);
+        }
+        admitted
     }
 
     pub(super) fn get(&self, id: Uuid) -> Option<&Arc<CallSlot>> {
@@ -96,7 +104,13 @@ impl InFlightCalls {
         self.calls.values().any(|slot| slot.replies_directly)
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(super) fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Number of calls in flight.
+    pub(super) fn count(&mut self) -> usize {
+        self.remove_expired();
         self.calls.len()
     }
 
@@ -110,29 +124,12 @@ impl InFlightCalls {
         self.earliest
     }
 
-    /// Hands the places of calls that have ended, or whose deadlines have passed, to the first
-    /// calls in the line.
-    pub(super) fn hand_over(&mut self) -> Admitted {
-        let mut admitted = Admitted::default();
-        while !self.line.is_empty()
-            && self.has_room()
-            && let Some(next) = self.line.pop_front()
-        {
-            self.admit(&next);
-            admitted.0.push(next);
-        }
-        admitted
-    }
-
     fn has_room(&mut self) -> bool {
-        if self.calls.len() >= self.limit {
-            self.remove_expired();
-        }
-        self.calls.len() < self.limit
+        self.calls.len() < self.limit || self.count() < self.limit
     }
 
     /// Removes the calls whose deadlines have passed.
-    pub(super) fn remove_expired(&mut self) {
+    fn remove_expired(&mut self) {
         let now = Instant::now();
         if self.earliest.is_some_and(|earliest| earliest <= now) {
             self.calls.retain(|_, slot| slot.deadline > now);
@@ -144,12 +141,6 @@ impl InFlightCalls {
         self.calls.insert(slot.id, Arc::clone(slot));
         self.earliest = Some(self.earliest.unwrap_or(slot.deadline).min(slot.deadline));
         slot.is_admitted.store(true, Ordering::Release);
-    }
-}
-
-impl Admitted {
-    pub(super) fn wake(self, wake: impl Fn(&Arc<Waiter>)) {
-        self.0.iter().for_each(|slot| wake(&slot.waiter));
     }
 }
 
@@ -225,14 +216,15 @@ mod tests {
         CallSlot::new(Instant::now() + Duration::from_secs(60), false, false)
     }
 
-    /// The calls that were admitted.
-    fn ids(admitted: Admitted) -> Vec<Uuid> {
-        admitted.0.iter().map(|slot| slot.id).collect()
+    /// The calls that get a place now.
+    fn admitted(calls: &mut InFlightCalls) -> Vec<Uuid> {
+        calls.hand_over().iter().map(|slot| slot.id).collect()
     }
 
     /// Whether the call gets a place at once.
     fn enters(calls: &mut InFlightCalls, slot: &Arc<CallSlot>) -> bool {
-        assert!(calls.enter(slot, false).0.is_empty());
+        calls.enter(slot, false);
+        assert!(calls.hand_over().is_empty());
         slot.is_admitted()
     }
 
@@ -242,13 +234,15 @@ mod tests {
         let [first, second, third, fourth, gone] = [(); 5].map(|()| later());
         assert!(enters(&mut calls, &first));
         assert!(![&gone, &second, &third].into_iter().any(|slot| enters(&mut calls, slot)));
-        assert!(ids(calls.leave(gone.id).1).is_empty(), "it waited in the line");
-        let (left, admitted) = calls.leave(first.id);
-        assert_eq!((left.unwrap().id, ids(admitted)), (first.id, vec![second.id]));
+        assert!(calls.leave(gone.id).is_none(), "it waited in the line");
+        assert!(admitted(&mut calls).is_empty());
+        assert_eq!(calls.leave(first.id).unwrap().id, first.id);
+        assert_eq!(admitted(&mut calls), [second.id]);
         assert!(second.is_admitted() && !third.is_admitted());
         assert!(!enters(&mut calls, &fourth), "a new call does not overtake those that wait");
-        assert_eq!(ids(calls.leave(second.id).1), [third.id]);
-        assert_eq!(calls.len(), 1);
+        calls.leave(second.id);
+        assert_eq!(admitted(&mut calls), [third.id]);
+        assert_eq!(calls.count(), 1);
     }
 
     #[test]
@@ -261,10 +255,11 @@ mod tests {
         assert!(!enters(&mut calls, &third) && !enters(&mut calls, &fourth));
         assert_eq!(calls.next_expiry(), Some(soon));
         std::thread::sleep(soon.saturating_duration_since(Instant::now()));
-        assert_eq!(ids(calls.hand_over()), [third.id, fourth.id]);
+        assert_eq!(admitted(&mut calls), [third.id, fourth.id]);
         assert!(!enters(&mut calls, &fifth));
-        assert!(calls.leave(first.id).0.is_none(), "it has no place any more");
-        assert_eq!(ids(calls.leave(third.id).1), [fifth.id]);
+        assert!(calls.leave(first.id).is_none(), "it has no place any more");
+        calls.leave(third.id);
+        assert_eq!(admitted(&mut calls), [fifth.id]);
     }
 
     #[test]
@@ -272,9 +267,12 @@ mod tests {
         let mut calls = InFlightCalls::new(1);
         let [first, again, waiting] = [(); 3].map(|()| later());
         assert!(enters(&mut calls, &first));
-        assert!(ids(calls.enter(&again, true)).is_empty() && again.is_admitted());
+        calls.enter(&again, true);
+        assert!(again.is_admitted());
         assert!(!enters(&mut calls, &waiting));
-        assert!(ids(calls.leave(first.id).1).is_empty(), "two calls had one place");
-        assert_eq!(ids(calls.leave(again.id).1), [waiting.id]);
+        calls.leave(first.id);
+        assert!(admitted(&mut calls).is_empty(), "two calls had one place");
+        calls.leave(again.id);
+        assert_eq!(admitted(&mut calls), [waiting.id]);
     }
 }

@@ -2,17 +2,15 @@
 //! them.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use uuid::Uuid;
 
 use super::in_flight::{CallSlot, InFlightCalls};
-use super::looks::QueueStatus;
 use super::request::Outcome;
 use super::suspicion::Suspicion;
 use super::write_order::{Refusal, WriteOrder};
-use crate::broker::DataPlane;
+use crate::broker::{DataPlane, Waiter};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::Close;
@@ -25,23 +23,34 @@ use crate::lock::lock;
 /// connection.
 pub(super) const PROBE: Uuid = Uuid::nil();
 
-pub(super) struct PendingCalls {
-    limit: usize,
-    state: Mutex<State>,
-}
+pub(super) struct PendingCalls(Mutex<State>);
 
-struct State {
-    calls: InFlightCalls,
-    order: WriteOrder,
-    suspicion: Suspicion,
+pub(super) struct State {
+    pub(super) calls: InFlightCalls,
+    pub(super) order: WriteOrder,
+    pub(super) suspicion: Suspicion,
 }
 
 impl PendingCalls {
     pub(super) fn new(limit: usize) -> PendingCalls {
-        let calls = InFlightCalls::new(limit);
-        let order = WriteOrder::default();
-        let state = Mutex::new(State { calls, order, suspicion: Suspicion::default() });
-        PendingCalls { limit, state }
+        let (calls, order) = (InFlightCalls::new(limit), WriteOrder::default());
+        PendingCalls(Mutex::new(State { calls, order, suspicion: Suspicion::default() }))
+    }
+
+    /// For whoever removes no call: [`PendingCalls::change`] hands its place on.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.0)
+    }
+
+    /// Changes the state, and hands each place that is free to a call that waits. `wake` wakes its
+    /// caller.
+    fn change<T>(&self, wake: impl Fn(&Arc<Waiter>), change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.lock();
+        let changed = change(&mut state);
+        let admitted = state.calls.hand_over();
+        drop(state);
+        admitted.iter().for_each(|slot| wake(&slot.waiter));
+        changed
     }
 
     /// Registers an attempt of a call before its request is sent, and waits until it gets a place,
@@ -54,18 +63,23 @@ impl PendingCalls {
         data_plane: &DataPlane,
         is_over: impl Fn() -> bool,
     ) -> Result<bool> {
-        let mut state = lock(&self.state);
-        let admitted = state.calls.enter(slot, is_resend);
-        state.suspicion.note_call();
-        drop(state);
-        admitted.wake(|waiter| data_plane.wake(waiter));
+        let wake = |waiter: &Arc<Waiter>| data_plane.wake(waiter);
+        self.change(wake, |state| {
+            state.calls.enter(slot, is_resend);
+            state.suspicion.note_call();
+        });
         let is_ready = || slot.is_admitted() || is_over();
         while !is_ready() {
             if limit.has_passed() {
                 self.forget(slot.id, data_plane);
-                return Err(self.limit_reached(limit));
+                let most = self.lock().calls.limit;
+                let what = format!(
+                    "no room for the request: {most} calls are in flight already; raise \
+                     max_in_flight"
+                );
+                return Err(Error::TimedOut { what, after: limit.timeout, sent: false });
             }
-            let next = self.hand_over(data_plane).unwrap_or(limit.at);
+            let next = self.change(wake, |state| state.calls.next_expiry()).unwrap_or(limit.at);
             data_plane.wait(&slot.waiter, next.min(limit.at), is_ready);
         }
         if is_over() {
@@ -75,98 +89,43 @@ impl PendingCalls {
         Ok(true)
     }
 
-    fn limit_reached(&self, deadline: Deadline) -> Error {
-        let limit = self.limit;
-        Error::TimedOut {
-            what: format!(
-                "no room for the request: {limit} calls are in flight already; raise max_in_flight"
-            ),
-            after: deadline.timeout,
-            sent: false,
-        }
+    /// Removes a call that no thread waits for any more.
+    pub(super) fn forget(&self, id: Uuid, data_plane: &DataPlane) {
+        self.change(|waiter| data_plane.wake(waiter), |state| state.calls.leave(id));
     }
 
-    /// Hands the places of expired calls to calls that wait. Returns when to do so next.
-    fn hand_over(&self, data_plane: &DataPlane) -> Option<Instant> {
-        let mut state = lock(&self.state);
-        let admitted = state.calls.hand_over();
-        let next = state.calls.next_expiry();
-        drop(state);
-        admitted.wake(|waiter| data_plane.wake(waiter));
-        next
-    }
-
-    /// Sets the outcome of a call. Called by the reader. False if the call is not in flight.
-    pub(super) fn settle(&self, id: Uuid, outcome: Outcome, reader_of: &DataPlane) -> bool {
-        let mut state = lock(&self.state);
-        let (slot, admitted) = state.calls.leave(id);
-        let others_wait = state.calls.len() > 0;
-        state.suspicion.note_answer(others_wait);
-        if let Some(slot) = &slot {
-            state.order.prove(slot.number.load(Ordering::Relaxed));
-        }
-        drop(state);
-        if let Some(slot) = &slot {
-            slot.set_outcome(outcome);
-            reader_of.notify(&slot.waiter);
-        }
-        admitted.wake(|waiter| reader_of.notify(waiter));
-        slot.is_some()
+    /// Number of calls in flight.
+    pub(super) fn count(&self, data_plane: &DataPlane) -> usize {
+        self.change(|waiter| data_plane.wake(waiter), |state| state.calls.count())
     }
 
     /// Notes that the request of a call has begun to be written, with a body of this size.
     pub(super) fn note_written(&self, slot: &CallSlot, size: usize) {
-        let number = lock(&self.state).order.write(slot.id, size);
+        let number = self.lock().order.write(slot.id, size);
         slot.number.store(number, Ordering::Relaxed);
     }
 
-    /// Notes that [`PROBE`] is written now, or that it has come back.
-    pub(super) fn note_probe(&self, has_come_back: bool) {
-        let order = &mut lock(&self.state).order;
-        match has_come_back {
-            true => order.prove_id(PROBE),
-            false => drop(order.write(PROBE, 0)),
-        }
-    }
-
-    /// See [`WriteOrder::begin_channel`].
-    pub(super) fn begin_channel(&self) -> u64 {
-        lock(&self.state).order.begin_channel()
-    }
-
-    /// Ends the calls whose requests went down with a publishing channel, which the broker closed
-    /// because of one of them. The others go on. Called by the reader.
-    pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) {
-        let too_large = too_large(close);
-        let size = too_large.map(|(size, _)| size);
-        let Refusal { refused, others } = lock(&self.state).order.refuse(channel, size);
-        // The broker has refused the probe, and ignored all those behind it.
-        let is_of_probe = close.code == 403 && others.first() == Some(&PROBE);
-        let error = match too_large {
-            Some((size, most)) => Error::Config(format!(
-                "the request has {size} bytes, and the broker takes no message larger than {most}: \
-                 send less at a time, or raise its max_message_size"
-            )),
-            None => refusal_error(close, reader_of),
-        };
-        for id in &others {
-            let outcome = match refused {
-                Some(_) => Outcome::Ignored,
-                None if is_of_probe => Outcome::Ended(Err(error.clone())),
-                None => {
-                    let reason = format!("the broker closed the channel: {close}");
-                    Outcome::Ended(Err(Error::ConnectionLost { reason }))
-                }
-            };
-            self.settle(*id, outcome, reader_of);
-        }
-        refused.map(|id| self.settle(id, Outcome::Ended(Err(error)), reader_of));
+    /// Sets the outcome of a call. Called by the reader. False if the call is not in flight.
+    pub(super) fn settle(&self, id: Uuid, outcome: Outcome, reader_of: &DataPlane) -> bool {
+        let notify = |waiter: &Arc<Waiter>| reader_of.notify(waiter);
+        let slot = self.change(notify, |state| {
+            let slot = state.calls.leave(id);
+            state.suspicion.note_answer(!state.calls.is_empty());
+            let slot = slot?;
+            state.order.prove(slot.number.load(Ordering::Relaxed));
+            Some(slot)
+        });
+        let settled = slot.map(|slot| {
+            slot.set_outcome(outcome);
+            reader_of.notify(&slot.waiter);
+        });
+        settled.is_some()
     }
 
     /// Notes a sign of life from the server that works on a call, and what it tells of its
     /// progress. Called by the reader.
     pub(super) fn note_sign_of_life(&self, id: Uuid, told: Option<String>, reader_of: &DataPlane) {
-        let mut state = lock(&self.state);
+        let mut state = self.lock();
         state.suspicion.note_answer(true);
         let slot = state.calls.get(id).cloned();
         drop(state);
@@ -176,65 +135,37 @@ impl PendingCalls {
         }
     }
 
-    /// Whether a message about the progress of this call is none of its reply.
-    pub(super) fn may_progress(&self, id: Uuid) -> bool {
-        lock(&self.state).calls.get(id).is_none_or(|slot| slot.wants_progress)
-    }
-
-    /// Removes a call that no thread waits for any more.
-    pub(super) fn forget(&self, id: Uuid, data_plane: &DataPlane) {
-        let (_, admitted) = lock(&self.state).calls.leave(id);
-        admitted.wake(|waiter| data_plane.wake(waiter));
-    }
-
-    /// See [`Suspicion::note_loss`].
-    pub(super) fn note_loss(&self) -> bool {
-        lock(&self.state).suspicion.note_loss()
-    }
-
-    /// See [`Suspicion::note_timeout`].
-    pub(super) fn note_timeout(
-        &self,
-        found: &Result<QueueStatus>,
-        has_several_brokers: bool,
-        data_plane: &DataPlane,
-    ) {
-        let silence = data_plane.silence();
-        lock(&self.state).suspicion.note_timeout(found, has_several_brokers, silence);
-    }
-
-    /// Whether requests may be lost in this session.
-    pub(super) fn are_suspect(&self, data_plane: &DataPlane) -> bool {
-        lock(&self.state).suspicion.is_suspect(|| data_plane.silence())
-    }
-
-    pub(super) fn have_answers(&self) -> bool {
-        lock(&self.state).suspicion.has_answers
-    }
-
-    pub(super) fn await_direct_replies(&self) -> bool {
-        lock(&self.state).calls.await_direct_replies()
-    }
-
-    /// When the oldest of the calls in flight was sent.
-    pub(super) fn oldest(&self) -> Option<Instant> {
-        lock(&self.state).calls.oldest()
-    }
-
-    /// Number of calls in flight.
-    pub(super) fn len(&self, data_plane: &DataPlane) -> usize {
-        let mut state = lock(&self.state);
-        state.calls.remove_expired();
-        let admitted = state.calls.hand_over();
-        let length = state.calls.len();
-        drop(state);
-        admitted.wake(|waiter| data_plane.wake(waiter));
-        length
+    /// Ends the calls whose requests went down with a publishing channel, which the broker closed
+    /// because of one of them. The others go on. Called by the reader.
+    pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) {
+        let size = too_large(close).map(|(size, _)| size);
+        let Refusal { refused, others } = self.lock().order.refuse(channel, size);
+        // The broker has refused the probe, and ignored all those behind it.
+        let is_of_probe = close.code == 403 && others.first() == Some(&PROBE);
+        let error = refusal_error(close, reader_of);
+        for id in others {
+            let outcome = match refused {
+                Some(_) => Outcome::Ignored,
+                None if is_of_probe => Outcome::Ended(Err(error.clone())),
+                None => {
+                    let reason = format!("the broker closed the channel: {close}");
+                    Outcome::Ended(Err(Error::ConnectionLost { reason }))
+                }
+            };
+            self.settle(id, outcome, reader_of);
+        }
+        refused.map(|id| self.settle(id, Outcome::Ended(Err(error)), reader_of));
     }
 }
 
-/// The error for the request that the broker refused for certain, for another reason than its size.
+/// The error for the request that the broker refused for certain.
 pub(super) fn refusal_error(close: &Close, data_plane: &DataPlane) -> Error {
+    if let Some((size, most)) = too_large(close) {
+        return Error::Config(format!(
+            "the request has {size} bytes, and the broker takes no message larger than {most}: \
+             send less at a time, or raise its max_message_size"
+        ));
+    }
     match close.code {
         403 => data_plane.endpoint.explain_close(close, "publish requests"),
         404 => Error::Unroutable {

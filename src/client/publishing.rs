@@ -46,7 +46,8 @@ impl Publishing {
         let route = channel.route(reply_queue, false);
         let probe = wire::encode_reply(route, Some(id.as_bytes()), &config.app_id, &empty);
         let until = Deadline::after(PROBE_TIMEOUT).at;
-        let _ = channel.write_noting(probe, until, || pending.note_probe(false));
+        let note = || _ = pending.lock().order.write(PROBE, 0);
+        let _ = channel.write_noting(probe, until, note);
     }
 
     /// Writes a request: on its own channel if it has one, else on the shared one.

@@ -170,7 +170,7 @@ impl Session {
 
     /// Number of calls in flight.
     pub(super) fn in_flight(&self) -> usize {
-        self.dispatcher.pending.len(&self.connection)
+        self.dispatcher.pending.count(&self.connection)
     }
 
     /// Removes a call that no thread waits for any more.

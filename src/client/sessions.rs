@@ -58,7 +58,8 @@ impl Sessions {
     /// A session that accepts calls. Blocks until the deadline at most.
     pub(super) fn session(&self, deadline: Deadline) -> Result<Arc<Session>> {
         let session = self.reconnector.session(deadline)?;
-        if !session.dispatcher.pending.are_suspect(&session.connection) {
+        let silence = || session.connection.silence();
+        if !session.dispatcher.pending.lock().suspicion.is_suspect(silence) {
             return Ok(session);
         }
         self.replace_suspect(&session);
@@ -72,7 +73,10 @@ impl Sessions {
         let found = session.look(queue, false, deadline);
         let pending = &session.dispatcher.pending;
         // A queue without a server says nothing against a session through which answers come.
-        let may_be_cut_off = || pending.note_loss() || !pending.have_answers();
+        let may_be_cut_off = || {
+            let suspicion = &mut pending.lock().suspicion;
+            suspicion.note_loss() || !suspicion.has_answers
+        };
         if !self.config.brokers.are_several()
             || !is_unserved(&found)
             || deadline.has_passed()
@@ -92,7 +96,7 @@ impl Sessions {
         let before = state.retired.upgrade().filter(|before| !Arc::ptr_eq(before, session));
         if self.reconnector.is_current(session)
             && before.as_ref().is_none_or(|before| before.in_flight() == 0)
-            && state.replacements.begin(session.dispatcher.pending.have_answers())
+            && state.replacements.begin(session.dispatcher.pending.lock().suspicion.has_answers)
         {
             state.retired = Arc::downgrade(session);
             drop(state);
@@ -116,7 +120,7 @@ impl Sessions {
             in_flight: self.in_flight(),
             oldest_since: self
                 .in_use()
-                .filter_map(|session| session.dispatcher.pending.oldest())
+                .filter_map(|session| session.dispatcher.pending.lock().calls.oldest())
                 .min(),
             last_error: connection.last_error,
         }
