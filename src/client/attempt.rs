@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::looks::QueueStatus;
 use super::request::{Outcome, OutgoingRequest};
@@ -24,16 +23,6 @@ pub(super) struct InFlight {
     next_check: Option<Instant>,
 }
 
-/// The result of a wait.
-pub(super) enum Waited {
-    Ended(Outcome),
-    /// The request may be lost, for this reason, and may be sent again.
-    MayBeLost(&'static str),
-    /// Another session may get replies, and this one has not for long.
-    Suspect,
-    TimedOut,
-}
-
 /// The interval at which a call checks for replies to its earlier attempts.
 pub(super) const EARLIER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -44,18 +33,14 @@ impl InFlight {
         request: &OutgoingRequest,
         earlier: usize,
     ) -> InFlight {
-        const MIN_RESEND_DELAY: Duration = Duration::from_secs(3);
-        let mut sign_timeout = request.keep_alive.unwrap_or_default() * 3;
+        let mut sign_timeout = request.keep_alive.map_or(SUSPECT_AFTER, |interval| interval * 3);
         if request.is_idempotent {
             // Each attempt waits twice as long as the one before, so that few requests are sent
             // twice if requests wait long in the queue.
             let factor = 1 << earlier.min(8);
-            sign_timeout = sign_timeout.max(MIN_RESEND_DELAY).saturating_mul(factor);
+            sign_timeout = sign_timeout.max(SUSPECT_AFTER).saturating_mul(factor);
         }
         let has_several_brokers = session.dispatcher.config.brokers.are_several();
-        if request.keep_alive.is_none() {
-            sign_timeout = SUSPECT_AFTER;
-        }
         let checks = request.keep_alive.is_some() || has_several_brokers;
         let next_check = checks.then(|| Instant::now() + sign_timeout);
         InFlight { session, slot, sign_timeout, next_check }
@@ -63,12 +48,13 @@ impl InFlight {
 
     /// Waits for the outcome, and reads the socket while no other thread does. A reply to one of
     /// the `earlier` attempts is an outcome as well. Earlier attempts that have failed are dropped.
+    /// `None` if there is no outcome by then.
     pub(super) fn wait(
         &mut self,
         request: &OutgoingRequest,
         earlier: &mut Vec<InFlight>,
         until: Instant,
-    ) -> Waited {
+    ) -> Option<Outcome> {
         loop {
             let next_reply = (!earlier.is_empty()).then(|| Instant::now() + EARLIER_CHECK_INTERVAL);
             let step =
@@ -85,16 +71,15 @@ impl InFlight {
             if let (Some(text), Some(show)) = (told, &request.on_progress) {
                 show(&text);
             }
-            if let Some(outcome) = outcome {
-                return Waited::Ended(outcome);
+            if outcome.is_some() {
+                return outcome;
             }
             if must_resend() {
-                return Waited::MayBeLost("no replies came through its connection");
+                return Some(Outcome::Lost("no replies came through its connection".into()));
             }
-            match self.check_signs_of_life(request, earlier) {
-                Some(waited) => return waited,
-                None if until <= Instant::now() => return Waited::TimedOut,
-                None => {}
+            let outcome = self.check_signs_of_life(request, earlier);
+            if outcome.is_some() || until <= Instant::now() {
+                return outcome;
             }
         }
     }
@@ -111,18 +96,20 @@ impl InFlight {
         }))
     }
 
-    /// Checks for signs of life, if it is time to. Returns a result if none has come for too long.
+    /// Checks for signs of life, if it is time to. Returns an outcome if none has come for too
+    /// long.
     ///
     /// A server that supports signs of life sends the first one when it starts with the request. If
     /// none came, either the request still waits in its queue, or its server does not support them.
     /// The call then goes on until its deadline, unless the queue has no consumers. If one came,
     /// the request may have been returned to the queue, and wait there. An idempotent request may
-    /// be lost if no sign of it comes and no request waits in the queue.
+    /// be lost if no sign of it comes and no request waits in the queue. If the caller wants no
+    /// signs of life, only another broker may know more, if nobody serves the queue at this one.
     fn check_signs_of_life(
         &mut self,
         request: &OutgoingRequest,
         earlier: &[InFlight],
-    ) -> Option<Waited> {
+    ) -> Option<Outcome> {
         let last_sign = || earlier.iter().filter_map(|attempt| attempt.slot.last_sign()).max();
         let last_sign = || self.slot.last_sign().max(last_sign());
         let (now, sign_timeout) = (Instant::now(), self.sign_timeout);
@@ -140,35 +127,30 @@ impl InFlight {
             return None;
         }
         let found = self.session.inspect(&request.queue.name);
-        let pending = &self.session.dispatcher.pending;
-        if request.keep_alive.is_none() {
-            self.sign_timeout *= 2;
-            self.next_check = Some(now + self.sign_timeout);
-            return (is_unserved(&found) && pending.lock().suspicion.note_loss())
-                .then_some(Waited::Suspect);
-        }
-        let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
-        let (unserved, is_over) = match found {
-            Ok(QueueStatus { consumers: 0, .. }) => (true, true),
-            Ok(QueueStatus { messages, .. }) => {
-                (false, messages == 0 && (seen.is_some() || request.is_idempotent))
+        let (unserved, is_over) = match (&found, request.keep_alive) {
+            (found, None) => (true, is_unserved(found)),
+            (Ok(QueueStatus { consumers: 0, .. }), _) => (true, true),
+            (Ok(QueueStatus { messages, .. }), _) => {
+                (false, *messages == 0 && (seen.is_some() || request.is_idempotent))
             }
             // No answer is not evidence: the broker may be far away, or may not tell this user.
-            Err(_) => (false, false),
+            (Err(_), _) => (false, false),
         };
+        self.next_check = Some(now + request.keep_alive.unwrap_or(sign_timeout));
         if !is_over || last_sign() != seen {
-            self.next_check = Some(now + request.keep_alive?);
             return None;
         }
-        pending.lock().suspicion.note_loss();
+        let may_be_lost = self.session.note_silence(&found) || request.keep_alive.is_some();
         // A broker that is cut off from the rest of its cluster knows of no consumers.
-        if request.is_idempotent && (!unserved || has_several_brokers && earlier.is_empty()) {
-            return Some(Waited::MayBeLost("its server gave no sign of life"));
+        let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
+        let may_help = !unserved || has_several_brokers && earlier.is_empty();
+        if may_be_lost && may_help && request.is_idempotent {
+            return Some(Outcome::Lost("its server gave no sign of life".into()));
         }
+        request.keep_alive?;
         let after = seen.map_or(sign_timeout, |sign| sign.elapsed());
         let queue = request.queue.name.clone();
-        let silent = Error::ServerSilent { queue, after, unserved };
-        Some(Waited::Ended(Outcome::Ended(Err(silent))))
+        Some(Outcome::Ended(Err(Error::ServerSilent { queue, after, unserved })))
     }
 
     /// The error for a call that was sent and got no reply by its deadline. Asks the broker about
@@ -188,10 +170,7 @@ impl InFlight {
             };
             what += &format!(" (consumers: {consumers}, waiting requests: {messages}); {advice}");
         }
-        let Dispatcher { config, pending, .. } = &*self.session.dispatcher;
-        let silence = self.session.connection.silence();
-        let suspicion = &mut pending.lock().suspicion;
-        suspicion.note_timeout(&found, config.brokers.are_several(), silence);
+        self.session.note_silence(&found);
         Error::TimedOut { what, after: deadline.timeout, sent: true }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use std::{fmt, mem, thread};
 
-use super::attempt::{EARLIER_CHECK_INTERVAL, InFlight, Waited, take_reply};
+use super::attempt::{EARLIER_CHECK_INTERVAL, InFlight, take_reply};
 use super::local;
 use super::request::{Outcome, OutgoingRequest, too_late};
 use super::sessions::Sessions;
@@ -187,16 +187,16 @@ impl<T> PendingReply<T> {
             };
             let may_resend = self.request.is_idempotent && !self.deadline.has_passed();
             match in_flight.wait(&self.request, &mut self.earlier, until) {
-                Waited::Ended(Outcome::Lost(reason)) if may_resend => {
-                    self.note_lost(reason);
-                    self.in_flight = None;
+                // Its reply may still come, unless its connection has ended.
+                Some(Outcome::Lost(reason)) if may_resend => {
+                    log::info!("sending request {:?} again: {reason}", self.request.message_id);
+                    self.lost = Some(reason);
+                    self.earlier.extend(self.in_flight.take());
                 }
-                Waited::Ended(Outcome::Lost(reason)) => {
-                    return Err(Error::ConnectionLost { reason });
-                }
-                Waited::Ended(Outcome::Ignored) => self.in_flight = None,
+                Some(Outcome::Lost(reason)) => return Err(Error::ConnectionLost { reason }),
+                Some(Outcome::Ignored) => self.in_flight = None,
                 // The queue existed before, so a server will declare it again.
-                Waited::Ended(Outcome::Ended(Err(Error::Unroutable { .. })))
+                Some(Outcome::Ended(Err(Error::Unroutable { .. })))
                     if may_resend
                         && (self.lost.is_some()
                             || self.request.queue.is_served.load(Ordering::Relaxed))
@@ -205,14 +205,9 @@ impl<T> PendingReply<T> {
                     self.in_flight = None;
                     self.send_at = self.deadline.at.min(Instant::now() + QUEUE_GONE_DELAY);
                 }
-                Waited::MayBeLost(reason) if may_resend => {
-                    self.note_lost(reason.into());
-                    self.earlier.extend(self.in_flight.take());
-                }
-                Waited::Ended(Outcome::Ended(outcome)) => return outcome.map(Some),
-                Waited::Suspect => self.sessions.replace_suspect(&in_flight.session),
-                _ if until < self.deadline.at => return Ok(None),
-                Waited::TimedOut | Waited::MayBeLost(_) => {
+                Some(Outcome::Ended(outcome)) => return outcome.map(Some),
+                None if until < self.deadline.at => return Ok(None),
+                None => {
                     let queue = &self.request.queue.name;
                     let error = in_flight.explain_silence(queue, self.deadline);
                     // The outcome may have arrived while the broker was asked.
@@ -224,11 +219,6 @@ impl<T> PendingReply<T> {
                 }
             }
         }
-    }
-
-    fn note_lost(&mut self, reason: String) {
-        log::info!("sending request {:?} again: {reason}", self.request.message_id);
-        self.lost = Some(reason);
     }
 
     /// Sends the request until `limit`, through several sessions if necessary. The request always

@@ -33,10 +33,11 @@ pub struct ClientOptions {
     /// Whether a request may be executed twice. If so, a call whose connection is lost is sent
     /// again until its deadline, under a new correlation id and the same `message_id`. The same
     /// happens if the request may be lost on a connection that works: if other calls have abandoned
-    /// that connection because no replies came, or if no sign of life comes
-    /// ([`ClientOptions::keep_alive`]). If the queue does not exist any more, although the client
-    /// has had a reply through it or the request is sent again, the call tries again every 200 ms
-    /// until shortly before its deadline. A call that the broker refused is not sent again.
+    /// that connection because no replies came, if no sign of life comes
+    /// ([`ClientOptions::keep_alive`]), or if nobody serves the queue at one of several brokers. If
+    /// the queue does not exist any more, although the client has had a reply through it or the
+    /// request is sent again, the call tries again every 200 ms until shortly before its deadline. A
+    /// call that the broker refused is not sent again.
     pub idempotent: bool,
     /// The `content_type` of the requests: `application/octet-stream` unless set.
     pub content_type: String,

@@ -89,7 +89,8 @@ pub(super) enum Outcome {
     Ended(Result<Reply>),
     /// The broker ignored the request, so it was not executed, and is sent again.
     Ignored,
-    /// The connection was lost, for this reason.
+    /// The connection was lost, for this reason; or the request of an idempotent call may be lost,
+    /// and a reply may still come.
     Lost(String),
 }
 

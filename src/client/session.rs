@@ -221,6 +221,13 @@ impl Session {
         self.look(queue, true, Deadline::after(TIMEOUT))
     }
 
+    /// See [`Suspicion::note_silence`](super::suspicion::Suspicion::note_silence).
+    pub(super) fn note_silence(&self, found: &Result<QueueStatus>) -> bool {
+        let has_several_brokers = self.config().brokers.are_several();
+        let suspicion = &mut self.dispatcher.pending.lock().suspicion;
+        suspicion.note_silence(found, has_several_brokers, self.connection.silence())
+    }
+
     /// See [`QueueLooks::ask`]. Blocks until the deadline at most.
     pub(super) fn look(
         &self,

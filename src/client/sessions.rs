@@ -62,7 +62,7 @@ impl Sessions {
         if !session.dispatcher.pending.lock().suspicion.is_suspect(silence) {
             return Ok(session);
         }
-        self.replace_suspect(&session);
+        self.replace(&session);
         self.reconnector.session(deadline)
     }
 
@@ -71,27 +71,17 @@ impl Sessions {
     pub(super) fn ask_about(&self, queue: &str, deadline: Deadline) -> Result<QueueStatus> {
         let session = self.session(deadline)?;
         let found = session.look(queue, false, deadline);
-        let pending = &session.dispatcher.pending;
-        // A queue without a server says nothing against a session through which answers come.
-        let may_be_cut_off = || {
-            let suspicion = &mut pending.lock().suspicion;
-            suspicion.note_loss() || !suspicion.has_answers
-        };
-        if !self.config.brokers.are_several()
-            || !is_unserved(&found)
-            || deadline.has_passed()
-            || !may_be_cut_off()
-        {
+        if !self.config.brokers.are_several() || !is_unserved(&found) || deadline.has_passed() {
             return found;
         }
-        self.replace_suspect(&session);
-        let next = self.reconnector.session(deadline)?;
+        session.dispatcher.pending.lock().suspicion.note_unserved();
+        let next = self.session(deadline)?;
         if Arc::ptr_eq(&next, &session) { found } else { next.look(queue, false, deadline) }
     }
 
-    /// Replaces a session whose broker returns no replies, but the next one may. At most one
+    /// Replaces a suspect session: its broker returns no replies, but the next one may. At most one
     /// retired session may have calls in flight, because each keeps a connection.
-    pub(super) fn replace_suspect(&self, session: &Arc<Session>) {
+    fn replace(&self, session: &Arc<Session>) {
         let mut state = lock(&self.replaced);
         let before = state.retired.upgrade().filter(|before| !Arc::ptr_eq(before, session));
         if self.reconnector.is_current(session)

@@ -38,30 +38,35 @@ impl Suspicion {
         *self = Suspicion { unanswered, has_answers: true, ..Suspicion::default() };
     }
 
-    /// Notes that a call may be lost. This makes the session suspect until an answer comes, unless
-    /// one has come a short time ago.
-    pub(super) fn note_loss(&mut self) -> bool {
-        self.is_suspect |= self.unanswered.is_some_and(|since| since.elapsed() >= SUSPECT_AFTER);
-        self.is_suspect
-    }
-
-    /// Notes what the broker says about the queue of a call that got no reply. Requests that wait
-    /// there are overload. A broker that does not tell this user, or is far away, is no evidence.
-    pub(super) fn note_timeout(
+    /// Notes what the broker says about the queue of a call that misses an answer. If its request
+    /// may be lost, the session is suspect until an answer comes, unless one has come a short time
+    /// ago. Requests that wait in the queue are overload. A broker that does not tell this user, or
+    /// is far away, is no evidence. `silence` is how long nothing has arrived on the connection.
+    /// Returns whether requests may be lost.
+    pub(super) fn note_silence(
         &mut self,
         found: &Result<QueueStatus>,
         has_several_brokers: bool,
         silence: Duration,
-    ) {
-        match found {
-            Err(Error::TimedOut { .. }) => {
-                let is_silent = |asked: &Instant| silence >= asked.elapsed();
-                self.asked = self.asked.filter(is_silent).or_else(|| Some(Instant::now()));
-            }
-            Ok(QueueStatus { consumers: 1.., messages: 0 }) => drop(self.note_loss()),
-            found if is_unserved(found) && has_several_brokers => drop(self.note_loss()),
-            _ => {}
+    ) -> bool {
+        let may_be_lost = match found {
+            Ok(QueueStatus { consumers: 1.., messages }) => *messages == 0,
+            found => is_unserved(found) && has_several_brokers,
+        };
+        self.is_suspect |=
+            may_be_lost && self.unanswered.is_some_and(|since| since.elapsed() >= SUSPECT_AFTER);
+        if matches!(found, Err(Error::TimedOut { .. }))
+            && self.asked.is_none_or(|asked| silence < asked.elapsed())
+        {
+            self.asked = Some(Instant::now());
         }
+        self.is_suspect
+    }
+
+    /// Notes that nobody serves a queue here that may be served elsewhere. This makes a session
+    /// suspect through which no answer has come.
+    pub(super) fn note_unserved(&mut self) {
+        self.is_suspect |= !self.has_answers;
     }
 
     /// `silence` is how long nothing has arrived on the connection.
@@ -133,13 +138,16 @@ mod tests {
 
     #[test]
     fn reply_may_be_lost_after_a_sign_of_life() {
+        let lost = Ok(QueueStatus { consumers: 1, messages: 0 });
+        let may_lose =
+            |suspicion: &mut Suspicion| suspicion.note_silence(&lost, false, Duration::ZERO);
         let mut suspicion = unanswered_for(2 * SUSPECT_AFTER);
         suspicion.note_answer(true);
-        assert!(!suspicion.note_loss(), "the sign has just come");
+        assert!(!may_lose(&mut suspicion), "the sign has just come");
         suspicion.unanswered = suspicion.unanswered.map(|since| since - SUSPECT_AFTER);
-        assert!(suspicion.note_loss());
+        assert!(may_lose(&mut suspicion));
         suspicion.note_answer(false);
-        assert!(!suspicion.note_loss(), "no call waits");
+        assert!(!may_lose(&mut suspicion), "no call waits");
     }
 
     #[test]
@@ -155,7 +163,7 @@ mod tests {
         ] {
             let lost = [false, true].map(|several| {
                 let mut suspicion = unanswered_for(SUSPECT_AFTER);
-                suspicion.note_timeout(&found, several, Duration::ZERO);
+                suspicion.note_silence(&found, several, Duration::ZERO);
                 suspicion.is_suspect(|| Duration::ZERO)
             });
             assert_eq!(lost, [with_one, with_several], "{found:?}");
@@ -167,15 +175,15 @@ mod tests {
         let (what, after) = ("no answer".into(), Duration::ZERO);
         let late = Err(Error::TimedOut { what, after, sent: false });
         let mut suspicion = unanswered_for(SUSPECT_AFTER);
-        suspicion.note_timeout(&late, true, Duration::from_secs(60));
+        suspicion.note_silence(&late, true, Duration::from_secs(60));
         assert!(!suspicion.is_suspect(|| Duration::from_secs(60)), "the answer may come yet");
         let asked = suspicion.asked.map(|asked| asked - SUSPECT_AFTER);
         suspicion.asked = asked;
         assert!(!suspicion.is_suspect(|| SUSPECT_AFTER / 2), "something came after the question");
         assert!(suspicion.is_suspect(|| 2 * SUSPECT_AFTER));
-        suspicion.note_timeout(&late, true, 2 * SUSPECT_AFTER);
+        suspicion.note_silence(&late, true, 2 * SUSPECT_AFTER);
         assert_eq!(suspicion.asked, asked, "nothing has come since the first question");
-        suspicion.note_timeout(&late, true, SUSPECT_AFTER / 2);
+        suspicion.note_silence(&late, true, SUSPECT_AFTER / 2);
         assert!(suspicion.asked > asked);
     }
 
