@@ -10,7 +10,6 @@ mod in_flight;
 mod local;
 mod looks;
 mod options;
-mod own_channels;
 mod pending;
 mod publishing;
 mod request;

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::looks::QueueStatus;
-use super::request::{Outcome, OutgoingRequest};
-use super::session::Session;
+use super::publishing::OwnChannel;
+use super::request::{Outcome, OutgoingRequest, too_late};
+use super::session::{DIRECT_REPLY_TO, Session};
 use super::suspicion::{SUSPECT_AFTER, is_unserved};
-use crate::broker::Session as _;
+use crate::broker::{Session as _, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::wire::Reply;
@@ -16,7 +18,9 @@ use crate::wire::Reply;
 /// A request in flight. Dropping it abandons the attempt.
 pub(super) struct InFlight {
     pub(super) session: Arc<Session>,
-    pub(super) slot: Arc<CallSlot>,
+    slot: Arc<CallSlot>,
+    /// The channel on which only this request is in flight, if there is such a channel.
+    own: Option<OwnChannel>,
     /// How long to wait for a sign of life, and when to check next: if the caller wants signs of
     /// life, or if there are other brokers to look for a server at.
     sign_timeout: Duration,
@@ -25,25 +29,72 @@ pub(super) struct InFlight {
 
 /// The interval at which a call checks for replies to its earlier attempts.
 pub(super) const EARLIER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// A request whose caller gives up earlier is not sent: the broker would drop it.
+const SHORTEST_EXPIRATION: Duration = Duration::from_millis(1);
 
 impl InFlight {
-    pub(super) fn new(
+    /// Publishes a request. `None` if the session ended before the whole request was written: it
+    /// was not executed, and may be sent by another session, or in another way.
+    ///
+    /// Blocks while the broker is blocked or no in-flight slot is free, but not beyond `limit`. The
+    /// request carries the `deadline` of its caller, and is not sent once that has passed.
+    /// `earlier` is the number of attempts before this one.
+    pub(super) fn publish(
         session: Arc<Session>,
-        slot: Arc<CallSlot>,
         request: &OutgoingRequest,
         earlier: usize,
-    ) -> InFlight {
-        let mut sign_timeout = request.keep_alive.map_or(SUSPECT_AFTER, |interval| interval * 3);
-        if request.is_idempotent {
-            // Each attempt waits twice as long as the one before, so that few requests are sent
-            // twice if requests wait long in the queue.
-            let factor = 1 << earlier.min(8);
-            sign_timeout = sign_timeout.max(SUSPECT_AFTER).saturating_mul(factor);
+        limit: Deadline,
+        deadline: Deadline,
+    ) -> Result<Option<InFlight>> {
+        request.headers.check_size(session.connection.frame_max())?;
+        let replies_directly = session.dispatcher.reply_queue.get().is_none();
+        let slot = CallSlot::new(deadline.at, replies_directly, request.on_progress.is_some());
+        let sign_timeout = sign_timeout(request, earlier);
+        let mut attempt = InFlight { session, slot, own: None, sign_timeout, next_check: None };
+        let InFlight { session, slot, .. } = &attempt;
+        let Session { connection, dispatcher, publishing, .. } = &**session;
+        let Dispatcher { config, pending, .. } = &**dispatcher;
+        // Once there is a reply queue, a channel without direct replies may take the place of the
+        // first one.
+        let is_late = || replies_directly && dispatcher.reply_queue.get().is_some();
+        let is_over = || session.takes_no_more_calls() || is_late();
+        if connection.blocked().is_some() {
+            let is_ready = || connection.blocked().is_none() || is_over();
+            connection.wait(&slot.waiter, limit.at, is_ready);
+            session.blocked(limit, false).filter(|_| !is_over()).map_or(Ok(()), Err)?;
         }
-        let has_several_brokers = session.dispatcher.config.brokers.are_several();
-        let checks = request.keep_alive.is_some() || has_several_brokers;
-        let next_check = checks.then(|| Instant::now() + sign_timeout);
-        InFlight { session, slot, sign_timeout, next_check }
+        if !pending.register(slot, earlier > 0, limit, connection, is_over)? {
+            return Ok(None);
+        }
+        let remaining = deadline.remaining();
+        if remaining < SHORTEST_EXPIRATION {
+            return Err(too_late(deadline));
+        }
+        let reply_queue = dispatcher.reply_queue.get().filter(|_| !replies_directly);
+        let reply_to = reply_queue.map_or(DIRECT_REPLY_TO, String::as_str);
+        let head = request.head(config, &connection.endpoint.user, reply_to, slot.id, remaining);
+        // Direct replies come through the publishing channel, so requests share it.
+        let has_own = session.has_extras && !replies_directly && request.may_be_refused(config);
+        let own = match has_own {
+            true => publishing.take_own(connection, slot.id, limit.at),
+            false => None,
+        };
+        match publishing.write(connection, request, &head, slot, own.as_ref(), limit) {
+            Ok(()) => {}
+            // The rest of the request is written before anything else.
+            Err(WriteError::TimedOut { begun: true }) if limit.at < deadline.at => {}
+            Err(WriteError::TimedOut { begun }) => {
+                let what = format!("the broker at {} does not read", connection.endpoint);
+                let late = Error::TimedOut { what, after: limit.timeout, sent: begun };
+                return Err(session.blocked(limit, begun).unwrap_or(late));
+            }
+            Err(WriteError::ChannelClosed | WriteError::Disconnected) => return Ok(None),
+        }
+        if request.keep_alive.is_some() || config.brokers.are_several() {
+            attempt.next_check = Some(Instant::now() + sign_timeout);
+        }
+        attempt.own = own;
+        Ok(Some(attempt))
     }
 
     /// Waits for the outcome, and reads the socket while no other thread does. A reply to one of
@@ -175,6 +226,17 @@ impl InFlight {
     }
 }
 
+/// How long an attempt waits for a sign of life after so many `earlier` ones. Each attempt of an
+/// idempotent call waits twice as long as the one before, so that few requests are sent twice if
+/// requests wait long in the queue.
+fn sign_timeout(request: &OutgoingRequest, earlier: usize) -> Duration {
+    let timeout = request.keep_alive.map_or(SUSPECT_AFTER, |interval| interval * 3);
+    match request.is_idempotent {
+        true => timeout.max(SUSPECT_AFTER).saturating_mul(1 << earlier.min(8)),
+        false => timeout,
+    }
+}
+
 /// The server's answer to one of these attempts. Attempts that failed otherwise are dropped.
 pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Result<Reply>> {
     let mut reply = None;
@@ -194,6 +256,11 @@ pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Result<Reply>> 
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.session.forget(&self.slot);
+        let Session { connection, dispatcher, publishing, .. } = &*self.session;
+        if self.slot.is_settled() {
+            self.own.take().into_iter().for_each(|own| publishing.give_back(own));
+        } else {
+            dispatcher.pending.forget(self.slot.id, connection);
+        }
     }
 }

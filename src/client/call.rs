@@ -235,10 +235,9 @@ impl<T> PendingReply<T> {
                 return Ok(());
             }
             let session = self.sessions.session(limit)?;
-            let is_resend = !self.earlier.is_empty();
-            let sent = session.publish(&self.request, is_resend, limit, self.deadline)?;
+            let earlier = self.earlier.len();
             self.in_flight =
-                sent.map(|slot| InFlight::new(session, slot, &self.request, self.earlier.len()));
+                InFlight::publish(session, &self.request, earlier, limit, self.deadline)?;
             // Even if the time is up already, one session is tried.
             until = limit;
         }

@@ -11,7 +11,6 @@ use std::time::Instant;
 
 use uuid::Uuid;
 
-use super::own_channels::OwnChannel;
 use super::request::Outcome;
 use crate::broker::Waiter;
 use crate::lock::lock;
@@ -42,8 +41,6 @@ pub(super) struct CallSlot {
     is_admitted: AtomicBool,
     /// The number of its request in the order of writing.
     pub(super) number: AtomicU64,
-    /// The channel on which only its request is in flight, if there is such a channel.
-    pub(super) own: Mutex<Option<OwnChannel>>,
     is_settled: AtomicBool,
     progress: Mutex<Progress>,
 }
@@ -156,7 +153,6 @@ impl CallSlot {
             deadline,
             replies_directly,
             wants_progress,
-            own: Mutex::default(),
             is_settled: AtomicBool::new(false),
             waiter: Arc::default(),
             is_admitted: AtomicBool::new(false),

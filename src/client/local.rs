@@ -17,7 +17,7 @@ pub(super) fn answer(
     config: &Config,
     deadline: Deadline,
 ) -> Result<Reply> {
-    let head = request.head(config, "local", Uuid::new_v4(), deadline.remaining());
+    let head = request.head(config, "", "local", Uuid::new_v4(), deadline.remaining());
     let reply = handler(&wire::deliver_request(&head, &request.body));
     if deadline.has_passed() {
         let what = "the handler took longer".into();

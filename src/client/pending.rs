@@ -54,7 +54,8 @@ impl PendingCalls {
     }
 
     /// Registers an attempt of a call before its request is sent, and waits until it gets a place,
-    /// but not beyond `limit`. False if the session `is_over`: it accepts no more calls.
+    /// but not beyond `limit`. False if the session `is_over`: it accepts no more calls. Whatever
+    /// this returns, [`PendingCalls::forget`] removes the call.
     pub(super) fn register(
         &self,
         slot: &Arc<CallSlot>,
@@ -71,7 +72,6 @@ impl PendingCalls {
         let is_ready = || slot.is_admitted() || is_over();
         while !is_ready() {
             if limit.has_passed() {
-                self.forget(slot.id, data_plane);
                 let most = self.lock().calls.limit;
                 let what = format!(
                     "no room for the request: {most} calls are in flight already; raise \
@@ -82,11 +82,7 @@ impl PendingCalls {
             let next = self.change(wake, |state| state.calls.next_expiry()).unwrap_or(limit.at);
             data_plane.wait(&slot.waiter, next.min(limit.at), is_ready);
         }
-        if is_over() {
-            self.forget(slot.id, data_plane);
-            return Ok(false);
-        }
-        Ok(true)
+        Ok(!is_over())
     }
 
     /// Removes a call that no thread waits for any more.

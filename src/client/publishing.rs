@@ -1,14 +1,19 @@
 //! The channels by which the requests of one session leave.
+//!
+//! The broker closes a channel when it refuses a message. A request that the broker may refuse,
+//! because of its exchange or its `user_id`, leaves by a channel of its own: a refusal then
+//! concerns this request for certain, and no other.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use uuid::Uuid;
+
 use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
-use super::own_channels::OwnChannels;
 use super::pending::PROBE;
 use super::request::OutgoingRequest;
-use crate::broker::{CallError, Channel, Connection, WriteError};
+use crate::broker::{CallError, Channel, Connection, DataPlane, WriteError};
 use crate::deadline::Deadline;
 use crate::lock::lock;
 use crate::wire::{self, Reply, RequestHead};
@@ -21,7 +26,14 @@ pub(super) struct Publishing {
     /// Shared by most requests. Another one takes its place if the broker closes it because of a
     /// request.
     shared: Mutex<Arc<Channel>>,
-    own: OwnChannels,
+    /// Those on which nothing is in flight at present.
+    idle: Mutex<Vec<OwnChannel>>,
+}
+
+/// A channel on which one request at a time is in flight. Dropping it closes the channel.
+pub(super) struct OwnChannel {
+    channel: Channel,
+    request: Arc<Mutex<Uuid>>,
 }
 
 impl Publishing {
@@ -29,7 +41,7 @@ impl Publishing {
         Publishing {
             dispatcher: Arc::clone(dispatcher),
             shared: Mutex::new(Arc::new(channel)),
-            own: OwnChannels::default(),
+            idle: Mutex::default(),
         }
     }
 
@@ -57,15 +69,15 @@ impl Publishing {
         request: &OutgoingRequest,
         head: &RequestHead<'_>,
         slot: &CallSlot,
+        own: Option<&OwnChannel>,
         limit: Deadline,
     ) -> Result<(), WriteError> {
         let encode = |channel: &Channel| {
             let route = channel.route_through(request.exchange(), request.routing_key());
             wire::encode_request(route, head, &request.body)
         };
-        let own = lock(&slot.own).as_ref().map(|own| Arc::clone(&own.channel));
-        if let Some(own) = own {
-            return own.write(encode(&own), limit.at);
+        if let Some(OwnChannel { channel, .. }) = own {
+            return channel.write(encode(channel), limit.at);
         }
         /// How often to try again while a channel that is closed keeps its number.
         const INTERVAL: Duration = Duration::from_millis(10);
@@ -85,23 +97,35 @@ impl Publishing {
         }
     }
 
-    /// Gives a request that the broker may refuse a channel of its own, if there is a number for
-    /// one.
-    pub(super) fn take_own_channel(
+    /// A channel for the request with this correlation id alone, if there is a number for one.
+    /// Blocks only while the connection has no free number, and not beyond `until`.
+    pub(super) fn take_own(
         &self,
         connection: &Connection,
-        slot: &CallSlot,
-        limit: Deadline,
-    ) {
-        let dispatcher = Arc::clone(&self.dispatcher);
-        let on_event = move |id, plane: &_, event| dispatcher.on_own_channel(id, plane, event);
-        *lock(&slot.own) = self.own.take(connection, slot.id, limit.at, on_event).ok();
+        id: Uuid,
+        until: Instant,
+    ) -> Option<OwnChannel> {
+        if let Some(own) = lock(&self.idle).pop() {
+            *lock(&own.request) = id;
+            return Some(own);
+        }
+        let request = Arc::new(Mutex::new(id));
+        let (present, dispatcher) = (Arc::clone(&request), Arc::clone(&self.dispatcher));
+        let on_event = move |plane: &DataPlane, event| {
+            let id = *lock(&present);
+            dispatcher.on_own_channel(id, plane, event);
+        };
+        let channel = connection.begin_channel(until, on_event).ok()?;
+        Some(OwnChannel { channel, request })
     }
 
-    /// Takes back the request's own channel, if the broker is known to have handled the request.
-    pub(super) fn give_back(&self, slot: &CallSlot) {
-        if let Some(own) = lock(&slot.own).take().filter(|_| slot.is_settled()) {
-            self.own.give_back(own);
+    /// Keeps a channel for the next request. The broker has accepted the request that was in flight
+    /// on it, or returned it.
+    pub(super) fn give_back(&self, own: OwnChannel) {
+        const MAX_IDLE: usize = 64;
+        let mut idle = lock(&self.idle);
+        if own.channel.is_open() && idle.len() < MAX_IDLE {
+            idle.push(own);
         }
     }
 

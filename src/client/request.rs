@@ -45,10 +45,11 @@ impl OutgoingRequest {
         self.routing_key.as_deref().unwrap_or(&self.queue.name)
     }
 
-    /// The properties with which an attempt is sent.
+    /// The properties with which this user sends an attempt.
     pub(super) fn head<'a>(
         &'a self,
         config: &'a Config,
+        user: &'a str,
         reply_to: &'a str,
         correlation_id: Uuid,
         remaining: Duration,
@@ -58,7 +59,7 @@ impl OutgoingRequest {
             correlation_id,
             message_id: &self.message_id,
             method: self.method.as_deref(),
-            user_id: None,
+            user_id: config.options.identify.then_some(user),
             content_type: self.content_type.as_ref().unwrap_or(&config.options.content_type),
             app_id: &config.app_id,
             headers: &self.headers,

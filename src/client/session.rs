@@ -7,36 +7,32 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::dispatcher::Dispatcher;
-use super::in_flight::CallSlot;
 use super::looks::{QueueLooks, QueueStatus};
 use super::options::Config;
 use super::publishing::Publishing;
-use super::request::{OutgoingRequest, too_late};
-use crate::broker::{self, CallError, Channel, Connection, Limit, Waiter, WriteError};
+use crate::broker::{self, CallError, Channel, Connection, Limit};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Answer, DeclaredQueue, Method};
-use crate::wire::{self, RequestHead};
+use crate::wire;
 
 pub(super) struct Session {
     /// Dropped first, which also closes the channels.
     pub(super) connection: Connection,
     pub(super) dispatcher: Arc<Dispatcher>,
-    publishing: Publishing,
+    pub(super) publishing: Publishing,
     consuming: Channel,
     looks: Arc<QueueLooks>,
     /// Whether requests that the broker may refuse get channels of their own.
-    has_extras: bool,
+    pub(super) has_extras: bool,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
 const CONSUMERS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait for the reply queue before direct reply-to takes its place.
 const DECLARE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A request whose caller gives up earlier is not sent: the broker would drop it.
-const SHORTEST_EXPIRATION: Duration = Duration::from_millis(1);
 /// The pseudo-queue of [direct reply-to](https://www.rabbitmq.com/docs/direct-reply-to).
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+pub(super) const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 impl Session {
     /// Declares a reply queue and consumes from it, or receives replies directly for now. Blocks
@@ -112,59 +108,7 @@ impl Session {
         Ok(())
     }
 
-    /// Publishes a request. `None` if the session ended before the whole request was written: it
-    /// was not executed, and may be sent by another session, or in another way.
-    ///
-    /// Blocks while the broker is blocked or no in-flight slot is free, but not beyond `limit`. The
-    /// request carries the `deadline` of its caller, and is not sent once that has passed.
-    pub(super) fn publish(
-        &self,
-        request: &OutgoingRequest,
-        is_resend: bool,
-        limit: Deadline,
-        deadline: Deadline,
-    ) -> Result<Option<Arc<CallSlot>>> {
-        request.headers.check_size(self.connection.frame_max())?;
-        let reply_queue = self.dispatcher.reply_queue.get();
-        let slot = CallSlot::new(deadline.at, reply_queue.is_none(), request.on_progress.is_some());
-        self.wait_while_blocked(&slot.waiter, limit)?;
-        // Once there is a reply queue, a channel without direct replies may take the place of the
-        // first one.
-        let is_late = || slot.replies_directly && self.dispatcher.reply_queue.get().is_some();
-        let is_over = || self.takes_no_more_calls() || is_late();
-        let pending = &self.dispatcher.pending;
-        if !pending.register(&slot, is_resend, limit, &self.connection, is_over)? {
-            return Ok(None);
-        }
-        let remaining = deadline.remaining();
-        if remaining < SHORTEST_EXPIRATION {
-            self.forget(&slot);
-            return Err(too_late(deadline));
-        }
-        let reply_to = reply_queue.map_or(DIRECT_REPLY_TO, String::as_str);
-        let user_id = self.config().options.identify.then_some(&*self.connection.endpoint.user);
-        let head = request.head(self.config(), reply_to, slot.id, remaining);
-        let head = RequestHead { user_id, ..head };
-        // Direct replies come through the publishing channel, so requests share it.
-        let may_have_own = self.has_extras && !slot.replies_directly;
-        if may_have_own && request.may_be_refused(self.config()) {
-            self.publishing.take_own_channel(&self.connection, &slot, limit);
-        }
-        let written = self.publishing.write(&self.connection, request, &head, &slot, limit);
-        let result = match written {
-            Ok(()) => return Ok(Some(slot)),
-            // The rest of the request is written before anything else.
-            Err(WriteError::TimedOut { begun: true }) if limit.at < deadline.at => {
-                return Ok(Some(slot));
-            }
-            Err(WriteError::TimedOut { begun }) => Err(self.write_timed_out(limit, begun)),
-            Err(WriteError::ChannelClosed | WriteError::Disconnected) => Ok(None),
-        };
-        self.forget(&slot);
-        result
-    }
-
-    fn config(&self) -> &Config {
+    pub(super) fn config(&self) -> &Config {
         &self.dispatcher.config
     }
 
@@ -173,40 +117,13 @@ impl Session {
         self.dispatcher.pending.count(&self.connection)
     }
 
-    /// Removes a call that no thread waits for any more.
-    pub(super) fn forget(&self, slot: &CallSlot) {
-        self.publishing.give_back(slot);
-        if !slot.is_settled() {
-            self.dispatcher.pending.forget(slot.id, &self.connection);
-        }
-    }
-
-    fn wait_while_blocked(&self, waiter: &Arc<Waiter>, deadline: Deadline) -> Result<()> {
-        if self.connection.blocked().is_none() {
-            return Ok(());
-        }
-        let is_over = || self.takes_no_more_calls();
-        let is_unblocked = || self.connection.blocked().is_none() || is_over();
-        self.connection.wait(waiter, deadline.at, is_unblocked);
-        self.blocked(deadline, false).filter(|_| !is_over()).map_or(Ok(()), Err)
-    }
-
     /// The error for a call that ends while the broker takes no messages.
     pub(super) fn blocked(&self, deadline: Deadline, sent: bool) -> Option<Error> {
         let reason = self.connection.blocked()?;
         Some(Error::Blocked { reason, after: deadline.timeout, sent })
     }
 
-    /// The error for a request that the broker did not read, or not completely, before the
-    /// deadline.
-    fn write_timed_out(&self, deadline: Deadline, begun: bool) -> Error {
-        self.blocked(deadline, begun).unwrap_or_else(|| {
-            let what = format!("the broker at {} does not read", self.connection.endpoint);
-            Error::TimedOut { what, after: deadline.timeout, sent: begun }
-        })
-    }
-
-    fn takes_no_more_calls(&self) -> bool {
+    pub(super) fn takes_no_more_calls(&self) -> bool {
         broker::Session::ended(self).is_some() || self.is_retired()
     }
 
