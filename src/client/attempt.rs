@@ -74,8 +74,8 @@ impl InFlight {
         let reply_to = reply_queue.map_or(DIRECT_REPLY_TO, String::as_str);
         let head = request.head(config, &connection.endpoint.user, reply_to, slot.id, remaining);
         // Direct replies come through the publishing channel, so requests share it.
-        let has_own = session.has_extras && !replies_directly && request.may_be_refused(config);
-        let own = match has_own {
+        let has_own = request.may_be_refused(config) && !replies_directly;
+        let own = match has_own && session.has_extra_channels() {
             true => publishing.take_own(connection, slot.id, limit.at),
             false => None,
         };

@@ -7,8 +7,8 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{mem, thread};
 
 use crate::broker::{Channel, Connection, DataPlane, Waiter};
 use crate::deadline::Deadline;
@@ -17,6 +17,7 @@ use crate::frames::{Answer, Close, Event, Method};
 use crate::lock::lock;
 
 /// The questions of one session.
+#[derive(Default)]
 pub(super) struct QueueLooks(Mutex<State>);
 
 /// The broker's answer about a queue: see [`RpcClient::queue`](super::RpcClient::queue).
@@ -30,43 +31,45 @@ pub struct QueueStatus {
     pub messages: u32,
 }
 
+#[derive(Default)]
 struct State {
-    /// Whether the broker allows a channel for this.
-    is_allowed: bool,
     /// `None` until it is used, and after the broker has closed it.
     channel: Option<Channel>,
     /// The questions that have no answer yet, in the order in which they were sent.
     asked: VecDeque<Arc<Question>>,
-    /// The latest answers by queue.
-    known: HashMap<String, (Instant, Result<QueueStatus>)>,
+    /// The latest question about each queue.
+    latest: HashMap<String, Arc<Question>>,
+    /// Whether a refusal has been logged.
+    has_warned: bool,
 }
 
 struct Question {
     queue: String,
-    /// `None` if the broker ignored the question.
-    answer: OnceLock<Option<Result<QueueStatus>>>,
+    answer: OnceLock<Answered>,
     waiters: Mutex<Vec<Arc<Waiter>>>,
 }
 
+/// When the broker answered, and what. `None` if it ignored the question.
+type Answered = Option<(Instant, Result<QueueStatus>)>;
+
 impl QueueLooks {
-    pub(super) fn new(is_allowed: bool) -> Arc<QueueLooks> {
-        let (asked, known) = (VecDeque::new(), HashMap::new());
-        Arc::new(QueueLooks(Mutex::new(State { is_allowed, channel: None, asked, known })))
+    /// Opens the channel, without waiting for the broker.
+    pub(super) fn open(connection: &Connection) -> Arc<QueueLooks> {
+        let looks: Arc<QueueLooks> = Arc::default();
+        let channel = looks.begin_channel(connection).ok();
+        lock(&looks.0).channel = channel;
+        looks
     }
 
-    /// Opens the channel, without waiting for the broker.
-    pub(super) fn open(self: &Arc<Self>, connection: &Connection) {
-        let mut state = lock(&self.0);
-        if state.is_allowed && state.channel.is_none() {
-            // The channel is this one's own, so neither would ever be dropped.
-            let this = Arc::downgrade(self);
-            let handler = move |data_plane: &DataPlane, event| {
-                if let Some(this) = this.upgrade() {
-                    this.handle(data_plane, event);
-                }
-            };
-            state.channel = connection.begin_channel(Instant::now(), handler).ok();
-        }
+    fn begin_channel(self: &Arc<Self>, connection: &Connection) -> Result<Channel> {
+        // The channel is this one's own, so neither would ever be dropped.
+        let this = Arc::downgrade(self);
+        let handler = move |data_plane: &DataPlane, event| {
+            if let Some(this) = this.upgrade() {
+                this.handle(data_plane, event);
+            }
+        };
+        connection.begin_channel(Instant::now(), handler).map_err(|_| no_channel())
     }
 
     /// The broker's answer about a queue, if one comes by the deadline. Whoever `shares` takes also
@@ -81,15 +84,11 @@ impl QueueLooks {
     ) -> Result<QueueStatus> {
         let waiter = Arc::default();
         loop {
-            self.open(connection);
-            let question = match lock(&self.0).question(queue, shares) {
-                Ok(question) => question,
-                Err(known) => return known,
-            };
+            let question = self.question(connection, queue, shares)?;
             lock(&question.waiters).push(Arc::clone(&waiter));
             connection.wait(&waiter, deadline.at, || question.answer.get().is_some());
             match question.answer.get() {
-                Some(Some(answer)) => return answer.clone(),
+                Some(Some((_, answer))) => return answer.clone(),
                 _ if deadline.has_passed() || connection.ended().is_some() => {
                     let what = format!("{} does not answer a question", connection.endpoint);
                     return Err(Error::TimedOut { what, after: deadline.timeout, sent: false });
@@ -97,6 +96,28 @@ impl QueueLooks {
                 _ => {}
             }
         }
+    }
+
+    /// Asks, unless there is a question to share.
+    fn question(
+        self: &Arc<Self>,
+        connection: &Connection,
+        queue: &str,
+        shares: bool,
+    ) -> Result<Arc<Question>> {
+        let State { channel, asked, latest, .. } = &mut *lock(&self.0);
+        latest.retain(|_, question| question.is_good());
+        if let Some(question) = latest.get(queue).filter(|_| shares) {
+            return Ok(Arc::clone(question));
+        }
+        if channel.is_none() {
+            *channel = Some(self.begin_channel(connection)?);
+        }
+        channel.iter().for_each(|channel| channel.send(Method::FindQueue(queue)));
+        let question = Arc::new(Question::new(queue));
+        asked.push_back(Arc::clone(&question));
+        latest.insert(queue.to_string(), Arc::clone(&question));
+        Ok(question)
     }
 
     /// Waits until the request queue has consumers, but at most for this time.
@@ -140,61 +161,22 @@ impl QueueLooks {
             _ => return,
         };
         let Some(question) = state.asked.pop_front() else { return };
-        let is_first_refusal = state.learn(&question.queue, answer.clone());
+        let is_refusal = matches!(answer, Err(Error::Refused(_)));
+        let warns = is_refusal && !mem::replace(&mut state.has_warned, true);
         drop(state);
-        if let (Err(error), true) = (&answer, is_first_refusal) {
+        if let (Err(error), true) = (&answer, warns) {
             log::warn!("{error}; until then, errors do not say whether a server is there");
         }
-        question.settle(data_plane, Some(answer));
+        question.settle(data_plane, Some((Instant::now(), answer)));
         ignored.iter().for_each(|question| question.settle(data_plane, None));
     }
 }
 
-impl State {
-    /// The question to wait for, or an answer that is known already.
-    fn question(
-        &mut self,
-        queue: &str,
-        shares: bool,
-    ) -> Result<Arc<Question>, Result<QueueStatus>> {
-        if shares {
-            if let Some((at, known)) = self.known.get(queue)
-                && at.elapsed() < max_age(known)
-            {
-                return Err(known.clone());
-            }
-            if let Some(question) = self.asked.iter().find(|other| other.queue == queue) {
-                return Ok(Arc::clone(question));
-            }
-        }
-        let Some(channel) = &self.channel else {
-            let text = "the broker allows this user, or this connection, no channel to ask about a \
-                        queue with: allow three for each client";
-            return Err(Err(Error::Refused(text.into())));
-        };
-        channel.send(Method::FindQueue(queue));
-        let question = Arc::new(Question::new(queue));
-        self.asked.push_back(Arc::clone(&question));
-        Ok(question)
-    }
-
-    /// True if this is the first refusal.
-    fn learn(&mut self, queue: &str, answer: Result<QueueStatus>) -> bool {
-        self.known.retain(|_, (at, known)| at.elapsed() < max_age(known));
-        let is_refusal = |known: &Result<_>| matches!(known, Err(Error::Refused(_)));
-        let is_first = !self.known.values().any(|(_, known)| is_refusal(known));
-        let is_first_refusal = is_first && is_refusal(&answer);
-        self.known.insert(queue.to_string(), (Instant::now(), answer));
-        is_first_refusal
-    }
-}
-
-/// How long an answer is good for. Each question that the broker refuses is an error in its log.
-fn max_age(answer: &Result<QueueStatus>) -> Duration {
-    match answer {
-        Err(Error::Refused(_)) => Duration::from_secs(3600),
-        _ => Duration::from_secs(1),
-    }
+/// The error of whoever has no channel to ask on.
+pub(super) fn no_channel() -> Error {
+    let text = "the broker allows this user, or this connection, no channel to ask about a queue \
+                with: allow three for each client";
+    Error::Refused(text.into())
 }
 
 impl Question {
@@ -203,9 +185,20 @@ impl Question {
         Question { queue: queue.to_string(), answer, waiters }
     }
 
-    fn settle(&self, data_plane: &DataPlane, answer: Option<Result<QueueStatus>>) {
+    /// Whether it has no answer yet, or one that is not too old. Each question that the broker
+    /// refuses is an error in its log.
+    fn is_good(&self) -> bool {
+        match self.answer.get() {
+            None => true,
+            Some(None) => false,
+            Some(Some((at, Err(Error::Refused(_))))) => at.elapsed() < Duration::from_secs(3600),
+            Some(Some((at, _))) => at.elapsed() < Duration::from_secs(1),
+        }
+    }
+
+    fn settle(&self, data_plane: &DataPlane, answer: Answered) {
         let _ = self.answer.set(answer);
-        let waiters = std::mem::take(&mut *lock(&self.waiters));
+        let waiters = mem::take(&mut *lock(&self.waiters));
         waiters.iter().for_each(|waiter| data_plane.notify(waiter));
     }
 

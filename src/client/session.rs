@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::dispatcher::Dispatcher;
-use super::looks::{QueueLooks, QueueStatus};
+use super::looks::{QueueLooks, QueueStatus, no_channel};
 use super::options::Config;
 use super::publishing::Publishing;
 use crate::broker::{self, CallError, Channel, Connection, Limit};
@@ -22,9 +22,8 @@ pub(super) struct Session {
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) publishing: Publishing,
     consuming: Channel,
-    looks: Arc<QueueLooks>,
-    /// Whether requests that the broker may refuse get channels of their own.
-    pub(super) has_extras: bool,
+    /// `None` if the session opens no channels that it can do without.
+    looks: Option<Arc<QueueLooks>>,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
@@ -65,17 +64,16 @@ impl Session {
                 consumer.on_consuming(plane, event)
             })
             .map_err(failed("open a channel"))?;
-        let looks = QueueLooks::new(has_extras);
         // The broker handles this before what follows, and answers that if it allows the channel.
-        looks.open(&connection);
+        let looks = has_extras.then(|| QueueLooks::open(&connection));
         consuming.send(Method::DeclareReplyQueue);
         let soon = Deadline::after(DECLARE_TIMEOUT.min(config.brokers.connect_timeout / 2)).at;
-        if awaits_consumers {
+        if let Some(looks) = looks.as_ref().filter(|_| awaits_consumers) {
             looks.await_consumers(&connection, &config.queue, CONSUMERS_TIMEOUT);
         }
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
         let publishing = Publishing::new(&dispatcher, publishing);
-        let session = Session { connection, dispatcher, publishing, consuming, looks, has_extras };
+        let session = Session { connection, dispatcher, publishing, consuming, looks };
         match declared {
             Err(CallError::Unanswered(_)) if session.connection.ended().is_none() => {
                 let consume =
@@ -152,12 +150,22 @@ impl Session {
         shares: bool,
         deadline: Deadline,
     ) -> Result<QueueStatus> {
-        let found = self.looks.ask(&self.connection, queue, shares, deadline);
+        let found = match &self.looks {
+            Some(looks) => looks.ask(&self.connection, queue, shares, deadline),
+            None => Err(no_channel()),
+        };
         // The reason why the session has ended is a better error than that no answer came.
         found.map_err(|error| match error {
-            Error::TimedOut { .. } => broker::Session::ended(self).unwrap_or(error),
+            Error::TimedOut { .. } | Error::Refused(_) => {
+                broker::Session::ended(self).unwrap_or(error)
+            }
             error => error,
         })
+    }
+
+    /// Whether a request that the broker may refuse gets a channel of its own.
+    pub(super) fn has_extra_channels(&self) -> bool {
+        self.looks.is_some()
     }
 
     /// Ends the calls in flight and closes the connection: orderly if the broker answers within a
