@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::counters::Counters;
-use super::extra_channels::ExtraChannels;
 use crate::broker::{Brokers, program};
 use crate::observation::Observer;
 
@@ -89,7 +88,6 @@ pub(super) struct Config {
     pub(super) app_id: String,
     pub(super) counters: Counters,
     pub(super) observer: Observer,
-    pub(super) extra_channels: ExtraChannels,
 }
 
 impl Config {
@@ -101,7 +99,6 @@ impl Config {
             app_id: program(),
             counters: Counters::default(),
             observer: Observer::default(),
-            extra_channels: ExtraChannels::default(),
         })
     }
 }

@@ -2,16 +2,16 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::extra_channels::ExtraChannels;
 use super::local::LocalHandler;
 use super::looks::QueueStatus;
 use super::options::Config;
 use super::session::Session;
 use super::status::ClientStatus;
 use super::suspicion::{Replacements, is_unserved};
-use crate::broker::{Connection, Reconnector};
+use crate::broker::Reconnector;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::lock::lock;
@@ -36,9 +36,9 @@ struct Replaced {
 impl Sessions {
     /// Makes the first session. Blocks as [`RpcClient::connect`](super::RpcClient::connect) does.
     pub(super) fn open_first(config: Arc<Config>) -> Result<Sessions> {
-        let shared = Arc::clone(&config);
+        let (shared, extra_channels) = (Arc::clone(&config), ExtraChannels::default());
         let reconnector = Reconnector::new(&config.brokers, move |connection, is_reconnect| {
-            let session = open_session(&shared, connection, is_reconnect)?;
+            let session = extra_channels.open_session(&shared, connection, is_reconnect)?;
             shared.counters.reconnects.fetch_add(is_reconnect.into(), Ordering::Relaxed);
             Ok(session)
         });
@@ -127,23 +127,4 @@ impl Sessions {
         let retired = lock(&self.replaced).retired.upgrade();
         [self.reconnector.close(), retired].iter().flatten().for_each(|session| session.close());
     }
-}
-
-/// If the broker closes the connection because it allows the user fewer channels, the next one does
-/// without those that a session can do without.
-fn open_session(
-    config: &Arc<Config>,
-    connection: Connection,
-    is_reconnect: bool,
-) -> Result<Session> {
-    let data_plane = Arc::clone(&connection);
-    let has_extras = config.extra_channels.allow(&data_plane);
-    let opened = Session::open(config, connection, is_reconnect, has_extras);
-    if opened.is_ok() || !has_extras || config.extra_channels.allow(&data_plane) {
-        return opened;
-    }
-    // The broker counts the channels of a connection for a moment longer.
-    thread::sleep(Duration::from_millis(200));
-    let connection = config.brokers.connect_near(&data_plane.endpoint)?;
-    Session::open(config, connection, is_reconnect, false)
 }
