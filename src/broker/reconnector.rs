@@ -12,8 +12,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-pub(crate) use self::state::Session;
 use self::state::{ConnectionStatus, Patience, State};
+pub(crate) use self::state::{Session, write_status};
 use super::brokers::Brokers;
 use super::connection::Connection;
 use super::ended::Ended;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Instant;
 
+use crate::broker::write_status;
 use crate::deadline::age;
 use crate::error::Error;
 
@@ -39,14 +40,7 @@ impl fmt::Display for ClientStatus {
             (Some(broker), Some(since)) => write!(f, "connected to {broker} for {}", age(since))?,
             _ => f.write_str("not connected")?,
         }
-        write!(f, "; calls in flight: {}", self.in_flight)?;
-        self.oldest_since.map_or(Ok(()), |since| write!(f, ", the oldest for {}", age(since)))?;
-        match &self.last_error {
-            // A broker's text may contain anything.
-            Some(error) if !self.is_ready() => {
-                write!(f, "; {}", error.to_string().replace(char::is_control, " "))
-            }
-            _ => Ok(()),
-        }
+        let error = self.last_error.as_ref().filter(|_| !self.is_ready());
+        write_status(f, "calls in flight", self.in_flight as u64, self.oldest_since, error)
     }
 }

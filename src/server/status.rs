@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Instant;
 
 use super::state::ServerState;
-use crate::broker::Session;
+use crate::broker::{Session, write_status};
 use crate::deadline::age;
 use crate::error::Error;
 use crate::lock::lock;
@@ -60,7 +60,7 @@ impl ServerStatus {
 
 impl fmt::Display for ServerStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ServerStatus { workers, workers_ready, in_progress, .. } = self;
+        let ServerStatus { workers, workers_ready, .. } = self;
         if self.is_stopping {
             f.write_str("stopping; ")?;
         }
@@ -71,14 +71,7 @@ impl fmt::Display for ServerStatus {
             }
             _ => f.write_str(", not connected")?,
         }
-        write!(f, "; requests in progress: {in_progress}")?;
-        self.oldest_since.map_or(Ok(()), |since| write!(f, ", the oldest for {}", age(since)))?;
-        match &self.last_error {
-            // A broker's text may contain anything.
-            Some(error) if !self.is_ready() => {
-                write!(f, "; {}", error.to_string().replace(char::is_control, " "))
-            }
-            _ => Ok(()),
-        }
+        let error = self.last_error.as_ref().filter(|_| !self.is_ready());
+        write_status(f, "requests in progress", self.in_progress, self.oldest_since, error)
     }
 }
