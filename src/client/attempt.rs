@@ -112,13 +112,17 @@ impl InFlight {
                 [self.next_check, next_reply].into_iter().flatten().fold(until, Instant::min);
             let must_resend = || request.is_idempotent && self.session.is_retired();
             let has_ended = || self.session.dispatcher.ended.get().is_some();
-            let is_ready =
-                || self.slot.has_outcome() || self.slot.has_told() || must_resend() || has_ended();
+            let has_news = || {
+                let progress = self.slot.progress();
+                progress.outcome.is_some() || progress.told.is_some()
+            };
+            let is_ready = || has_news() || must_resend() || has_ended();
             self.session.connection.wait(&self.slot.waiter, step, is_ready);
-            let told_earlier = earlier.iter().rev().find_map(|attempt| attempt.slot.take_told());
+            let told_earlier =
+                earlier.iter().rev().find_map(|attempt| attempt.slot.progress().told.take());
             let outcome = self.take_outcome(earlier);
             // The server tells its progress before it sends the reply.
-            let told = self.slot.take_told().or(told_earlier);
+            let told = self.slot.progress().told.take().or(told_earlier);
             if let (Some(text), Some(show)) = (told, &request.on_progress) {
                 show(&text);
             }
@@ -140,7 +144,8 @@ impl InFlight {
     pub(super) fn take_outcome(&self, earlier: &mut Vec<InFlight>) -> Option<Outcome> {
         // In this order: a reply that came before the end counts.
         let ended = self.session.ended();
-        let reply = take_reply(earlier).map(Outcome::Ended).or_else(|| self.slot.take_outcome());
+        let reply =
+            take_reply(earlier).map(Outcome::Ended).or_else(|| self.slot.progress().outcome.take());
         reply.or(ended.map(|ended| match ended {
             Error::ConnectionLost { reason } => Outcome::Lost(reason),
             error => Outcome::Ended(Err(error)),
@@ -161,8 +166,9 @@ impl InFlight {
         request: &OutgoingRequest,
         earlier: &[InFlight],
     ) -> Option<Outcome> {
-        let last_sign = || earlier.iter().filter_map(|attempt| attempt.slot.last_sign()).max();
-        let last_sign = || self.slot.last_sign().max(last_sign());
+        let last_sign =
+            || earlier.iter().filter_map(|attempt| attempt.slot.progress().last_sign).max();
+        let last_sign = || self.slot.progress().last_sign.max(last_sign());
         let (now, sign_timeout) = (Instant::now(), self.sign_timeout);
         if now < self.next_check? {
             return None;
@@ -242,7 +248,7 @@ pub(super) fn take_reply(attempts: &mut Vec<InFlight>) -> Option<Result<Reply>> 
     let mut reply = None;
     attempts.retain(|attempt| {
         let is_alive = attempt.session.ended().is_none();
-        match attempt.slot.take_outcome() {
+        match attempt.slot.progress().outcome.take() {
             Some(Outcome::Ended(outcome @ (Ok(_) | Err(Error::Remote { .. })))) => {
                 reply = Some(outcome);
                 false

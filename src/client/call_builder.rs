@@ -34,7 +34,7 @@ use crate::wire::{self, Headers, Reply, Request};
 pub struct CallBuilder<'a, T = Vec<u8>> {
     sessions: &'a Arc<Sessions>,
     /// The error is the reason why there is no body.
-    ready: Result<()>,
+    body: Result<Vec<u8>>,
     request: OutgoingRequest,
     timeout: Duration,
     decode: fn(Reply) -> Result<T>,
@@ -47,13 +47,9 @@ impl<'a> CallBuilder<'a> {
         body: Result<Vec<u8>>,
     ) -> CallBuilder<'a> {
         let options = &sessions.config.options;
-        let (ready, body) = match body {
-            Ok(body) => (Ok(()), body),
-            Err(error) => (Err(error), Vec::new()),
-        };
         let request = OutgoingRequest {
             queue: Arc::clone(queue),
-            body,
+            body: Vec::new(),
             message_id: String::new(),
             method: None,
             exchange: options.exchange.clone(),
@@ -65,15 +61,15 @@ impl<'a> CallBuilder<'a> {
             on_progress: None,
         };
         let decode = |reply: Reply| Ok(reply.into_body());
-        CallBuilder { sessions, ready, request, timeout: options.timeout, decode }
+        CallBuilder { sessions, body, request, timeout: options.timeout, decode }
     }
 }
 
 impl<'a, T> CallBuilder<'a, T> {
     /// The same call, whose reply is decoded in another way.
     pub(crate) fn decoded_by<U>(self, decode: fn(Reply) -> Result<U>) -> CallBuilder<'a, U> {
-        let CallBuilder { sessions, ready, request, timeout, .. } = self;
-        CallBuilder { sessions, ready, request, timeout, decode }
+        let CallBuilder { sessions, body, request, timeout, .. } = self;
+        CallBuilder { sessions, body, request, timeout, decode }
     }
 
     /// The time limit of the call. Overrides
@@ -192,8 +188,8 @@ impl<'a, T> CallBuilder<'a, T> {
     /// # Errors
     /// As [`RpcClient::send`](super::RpcClient::send).
     pub fn send(self) -> Result<PendingReply<T>> {
-        let CallBuilder { sessions, ready, mut request, timeout, decode } = self;
-        ready?;
+        let CallBuilder { sessions, body, mut request, timeout, decode } = self;
+        request.body = body?;
         if request.message_id.is_empty() {
             request.message_id = Uuid::new_v4().to_string();
         }

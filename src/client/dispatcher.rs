@@ -42,12 +42,26 @@ impl Dispatcher {
         self: &Arc<Dispatcher>,
     ) -> impl Fn(&DataPlane, Event) + Send + Sync + 'static {
         let (this, channel) = (Arc::clone(self), self.pending.lock().order.begin_channel());
-        move |data_plane, event| this.on_publishing(channel, data_plane, event)
+        move |data_plane, event| {
+            let on_close = |close: &Close| this.lose_publishing(channel, data_plane, close);
+            this.on_publishing(data_plane, event, on_close);
+        }
     }
 
-    /// Handles an event on the channel that publishes requests, which is the session's latest or an
-    /// earlier one. Unroutable requests return on it, and direct replies arrive on it.
-    fn on_publishing(&self, channel: u64, data_plane: &DataPlane, event: Event) {
+    /// Handles an event on a channel on which only this request is in flight.
+    pub(super) fn on_own_channel(&self, id: Uuid, data_plane: &DataPlane, event: Event) {
+        self.on_publishing(data_plane, event, |close| {
+            let outcome = match close.method {
+                BASIC_PUBLISH => Outcome::Ended(Err(refusal_error(close, data_plane))),
+                _ => Outcome::Lost(format!("the broker closed the channel: {close}")),
+            };
+            self.pending.settle(id, outcome, data_plane);
+        });
+    }
+
+    /// Unroutable requests return on the channel that published them. Direct replies arrive on the
+    /// one that most requests share.
+    fn on_publishing(&self, data_plane: &DataPlane, event: Event, on_close: impl FnOnce(&Close)) {
         match event {
             Event::Return { queue, message, .. } => {
                 if let (Some(id), _) = wire::identify(&message) {
@@ -56,26 +70,9 @@ impl Dispatcher {
                 }
             }
             Event::Delivery(delivery) => self.route_reply(data_plane, delivery.message),
-            Event::Closed(close) => self.lose_publishing(channel, data_plane, &close),
+            Event::Closed(close) => on_close(&close),
             _ => {}
         }
-    }
-
-    /// Handles an event on a channel on which only this request is in flight.
-    pub(super) fn on_own_channel(&self, id: Uuid, data_plane: &DataPlane, event: Event) {
-        let error = match event {
-            Event::Return { queue, .. } => Error::Unroutable { queue },
-            Event::Closed(close) if close.method == BASIC_PUBLISH => {
-                refusal_error(&close, data_plane)
-            }
-            Event::Closed(close) => {
-                let reason = format!("the broker closed the channel: {close}");
-                self.pending.settle(id, Outcome::Lost(reason), data_plane);
-                return;
-            }
-            _ => return,
-        };
-        self.pending.settle(id, Outcome::Ended(Err(error)), data_plane);
     }
 
     /// One request is not the connection: the others go on, and later ones go through another

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 use uuid::Uuid;
@@ -45,13 +45,15 @@ pub(super) struct CallSlot {
     progress: Mutex<Progress>,
 }
 
+/// What has come for a caller.
 #[derive(Default)]
-struct Progress {
-    outcome: Option<Outcome>,
+pub(super) struct Progress {
+    /// `None` once the caller has taken it, too.
+    pub(super) outcome: Option<Outcome>,
     /// When the server sent the last sign of life, if it has sent any.
-    last_sign: Option<Instant>,
+    pub(super) last_sign: Option<Instant>,
     /// What the server told of its progress last, unless the caller has taken it.
-    told: Option<String>,
+    pub(super) told: Option<String>,
 }
 
 impl InFlightCalls {
@@ -166,7 +168,7 @@ impl CallSlot {
     }
 
     pub(super) fn set_outcome(&self, outcome: Outcome) {
-        lock(&self.progress).outcome = Some(outcome);
+        self.progress().outcome = Some(outcome);
         self.is_settled.store(true, Ordering::Relaxed);
     }
 
@@ -175,30 +177,14 @@ impl CallSlot {
         self.is_settled.load(Ordering::Relaxed)
     }
 
-    pub(super) fn has_outcome(&self) -> bool {
-        lock(&self.progress).outcome.is_some()
-    }
-
-    pub(super) fn take_outcome(&self) -> Option<Outcome> {
-        lock(&self.progress).outcome.take()
-    }
-
     pub(super) fn note_sign_of_life(&self, told: Option<String>) {
-        let mut progress = lock(&self.progress);
+        let mut progress = self.progress();
         progress.last_sign = Some(Instant::now());
         progress.told = told.or(progress.told.take());
     }
 
-    pub(super) fn has_told(&self) -> bool {
-        lock(&self.progress).told.is_some()
-    }
-
-    pub(super) fn take_told(&self) -> Option<String> {
-        lock(&self.progress).told.take()
-    }
-
-    pub(super) fn last_sign(&self) -> Option<Instant> {
-        lock(&self.progress).last_sign
+    pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {
+        lock(&self.progress)
     }
 }
 

@@ -124,7 +124,7 @@ impl Sessions {
 
     /// Ends the calls in flight with [`Error::Closed`](crate::Error::Closed), and accepts no more.
     pub(super) fn close(&self) {
-        let retired = lock(&self.replaced).retired.upgrade();
-        [self.reconnector.close(), retired].iter().flatten().for_each(|session| session.close());
+        self.reconnector.close();
+        self.in_use().for_each(|session| session.close());
     }
 }
