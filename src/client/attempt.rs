@@ -76,10 +76,10 @@ impl InFlight {
         // Direct replies come through the publishing channel, so requests share it.
         let has_own = request.may_be_refused(config) && !replies_directly;
         let own = match has_own && session.has_extra_channels() {
-            true => publishing.take_own(connection, slot.id, limit.at),
+            true => publishing.take_own(slot.id, limit.at),
             false => None,
         };
-        match publishing.write(connection, request, &head, slot, own.as_ref(), limit) {
+        match publishing.write(request, &head, slot, own.as_ref(), limit) {
             Ok(()) => {}
             // The rest of the request is written before anything else.
             Err(WriteError::TimedOut { begun: true }) if limit.at < deadline.at => {}

@@ -13,7 +13,7 @@ use super::dispatcher::Dispatcher;
 use super::in_flight::CallSlot;
 use super::pending::PROBE;
 use super::request::OutgoingRequest;
-use crate::broker::{CallError, Channel, Connection, DataPlane, WriteError};
+use crate::broker::{CallError, Channel, DataPlane, WriteError};
 use crate::deadline::Deadline;
 use crate::lock::lock;
 use crate::wire::{self, Reply, RequestHead};
@@ -22,6 +22,7 @@ use crate::wire::{self, Reply, RequestHead};
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(super) struct Publishing {
+    data_plane: Arc<DataPlane>,
     dispatcher: Arc<Dispatcher>,
     /// Shared by most requests. Another one takes its place if the broker closes it because of a
     /// request.
@@ -39,15 +40,11 @@ pub(super) struct OwnChannel {
 impl Publishing {
     pub(super) fn new(dispatcher: &Arc<Dispatcher>, channel: Channel) -> Publishing {
         Publishing {
+            data_plane: Arc::clone(&channel.data_plane),
             dispatcher: Arc::clone(dispatcher),
             shared: Mutex::new(Arc::new(channel)),
             idle: Mutex::default(),
         }
-    }
-
-    /// The channel that most requests share.
-    pub(super) fn channel(&self) -> Arc<Channel> {
-        Arc::clone(&lock(&self.shared))
     }
 
     /// Publishes [`PROBE`] to the reply queue. If that fails, the first call reports why.
@@ -62,10 +59,10 @@ impl Publishing {
         let _ = channel.write_noting(probe, until, note);
     }
 
-    /// Writes a request: on its own channel if it has one, else on the shared one.
+    /// Writes a request: on its own channel if it has one, else on the shared one. If that is
+    /// closed before the request has begun, it may be written again.
     pub(super) fn write(
         &self,
-        connection: &Connection,
         request: &OutgoingRequest,
         head: &RequestHead<'_>,
         slot: &CallSlot,
@@ -79,32 +76,37 @@ impl Publishing {
         if let Some(OwnChannel { channel, .. }) = own {
             return channel.write(encode(channel), limit.at);
         }
-        /// How often to try again while a channel that is closed keeps its number.
-        const INTERVAL: Duration = Duration::from_millis(10);
+        let shared = self.channel();
         let note = || self.dispatcher.pending.note_written(slot, request.body.len());
-        loop {
-            let shared = self.channel();
-            let written = shared.write_noting(encode(&shared), limit.at, note);
-            if written != Err(WriteError::ChannelClosed) || connection.ended().is_some() {
-                return written;
-            }
-            if !self.replace(&shared, connection) {
-                if limit.has_passed() {
-                    return Err(WriteError::TimedOut { begun: false });
+        let written = shared.write_noting(encode(&shared), limit.at, note);
+        if written == Err(WriteError::ChannelClosed) {
+            /// A channel that is closed may keep the only number for a moment.
+            const PAUSE: Duration = Duration::from_millis(10);
+            self.data_plane.wait(&slot.waiter, limit.at.min(Instant::now() + PAUSE), || false);
+        }
+        written
+    }
+
+    /// The channel that most requests share. If it is closed, opens another one, unless no number
+    /// is free yet. Does not block: other callers need the lock.
+    pub(super) fn channel(&self) -> Arc<Channel> {
+        let mut shared = lock(&self.shared);
+        if !shared.is_open() {
+            let handler = self.dispatcher.begin_publishing();
+            match self.data_plane.begin_channel(Instant::now(), handler) {
+                Ok(opened) => *shared = Arc::new(opened),
+                Err(CallError::NoChannel(_)) => {
+                    self.data_plane.cut("it has no channel left for requests")
                 }
-                connection.wait(&slot.waiter, limit.at.min(Instant::now() + INTERVAL), || false);
+                Err(_) => {}
             }
         }
+        Arc::clone(&shared)
     }
 
     /// A channel for the request with this correlation id alone, if there is a number for one.
     /// Blocks only while the connection has no free number, and not beyond `until`.
-    pub(super) fn take_own(
-        &self,
-        connection: &Connection,
-        id: Uuid,
-        until: Instant,
-    ) -> Option<OwnChannel> {
+    pub(super) fn take_own(&self, id: Uuid, until: Instant) -> Option<OwnChannel> {
         if let Some(own) = lock(&self.idle).pop() {
             *lock(&own.request) = id;
             return Some(own);
@@ -115,7 +117,7 @@ impl Publishing {
             let id = *lock(&present);
             dispatcher.on_own_channel(id, plane, event);
         };
-        let channel = connection.begin_channel(until, on_event).ok()?;
+        let channel = self.data_plane.begin_channel(until, on_event).ok()?;
         Some(OwnChannel { channel, request })
     }
 
@@ -127,21 +129,5 @@ impl Publishing {
         if own.channel.is_open() && idle.len() < MAX_IDLE {
             idle.push(own);
         }
-    }
-
-    /// Opens another shared channel, unless another caller has done so. False if no number is free
-    /// yet. Does not block: other callers need the lock.
-    fn replace(&self, closed: &Arc<Channel>, connection: &Connection) -> bool {
-        let mut shared = lock(&self.shared);
-        if Arc::ptr_eq(&shared, closed) {
-            match connection.begin_channel(Instant::now(), self.dispatcher.begin_publishing()) {
-                Ok(opened) => *shared = Arc::new(opened),
-                Err(CallError::NoChannel(_)) => {
-                    connection.cut("it has no channel left for requests")
-                }
-                Err(_) => return false,
-            }
-        }
-        true
     }
 }
