@@ -13,6 +13,7 @@
 //! `RABBITMQ_RPC_SOAK_SEED` repeats the faults of an earlier run. `scripts/soak.sh` sets both.
 
 mod faults;
+mod leaders;
 mod ledger;
 mod processes;
 mod refusals;
@@ -101,7 +102,7 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         ledger.announce(&format!("{at:6.1} s  {number}: {shown}"));
         ledger.take_longest_gaps();
         ledger.allow_refusals(faults.iter().any(Fault::refuses));
-        system.inject(&faults);
+        system.inject(&faults, ledger);
         if faults.iter().any(Fault::leaves_no_answers) {
             ledger.restart_gaps();
         }

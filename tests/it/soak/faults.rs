@@ -5,8 +5,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::leaders;
 use super::ledger::Ledger;
 use super::processes::{Addresses, Processes};
 use super::refusals::Refusals;
@@ -68,10 +69,14 @@ impl System {
 
     /// Injects the faults at once, waits for as long as the longest lasts, and ends them, the last
     /// one first.
-    pub fn inject(&mut self, faults: &[Fault]) {
+    pub fn inject(&mut self, faults: &[Fault], ledger: &Ledger) {
         faults.iter().for_each(|fault| self.begin(*fault));
-        let durations = faults.iter().map(Fault::duration);
-        thread::sleep(durations.max().unwrap_or_default());
+        let until = Instant::now() + faults.iter().map(Fault::duration).max().unwrap_or_default();
+        if let Some(lost) = faults.iter().find_map(Fault::lost_node) {
+            let others: Vec<usize> = (0..System::NODES).filter(|node| *node != lost).collect();
+            leaders::watch(&self.broker, &others, ledger, until);
+        }
+        thread::sleep(until.saturating_duration_since(Instant::now()));
         faults.iter().rev().for_each(|fault| self.end(*fault));
     }
 

@@ -50,6 +50,13 @@ struct Gap {
     longest: Duration,
 }
 
+impl Gap {
+    fn end(&mut self, now: Instant) {
+        self.longest = self.longest.max(now - self.last_answer);
+        self.last_answer = now;
+    }
+}
+
 impl Ledger {
     /// Writes to `PATH.csv` and `PATH.log`.
     pub fn new(path: &Path) -> Ledger {
@@ -217,6 +224,14 @@ impl Ledger {
         self.state().gaps.values_mut().for_each(|gap| *gap = restarted);
     }
 
+    /// Ends the gaps of a queue's services: no server can get its requests now.
+    pub fn end_gaps(&self, queue: &str) {
+        let now = Instant::now();
+        let mut state = self.state();
+        let gaps = state.gaps.iter_mut().filter(|((_, service), _)| service.queue() == queue);
+        gaps.for_each(|(_, gap)| gap.end(now));
+    }
+
     /// The longest time without an answer to idempotent calls, of any client process from any
     /// service, since the last call of this function: to calls with signs of life, and to those
     /// without.
@@ -264,8 +279,7 @@ impl State {
         let now = Instant::now();
         let gap = Gap { last_answer: now, longest: Duration::ZERO };
         let gap = self.gaps.entry(pair).or_insert(gap);
-        gap.longest = gap.longest.max(now - gap.last_answer);
-        gap.last_answer = now;
+        gap.end(now);
     }
 
     fn record_violation(&mut self, heading: &'static str, what: String) {

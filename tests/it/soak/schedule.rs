@@ -164,6 +164,14 @@ impl Fault {
         }
     }
 
+    /// The node that the others lose for as long as the fault lasts.
+    pub fn lost_node(&self) -> Option<usize> {
+        match self {
+            Fault::FreezeNode(node, _) | Fault::Partition(node, _) => Some(*node),
+            _ => None,
+        }
+    }
+
     /// Whether no broker can answer some client for as long as the fault lasts.
     pub fn leaves_no_answers(&self) -> bool {
         match self {
