@@ -108,11 +108,16 @@
 //! [`ServerOptions::max_waiting`], `serve` starts a second server, with a connection, a supervising
 //! thread and one worker.
 //!
-//! No thread spins. Four sleep to poll: the one that reconnects to a cluster, for up to 3 s; the
-//! caller of an idempotent call whose queue does not exist any more; the reserve thread, every
-//! 10 ms, while callers and workers take turns to read; and whoever opens a channel while all
-//! numbers are taken and one is being closed. An idle client wakes up for heartbeats only. An idle
-//! server also asks the broker about its queue, every 4 s.
+//! No thread spins, and an idle program polls nothing: an idle client wakes up for heartbeats only,
+//! and an idle server also asks the broker about its queue, every 4 s. These poll:
+//!
+//! - the reserve thread, every 10 ms, while callers and workers take turns to read
+//! - whoever opens a channel while all numbers are taken and one is being closed, every 10 ms
+//! - the thread that reconnects a client to a cluster, every 50 ms for up to 3 s
+//! - the caller of an idempotent call, every 200 ms if its queue does not exist any more, and every
+//!   500 ms if it was sent again
+//! - a worker that gets a request which another worker still executes, every 100 ms
+//! - a server that stops, every 500 ms
 //!
 //! No lock is held, and nobody has the turn to read, while a line is logged: a logger may itself
 //! make calls. Lines about a connection are logged by a thread that waits for it.

@@ -33,8 +33,9 @@ pub struct Observation<'a> {
     /// `OK`, or the name of the [`Status`](crate::Status) that the request failed with. On a
     /// client, every other error is its [`Error::kind`](crate::Error::kind).
     pub status: &'static str,
-    /// The time to the end: on a client from the sending, on a server from the start of the
-    /// handler, without the time that the request waited.
+    /// On a client, the time of the whole call, also of what it waited for before its request was
+    /// sent. On a server, the time from the start of the handler until the reply was sent, without
+    /// the time that the request waited.
     pub time: Duration,
     /// Size of the received body, in bytes.
     pub bytes_in: usize,

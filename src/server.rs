@@ -233,9 +233,12 @@ impl fmt::Debug for RpcServer {
 pub struct Stopper(pub(super) Arc<ServerState>);
 
 impl Stopper {
-    /// Tells the server to stop, also while it connects. The server takes no further requests,
-    /// answers those in progress, and returns the others to the queue. Then [`RpcServer::serve`]
-    /// returns. The server stays stopped: later calls of `serve` return at once. Does not block.
+    /// Tells the server to stop, also while it connects. Does not block. The server takes no
+    /// further requests, and returns to the queue at once those that no handler has begun, and
+    /// those that still arrive; if their queue was deleted, it answers them. It answers the
+    /// requests in progress, and waits until the broker has their replies. Then, or after
+    /// [`ServerOptions::drain_timeout`], [`RpcServer::serve`] returns. The server stays stopped:
+    /// later calls of `serve` return at once.
     pub fn stop(&self) {
         self.0.stop();
     }

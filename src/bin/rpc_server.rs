@@ -40,7 +40,7 @@ the queue, and exits. A second signal ends it at once.",
         error_code(64, "usage, or there is no such command"),
         error_code(69, "no broker could be reached"),
         error_code(71, "the system gave it no thread for signals"),
-        error_code(75, "requests were still in progress after --drain-timeout"),
+        error_code(75, "after --drain-timeout, requests were in progress, or replies not confirmed"),
         error_code(77, "the broker refused the user or a permission"),
         error_code(78, "the broker refused the queue"),
         error_code(130, "a second SIGINT ended it; SIGTERM: 143")

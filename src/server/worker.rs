@@ -68,8 +68,9 @@ impl<'a> Worker<'a> {
     /// # Errors
     /// [`Error::Unreachable`](crate::Error::Unreachable) if the connection or the channel is lost,
     /// or the queue was deleted, and [`Error::Refused`](crate::Error::Refused) if the user may not
-    /// publish replies. If only one reply could not be sent, its request is in the queue again, and
-    /// the next call serves the next request.
+    /// publish replies. The broker refuses a small reply after this has returned: the next call
+    /// then fails. If only one reply could not be sent, its request is in the queue again, and the
+    /// next call serves the next request.
     pub fn serve_one<H, R>(&self, handler: H, timeout: Duration) -> Result<Served>
     where
         H: FnOnce(&Request) -> Result<R, Failure>,
