@@ -217,18 +217,11 @@ fn client_connects_while_another_node_is_frozen(broker: &Broker, urls: &[String]
     let server = ManualServer::start(&urls[0], &queue);
     broker.freeze(1);
     let client = connect(&urls[0], &queue);
-    let answered = || {
-        let call = client.send("7").unwrap();
-        let request = server.next();
-        server.reply(&request, b"13");
-        assert_eq!(call.wait().unwrap(), b"13");
-        request.properties.reply_to().clone().unwrap()
-    };
-    let reply_to = answered();
+    let reply_to = server.answer_call(&client);
     // From RabbitMQ 4.3 on, the majority of the nodes may declare a queue meanwhile.
     if broker.version() < (4, 3, 0) {
         assert!(reply_to.starts_with("amq.rabbitmq.reply-to."), "{reply_to}");
     }
-    await_value(answered, |reply_to| reply_to.starts_with("amq.gen-"));
+    await_value(|| server.answer_call(&client), |reply_to| reply_to.starts_with("amq.gen-"));
     assert_eq!(client.counters().reconnects, 0);
 }

@@ -24,9 +24,7 @@ fn content_header_larger_than_a_frame_costs_neither_server_nor_client_its_connec
 
     let queue = queue_name("large-request");
     let mut server = rpc_server_at(&broker.url(), &queue, &[]);
-    let reply_to = raw.reply_queue();
-    let request = Properties::default().headers(&large).reply_to(reply_to.as_bytes());
-    assert_eq!(raw.publish("", queue.as_bytes(), &request, b"7"), Verdict::Confirmed);
+    raw.request_with(&queue, Properties::default().headers(&large), b"7");
     assert_eq!(raw.reply().body, b"13");
     assert!(!server.stderr().contains("trying again"), "{}", server.stderr());
     crate::programs::stop(&mut server);

@@ -13,7 +13,7 @@ use crate::manual_server::ManualServer;
 use crate::patience::{PATIENCE, await_value, poll};
 use crate::programs::rpc_server;
 use crate::queue;
-use crate::raw::{Properties, Raw, Verdict, entry, long};
+use crate::raw::{Properties, Raw, entry, long};
 
 const INTERVAL: Duration = Duration::from_millis(500);
 
@@ -122,12 +122,8 @@ fn request_is_abandoned_after_requester_disconnects() {
         Ok("too late")
     });
     let mut raw = Raw::connect(Broker::shared().port(0));
-    let reply_to = raw.reply_queue();
-    let properties = Properties::default()
-        .headers(&entry(b"rpc-keep-alive", b'S', &long(b"200")))
-        .correlation_id(b"7")
-        .reply_to(reply_to.as_bytes());
-    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Confirmed);
+    let asks = entry(b"rpc-keep-alive", b'S', &long(b"200"));
+    raw.request_with(&queue, Properties::default().headers(&asks).correlation_id(b"7"), b"7");
     assert!(!has_begun.recv_timeout(PATIENCE).unwrap());
     drop(raw);
     assert!(was_seen.recv_timeout(PATIENCE).unwrap());

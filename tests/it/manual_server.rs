@@ -4,6 +4,7 @@ use std::thread::{self, JoinHandle};
 
 use amiquip::{AmqpProperties, ConsumerMessage, ConsumerOptions, Delivery, Publish};
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
+use rabbitmq_rpc::RpcClient;
 
 use crate::patience::PATIENCE;
 use crate::queue;
@@ -56,6 +57,15 @@ impl ManualServer {
     /// The next request.
     pub fn next(&self) -> Delivery {
         self.requests.recv_timeout(PATIENCE).expect("a request was sent")
+    }
+
+    /// Answers one call of this client. Returns where the reply went.
+    pub fn answer_call(&self, client: &RpcClient) -> String {
+        let call = client.send("7").unwrap();
+        let request = self.next();
+        self.reply(&request, b"13");
+        assert_eq!(call.wait().unwrap(), b"13");
+        request.properties.reply_to().clone().expect("a request has a reply_to")
     }
 
     pub fn reply(&self, request: &Delivery, body: &[u8]) {

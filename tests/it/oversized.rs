@@ -100,13 +100,7 @@ fn refused_request_costs_its_own_call_alone_once_there_is_a_reply_queue() {
     broker.limit_messages(1000);
     declarer("suspend");
     let client = connect(&url, &queue);
-    let reply_to = || {
-        let call = client.send("7").unwrap();
-        let request = server.next();
-        server.reply(&request, b"13");
-        assert_eq!(call.wait().unwrap(), b"13");
-        request.properties.reply_to().clone().unwrap()
-    };
+    let reply_to = || server.answer_call(&client);
     assert!(reply_to().starts_with("amq.rabbitmq.reply-to"));
     declarer("resume");
     await_value(reply_to, |reply_to| reply_to.starts_with("amq.gen-"));

@@ -16,7 +16,7 @@ use crate::manual_server::ManualServer;
 use crate::patience::{PATIENCE, poll};
 use crate::process::Process;
 use crate::programs::RPC_CLIENT;
-use crate::raw::{Properties, Raw, Verdict, entry, long};
+use crate::raw::{Properties, Raw, entry, long};
 
 /// What a call was told, and a hook that notes it.
 fn told() -> (Arc<Mutex<Vec<String>>>, impl Fn(&str) + Send + Sync + 'static) {
@@ -148,12 +148,8 @@ fn progress_finds_out_that_the_requester_is_gone() {
         Ok("too late")
     });
     let mut raw = Raw::connect(Broker::shared().port(0));
-    let reply_to = raw.reply_queue();
-    let properties = Properties::default()
-        .headers(&entry(b"rpc-progress", b'S', &long(b"true")))
-        .correlation_id(b"7")
-        .reply_to(reply_to.as_bytes());
-    assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Confirmed);
+    let asks = entry(b"rpc-progress", b'S', &long(b"true"));
+    raw.request_with(&queue, Properties::default().headers(&asks).correlation_id(b"7"), b"7");
     has_begun.recv_timeout(PATIENCE).unwrap();
     drop(raw);
     assert!(was_seen.recv_timeout(PATIENCE).unwrap());

@@ -109,8 +109,12 @@ impl Raw {
     /// Sends a request whose reply [`Raw::reply`] returns. When this returns, the request is in the
     /// queue.
     pub fn request(&mut self, queue: &str, body: &[u8]) {
-        let reply_queue = self.reply_queue();
-        let properties = Properties::default().reply_to(reply_queue.as_bytes());
+        self.request_with(queue, Properties::default(), body);
+    }
+
+    /// The same, with these properties before the `reply_to`.
+    pub fn request_with(&mut self, queue: &str, properties: Properties, body: &[u8]) {
+        let properties = properties.reply_to(self.reply_queue().as_bytes());
         assert_eq!(self.publish("", queue.as_bytes(), &properties, body), Verdict::Confirmed);
     }
 
