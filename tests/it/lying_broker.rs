@@ -14,7 +14,7 @@ use crossbeam_channel::unbounded;
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
 use self::peer::Peer;
-use crate::patience::PATIENCE;
+use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_CLIENT, RPC_SERVER};
 use crate::settings;
@@ -103,7 +103,7 @@ fn request_that_waits_to_be_written_when_another_is_refused_is_sent_once() {
     assert!(begun.unwrap_err().may_have_executed());
     thread::scope(|scope| {
         let waiting = scope.spawn(|| client.call_timeout("9", Duration::from_secs(4)));
-        thread::sleep(Duration::from_millis(500));
+        await_value(|| client.counters().in_flight, |in_flight| *in_flight == 2);
         refuse.send(()).unwrap();
         let error = refused.wait().unwrap_err();
         assert!(matches!(error, Error::Config(_)), "{error:?}");

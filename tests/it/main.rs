@@ -35,10 +35,10 @@
 //!
 //! A test waits for an event: a line of a program ([`process::Process::wait_for_line`]), a reply,
 //! or a message on a channel. For a state that sends no event, [`patience::await_value`] looks
-//! again and again. No test sleeps and then assumes that something has happened, but for the soak in
-//! one case that RabbitMQ does not report. Each wait ends
-//! after [`patience::PATIENCE`]: the test then fails and shows what the programs printed. A
-//! duration is asserted only in tests whose subject is the time itself.
+//! again and again. A test sleeps only where time is a part of what happens (a handler that takes
+//! long, a peer that pauses), or where nothing at all reports what it waits for; a comment says
+//! which. Each wait ends after [`patience::PATIENCE`]: the test then fails and shows what the
+//! programs printed. A duration is asserted only in tests whose subject is the time itself.
 //!
 //! A process, a server or a broker ends when the test drops it, also when the test fails. A helper
 //! that only one file needs stays in that file; one that two files need is in the modules above.

@@ -139,7 +139,7 @@ fn connection_ends_when_poll_fails_inside_a_message() {
     let mut client = Process::with_stdin(command.args(role).env(URL, url).env(QUEUE, &queue));
     client.wait_for_line("connected", PATIENCE);
     // The broker then has nothing more to send, so the reading thread stays in `poll`, and the
-    // writer's call of `poll` fails first.
+    // writer's call of `poll` fails first. Nothing reports that nothing more comes.
     thread::sleep(SECOND / 2);
     proxy.set(Mode::Stall);
     client.write_stdin("send\n");

@@ -89,6 +89,7 @@ fn requester_that_does_not_ask_is_told_nothing() {
     let queue = queue_name("not-told");
     let _serving = Serving::requests(&url(), &queue, ServerOptions::default(), |request| {
         request.progress("begun");
+        // Longer than a server waits before it tells a further text.
         thread::sleep(Duration::from_millis(150));
         request.progress("done");
         Ok("13")

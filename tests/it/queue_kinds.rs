@@ -156,6 +156,7 @@ fn operator_and_server_declare_deleted_queue_at_the_same_time() {
     for (index, (queue, _)) in served.iter().enumerate() {
         let channel = operator.open_channel(None).unwrap();
         channel.queue_delete(queue.as_str(), Default::default()).unwrap();
+        // Each time, the server has got a little further.
         thread::sleep(Duration::from_micros(50 * index as u64));
         let arguments = arguments([("x-max-length", AmqpValue::LongInt(9))]);
         let options = QueueDeclareOptions { durable: true, arguments, ..Default::default() };

@@ -9,7 +9,7 @@ use rabbitmq_rpc::{Brokers, Error, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{connect, connect_fibonacci};
-use crate::patience::{PATIENCE, SetOnDrop};
+use crate::patience::{PATIENCE, SetOnDrop, poll};
 use crate::process::Process;
 use crate::programs::{RPC_SERVER, rpc_server};
 use crate::random::Random;
@@ -79,12 +79,9 @@ fn calls_are_answered_while_servers_are_killed_at_random() {
             }
             // Some choices follow after many answers, others at once.
             let until = before + random.below(400);
-            while !servers.is_empty()
-                && answered.load(Ordering::Relaxed) < until
-                && Instant::now() < end
-            {
-                thread::sleep(Duration::from_millis(1));
-            }
+            let is_enough = |answered: &usize| servers.is_empty() || *answered >= until;
+            let left = end.saturating_duration_since(Instant::now());
+            let _ = poll(left, || answered.load(Ordering::Relaxed), is_enough);
         }
         if servers.is_empty() {
             servers.push(rpc_server(&queue, &[]));

@@ -1,7 +1,5 @@
 //! How a server and a client say that they are.
 
-use std::time::Duration;
-
 use crossbeam_channel::unbounded;
 use rabbitmq_rpc::{Brokers, Request, RpcClient, RpcServer, ServerOptions, ServerStatus};
 
@@ -79,8 +77,9 @@ fn status_of_server_that_cannot_connect_says_why() {
 fn client_says_what_it_is_connected_to_and_what_it_waits_for() {
     let queue = queue_name("client-status");
     let proxy = Proxy::to(Broker::shared().port(0));
-    let serving = Serving::start(&url(), &queue, ServerOptions::default(), |request| {
-        std::thread::sleep(Duration::from_millis(300));
+    let (release, released) = unbounded();
+    let serving = Serving::start(&url(), &queue, ServerOptions::default(), move |request| {
+        released.recv_timeout(PATIENCE).unwrap();
         Ok(request.to_vec())
     });
     let client = connect(&proxy.url(), &queue);
@@ -93,6 +92,7 @@ fn client_says_what_it_is_connected_to_and_what_it_waits_for() {
     assert!(waiting.in_flight == 1 && waiting.oldest_since > idle.connected_since, "{waiting:?}");
     let text = waiting.to_string();
     assert!(text.starts_with(&format!("connected to {address} for ")), "{text}");
+    (0..2).for_each(|_| release.send(()).unwrap());
     assert_eq!(call.wait().unwrap(), b"7");
     proxy.cut();
     let lost = await_value(|| client.status(), |status| !status.is_ready());

@@ -6,8 +6,7 @@
 
 use std::env;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rabbitmq_rpc::{
     Brokers, ClientCounters, ClientOptions, RpcClient, RpcServer, Served, ServerOptions, Worker,
@@ -17,7 +16,7 @@ use rabbitmq_rpc::{
 use super::counters_when;
 use crate::broker::Broker;
 use crate::embedded::{Serving, connect, connect_idempotent};
-use crate::patience::await_value;
+use crate::patience::{await_value, poll};
 use crate::process::Process;
 use crate::usage::Usage;
 
@@ -217,18 +216,12 @@ fn fail_to_open(url: &str, clients: usize) {
 
 fn reconnect(url: &str, reconnects: u64, limit: Duration) {
     let clients: Vec<_> = (0..CLIENTS).map(|_| connect_idempotent(url, QUEUE)).collect();
-    let reconnected = || clients.iter().map(|client| client.counters().reconnects).sum::<u64>();
-    let deadline = Instant::now() + limit;
-    loop {
-        for client in &clients {
-            assert_eq!(client.call("7").unwrap(), b"7");
-        }
-        if reconnected() >= reconnects {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{} reconnects", reconnected());
-        thread::sleep(Duration::from_millis(10));
-    }
+    let reconnected = || {
+        clients.iter().for_each(|client| assert_eq!(client.call("7").unwrap(), b"7"));
+        clients.iter().map(|client| client.counters().reconnects).sum::<u64>()
+    };
+    let done = poll(limit, reconnected, |done| *done >= reconnects);
+    done.unwrap_or_else(|done| panic!("{done} reconnects"));
     assert!(clients.iter().all(|client| client.counters().in_flight == 0));
     clients.into_iter().for_each(RpcClient::close);
 }

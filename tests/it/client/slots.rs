@@ -19,8 +19,8 @@ fn call_that_waits_until_its_deadline_is_not_sent() {
     let options = ClientOptions { max_in_flight: 4, ..Default::default() };
     let client = connect_with(&broker.url(), &queue, options);
     let deadline = Instant::now() + SECOND;
-    thread::sleep(Duration::from_millis(2));
-    let held: Vec<_> = (0..4).map(|_| client.send_timeout("held", SECOND).unwrap()).collect();
+    let longer = SECOND + Duration::from_millis(2);
+    let held: Vec<_> = (0..4).map(|_| client.send_timeout("held", longer).unwrap()).collect();
     (0..4).for_each(|_| drop(server.next()));
     thread::scope(|scope| {
         let send =

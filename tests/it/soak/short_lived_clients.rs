@@ -34,6 +34,7 @@ impl ShortLivedClients {
                     return;
                 }
                 run_client(&ledger, &urls, [n, n + 1, n + 2]);
+                // Without a pause, starting programs would use all processor time.
                 thread::sleep(Duration::from_millis(300));
             }
         });
