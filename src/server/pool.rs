@@ -86,7 +86,7 @@ impl Job {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         let state = &self.state;
         let never = Deadline::after(Duration::MAX);
-        let (mut failures, mut has_begun) = (0, false);
+        let mut failures = 0;
         while !state.stop.is_stopped() {
             let session = match state.sessions.persistent_session(never) {
                 Err(Error::Closed) => break,
@@ -95,17 +95,15 @@ impl Job {
             let worker = match Worker::begin(state, &session) {
                 Ok(worker) => worker,
                 Err(Error::Unreachable { .. }) => continue,
-                // A worker for which there never was a channel is one too many.
-                Err(error @ Error::Config(_)) if !has_begun => return Err(error),
                 Err(error) if state.keeps_trying() => {
                     failures += 1;
-                    self.state.pause(failures, &error);
+                    state.pause(failures, &error);
                     continue;
                 }
                 Err(error) => return Err(error),
             };
             state.has_served.store(true, Ordering::Relaxed);
-            (failures, has_begun) = (0, true);
+            failures = 0;
             let on_ready = lock(&self.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
             let served = self.serve(&worker);
@@ -119,28 +117,18 @@ impl Job {
                     true => state.abandon(&session, &error),
                     false => log::warn!("{error}; going on with another channel"),
                 },
-                Err(error) if state.outcomes.has_replied() => self.state.pause(1, &error),
+                Err(error) if state.outcomes.has_replied() => state.pause(1, &error),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
 
-    /// Serves until the server is told to stop, or until the channel or the connection has ended.
+    /// Serves until the server is told to stop, or until the channel or the connection has ended or
+    /// a reply could not be sent.
     fn serve(&self, worker: &Worker<'_>) -> Result<()> {
-        let mut failures = 0;
-        loop {
-            match worker.serve_one(&self.handler, Duration::MAX) {
-                Ok(Served::Stopped) => return Ok(()),
-                Ok(_) => failures = 0,
-                Err(error) if worker.consumer.ended().is_some() => return Err(error),
-                // Only one reply could not be sent.
-                Err(error) => {
-                    failures += 1;
-                    self.state.pause(failures, &error);
-                }
-            }
-        }
+        while worker.serve_one(&self.handler, Duration::MAX)? != Served::Stopped {}
+        Ok(())
     }
 }
 

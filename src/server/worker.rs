@@ -174,9 +174,7 @@ impl<'a> Worker<'a> {
         let tag = request.delivery.tag;
         session.connection.recycle(outcomes.finish(inbox, request, known, answered.is_ok()));
         answered.inspect_err(|_| {
-            if !inbox.is_withdrawn() {
-                channel.send_unanswered(&frames::give_back(channel.number, tag));
-            }
+            let _ = self.consumer.settle(frames::give_back(channel.number, tag));
         })
     }
 
