@@ -103,8 +103,8 @@
 //! workers on the thread that calls it. While a requester wants signs of life, one more thread
 //! sends them. Connecting takes one more thread. For a client, that thread then waits until the
 //! broker has declared the reply queue. For replies by direct reply-to to RabbitMQ before
-//! 3.10.12 and 3.11.4, workers share further connections: at most one for each worker and broker.
-//! An idle worker closes those that were not used for 10 s. To answer requests that exceed
+//! 3.10.12 and 3.11.4, a worker has a second connection, which it closes when it is idle and has
+//! not used it for 10 s. To answer requests that exceed
 //! [`ServerOptions::max_waiting`], `serve` starts a second server, with a connection, a supervising
 //! thread and one worker.
 //!

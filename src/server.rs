@@ -156,7 +156,7 @@ impl RpcServer {
     /// As [`RpcServer::connect`], and the errors that `work` returns. [`Error::Closed`] if the
     /// server was stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
-        let ServerState { sessions, brokers, direct, .. } = &*self.state;
+        let ServerState { sessions, brokers, .. } = &*self.state;
         self.ensure_connected()?;
         let deadline = Deadline::after(brokers.first_connect_timeout());
         let _ = self.state.serving_since.set(SystemTime::now());
@@ -169,11 +169,7 @@ impl RpcServer {
                     failures += 1;
                     self.state.pause(failures, &error);
                 }
-                worker => {
-                    let done = work(&worker?);
-                    direct.close();
-                    return done;
-                }
+                worker => return work(&worker?),
             }
         }
     }

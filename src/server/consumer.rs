@@ -1,8 +1,10 @@
 //! What one worker consumes through: a channel, and what it has got, begun and finished there.
 
+use std::cell::{Ref, RefCell};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::direct::DirectConnection;
 use super::inbox::Inbox;
 use super::queue;
 use super::state::{ServerSession, ServerState};
@@ -19,6 +21,8 @@ pub(crate) struct Consumer<'a> {
     pub(super) session: &'a Arc<ServerSession>,
     pub(super) channel: Arc<Channel>,
     pub(super) inbox: Arc<Inbox>,
+    /// The worker's connection for direct replies, if it has needed one lately.
+    direct: RefCell<Option<DirectConnection>>,
 }
 
 impl<'a> Consumer<'a> {
@@ -58,7 +62,33 @@ impl<'a> Consumer<'a> {
         inbox.set_channel(&channel);
         state.outcomes.add(&inbox);
         log::info!("taking requests from {:?} on {}", state.queue, connection.endpoint);
-        Ok(Consumer { state, session, channel, inbox })
+        Ok(Consumer { state, session, channel, inbox, direct: RefCell::default() })
+    }
+
+    /// The worker's connection for direct replies. Makes it if there is none that works; there is
+    /// none if none can be had. Blocks for as long as connecting may take.
+    pub(super) fn connect_direct(&self) -> Ref<'_, Option<DirectConnection>> {
+        let mut direct = self.direct.borrow_mut();
+        *direct = direct.take().filter(DirectConnection::works);
+        match &mut *direct {
+            Some(direct) => direct.last_used = Instant::now(),
+            none => {
+                let endpoint = &self.session.connection.endpoint;
+                *none = DirectConnection::open(&self.state.brokers, endpoint);
+            }
+        }
+        drop(direct);
+        self.direct.borrow()
+    }
+
+    pub(super) fn has_direct(&self) -> bool {
+        self.direct.borrow().is_some()
+    }
+
+    /// Closes the connection for direct replies if it has not been used for a while. Blocks for at
+    /// most a second.
+    pub(super) fn close_idle_direct(&self) {
+        drop(self.direct.borrow_mut().take_if(|direct| direct.is_idle()));
     }
 
     /// The reason why no more requests come.

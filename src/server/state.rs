@@ -7,7 +7,6 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::counters::ServerCounters;
-use super::direct::DirectConnections;
 use super::exchange;
 use super::inbox::{Inbox, Unbegun};
 use super::keep_alive::KeepAlive;
@@ -45,7 +44,6 @@ pub(crate) struct ServerState {
     pub(super) serving_since: OnceLock<SystemTime>,
     /// The name that replies give as that of their program.
     pub(super) app_id: String,
-    pub(super) direct: DirectConnections,
     pub(super) outcomes: Outcomes,
     pub(super) stall_backoff: Mutex<StallBackoff>,
     pub(super) keep_alive: Arc<KeepAlive>,
@@ -128,7 +126,6 @@ impl ServerState {
             complaints: LogLimit::new(1, Duration::from_secs(5)),
             useless: LogLimit::new(30, Duration::from_secs(10)),
             serving_since: OnceLock::new(),
-            direct: DirectConnections::new(&brokers),
             outcomes: Outcomes::default(),
             stall_backoff: Mutex::default(),
             keep_alive: KeepAlive::new(&app_id),
@@ -212,7 +209,6 @@ impl ServerState {
     pub(super) fn close(&self) {
         let sessions = self.consuming().into_iter().map(|(session, _)| session);
         sessions.chain(self.sessions.present()).for_each(|session| session.connection.close());
-        self.direct.close();
     }
 
     /// Tells the workers to stop, and makes no new connection. The requests that no worker has

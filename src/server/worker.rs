@@ -5,9 +5,7 @@ mod execute;
 mod reply_sender;
 mod stall;
 
-use std::cell::Cell;
 use std::fmt;
-use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,9 +25,8 @@ use crate::wire::{self, Reply, Request};
 
 /// Takes requests from the queue and answers them, on the thread that it was made on. When it is
 /// dropped, the broker returns its unanswered requests to the queue.
+// The consumer's cell makes the type `!Sync`: one thread at a time may use it.
 pub struct Worker<'a> {
-    /// Makes the type `!Sync`: one thread at a time may use it.
-    not_sync: PhantomData<Cell<()>>,
     pub(super) consumer: Consumer<'a>,
 }
 
@@ -52,7 +49,7 @@ impl<'a> Worker<'a> {
     ) -> Result<Worker<'a>> {
         let consumer = Consumer::begin(state, session)?;
         stall::expect(&consumer);
-        Ok(Worker { not_sync: PhantomData, consumer })
+        Ok(Worker { consumer })
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the
@@ -111,7 +108,7 @@ impl<'a> Worker<'a> {
                     stall::check(&self.consumer);
                     // During an alarm, the broker does not answer a close.
                     if session.connection.blocked().is_none() {
-                        state.direct.close_unused();
+                        self.consumer.close_idle_direct();
                     }
                 }
                 next => return Ok(next),
@@ -124,7 +121,7 @@ impl<'a> Worker<'a> {
         request: Arc<Request>,
         handler: impl FnOnce(&Request) -> Outcome,
     ) -> Result<()> {
-        let Consumer { state, session, channel, inbox } = &self.consumer;
+        let Consumer { state, session, channel, inbox, .. } = &self.consumer;
         let ServerState { counters, queue, outcomes, stop, .. } = &***state;
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
@@ -151,7 +148,6 @@ impl<'a> Worker<'a> {
         let mut sender = ReplySender::new(&self.consumer, &request, address);
         // Making a connection for the reply takes its time.
         if has_expired() {
-            drop(sender);
             lock(counters).in_progress -= 1;
             return self.expire(request);
         }
@@ -170,7 +166,6 @@ impl<'a> Worker<'a> {
         };
         let (known, answered) = self.reply(&mut sender, &request, began, outcome, lost_connections);
         lock(counters).in_progress -= 1;
-        drop(sender);
         let tag = request.delivery.tag;
         session.connection.recycle(outcomes.finish(inbox, request, known, answered.is_ok()));
         answered.inspect_err(|_| {

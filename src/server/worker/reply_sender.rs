@@ -12,7 +12,6 @@ use crate::frames::{Close, Event, Frames, Method, Version, ack};
 use crate::lock::lock;
 use crate::observation::Observation;
 use crate::server::consumer::Consumer;
-use crate::server::direct::DirectConnection;
 use crate::server::finished::{Outcome, size};
 use crate::server::state::ServerState;
 use crate::wire::{self, ReplyAddress, Request};
@@ -23,7 +22,6 @@ pub(super) struct ReplySender<'a> {
     request: &'a Request,
     address: ReplyAddress<'a>,
     route: Route,
-    direct: Option<Arc<DirectConnection>>,
 }
 
 /// How the broker treats a reply address.
@@ -66,15 +64,16 @@ impl<'a> ReplySender<'a> {
         address: ReplyAddress<'a>,
     ) -> ReplySender<'a> {
         let route = Route::new(address.reply_to, consumer.session.connection.version());
-        let mut sender = ReplySender { consumer, request, address, route, direct: None };
-        sender.direct = sender.direct_connection();
-        sender
+        if route == Route::OwnConnection {
+            consumer.connect_direct();
+        }
+        ReplySender { consumer, request, address, route }
     }
 
     /// Sends the reply and acknowledges the request. A reply that `is_suspect` or large goes alone.
     /// A reply that the broker refuses is replaced by the failure `INTERNAL`.
     pub(super) fn send(
-        &mut self,
+        &self,
         outcome: &mut Outcome,
         is_suspect: bool,
     ) -> Result<Sent, NotSent> {
@@ -83,7 +82,8 @@ impl<'a> ReplySender<'a> {
         let shown = rendered.as_ref().unwrap_or(outcome);
         let is_large = size(shown) >= session.large.load(Ordering::Relaxed);
         let ack = ack(channel.number, self.request.delivery.tag);
-        if !is_suspect && !is_large && !inbox.is_withdrawn() && self.direct.is_none() {
+        let is_elsewhere = self.route == Route::OwnConnection && self.consumer.has_direct();
+        if !is_suspect && !is_large && !is_elsewhere && !inbox.is_withdrawn() {
             match self.consumer.write(self.encode(channel, shown).followed_by(&ack)) {
                 Ok(()) => return Ok(Sent::Written),
                 Err(error) if session.ended().is_some() => {
@@ -119,9 +119,12 @@ impl<'a> ReplySender<'a> {
     /// Sends a reply on a channel of its own, so that a refusal costs no other request anything,
     /// and waits until the broker has taken it: for as long as the connection works. If the
     /// connection has no further channel, uses the worker's.
-    fn send_alone(&mut self, outcome: &Outcome) -> Result<(), NotSent> {
-        let direct = self.direct.take().filter(|direct| direct.works());
-        if let Some(direct) = direct.or_else(|| self.direct_connection()) {
+    fn send_alone(&self, outcome: &Outcome) -> Result<(), NotSent> {
+        // Without a second connection, the reply goes through the worker's: only if the requester's
+        // node is down, this ends that connection.
+        if self.route == Route::OwnConnection
+            && let Some(direct) = &*self.consumer.connect_direct()
+        {
             return match self.send_verified(&direct.channel, outcome) {
                 // The connection has this one purpose.
                 Err(NotSent::Lost { by_broker: true, .. }) => Err(NotSent::Undeliverable),
@@ -157,15 +160,6 @@ impl<'a> ReplySender<'a> {
         let ReplyAddress { reply_to, correlation_id } = self.address;
         let route = channel.route(reply_to, self.route == Route::Mandatory);
         wire::encode_reply(route, correlation_id, &self.consumer.state.app_id, outcome)
-    }
-
-    /// A connection for the reply, if the address needs one and one can be had. Else the reply goes
-    /// through the worker's connection: only if the requester's node is down, this ends that
-    /// connection.
-    fn direct_connection(&self) -> Option<Arc<DirectConnection>> {
-        let Consumer { state, session, .. } = self.consumer;
-        let is_needed = self.route == Route::OwnConnection;
-        is_needed.then(|| state.direct.take(&session.connection.endpoint)).flatten()
     }
 
     /// Counts an answered request, and shows it to the log and the hook.

@@ -67,7 +67,7 @@ pub(super) fn check(consumer: &Consumer<'_>) {
 /// worker gets a request before it does. If there is no such queue, all workers leave the
 /// connection, because the broker did not notify the others either.
 fn waiting(consumer: &Consumer<'_>) -> u32 {
-    let Consumer { state, session, channel, inbox } = consumer;
+    let Consumer { state, session, channel, inbox, .. } = consumer;
     let now = Instant::now();
     channel.send(Method::FindQueue(&state.queue));
     let is_over = || channel.is_answered() || inbox.is_ready() || state.stop.is_stopped();
