@@ -188,7 +188,7 @@ impl RpcServer {
 
     /// The counters of this server.
     pub fn counters(&self) -> ServerCounters {
-        *lock(&self.state.counters)
+        self.state.counters()
     }
 }
 
@@ -258,7 +258,7 @@ impl Stopper {
 
     /// The same as [`RpcServer::counters`].
     pub fn counters(&self) -> ServerCounters {
-        *lock(&self.0.counters)
+        self.0.counters()
     }
 }
 

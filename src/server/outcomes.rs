@@ -176,10 +176,10 @@ impl Outcomes {
         lock(&self.state).ledger(inbox).finished.unproved()
     }
 
-    /// When the oldest of the current requests began.
-    pub(super) fn oldest(&self) -> Option<Instant> {
+    /// When the requests that are executed or answered at present began.
+    pub(super) fn in_progress(&self) -> Vec<Instant> {
         let state = lock(&self.state);
-        state.ledgers.iter().filter_map(|ledger| Some(ledger.current.as_ref()?.1)).min()
+        state.ledgers.iter().filter_map(|ledger| Some(ledger.current.as_ref()?.1)).collect()
     }
 
     /// Whether the broker is known to have taken a reply of this server.

@@ -6,7 +6,6 @@ use std::time::UNIX_EPOCH;
 use super::state::ServerState;
 use crate::broker::{host, program};
 use crate::error::{Failure, Result};
-use crate::lock::lock;
 use crate::wire::{OWN_METHODS, Reply, Request};
 
 /// The answer to a request for one of the server's own methods; `None` if it is for the handler.
@@ -21,7 +20,7 @@ pub(super) fn answer(request: &Request, state: &ServerState) -> Option<Result<Re
 
 fn pong(state: &ServerState, since: u64) -> Reply {
     let version = state.options.version.as_deref().map_or("null".into(), quote);
-    let counters = *lock(&state.counters);
+    let counters = state.counters();
     let fields = [
         ("program", quote(&program())),
         ("version", version),

@@ -143,7 +143,7 @@ fn drain(
     /// broker.
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
     let (workers, until) = (state.options.workers, state.drain_until());
-    let in_progress = || lock(&state.counters).in_progress;
+    let in_progress = || state.counters().in_progress;
     let is_busy = || in_progress() > 0 || state.outcomes.unproved() > 0;
     log::info!("stopping; requests in progress: {}", in_progress());
     let mut ended = usize::from(first.is_some());
@@ -159,11 +159,10 @@ fn drain(
             Err(_) => break,
         }
     }
-    let in_progress = if ended < workers { in_progress() } else { 0 };
-    let unproved = state.outcomes.unproved();
+    let (counters, unproved) = (state.counters(), state.outcomes.unproved());
     state.close();
-    let counters = *lock(&state.counters);
     log::info!("stopped: {counters:?}");
+    let in_progress = counters.in_progress;
     let what = match (in_progress, unproved) {
         (0, 0) => return failure.map_or(Ok(()), Err),
         (0, _) => {

@@ -32,6 +32,7 @@ pub(crate) struct ServerState {
     /// The inboxes of the workers, with their sessions. A worker may still execute a request of a
     /// session that was abandoned.
     inboxes: Mutex<Vec<(Weak<ServerSession>, Weak<Inbox>)>>,
+    /// Without the requests in progress, which `outcomes` knows.
     pub(super) counters: Mutex<ServerCounters>,
     /// Whether a worker has consumed from the queue.
     pub(super) has_served: AtomicBool,
@@ -135,6 +136,11 @@ impl ServerState {
             app_id,
             brokers,
         }
+    }
+
+    pub(super) fn counters(&self) -> ServerCounters {
+        let in_progress = self.outcomes.in_progress().len() as u64;
+        ServerCounters { in_progress, ..*lock(&self.counters) }
     }
 
     /// Makes the inbox of a worker that begins to consume through `session`.

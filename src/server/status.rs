@@ -7,7 +7,6 @@ use super::state::ServerState;
 use crate::broker::{Session, write_status};
 use crate::deadline::age;
 use crate::error::Error;
-use crate::lock::lock;
 
 /// How a server is at one moment, as [`Stopper::status`](crate::Stopper::status) returns it.
 ///
@@ -45,13 +44,14 @@ impl ServerStatus {
         let connection = state.sessions.status();
         let session = state.sessions.present().filter(|session| session.ended().is_none());
         let (broker, connected_since) = connection.connected.unzip();
+        let in_progress = state.outcomes.in_progress();
         ServerStatus {
             broker,
             connected_since,
             workers: state.options.workers,
             workers_ready: session.map_or(0, |session| state.consumers(&session)),
-            in_progress: lock(&state.counters).in_progress,
-            oldest_since: state.outcomes.oldest(),
+            in_progress: in_progress.len() as u64,
+            oldest_since: in_progress.into_iter().min(),
             last_error: connection.last_error,
             is_stopping: state.stop.is_stopped(),
         }

@@ -122,14 +122,14 @@ impl<'a> Worker<'a> {
         handler: impl FnOnce(&Request) -> Outcome,
     ) -> Result<()> {
         let Consumer { state, session, channel, inbox, .. } = &self.consumer;
-        let ServerState { counters, queue, outcomes, stop, .. } = &***state;
+        let ServerState { queue, outcomes, stop, .. } = &***state;
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
             Ok(address) => address,
             Err(why) => return self.reject(&request, why),
         };
         if request.redelivered() {
-            lock(counters).redelivered += 1;
+            lock(&state.counters).redelivered += 1;
             let name = RequestName(&address, &request);
             log::info!("{name} is redelivered: a worker may have begun with it before");
         }
@@ -137,35 +137,24 @@ impl<'a> Worker<'a> {
         let Some(begun) = outcomes.begin(inbox, &request, is_over) else {
             return self.consumer.ended().map_or(Ok(()), Err);
         };
-        let has_expired = || request.has_expired() && matches!(begun, Begun::Execute);
-        if has_expired() {
-            return self.expire(request);
-        }
-        if let Begun::Known(Known::Settled) = begun {
-            return self.settle(request);
-        }
-        lock(counters).in_progress += 1;
-        let mut sender = ReplySender::new(&self.consumer, &request, address);
-        // Making a connection for the reply takes its time.
-        if has_expired() {
-            lock(counters).in_progress -= 1;
-            return self.expire(request);
-        }
+        // Making a connection for the reply may take its time.
+        let sender = ReplySender::new(&self.consumer, &request, address);
         let began = Instant::now();
         let (outcome, lost_connections) = match begun {
+            Begun::Known(Known::Settled) => return self.settle(request),
             Begun::Known(Known::Finished { outcome, lost_connections }) => {
                 (outcome, Some(lost_connections))
             }
             Begun::TooSlow => (Err(too_slow()), None),
-            _ => {
+            Begun::Execute if request.has_expired() => return self.expire(request),
+            Begun::Execute => {
                 let signs = state.keep_alive.begin(&request, &address, channel);
                 let outcome = execute(handler, &request, session.connection.frame_max());
                 drop(signs);
                 (outcome, None)
             }
         };
-        let (known, answered) = self.reply(&mut sender, &request, began, outcome, lost_connections);
-        lock(counters).in_progress -= 1;
+        let (known, answered) = self.reply(&sender, &request, began, outcome, lost_connections);
         let tag = request.delivery.tag;
         session.connection.recycle(outcomes.finish(inbox, request, known, answered.is_ok()));
         answered.inspect_err(|_| {
@@ -177,7 +166,7 @@ impl<'a> Worker<'a> {
     /// Returns what is known if the request comes back.
     fn reply(
         &self,
-        sender: &mut ReplySender<'_>,
+        sender: &ReplySender<'_>,
         request: &Request,
         began: Instant,
         mut outcome: Outcome,

@@ -34,7 +34,7 @@ pub(super) fn expect(consumer: &Consumer<'_>) {
 /// run, that node's consumers get nothing, while those of another node do.
 pub(super) fn check(consumer: &Consumer<'_>) {
     let Consumer { state, session, inbox, .. } = consumer;
-    let ServerState { counters, stop, queue, stall_backoff, .. } = &***state;
+    let ServerState { stop, queue, stall_backoff, .. } = &***state;
     let now = Instant::now();
     let mut next_check = lock(&session.next_check);
     if now < *next_check {
@@ -47,9 +47,9 @@ pub(super) fn check(consumer: &Consumer<'_>) {
     if session.connection.blocked().is_some() {
         return;
     }
-    let taken = lock(counters).taken();
+    let taken = state.counters().taken();
     let is_idle = || {
-        let now = *lock(counters);
+        let now = state.counters();
         now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
     };
     if waiting(consumer) == 0 || !is_idle() {
