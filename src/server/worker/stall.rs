@@ -57,7 +57,11 @@ pub(super) fn check(consumer: &Consumer<'_>) {
     }
     let is_ready = || inbox.is_ready() || stop.is_stopped();
     session.connection.wait(&inbox.waiter, now + CONFIRM_AFTER, is_ready);
-    if is_idle() && waiting(consumer) > 0 && is_idle() && lock(stall_backoff).is_due(taken) {
+    if is_idle()
+        && waiting(consumer) > 0
+        && is_idle()
+        && lock(stall_backoff).is_due(taken, inbox.began.elapsed())
+    {
         let text = format!("requests wait in {queue:?} and the broker gives the workers none");
         state.abandon(session, &session.connection.endpoint.unreachable(text));
     }
