@@ -179,8 +179,8 @@
 //! refusals mean), `channel`, `control_stream`, `login`, `connection`, `brokers`, `reconnector`.
 //!
 //! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `keep_alive`,
-//! `inbox` (what has arrived for one worker), `queue`, `exchange`, `direct` (connections for direct
-//! replies), `finished` and `outcomes` (what was begun and finished, and which replies the broker
+//! `queue`, `exchange`, `direct` (a connection for direct replies), `session`, `inbox` (what has
+//! arrived for one worker), `finished` and `outcomes` (what was begun and finished, and which replies the broker
 //! may not have), `stall_backoff`, `state` (what the threads share), `status`, `own_methods`,
 //! `consumer` (a worker's channel, and what belongs to it), `worker`, `pool`, `overload`.
 //!

@@ -14,6 +14,7 @@ mod overload;
 mod own_methods;
 mod pool;
 mod queue;
+mod session;
 mod stall_backoff;
 mod state;
 mod status;

@@ -1,6 +1,6 @@
 //! The state that a server's threads share, and their connection.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,8 +14,9 @@ use super::log_limit::LogLimit;
 use super::options::ServerOptions;
 use super::outcomes::Outcomes;
 use super::queue::{self, Declaration};
+use super::session::ServerSession;
 use super::stall_backoff::StallBackoff;
-use crate::broker::{Brokers, Connection, DataPlane, Reconnector, Session, program};
+use crate::broker::{Brokers, Connection, DataPlane, Reconnector, program};
 use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
 use crate::error::Error;
 use crate::frames::Event;
@@ -53,32 +54,6 @@ pub(crate) struct ServerState {
     drain_until: OnceLock<Instant>,
 }
 
-/// A connection to a broker that has the request queue.
-pub(crate) struct ServerSession {
-    pub(super) connection: Connection,
-    /// Whether the queue is known to refuse only requests that it has never delivered.
-    pub(super) refuses_newest: bool,
-    /// Replies of this size are sent alone: one that the broker refuses closes its channel.
-    pub(super) large: AtomicUsize,
-    /// Whether a worker has found that the queue was deleted. The others may notice later.
-    pub(super) queue_is_deleted: AtomicBool,
-    /// When an idle worker checks for a stall next.
-    pub(super) next_check: Mutex<Instant>,
-}
-
-/// From this size on, waiting for the broker's answer costs little beside sending the reply.
-const LARGE: usize = 512 << 10;
-
-impl Session for ServerSession {
-    fn connection(&self) -> &Connection {
-        &self.connection
-    }
-
-    fn ended(&self) -> Option<Error> {
-        self.connection.ended().map(|reason| self.connection.endpoint.unreachable(reason))
-    }
-}
-
 impl ServerState {
     /// Sessions are made when they are needed first.
     pub(super) fn new(
@@ -107,13 +82,7 @@ impl ServerState {
             if let Some(exchange) = &exchange {
                 exchange::ensure_bound(&connection, exchange, &name, &key, until)?;
             }
-            Ok(ServerSession {
-                connection,
-                refuses_newest,
-                large: AtomicUsize::new(LARGE),
-                queue_is_deleted: AtomicBool::new(false),
-                next_check: Mutex::new(Instant::now()),
-            })
+            Ok(ServerSession::new(connection, refuses_newest))
         });
         let app_id = program();
         ServerState {
