@@ -41,7 +41,7 @@ impl<'a> Consumer<'a> {
         // During an alarm, the broker does not read a connection on which another worker has
         // replied.
         let limit = Limit::ExtendedByAlarm(state.brokers.connect_timeout);
-        let inbox = state.inbox(session);
+        let inbox = Arc::new(Inbox::new(state.options.prefetch));
         let (receiver, held) = (Arc::clone(&inbox), Arc::clone(state));
         let on_event = move |plane: &DataPlane, event| {
             held.on_return(plane, &event);
@@ -61,7 +61,11 @@ impl<'a> Consumer<'a> {
             error
         })?;
         inbox.set_channel(&channel);
-        state.outcomes.add(&inbox);
+        state.outcomes.add(Arc::downgrade(session), &inbox);
+        // If the others have abandoned the session meanwhile, they did not end this inbox.
+        if !state.sessions.is_current(session) {
+            inbox.drain(Some(&connection.endpoint.unreachable("the connection was abandoned")));
+        }
         log::info!("taking requests from {:?} on {}", state.queue, connection.endpoint);
         Ok(Consumer { state, session, channel, inbox, direct: RefCell::default() })
     }

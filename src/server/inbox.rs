@@ -53,14 +53,6 @@ pub(crate) enum Withdrawal {
     QueueDeleted,
 }
 
-/// What becomes of the requests that have arrived, and that the worker has not begun.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unbegun {
-    Return,
-    /// The worker answers them.
-    Keep,
-}
-
 /// The number of requests beyond the prefetch at which a broker counts as faulty. A quorum queue
 /// may deliver requests again to a consumer that has not answered them yet, when the connection
 /// between the nodes was interrupted.
@@ -122,16 +114,20 @@ impl Inbox {
         let _ = self.channel.set(Arc::downgrade(channel));
     }
 
-    /// Cancels the consumer, and returns to the queue what still arrives. If the queue was deleted,
-    /// the worker keeps the requests that it has not begun in any case. Does not block.
-    pub(super) fn drain(&self, unbegun: Unbegun) {
+    /// Cancels the consumer, and returns to the queue what still arrives, and what the worker has
+    /// not begun. For a reason other than a stop, the worker answers that: the queue may be gone.
+    /// Does not block.
+    pub(super) fn drain(&self, reason: Option<&Error>) {
         let mut state = lock(&self.state);
+        if let Some(reason) = reason {
+            state.ended.get_or_insert_with(|| reason.clone());
+        }
         if state.withdrawal.is_some() || std::mem::replace(&mut state.drains, true) {
             return;
         }
-        let returned = match unbegun {
-            Unbegun::Return => std::mem::take(&mut state.requests),
-            Unbegun::Keep => VecDeque::new(),
+        let returned = match reason {
+            None => std::mem::take(&mut state.requests),
+            Some(_) => VecDeque::new(),
         };
         drop(state);
         if let Some(channel) = self.channel() {
@@ -161,11 +157,6 @@ impl Inbox {
         state.ended.get_or_insert(reason);
     }
 
-    /// No more requests are taken in, for this reason.
-    pub(super) fn end(&self, reason: Error) {
-        lock(&self.state).ended.get_or_insert(reason);
-    }
-
     /// Whether [`Inbox::take`] would return a request or an error.
     pub(crate) fn is_ready(&self) -> bool {
         let state = lock(&self.state);
@@ -175,7 +166,7 @@ impl Inbox {
     /// Whether the broker sends requests to the worker.
     pub(super) fn consumes(&self) -> bool {
         let state = lock(&self.state);
-        !state.is_over() && !state.drains && self.channel().is_some()
+        !state.is_over() && !state.drains
     }
 
     /// Whether the broker sends nothing more.
@@ -183,19 +174,18 @@ impl Inbox {
         lock(&self.state).is_over()
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
-        lock(&self.state).withdrawal == Some(Withdrawal::Cancelled)
+    pub(super) fn withdrawal(&self) -> Option<Withdrawal> {
+        lock(&self.state).withdrawal
     }
 
     /// Whether the broker has given this worker's requests back, or may have.
     pub(super) fn is_withdrawn(&self) -> bool {
-        !matches!(lock(&self.state).withdrawal, None | Some(Withdrawal::QueueDeleted))
+        !matches!(self.withdrawal(), None | Some(Withdrawal::QueueDeleted))
     }
 
     /// Whether the broker has waited too long for an acknowledgement, or may have.
     pub(super) fn has_timed_out(&self) -> bool {
-        let withdrawal = lock(&self.state).withdrawal;
-        matches!(withdrawal, Some(Withdrawal::Cancelled | Withdrawal::TimedOut))
+        matches!(self.withdrawal(), Some(Withdrawal::Cancelled | Withdrawal::TimedOut))
     }
 
     /// The reason why no more requests come.

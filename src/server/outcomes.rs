@@ -8,11 +8,12 @@
 //! channel and ignores every frame after that reply, so the replies behind it are lost as well, and
 //! all their requests come back.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::finished::{Entry, Finished, Known, fingerprint, has_same_ids};
 use super::inbox::Inbox;
+use super::session::ServerSession;
 use crate::error::Error;
 use crate::lock::lock;
 use crate::wire::Request;
@@ -39,6 +40,8 @@ struct State {
 
 /// What one worker has begun and finished on its channel.
 struct Ledger {
+    /// A worker may still execute a request of a session that was abandoned.
+    session: Weak<ServerSession>,
     inbox: Arc<Inbox>,
     /// The request that it executes, and when it began.
     current: Option<(Arc<Request>, Instant)>,
@@ -58,9 +61,9 @@ pub(crate) enum Begun {
 impl Outcomes {
     /// Adds a worker that has begun to consume: the broker can now deliver again what it got no
     /// reply to.
-    pub(super) fn add(&self, inbox: &Arc<Inbox>) {
+    pub(super) fn add(&self, session: Weak<ServerSession>, inbox: &Arc<Inbox>) {
         let (inbox, finished) = (Arc::clone(inbox), Finished::default());
-        let ledger = Ledger { inbox, current: None, lost_channels: 0, finished };
+        let ledger = Ledger { session, inbox, current: None, lost_channels: 0, finished };
         let mut state = lock(&self.state);
         state.ledgers.push(ledger);
         state.kept.entries.iter_mut().for_each(|entry| entry.is_lost = false);
@@ -174,6 +177,13 @@ impl Outcomes {
     /// The same of one worker.
     pub(super) fn unproved_of(&self, inbox: &Inbox) -> usize {
         lock(&self.state).ledger(inbox).finished.unproved()
+    }
+
+    /// The sessions and inboxes of the workers that consume.
+    pub(super) fn consumers(&self) -> Vec<(Arc<ServerSession>, Arc<Inbox>)> {
+        let state = lock(&self.state);
+        let consumer = |ledger: &Ledger| Some((ledger.session.upgrade()?, ledger.inbox.clone()));
+        state.ledgers.iter().filter_map(consumer).collect()
     }
 
     /// When the requests that are executed or answered at present began.

@@ -1,14 +1,14 @@
 //! The state that a server's threads share, and their connection.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 
 use super::counters::ServerCounters;
 use super::exchange;
-use super::inbox::{Inbox, Unbegun};
+use super::inbox::Inbox;
 use super::keep_alive::KeepAlive;
 use super::log_limit::LogLimit;
 use super::options::ServerOptions;
@@ -30,9 +30,6 @@ pub(crate) struct ServerState {
     pub(super) queue: String,
     pub(super) options: ServerOptions,
     pub(super) sessions: Arc<Reconnector<ServerSession>>,
-    /// The inboxes of the workers, with their sessions. A worker may still execute a request of a
-    /// session that was abandoned.
-    inboxes: Mutex<Vec<(Weak<ServerSession>, Weak<Inbox>)>>,
     /// Without the requests in progress, which `outcomes` knows.
     pub(super) counters: Mutex<ServerCounters>,
     /// Whether a worker has consumed from the queue.
@@ -89,7 +86,6 @@ impl ServerState {
             queue: queue.to_string(),
             options,
             sessions,
-            inboxes: Mutex::default(),
             counters: Mutex::default(),
             has_served: AtomicBool::new(false),
             last_attempt: OnceLock::new(),
@@ -112,29 +108,12 @@ impl ServerState {
         ServerCounters { in_progress, ..*lock(&self.counters) }
     }
 
-    /// Makes the inbox of a worker that begins to consume through `session`.
-    pub(super) fn inbox(&self, session: &Arc<ServerSession>) -> Arc<Inbox> {
-        let inbox = Arc::new(Inbox::new(self.options.prefetch));
-        let mut inboxes = lock(&self.inboxes);
-        inboxes.retain(|(_, inbox)| inbox.strong_count() > 0);
-        inboxes.push((Arc::downgrade(session), Arc::downgrade(&inbox)));
-        drop(inboxes);
-        // If the others have abandoned it since this worker got it, they did not end this inbox.
-        if !self.sessions.is_current(session) {
-            inbox.end(session.connection.endpoint.unreachable("the connection was abandoned"));
-        }
-        inbox
-    }
-
     /// Has all workers of a session go on with another one, after they have answered the requests
     /// that they have got. Their replies still go through this connection, and the last worker
     /// closes it.
     pub(super) fn abandon(&self, session: &Arc<ServerSession>, reason: &Error) {
         self.sessions.abandon(session, reason);
-        for inbox in self.inboxes_of(session) {
-            inbox.end(reason.clone());
-            inbox.drain(Unbegun::Keep);
-        }
+        self.inboxes_of(session).for_each(|inbox| inbox.drain(Some(reason)));
         session.connection.wake_all();
     }
 
@@ -182,7 +161,7 @@ impl ServerState {
 
     /// Closes the connections. Blocks for at most a second for each.
     pub(super) fn close(&self) {
-        let sessions = self.consuming().into_iter().map(|(session, _)| session);
+        let sessions = self.outcomes.consumers().into_iter().map(|(session, _)| session);
         sessions.chain(self.sessions.present()).for_each(|session| session.connection.close());
     }
 
@@ -192,28 +171,20 @@ impl ServerState {
         let _ = self.drain_until.set(Deadline::after(self.options.drain_timeout).at);
         self.stop.stop();
         self.sessions.close();
-        for (session, inbox) in self.consuming() {
-            inbox.drain(Unbegun::Return);
+        for (session, inbox) in self.outcomes.consumers() {
+            inbox.drain(None);
             session.connection.wake_all();
         }
     }
 
     /// The number of workers to which the broker sends requests through this session.
     pub(super) fn consumers(&self, session: &Arc<ServerSession>) -> usize {
-        self.inboxes_of(session).iter().filter(|inbox| inbox.consumes()).count()
+        self.inboxes_of(session).filter(|inbox| inbox.consumes()).count()
     }
 
-    fn inboxes_of(&self, session: &Arc<ServerSession>) -> Vec<Arc<Inbox>> {
-        let inboxes = lock(&self.inboxes);
-        let own = inboxes.iter().filter(|(other, _)| other.as_ptr() == Arc::as_ptr(session));
-        own.filter_map(|(_, inbox)| inbox.upgrade()).collect()
-    }
-
-    fn consuming(&self) -> Vec<(Arc<ServerSession>, Arc<Inbox>)> {
-        let inboxes = lock(&self.inboxes);
-        let consuming =
-            |(session, inbox): &(Weak<_>, Weak<_>)| session.upgrade().zip(inbox.upgrade());
-        inboxes.iter().filter_map(consuming).collect()
+    fn inboxes_of(&self, session: &Arc<ServerSession>) -> impl Iterator<Item = Arc<Inbox>> {
+        let consumers = self.outcomes.consumers().into_iter();
+        consumers.filter(|(other, _)| Arc::ptr_eq(other, session)).map(|(_, inbox)| inbox)
     }
 
     /// Until when a server that is told to stop waits for its workers.

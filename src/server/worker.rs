@@ -13,6 +13,7 @@ use self::execute::{RequestName, execute};
 use self::reply_sender::{NotSent, ReplySender, Sent};
 use super::consumer::Consumer;
 use super::finished::{Known, Outcome};
+use super::inbox::Withdrawal;
 use super::outcomes::Begun;
 use super::own_methods;
 use super::session::ServerSession;
@@ -95,7 +96,7 @@ impl<'a> Worker<'a> {
         loop {
             let next_check = *lock(&session.next_check);
             session.connection.wait(&inbox.waiter, deadline.at.min(next_check), is_ready);
-            if inbox.is_cancelled() {
+            if inbox.withdrawal() == Some(Withdrawal::Cancelled) {
                 cancelled::find_out(&self.consumer);
             }
             if stop.is_stopped() && !inbox.has_last_requests() {

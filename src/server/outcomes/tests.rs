@@ -24,7 +24,7 @@ fn begin(outcomes: &Outcomes, inbox: &Inbox, request: &Arc<Request>) -> Begun {
 fn requests_delivered_again_beyond_the_prefetch_are_not_executed_again() {
     for prefetch in [1, 4] {
         let (outcomes, inbox) = (Outcomes::default(), Arc::new(Inbox::new(prefetch)));
-        outcomes.add(&inbox);
+        outcomes.add(Weak::new(), &inbox);
         let count = u64::from(prefetch);
         for tag in 1..=count {
             let request = delivery(tag, &tag.to_string(), false);
@@ -46,7 +46,7 @@ fn requests_delivered_again_beyond_the_prefetch_are_not_executed_again() {
 #[test]
 fn nothing_is_proved_by_a_channel_whose_requests_were_taken_back() {
     let (outcomes, inbox) = (Outcomes::default(), Arc::new(Inbox::new(1)));
-    outcomes.add(&inbox);
+    outcomes.add(Weak::new(), &inbox);
     let request = delivery(1, "7", false);
     begin(&outcomes, &inbox, &request);
     finish(&outcomes, &inbox, request);
@@ -60,7 +60,7 @@ fn nothing_is_proved_by_a_channel_whose_requests_were_taken_back() {
 fn workers_that_wait_for_an_outcome_do_not_wait_for_each_other() {
     let outcomes = Outcomes::default();
     let [first, waiting, last] = [(); 3].map(|()| Arc::new(Inbox::new(1)));
-    [&first, &waiting, &last].into_iter().for_each(|inbox| outcomes.add(inbox));
+    [&first, &waiting, &last].into_iter().for_each(|inbox| outcomes.add(Weak::new(), inbox));
     let request = delivery(1, "7", false);
     begin(&outcomes, &first, &request);
     let again = delivery(1, "7", true);
