@@ -99,14 +99,13 @@
 //! to read. Each connection has three threads of its own: a reserve thread, which reads while no
 //! other thread waits, and two of amiquip's, for its I/O and its heartbeats. A connected client
 //! needs no other threads. While a suspect connection is replaced, it has both connections.
-//! [`RpcServer::serve`] starts one thread for each worker, and supervises the
-//! workers on the thread that calls it. While a requester wants signs of life, one more thread
+//! [`RpcServer::serve`] starts one thread for each worker, and supervises the workers on the thread
+//! that calls it. For each request in progress whose requester wants signs of life, one more thread
 //! sends them. Connecting takes one more thread. For a client, that thread then waits until the
-//! broker has declared the reply queue. For replies by direct reply-to to RabbitMQ before
-//! 3.10.12 and 3.11.4, a worker has a second connection, which it closes when it is idle and has
-//! not used it for 10 s. To answer requests that exceed
-//! [`ServerOptions::max_waiting`], `serve` starts a second server, with a connection, a supervising
-//! thread and one worker.
+//! broker has declared the reply queue. For replies by direct reply-to to RabbitMQ before 3.10.12
+//! and 3.11.4, a worker has a second connection, which it closes when it is idle and has not used
+//! it for 10 s. To answer requests that exceed [`ServerOptions::max_waiting`], `serve` starts a
+//! second server, with a connection, a supervising thread and one worker.
 //!
 //! No thread spins, and an idle program polls nothing: an idle client wakes up for heartbeats only,
 //! and an idle server also asks the broker about its queue, every 4 s. These poll:
@@ -180,9 +179,10 @@
 //!
 //! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `keep_alive`,
 //! `queue`, `exchange`, `direct` (a connection for direct replies), `session`, `inbox` (what has
-//! arrived for one worker), `finished` and `outcomes` (what was begun and finished, and which replies the broker
-//! may not have), `stall_backoff`, `state` (what the threads share), `status`, `own_methods`,
-//! `consumer` (a worker's channel, and what belongs to it), `worker`, `pool`, `overload`.
+//! arrived for one worker), `finished` and `outcomes` (what was begun and finished, and which
+//! replies the broker may not have), `stall_backoff`, `state` (what the threads share), `status`,
+//! `own_methods`, `consumer` (a worker's channel, and what belongs to it), `worker`, `pool`,
+//! `overload`.
 //!
 //! The files of `client`, from the lowest: `counters`, `status`, `extra_channels`, `options`,
 //! `request` (what is sent, and how it can end), `local`, `own_channels`, `in_flight` (the places,

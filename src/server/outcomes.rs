@@ -8,6 +8,7 @@
 //! channel and ignores every frame after that reply, so the replies behind it are lost as well, and
 //! all their requests come back.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use super::finished::{Entry, Finished, Known, fingerprint, has_same_ids};
 use super::inbox::Inbox;
 use super::session::ServerSession;
 use crate::error::Error;
+use crate::frames::Message;
 use crate::lock::lock;
 use crate::wire::Request;
 
@@ -177,6 +179,18 @@ impl Outcomes {
     /// The same of one worker.
     pub(super) fn unproved_of(&self, inbox: &Inbox) -> usize {
         lock(&self.state).ledger(inbox).finished.unproved()
+    }
+
+    /// Notes that the broker returned a sign of life for a request that is executed at present: its
+    /// requester is gone.
+    pub(super) fn note_abandoned(&self, reply_to: &str, sign: &Message) {
+        let id = sign.properties().correlation_id;
+        for (request, _) in lock(&self.state).ledgers.iter().flat_map(|ledger| &ledger.current) {
+            let wanted = request.properties();
+            if wanted.reply_to == Some(reply_to) && wanted.correlation_id == id {
+                request.is_abandoned.store(true, Ordering::Relaxed);
+            }
+        }
     }
 
     /// The sessions and inboxes of the workers that consume.

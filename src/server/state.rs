@@ -9,7 +9,6 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use super::counters::ServerCounters;
 use super::exchange;
 use super::inbox::Inbox;
-use super::keep_alive::KeepAlive;
 use super::log_limit::LogLimit;
 use super::options::ServerOptions;
 use super::outcomes::Outcomes;
@@ -45,7 +44,6 @@ pub(crate) struct ServerState {
     pub(super) app_id: String,
     pub(super) outcomes: Outcomes,
     pub(super) stall_backoff: Mutex<StallBackoff>,
-    pub(super) keep_alive: Arc<KeepAlive>,
     pub(super) observer: Observer,
     pub(super) stop: Stop,
     drain_until: OnceLock<Instant>,
@@ -81,7 +79,6 @@ impl ServerState {
             }
             Ok(ServerSession::new(connection, refuses_newest))
         });
-        let app_id = program();
         ServerState {
             queue: queue.to_string(),
             options,
@@ -94,11 +91,10 @@ impl ServerState {
             serving_since: OnceLock::new(),
             outcomes: Outcomes::default(),
             stall_backoff: Mutex::default(),
-            keep_alive: KeepAlive::new(&app_id),
             observer: Observer::default(),
             stop: Stop::new(),
             drain_until: OnceLock::new(),
-            app_id,
+            app_id: program(),
             brokers,
         }
     }
@@ -144,7 +140,7 @@ impl ServerState {
     pub(super) fn on_return(&self, data_plane: &DataPlane, event: &Event) {
         match event {
             Event::Return { queue, message, .. } if wire::identify(message).1 => {
-                self.keep_alive.sign_returned(queue, message);
+                self.outcomes.note_abandoned(queue, message);
             }
             Event::Return { reason, .. } => {
                 lock(&self.counters).returned += 1;

@@ -15,7 +15,7 @@ use super::consumer::Consumer;
 use super::finished::{Known, Outcome};
 use super::inbox::Withdrawal;
 use super::outcomes::Begun;
-use super::own_methods;
+use super::{keep_alive, own_methods};
 use super::session::ServerSession;
 use super::state::ServerState;
 use crate::broker::Session;
@@ -150,10 +150,8 @@ impl<'a> Worker<'a> {
             Begun::TooSlow => (Err(too_slow()), None),
             Begun::Execute if request.has_expired() => return self.expire(request),
             Begun::Execute => {
-                let signs = state.keep_alive.begin(&request, &address, channel);
-                let outcome = execute(handler, &request, session.connection.frame_max());
-                drop(signs);
-                (outcome, None)
+                let execute = || execute(handler, &request, session.connection.frame_max());
+                (keep_alive::during(&request, &address, channel, &state.app_id, execute), None)
             }
         };
         let (known, answered) = self.reply(&sender, &request, began, outcome, lost_connections);
