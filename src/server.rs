@@ -21,12 +21,11 @@ mod status;
 mod worker;
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 pub use self::counters::ServerCounters;
 pub use self::options::{QueueType, ServerOptions};
-use self::pool::OnReady;
 use self::queue::{Declaration, overflow_queue};
 use self::state::ServerState;
 pub use self::status::ServerStatus;
@@ -51,7 +50,6 @@ use crate::wire::{self, Reply, Request};
 /// ```
 pub struct RpcServer {
     state: Arc<ServerState>,
-    on_ready: Mutex<Option<OnReady>>,
 }
 
 impl RpcServer {
@@ -67,8 +65,8 @@ impl RpcServer {
             wire::check_length("name of the overflow queue", &overflow_queue(queue))?;
         }
         let declaration = Declaration::new(queue, &options, &brokers);
-        let state = Arc::new(ServerState::new(brokers, queue, declaration, options));
-        Ok(RpcServer { state, on_ready: Mutex::default() })
+        let state = Arc::new(ServerState::new(brokers, declaration, options));
+        Ok(RpcServer { state })
     }
 
     /// The same as [`RpcServer::new`]; then connects to the first broker that accepts the
@@ -98,7 +96,7 @@ impl RpcServer {
 
     /// Calls `notice` once, when [`RpcServer::serve`] starts to take requests for the first time.
     pub fn on_ready(self, notice: impl FnOnce() + Send + 'static) -> RpcServer {
-        *lock(&self.on_ready) = Some(Box::new(notice));
+        *lock(&self.state.on_ready) = Some(Box::new(notice));
         self
     }
 
@@ -132,9 +130,8 @@ impl RpcServer {
             Err(Error::Closed) => return Ok(()),
             connected => connected?,
         }
-        let on_ready = lock(&self.on_ready).take();
         let _ = self.state.serving_since.set(SystemTime::now());
-        overload::serve_and_refuse(&self.state, Box::new(handler), on_ready)
+        overload::serve_and_refuse(&self.state, Box::new(handler))
     }
 
     /// Runs `work` on this thread with a single worker, for a loop of your own around

@@ -129,7 +129,7 @@ impl<'a> Consumer<'a> {
             return;
         }
         let until = match stop.is_stopped() {
-            true => self.state.drain_until(),
+            true => stop.until(),
             false => Deadline::after(brokers.connect_timeout).at,
         };
         // The broker handles the frames of a channel in order, so any answer is a proof.

@@ -19,9 +19,6 @@ struct State {
     omitted: u64,
 }
 
-/// Formats how many lines were omitted before this one.
-pub(crate) struct Omitted(u64);
-
 impl LogLimit {
     pub(super) fn new(lines: u32, interval: Duration) -> LogLimit {
         let state = State { began: Instant::now(), lines: 0, omitted: 0 };
@@ -35,8 +32,9 @@ impl LogLimit {
         }
     }
 
-    /// Whether a line may be written now.
-    pub(super) fn allow(&self) -> Option<Omitted> {
+    /// What to add to a line that is written now: how many were omitted before it. `None` if it may
+    /// not be written.
+    pub(super) fn allow(&self) -> Option<String> {
         let mut state = lock(&self.state);
         if state.began.elapsed() >= self.interval {
             (state.began, state.lines) = (Instant::now(), 0);
@@ -46,16 +44,10 @@ impl LogLimit {
             return None;
         }
         state.lines += 1;
-        Some(Omitted(std::mem::take(&mut state.omitted)))
-    }
-}
-
-impl fmt::Display for Omitted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => Ok(()),
-            count => write!(f, " ({count} such lines were omitted before)"),
-        }
+        Some(match std::mem::take(&mut state.omitted) {
+            0 => String::new(),
+            omitted => format!(" ({omitted} such lines were omitted before)"),
+        })
     }
 }
 
@@ -66,12 +58,8 @@ mod tests {
     #[test]
     fn lines_beyond_the_limit_are_counted() {
         let limit = LogLimit::new(2, Duration::from_secs(3600));
-        let line = || limit.allow().map(|omitted| omitted.to_string());
-        assert_eq!(
-            (line(), line(), line(), line()),
-            (Some("".into()), Some("".into()), None, None)
-        );
+        assert_eq!([(); 4].map(|()| limit.allow()), [Some("".into()), Some("".into()), None, None]);
         lock(&limit.state).began -= Duration::from_secs(3600);
-        assert_eq!(line(), Some(" (2 such lines were omitted before)".into()));
+        assert_eq!(limit.allow(), Some(" (2 such lines were omitted before)".into()));
     }
 }

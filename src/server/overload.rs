@@ -13,8 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::options::ServerOptions;
-use super::pool::{self, Handler, OnReady};
-use super::queue::{Declaration, overflow_queue};
+use super::pool::{self, Handler};
+use super::queue::Declaration;
 use super::state::ServerState;
 use crate::error::{Error, Failure, Result, Status};
 use crate::lock::lock;
@@ -23,13 +23,9 @@ use crate::wire::{Death, Request};
 
 /// Serves until the server is stopped. If the server has a limit, answers the requests in the
 /// overflow queue meanwhile, in a thread that makes the connection too.
-pub(crate) fn serve_and_refuse(
-    state: &Arc<ServerState>,
-    handler: Handler,
-    on_ready: Option<OnReady>,
-) -> Result<()> {
+pub(crate) fn serve_and_refuse(state: &Arc<ServerState>, handler: Handler) -> Result<()> {
     let Some(limit) = state.options.max_waiting else {
-        return pool::serve(state, handler, on_ready);
+        return pool::serve(state, handler);
     };
     let options = ServerOptions {
         prefetch: 64,
@@ -39,9 +35,9 @@ pub(crate) fn serve_and_refuse(
         render_failure: state.options.render_failure,
         ..ServerOptions::default()
     };
-    let (brokers, queue) = (state.brokers.clone(), overflow_queue(&state.queue));
-    let overflow = Declaration::overflow(&options, &brokers);
-    let refuser = Arc::new(ServerState::new(brokers, &queue, overflow, options));
+    let brokers = state.brokers.clone();
+    let overflow = Declaration::overflow(&state.queue, &options, &brokers);
+    let refuser = Arc::new(ServerState::new(brokers, overflow, options));
     // The main server decides whether a first start fails.
     refuser.has_served.store(true, Ordering::Relaxed);
     refuser.outcomes.note_replied();
@@ -54,7 +50,7 @@ pub(crate) fn serve_and_refuse(
             report(&server, request, &failure);
             Err(failure)
         });
-        if let Err(error) = pool::serve(&refuser, handler, None) {
+        if let Err(error) = pool::serve(&refuser, handler) {
             log::error!("requests over the limit are no longer answered: {error}");
         }
     };
@@ -62,7 +58,7 @@ pub(crate) fn serve_and_refuse(
     let thread = spawned.map_err(|error| {
         Error::Config(format!("no thread to refuse requests in: {error}; set no max_waiting"))
     })?;
-    let served = pool::serve(state, handler, on_ready);
+    let served = pool::serve(state, handler);
     stopper.stop();
     let refused = thread.join();
     debug_assert!(refused.is_ok(), "refusing requests does not panic");

@@ -4,7 +4,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,18 +22,12 @@ use crate::wire::{Reply, Request};
 struct Job {
     state: Arc<ServerState>,
     handler: Handler,
-    on_ready: Mutex<Option<OnReady>>,
 }
 
 pub(crate) type Handler = Box<dyn Fn(&Request) -> Result<Reply, Failure> + Send + Sync>;
-pub(crate) type OnReady = Box<dyn FnOnce() + Send>;
 
 /// Serves until the server is stopped, or until a worker gets an error that no retry can help.
-pub(crate) fn serve(
-    state: &Arc<ServerState>,
-    handler: Handler,
-    on_ready: Option<OnReady>,
-) -> Result<()> {
+pub(crate) fn serve(state: &Arc<ServerState>, handler: Handler) -> Result<()> {
     let options = &state.options;
     let (queue, workers, prefetch) = (&state.queue, options.workers, options.prefetch);
     if options.delivery_limit.is_some() && prefetch != 1 {
@@ -46,8 +40,7 @@ pub(crate) fn serve(
         session.connection.check_channels(workers, "take requests")?;
     }
     log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
-    let (held, on_ready) = (Arc::clone(state), Mutex::new(on_ready));
-    let job = Arc::new(Job { state: held, handler, on_ready });
+    let job = Arc::new(Job { state: Arc::clone(state), handler });
     let (report, reports) = unbounded();
     // No worker starts until all threads exist, so a failure to start one leaves no worker running.
     let (all_spawned, start) = bounded::<()>(0);
@@ -104,7 +97,7 @@ impl Job {
             };
             state.has_served.store(true, Ordering::Relaxed);
             failures = 0;
-            let on_ready = lock(&self.on_ready).take();
+            let on_ready = lock(&state.on_ready).take();
             on_ready.into_iter().for_each(|on_ready| on_ready());
             let served = self.serve(&worker);
             let lifetime = worker.consumer.inbox.began.elapsed();
@@ -142,7 +135,7 @@ fn drain(
     /// How long to wait for workers that execute no request. Such a worker waits for a silent
     /// broker.
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
-    let (workers, until) = (state.options.workers, state.drain_until());
+    let (workers, until) = (state.options.workers, state.stop.until());
     let in_progress = || state.counters().in_progress;
     let is_busy = || in_progress() > 0 || state.outcomes.unproved() > 0;
     log::info!("stopping; requests in progress: {}", in_progress());

@@ -19,14 +19,10 @@ const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 /// A part of the usual deadline of a call, but longer than nodes that are well lose each other.
 const DISCONNECTED_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the broker says if the home node of the queue is down. A durable classic queue is on one
-/// node of a cluster. While that node is down, the broker answers 404, as if the queue did not
-/// exist. The queue must not be declared then; it comes back with its node.
-const NODE_DOWN: &str = "is down or inaccessible";
-
 /// How to declare a queue. The arguments always name its type: a virtual host can have another
 /// default type, which neither drops messages nor counts deliveries as the options say.
 pub(crate) struct Declaration {
+    pub(super) queue: String,
     queue_type: QueueType,
     /// Whether a queue with exactly these arguments never refuses a request that it has delivered.
     refuses_newest: bool,
@@ -41,27 +37,23 @@ pub(crate) struct Declaration {
 /// only requests that it has never delivered.
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
-    queue: &str,
     declaration: &Declaration,
     until: Instant,
     existed: bool,
 ) -> Result<bool> {
-    let Declaration { queue_type, refuses_newest, arguments } = declaration;
-    let limit = Limit::Until(until);
+    let Declaration { queue, queue_type, refuses_newest, arguments } = declaration;
+    let ask = |method| data_plane.ask(method, Limit::Until(until));
     let declare = Method::DeclareQueue { queue, arguments };
-    let mut is_ours = true;
-    let asked = match data_plane.ask(Method::FindQueue(queue), limit) {
-        Err(CallError::Closed(close)) if close.code == 404 && !close.text.ends_with(NODE_DOWN) => {
+    let found = match ask(Method::FindQueue(queue)) {
+        Err(CallError::Closed(close)) if is_missing(&close) => {
             if existed && *queue_type == QueueType::Quorum {
                 thread::sleep(REDECLARE_DELAY);
-                return ensure(data_plane, queue, declaration, until + REDECLARE_DELAY, false);
+                return ensure(data_plane, declaration, until + REDECLARE_DELAY, false);
             }
-            let declared = data_plane.ask(declare, limit);
-            match declared.inspect(|_| log::info!("declared the queue {queue:?}")) {
+            match ask(declare).inspect(|_| log::info!("declared the queue {queue:?}")) {
                 // Another program may have declared it meanwhile, with other arguments.
                 Err(CallError::Closed(close)) if close.code == 406 => {
-                    is_ours = false;
-                    data_plane.ask(Method::FindQueue(queue), limit).map_err(|error| match error {
+                    ask(Method::FindQueue(queue)).map_err(|error| match error {
                         CallError::Closed(found) if found.code == 404 => CallError::Closed(close),
                         error => error,
                     })
@@ -69,20 +61,18 @@ pub(crate) fn ensure(
                 declared => declared,
             }
         }
-        found => {
-            // The broker accepts the declaration of a queue that has the same arguments.
-            is_ours = found.is_ok() && *refuses_newest && data_plane.ask(declare, limit).is_ok();
-            found
-        }
+        found => found,
     };
-    asked.map(|_| is_ours && *refuses_newest).map_err(|error| match error {
+    found.map_err(|error| match error {
         // RabbitMQ 4 waits for the home node for a minute before it answers.
         CallError::Unanswered(reason) => data_plane.endpoint.unreachable(format!(
             "it did not say whether there is a queue {queue:?}: {reason}; a cluster may be waiting \
              for the queue's home node"
         )),
         error => explain(data_plane, queue, error, "declare the request queue"),
-    })
+    })?;
+    // The broker accepts the declaration of a queue that has the same arguments.
+    Ok(*refuses_newest && ask(declare).is_ok())
 }
 
 /// Consumes from the queue. Blocks until the broker has answered, but not beyond the limit for each
@@ -104,10 +94,15 @@ pub(super) fn consume(
 
 /// Whether the broker says that there is no such queue. Does not block beyond `until`.
 pub(super) fn is_deleted(data_plane: &Arc<DataPlane>, queue: &str, until: Instant) -> bool {
-    match data_plane.ask(Method::FindQueue(queue), Limit::Until(until)) {
-        Err(CallError::Closed(close)) => close.code == 404 && !close.text.ends_with(NODE_DOWN),
-        _ => false,
-    }
+    let found = data_plane.ask(Method::FindQueue(queue), Limit::Until(until));
+    matches!(found, Err(CallError::Closed(close)) if is_missing(&close))
+}
+
+/// Whether there is no such queue. A durable classic queue is on one node of a cluster. While that
+/// node is down, the broker also answers 404. The queue must not be declared then; it comes back
+/// with its node.
+fn is_missing(close: &Close) -> bool {
+    close.code == 404 && close.text.starts_with("NOT_FOUND - no queue ")
 }
 
 impl Declaration {
@@ -115,7 +110,7 @@ impl Declaration {
     /// durable nor exclusive ([Deprecated
     /// features](https://www.rabbitmq.com/docs/deprecated-features-list)).
     pub(super) fn new(queue: &str, options: &ServerOptions, brokers: &Brokers) -> Declaration {
-        let mut declaration = Declaration::common(options, brokers);
+        let mut declaration = Declaration::common(queue.to_string(), options, brokers);
         let (queue_type, arguments) = (declaration.queue_type, &mut declaration.arguments);
         if let Some(limit) = options.delivery_limit {
             append_integer(arguments, "x-delivery-limit", limit.into());
@@ -136,18 +131,22 @@ impl Declaration {
         declaration
     }
 
-    /// How to declare the overflow queue. Its messages have a time limit, since the broker removes
+    /// How to declare the overflow queue of this queue. Its messages have a time limit, since the broker removes
     /// the expiration of a message that it dead-letters: with all servers down, the queue would
     /// grow without bound. Its type is that of the request queue: a classic queue is not there
     /// while its node is down.
-    pub(super) fn overflow(options: &ServerOptions, brokers: &Brokers) -> Declaration {
-        let mut overflow = Declaration::common(options, brokers);
+    pub(super) fn overflow(
+        queue: &str,
+        options: &ServerOptions,
+        brokers: &Brokers,
+    ) -> Declaration {
+        let mut overflow = Declaration::common(overflow_queue(queue), options, brokers);
         append_integer(&mut overflow.arguments, "x-message-ttl", 60_000);
         overflow
     }
 
     /// What both queues have in common.
-    fn common(options: &ServerOptions, brokers: &Brokers) -> Declaration {
+    fn common(queue: String, options: &ServerOptions, brokers: &Brokers) -> Declaration {
         let (mut arguments, queue_type) = (Vec::new(), options.queue_type);
         match queue_type {
             QueueType::Classic => append_text(&mut arguments, "x-queue-type", "classic"),
@@ -161,7 +160,7 @@ impl Declaration {
                 }
             }
         }
-        Declaration { queue_type, refuses_newest: false, arguments }
+        Declaration { queue, queue_type, refuses_newest: false, arguments }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::broker::{Connection, Session};
 use crate::error::Error;
@@ -19,6 +19,11 @@ pub(crate) struct ServerSession {
     pub(super) next_check: Mutex<Instant>,
 }
 
+/// The interval of the first checks for a stall. RabbitMQ 4 was seen to accept a consumer on a queue
+/// that it was about to delete, and not to notify that consumer. Deleting a queue takes RabbitMQ up
+/// to 5 s.
+pub(super) const EARLY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
 impl ServerSession {
     pub(super) fn new(connection: Connection, refuses_newest: bool) -> ServerSession {
         /// From this size on, waiting for the broker's answer costs little beside sending the reply.
@@ -28,7 +33,7 @@ impl ServerSession {
             refuses_newest,
             large: AtomicUsize::new(LARGE),
             queue_is_deleted: AtomicBool::new(false),
-            next_check: Mutex::new(Instant::now()),
+            next_check: Mutex::new(Instant::now() + EARLY_CHECK_INTERVAL),
         }
     }
 }

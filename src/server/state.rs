@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::counters::ServerCounters;
 use super::exchange;
@@ -45,42 +45,43 @@ pub(crate) struct ServerState {
     pub(super) outcomes: Outcomes,
     pub(super) stall_backoff: Mutex<StallBackoff>,
     pub(super) observer: Observer,
+    /// Called when a worker begins to consume for the first time.
+    pub(super) on_ready: Mutex<Option<OnReady>>,
     pub(super) stop: Stop,
-    drain_until: OnceLock<Instant>,
 }
+
+pub(crate) type OnReady = Box<dyn FnOnce() + Send>;
 
 impl ServerState {
     /// Sessions are made when they are needed first.
     pub(super) fn new(
         brokers: Brokers,
-        queue: &str,
         declaration: Declaration,
         options: ServerOptions,
     ) -> ServerState {
-        let (name, exchange) = (queue.to_string(), options.exchange.clone());
-        let (connect_timeout, has_limit) = (brokers.connect_timeout, options.max_waiting.is_some());
-        let key = options.binding_key.clone().unwrap_or_else(|| name.clone());
-        let overflow = Declaration::overflow(&options, &brokers);
+        let (queue, connect_timeout) = (declaration.queue.clone(), brokers.connect_timeout);
+        let (exchange, key) = (options.exchange.clone(), options.binding_key.clone());
+        let has_limit = options.max_waiting.is_some();
+        let overflow = has_limit.then(|| Declaration::overflow(&queue, &options, &brokers));
         let sessions = Reconnector::new(&brokers, move |connection: Connection, is_reconnect| {
             let until = Deadline::after(connect_timeout).at;
-            if has_limit {
-                // The overflow queue must exist before the first request exceeds the limit. The
-                // server does without it, so it leaves half of the time for the request queue.
-                let (queue, half) = (queue::overflow_queue(&name), connect_timeout / 2);
-                let half = Deadline::after(half).at;
-                if let Err(error) = queue::ensure(&connection, &queue, &overflow, half, false) {
-                    log::warn!("requests over the limit are not answered at present: {error}");
-                }
+            // The overflow queue must exist before the first request exceeds the limit. The server
+            // does without it, so it leaves half of the time for the request queue.
+            let half = Deadline::after(connect_timeout / 2).at;
+            if let Some(overflow) = &overflow
+                && let Err(error) = queue::ensure(&connection, overflow, half, false)
+            {
+                log::warn!("requests over the limit are not answered at present: {error}");
             }
-            let refuses_newest =
-                queue::ensure(&connection, &name, &declaration, until, is_reconnect)?;
+            let refuses_newest = queue::ensure(&connection, &declaration, until, is_reconnect)?;
             if let Some(exchange) = &exchange {
-                exchange::ensure_bound(&connection, exchange, &name, &key, until)?;
+                let key = key.as_ref().unwrap_or(&declaration.queue);
+                exchange::ensure_bound(&connection, exchange, &declaration.queue, key, until)?;
             }
             Ok(ServerSession::new(connection, refuses_newest))
         });
         ServerState {
-            queue: queue.to_string(),
+            queue,
             options,
             sessions,
             counters: Mutex::default(),
@@ -92,8 +93,8 @@ impl ServerState {
             outcomes: Outcomes::default(),
             stall_backoff: Mutex::default(),
             observer: Observer::default(),
+            on_ready: Mutex::default(),
             stop: Stop::new(),
-            drain_until: OnceLock::new(),
             app_id: program(),
             brokers,
         }
@@ -164,8 +165,7 @@ impl ServerState {
     /// Tells the workers to stop, and makes no new connection. The requests that no worker has
     /// begun return to the queue. Does not block.
     pub(super) fn stop(&self) {
-        let _ = self.drain_until.set(Deadline::after(self.options.drain_timeout).at);
-        self.stop.stop();
+        self.stop.stop(self.options.drain_timeout);
         self.sessions.close();
         for (session, inbox) in self.outcomes.consumers() {
             inbox.drain(None);
@@ -182,15 +182,12 @@ impl ServerState {
         let consumers = self.outcomes.consumers().into_iter();
         consumers.filter(|(other, _)| Arc::ptr_eq(other, session)).map(|(_, inbox)| inbox)
     }
-
-    /// Until when a server that is told to stop waits for its workers.
-    pub(super) fn drain_until(&self) -> Instant {
-        *self.drain_until.get_or_init(|| Deadline::after(self.options.drain_timeout).at)
-    }
 }
 
 /// Whether a server is told to stop, and the signal to its threads.
 pub(super) struct Stop {
+    /// Until when the server waits for its workers then.
+    until: OnceLock<Instant>,
     /// The first call of `stop` drops the sender. This disconnects the receiver, which wakes every
     /// thread that waits on it.
     running: Mutex<Option<Sender<()>>>,
@@ -198,16 +195,21 @@ pub(super) struct Stop {
 }
 
 impl Stop {
-    pub(super) fn new() -> Stop {
+    fn new() -> Stop {
         let (sender, signal) = bounded(1);
-        Stop { running: Mutex::new(Some(sender)), signal }
+        Stop { until: OnceLock::new(), running: Mutex::new(Some(sender)), signal }
     }
 
-    pub(super) fn stop(&self) {
+    fn stop(&self, drain_timeout: Duration) {
+        self.until.get_or_init(|| Deadline::after(drain_timeout).at);
         drop(lock(&self.running).take());
     }
 
     pub(super) fn is_stopped(&self) -> bool {
-        self.signal.try_recv() == Err(TryRecvError::Disconnected)
+        self.until.get().is_some()
+    }
+
+    pub(super) fn until(&self) -> Instant {
+        *self.until.get().expect("the server is told to stop")
     }
 }

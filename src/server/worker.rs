@@ -49,9 +49,7 @@ impl<'a> Worker<'a> {
         state: &'a Arc<ServerState>,
         session: &'a Arc<ServerSession>,
     ) -> Result<Worker<'a>> {
-        let consumer = Consumer::begin(state, session)?;
-        stall::expect(&consumer);
-        Ok(Worker { consumer })
+        Ok(Worker { consumer: Consumer::begin(state, session)? })
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the

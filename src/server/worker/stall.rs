@@ -6,23 +6,16 @@ use crate::broker::{CallError, Limit};
 use crate::frames::{Answer, Method};
 use crate::lock::lock;
 use crate::server::consumer::Consumer;
+use crate::server::session::EARLY_CHECK_INTERVAL;
 use crate::server::state::ServerState;
 
 /// The interval at which an idle worker checks for a stall.
 const CHECK_INTERVAL: Duration = Duration::from_secs(4);
-/// The interval in the first seconds after a worker began to consume. RabbitMQ 4 was seen to accept
-/// a consumer on a queue that it was about to delete, and not to notify that consumer. Deleting a
-/// queue takes RabbitMQ up to 5 s.
-const EARLY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after a worker began to consume its checks are [`EARLY_CHECK_INTERVAL`] apart.
 const EARLY: Duration = Duration::from_secs(8);
 /// How long requests must wait for idle workers to count as stalled. A request that has just
 /// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
-
-/// Sets the first check of a worker that has just begun to consume.
-pub(super) fn expect(consumer: &Consumer<'_>) {
-    *lock(&consumer.session.next_check) = Instant::now() + EARLY_CHECK_INTERVAL;
-}
 
 /// Checks for a stall, if it is time to. If there is one, all workers of this connection leave
 /// it, and the server connects to another broker.
