@@ -228,11 +228,6 @@ impl Message {
         Message { properties: Vec::new(), body }
     }
 
-    /// The size of the properties in bytes, with the headers.
-    pub(crate) fn properties_size(&self) -> usize {
-        self.properties.len()
-    }
-
     pub(crate) fn properties(&self) -> Properties<'_> {
         Properties::decode(&self.properties)
     }

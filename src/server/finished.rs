@@ -5,7 +5,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Instant;
 
 use crate::error::{Failure, Result};
-use crate::frames::Message;
 use crate::wire::{Reply, Request};
 
 /// What a handler made of a request.
@@ -20,9 +19,7 @@ pub(crate) struct Finished {
 
 pub(crate) struct Entry {
     pub(super) tag: u64,
-    /// The request, without its body.
-    pub(super) request: Message,
-    pub(super) body: Fingerprint,
+    pub(super) key: Key,
     pub(super) finished: Instant,
     pub(super) known: Known,
     /// Whether the broker may not have its reply, and had no occasion to ask for it again: no
@@ -30,8 +27,9 @@ pub(crate) struct Entry {
     pub(super) is_lost: bool,
 }
 
-/// The size of a body, and a hash of its bytes; of a large one, of those at its ends.
-pub(super) type Fingerprint = (usize, u64);
+/// Identifies a request that is delivered again: the size of its body, and a hash of its ids and of
+/// the body; of a large one, of both ends.
+pub(super) type Key = (usize, u64);
 
 /// What is known about a request that was delivered before.
 pub(crate) enum Known {
@@ -70,10 +68,8 @@ impl Finished {
         self.entries.iter().filter(|entry| entry.is_unproved()).count()
     }
 
-    pub(super) fn take(&mut self, request: &Request) -> Option<Known> {
-        let body = fingerprint(request.body());
-        let is_it = |entry: &Entry| entry.body == body && has_same_ids(&entry.request, request);
-        let index = self.entries.iter().position(is_it)?;
+    pub(super) fn take(&mut self, key: Key) -> Option<Known> {
+        let index = self.entries.iter().position(|entry| entry.key == key)?;
         let entry = self.entries.remove(index)?;
         self.size -= entry.size();
         Some(entry.known)
@@ -87,11 +83,10 @@ impl Entry {
     }
 
     fn size(&self) -> usize {
-        let outcome = match &self.known {
+        match &self.known {
             Known::Settled => 0,
             Known::Finished { outcome, .. } => size(outcome),
-        };
-        self.request.properties_size() + outcome
+        }
     }
 }
 
@@ -103,16 +98,11 @@ pub(crate) fn size(outcome: &Outcome) -> usize {
     }
 }
 
-/// Whether a redelivered request has the ids of one that was delivered before.
-pub(super) fn has_same_ids(before: &Message, request: &Request) -> bool {
-    let (old, new) = (before.properties(), request.properties());
-    (old.message_id, old.correlation_id, old.reply_to)
-        == (new.message_id, new.correlation_id, new.reply_to)
-}
-
-pub(super) fn fingerprint(body: &[u8]) -> Fingerprint {
+pub(super) fn key(request: &Request) -> Key {
     const END: usize = 2048;
-    let mut hasher = DefaultHasher::new();
+    let (mut hasher, body, properties) =
+        (DefaultHasher::new(), request.body(), request.properties());
+    (properties.message_id, properties.correlation_id, properties.reply_to).hash(&mut hasher);
     body[..body.len().min(END)].hash(&mut hasher);
     body[body.len().saturating_sub(END)..].hash(&mut hasher);
     (body.len(), hasher.finish())

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::finished::{Entry, Finished, Known, fingerprint, has_same_ids};
+use super::finished::{Entry, Finished, Key, Known, key};
 use super::inbox::Inbox;
 use super::session::ServerSession;
 use crate::error::Error;
@@ -45,11 +45,17 @@ struct Ledger {
     /// A worker may still execute a request of a session that was abandoned.
     session: Weak<ServerSession>,
     inbox: Arc<Inbox>,
-    /// The request that it executes, and when it began.
-    current: Option<(Arc<Request>, Instant)>,
+    current: Option<Current>,
     /// How many workers that waited for the current request's end lost their channels meanwhile.
     lost_channels: u32,
     finished: Finished,
+}
+
+/// The request that a worker executes.
+struct Current {
+    request: Arc<Request>,
+    key: Key,
+    began: Instant,
 }
 
 /// What to do with a request.
@@ -84,16 +90,17 @@ impl Outcomes {
         const INTERVAL: Duration = Duration::from_millis(100);
         /// How many channels one request may cost.
         const MOST_LOST_CHANNELS: u32 = 2;
+        let key = key(request);
         let mut state = lock(&self.state);
         state.has_replied |= state.ledger(inbox).note_delivery(request);
         let begun = loop {
             if !request.redelivered() {
                 break Begun::Execute;
             }
-            if let Some(known) = state.take(request) {
+            if let Some(known) = state.take(key) {
                 break Begun::Known(known);
             }
-            match state.executing(request, inbox) {
+            match state.executing(key, inbox) {
                 None => break Begun::Execute,
                 Some(other) if other.lost_channels() >= MOST_LOST_CHANNELS => {
                     break Begun::TooSlow;
@@ -111,36 +118,27 @@ impl Outcomes {
             }
         };
         let ledger = state.ledger(inbox);
-        ledger.current = Some((Arc::clone(request), Instant::now()));
+        ledger.current = Some(Current { request: Arc::clone(request), key, began: Instant::now() });
         ledger.lost_channels = 0;
         Some(begun)
     }
 
     /// Ends the current request of a worker. Later deliveries prove that the broker has what was
-    /// written for it, unless nothing was written. Returns the memory of its body.
-    pub(super) fn finish(
-        &self,
-        inbox: &Inbox,
-        request: Arc<Request>,
-        known: Known,
-        is_written: bool,
-    ) -> Vec<u8> {
-        let body = fingerprint(request.body());
+    /// written for it, unless nothing was written.
+    pub(super) fn finish(&self, inbox: &Inbox, known: Known, is_written: bool) {
         let mut state = lock(&self.state);
-        state.ledger(inbox).current = None;
-        // Notifying costs a system call, also if nobody waits.
-        if state.waiting > 0 {
-            self.finished.notify_all();
-        }
-        let Some(request) = Arc::into_inner(request) else { return Vec::new() };
-        let (tag, mut request) = (request.delivery.tag, request.delivery.message);
-        let memory = std::mem::take(&mut request.body);
-        let entry = Entry { tag, request, body, finished: Instant::now(), known, is_lost: false };
+        let current = state.ledger(inbox).current.take();
+        let Current { request, key, .. } = current.expect("what has begun is finished once");
+        let (tag, finished) = (request.delivery.tag, Instant::now());
+        let entry = Entry { tag, key, finished, known, is_lost: false };
         match is_written {
             true => state.ledger(inbox).finished.push_within(entry, 1024, 8 << 20),
             false => state.keep(entry),
         }
-        memory
+        // Notifying costs a system call, also if nobody waits.
+        if state.waiting > 0 {
+            self.finished.notify_all();
+        }
     }
 
     /// Keeps the outcomes of a worker whose channel ends.
@@ -185,7 +183,7 @@ impl Outcomes {
     /// requester is gone.
     pub(super) fn note_abandoned(&self, reply_to: &str, sign: &Message) {
         let id = sign.properties().correlation_id;
-        for (request, _) in lock(&self.state).ledgers.iter().flat_map(|ledger| &ledger.current) {
+        for Current { request, .. } in lock(&self.state).ledgers.iter().flat_map(|it| &it.current) {
             let wanted = request.properties();
             if wanted.reply_to == Some(reply_to) && wanted.correlation_id == id {
                 request.is_abandoned.store(true, Ordering::Relaxed);
@@ -203,7 +201,7 @@ impl Outcomes {
     /// When the requests that are executed or answered at present began.
     pub(super) fn in_progress(&self) -> Vec<Instant> {
         let state = lock(&self.state);
-        state.ledgers.iter().filter_map(|ledger| Some(ledger.current.as_ref()?.1)).collect()
+        state.ledgers.iter().filter_map(|ledger| Some(ledger.current.as_ref()?.began)).collect()
     }
 
     /// Whether the broker is known to have taken a reply of this server.
@@ -231,18 +229,15 @@ impl State {
     }
 
     /// Takes what is known about this request.
-    fn take(&mut self, request: &Request) -> Option<Known> {
+    fn take(&mut self, key: Key) -> Option<Known> {
         let ledgers = self.ledgers.iter_mut().map(|ledger| &mut ledger.finished);
-        std::iter::once(&mut self.kept).chain(ledgers).find_map(|finished| finished.take(request))
+        std::iter::once(&mut self.kept).chain(ledgers).find_map(|finished| finished.take(key))
     }
 
     /// The other worker that executes this request.
-    fn executing(&mut self, request: &Request, own: &Inbox) -> Option<&mut Ledger> {
-        let is_same = |(current, _): &(Arc<Request>, Instant)| {
-            has_same_ids(&current.delivery.message, request) && current.body() == request.body()
-        };
+    fn executing(&mut self, key: Key, own: &Inbox) -> Option<&mut Ledger> {
         let mut others = self.ledgers.iter_mut().filter(|ledger| !ledger.is_of(own));
-        others.find(|ledger| ledger.current.as_ref().is_some_and(is_same))
+        others.find(|ledger| ledger.current.as_ref().is_some_and(|current| current.key == key))
     }
 }
 

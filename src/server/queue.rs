@@ -52,12 +52,11 @@ pub(crate) fn ensure(
             }
             match ask(declare).inspect(|_| log::info!("declared the queue {queue:?}")) {
                 // Another program may have declared it meanwhile, with other arguments.
-                Err(CallError::Closed(close)) if close.code == 406 => {
-                    ask(Method::FindQueue(queue)).map_err(|error| match error {
+                Err(CallError::Closed(close)) if close.code == 406 => ask(Method::FindQueue(queue))
+                    .map_err(|error| match error {
                         CallError::Closed(found) if found.code == 404 => CallError::Closed(close),
                         error => error,
-                    })
-                }
+                    }),
                 declared => declared,
             }
         }
@@ -135,11 +134,7 @@ impl Declaration {
     /// the expiration of a message that it dead-letters: with all servers down, the queue would
     /// grow without bound. Its type is that of the request queue: a classic queue is not there
     /// while its node is down.
-    pub(super) fn overflow(
-        queue: &str,
-        options: &ServerOptions,
-        brokers: &Brokers,
-    ) -> Declaration {
+    pub(super) fn overflow(queue: &str, options: &ServerOptions, brokers: &Brokers) -> Declaration {
         let mut overflow = Declaration::common(overflow_queue(queue), options, brokers);
         append_integer(&mut overflow.arguments, "x-message-ttl", 60_000);
         overflow

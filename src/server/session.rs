@@ -19,14 +19,14 @@ pub(crate) struct ServerSession {
     pub(super) next_check: Mutex<Instant>,
 }
 
-/// The interval of the first checks for a stall. RabbitMQ 4 was seen to accept a consumer on a queue
-/// that it was about to delete, and not to notify that consumer. Deleting a queue takes RabbitMQ up
-/// to 5 s.
+/// The interval of the first checks for a stall. RabbitMQ 4 was seen to accept a consumer on a
+/// queue that it was about to delete, and not to notify that consumer. Deleting a queue takes
+/// RabbitMQ up to 5 s.
 pub(super) const EARLY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl ServerSession {
     pub(super) fn new(connection: Connection, refuses_newest: bool) -> ServerSession {
-        /// From this size on, waiting for the broker's answer costs little beside sending the reply.
+        /// From this size on, waiting for the broker's answer costs little beside sending a reply.
         const LARGE: usize = 512 << 10;
         ServerSession {
             connection,

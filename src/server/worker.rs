@@ -15,9 +15,9 @@ use super::consumer::Consumer;
 use super::finished::{Known, Outcome};
 use super::inbox::Withdrawal;
 use super::outcomes::Begun;
-use super::{keep_alive, own_methods};
 use super::session::ServerSession;
 use super::state::ServerState;
+use super::{keep_alive, own_methods};
 use crate::broker::Session;
 use crate::deadline::Deadline;
 use crate::error::{Failure, Result, Status};
@@ -141,12 +141,12 @@ impl<'a> Worker<'a> {
         let sender = ReplySender::new(&self.consumer, &request, address);
         let began = Instant::now();
         let (outcome, lost_connections) = match begun {
-            Begun::Known(Known::Settled) => return self.settle(request),
+            Begun::Known(Known::Settled) => return self.settle(&request),
             Begun::Known(Known::Finished { outcome, lost_connections }) => {
                 (outcome, Some(lost_connections))
             }
             Begun::TooSlow => (Err(too_slow()), None),
-            Begun::Execute if request.has_expired() => return self.expire(request),
+            Begun::Execute if request.has_expired() => return self.expire(&request),
             Begun::Execute => {
                 let execute = || execute(handler, &request, session.connection.frame_max());
                 (keep_alive::during(&request, &address, channel, &state.app_id, execute), None)
@@ -154,7 +154,10 @@ impl<'a> Worker<'a> {
         };
         let (known, answered) = self.reply(&sender, &request, began, outcome, lost_connections);
         let tag = request.delivery.tag;
-        session.connection.recycle(outcomes.finish(inbox, request, known, answered.is_ok()));
+        outcomes.finish(inbox, known, answered.is_ok());
+        if let Some(request) = Arc::into_inner(request) {
+            session.connection.recycle(request.delivery.message.body);
+        }
         answered.inspect_err(|_| {
             let _ = self.consumer.settle(frames::give_back(channel.number, tag));
         })
@@ -199,7 +202,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Removes a request from the queue whose requester no longer waits.
-    fn expire(&self, request: Arc<Request>) -> Result<()> {
+    fn expire(&self, request: &Request) -> Result<()> {
         let state = self.consumer.state;
         lock(&state.counters).expired += 1;
         let line = format_args!("a request expired while it waited for a worker");
@@ -208,10 +211,10 @@ impl<'a> Worker<'a> {
     }
 
     /// Acknowledges a request that needs no reply.
-    fn settle(&self, request: Arc<Request>) -> Result<()> {
+    fn settle(&self, request: &Request) -> Result<()> {
         let Consumer { state, channel, inbox, .. } = &self.consumer;
         let settled = self.consumer.settle(frames::ack(channel.number, request.delivery.tag));
-        state.outcomes.finish(inbox, request, Known::Settled, settled.is_ok());
+        state.outcomes.finish(inbox, Known::Settled, settled.is_ok());
         settled
     }
 

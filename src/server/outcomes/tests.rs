@@ -9,9 +9,9 @@ fn delivery(tag: u64, body: &str, redelivered: bool) -> Arc<Request> {
     Arc::new(Request::from_delivery(Delivery { tag, redelivered, message }))
 }
 
-fn finish(outcomes: &Outcomes, inbox: &Inbox, request: Arc<Request>) {
+fn finish(outcomes: &Outcomes, inbox: &Inbox) {
     let known = Known::Finished { outcome: Ok(Reply::from("done")), lost_connections: 0 };
-    outcomes.finish(inbox, request, known, true);
+    outcomes.finish(inbox, known, true);
 }
 
 fn begin(outcomes: &Outcomes, inbox: &Inbox, request: &Arc<Request>) -> Begun {
@@ -29,13 +29,13 @@ fn requests_delivered_again_beyond_the_prefetch_are_not_executed_again() {
         for tag in 1..=count {
             let request = delivery(tag, &tag.to_string(), false);
             assert!(matches!(begin(&outcomes, &inbox, &request), Begun::Execute));
-            finish(&outcomes, &inbox, request);
+            finish(&outcomes, &inbox);
         }
         for tag in 1..=count {
             let again = delivery(count + tag, &tag.to_string(), true);
             let begun = begin(&outcomes, &inbox, &again);
             assert!(matches!(begun, Begun::Known(Known::Finished { .. })), "{tag}");
-            finish(&outcomes, &inbox, again);
+            finish(&outcomes, &inbox);
         }
         assert!(!outcomes.has_replied());
         begin(&outcomes, &inbox, &delivery(3 * count, "new", false));
@@ -49,7 +49,7 @@ fn nothing_is_proved_by_a_channel_whose_requests_were_taken_back() {
     outcomes.add(Weak::new(), &inbox);
     let request = delivery(1, "7", false);
     begin(&outcomes, &inbox, &request);
-    finish(&outcomes, &inbox, request);
+    finish(&outcomes, &inbox);
     inbox.withdraw(Withdrawal::TimedOut, Error::Closed);
     outcomes.all_proved(&inbox);
     assert_eq!(outcomes.unproved(), 1);

@@ -72,11 +72,7 @@ impl<'a> ReplySender<'a> {
 
     /// Sends the reply and acknowledges the request. A reply that `is_suspect` or large goes alone.
     /// A reply that the broker refuses is replaced by the failure `INTERNAL`.
-    pub(super) fn send(
-        &self,
-        outcome: &mut Outcome,
-        is_suspect: bool,
-    ) -> Result<Sent, NotSent> {
+    pub(super) fn send(&self, outcome: &mut Outcome, is_suspect: bool) -> Result<Sent, NotSent> {
         let Consumer { session, channel, inbox, .. } = self.consumer;
         let rendered = self.rendered(outcome);
         let shown = rendered.as_ref().unwrap_or(outcome);
