@@ -12,7 +12,9 @@ use super::state::ServerState;
 use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
-use crate::frames::{Frames, Method};
+use crate::frames::{Frames, Method, reject};
+use crate::lock::lock;
+use crate::wire::Request;
 
 /// When it is dropped, the broker returns its unanswered requests to the queue. Dropping blocks
 /// until the broker has the last replies, if the channel still works: for at most the time that
@@ -86,10 +88,6 @@ impl<'a> Consumer<'a> {
         self.direct.borrow()
     }
 
-    pub(super) fn has_direct(&self) -> bool {
-        self.direct.borrow().is_some()
-    }
-
     /// Closes the connection for direct replies if it has not been used for a while. Blocks for at
     /// most a second.
     pub(super) fn close_idle_direct(&self) {
@@ -109,6 +107,14 @@ impl<'a> Consumer<'a> {
             let endpoint = &self.session.connection.endpoint;
             self.ended().unwrap_or_else(|| endpoint.unreachable("the connection is gone"))
         })
+    }
+
+    /// Removes a request that cannot be answered from the queue.
+    pub(super) fn reject(&self, request: &Request, why: &str) -> Result<()> {
+        lock(&self.state.counters).rejected += 1;
+        let line = format_args!("rejected a request of {} bytes: {why}", request.body().len());
+        self.state.useless.log(log::Level::Warn, line);
+        self.settle(reject(self.channel.number, request.delivery.tag))
     }
 
     /// Writes that a request is done, unless the broker has taken it back: it is then settled when

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use self::execute::{RequestName, execute};
-use self::reply_sender::{NotSent, ReplySender, Sent};
+use self::reply_sender::ReplySender;
 use super::consumer::Consumer;
 use super::finished::{Known, Outcome};
 use super::inbox::Withdrawal;
@@ -126,7 +126,7 @@ impl<'a> Worker<'a> {
         let properties = request.properties();
         let address = match wire::reply_address(&properties, queue) {
             Ok(address) => address,
-            Err(why) => return self.reject(&request, why),
+            Err(why) => return self.consumer.reject(&request, why),
         };
         if request.redelivered() {
             lock(&state.counters).redelivered += 1;
@@ -137,8 +137,6 @@ impl<'a> Worker<'a> {
         let Some(begun) = outcomes.begin(inbox, &request, is_over) else {
             return self.consumer.ended().map_or(Ok(()), Err);
         };
-        // Making a connection for the reply may take its time.
-        let sender = ReplySender::new(&self.consumer, &request, address);
         let began = Instant::now();
         let (outcome, lost_connections) = match begun {
             Begun::Known(Known::Settled) => return self.settle(&request),
@@ -152,7 +150,8 @@ impl<'a> Worker<'a> {
                 (keep_alive::during(&request, &address, channel, &state.app_id, execute), None)
             }
         };
-        let (known, answered) = self.reply(&sender, &request, began, outcome, lost_connections);
+        let sender = ReplySender::new(&self.consumer, &request, address);
+        let (known, answered) = sender.reply(began, outcome, lost_connections);
         let tag = request.delivery.tag;
         outcomes.finish(inbox, known, answered.is_ok());
         if let Some(request) = Arc::into_inner(request) {
@@ -161,44 +160,6 @@ impl<'a> Worker<'a> {
         answered.inspect_err(|_| {
             let _ = self.consumer.settle(frames::give_back(channel.number, tag));
         })
-    }
-
-    /// Sends the reply. `lost_connections` is how many connections ended when it was sent before.
-    /// Returns what is known if the request comes back.
-    fn reply(
-        &self,
-        sender: &ReplySender<'_>,
-        request: &Request,
-        began: Instant,
-        mut outcome: Outcome,
-        lost_connections: Option<u32>,
-    ) -> (Known, Result<()>) {
-        /// How many connections one reply may cost.
-        const MOST_LOST_CONNECTIONS: u32 = 2;
-        let lost = lost_connections.unwrap_or(0);
-        let reject = |why: &str| (Known::Settled, self.reject(request, why));
-        if lost >= MOST_LOST_CONNECTIONS {
-            return reject("the broker closes the connection on which its reply is sent");
-        }
-        let sent = sender.send(&mut outcome, lost_connections.is_some());
-        if sent.is_ok() {
-            sender.report(began, &outcome);
-        }
-        let keep = |outcome, lost_connections| Known::Finished { outcome, lost_connections };
-        match sent {
-            Ok(Sent::Written) => (keep(outcome, lost), Ok(())),
-            Ok(Sent::Taken) => {
-                self.consumer.state.outcomes.note_replied();
-                (Known::Settled, Ok(()))
-            }
-            Err(NotSent::Lost { error, by_broker }) => {
-                (keep(outcome, lost + u32::from(by_broker)), Err(error))
-            }
-            Err(NotSent::Refused(close)) => {
-                reject(&format!("the broker refuses even a short reply: {close}"))
-            }
-            Err(NotSent::Undeliverable) => reject("the broker fails on its reply_to"),
-        }
     }
 
     /// Removes a request from the queue whose requester no longer waits.
@@ -216,15 +177,6 @@ impl<'a> Worker<'a> {
         let settled = self.consumer.settle(frames::ack(channel.number, request.delivery.tag));
         state.outcomes.finish(inbox, Known::Settled, settled.is_ok());
         settled
-    }
-
-    /// Removes a request that cannot be answered from the queue.
-    fn reject(&self, request: &Request, why: &str) -> Result<()> {
-        let Consumer { state, channel, .. } = &self.consumer;
-        lock(&state.counters).rejected += 1;
-        let line = format_args!("rejected a request of {} bytes: {why}", request.body().len());
-        state.useless.log(log::Level::Warn, line);
-        self.consumer.settle(frames::reject(channel.number, request.delivery.tag))
     }
 }
 

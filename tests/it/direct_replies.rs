@@ -1,4 +1,4 @@
-//! Replies by direct reply-to: to an address that is no queue, over slow networks.
+//! Replies by direct reply-to over slow networks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,6 @@ use rabbitmq_rpc::ServerOptions;
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::Serving;
-use crate::patience::await_value;
 use crate::proxy::Proxy;
 use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 
@@ -29,30 +28,6 @@ fn request(broker: &Broker, queue: &str, properties: Properties) -> Raw {
     raw.consume(DIRECT_REPLY_TO.as_bytes());
     assert_eq!(raw.publish("", queue.as_bytes(), &properties, b"7"), Verdict::Confirmed);
     raw
-}
-
-/// On an old broker, the server first makes a connection for the reply.
-#[test]
-fn request_that_expires_while_its_reply_gets_a_connection_is_not_executed() {
-    let (broker, queue) = (Broker::shared(), queue_name("direct-expired"));
-    let proxy = Proxy::to(broker.port(0));
-    let (serving, runs) = serve(&proxy, &queue, 1);
-    // A login takes at least three round trips.
-    proxy.set_delay(Duration::from_millis(400));
-    let properties = Properties::default().reply_to(DIRECT_REPLY_TO.as_bytes());
-    let mut raw = request(broker, &queue, properties.expiration(b"1600"));
-    let counters = || serving.server.counters();
-    let expected = match broker.version() < (3, 10, 12) {
-        true => (1, 0),
-        false => {
-            raw.reply();
-            (0, 1)
-        }
-    };
-    let ended = await_value(counters, |counters| counters.expired + counters.served == 1);
-    assert_eq!((ended.expired, runs.load(Ordering::SeqCst)), expected, "{ended:?}");
-    proxy.set_delay(Duration::ZERO);
-    serving.stop();
 }
 
 /// The reply takes longer than a heartbeat, and than any limit for an answer.

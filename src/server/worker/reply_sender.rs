@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use super::execute::{RequestName, execute};
 use crate::broker::{CallError, Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
-use crate::error::{Error, Failure, Status};
+use crate::error::{Error, Failure, Result, Status};
 use crate::frames::{Close, Event, Frames, Method, Version, ack};
 use crate::lock::lock;
 use crate::observation::Observation;
 use crate::server::consumer::Consumer;
-use crate::server::finished::{Outcome, size};
+use crate::server::finished::{Known, Outcome, size};
 use crate::server::state::ServerState;
 use crate::wire::{self, ReplyAddress, Request};
 
@@ -36,16 +36,8 @@ enum Route {
     OwnConnection,
 }
 
-/// How far a reply has got.
-pub(super) enum Sent {
-    /// It was written before the acknowledgement, on the same channel.
-    Written,
-    /// The broker has taken it.
-    Taken,
-}
-
 /// Why the broker does not have a reply.
-pub(super) enum NotSent {
+enum NotSent {
     /// It refused this message, and will refuse it again.
     Refused(Close),
     /// It failed on the address.
@@ -56,32 +48,66 @@ pub(super) enum NotSent {
 }
 
 impl<'a> ReplySender<'a> {
-    /// If the address needs a connection of its own, makes it, so that a handler does not run
-    /// before there is a way to its requester.
     pub(super) fn new(
         consumer: &'a Consumer<'a>,
         request: &'a Request,
         address: ReplyAddress<'a>,
     ) -> ReplySender<'a> {
         let route = Route::new(address.reply_to, consumer.session.connection.version());
-        if route == Route::OwnConnection {
-            consumer.connect_direct();
-        }
         ReplySender { consumer, request, address, route }
     }
 
+    /// Sends the reply to a request that began then, or rejects a request that cannot be answered.
+    /// `lost_connections` is how many connections ended when the reply was sent before. Returns
+    /// what is known if the request comes back.
+    pub(super) fn reply(
+        &self,
+        began: Instant,
+        mut outcome: Outcome,
+        lost_connections: Option<u32>,
+    ) -> (Known, Result<()>) {
+        /// How many connections one reply may cost.
+        const MOST_LOST_CONNECTIONS: u32 = 2;
+        let lost = lost_connections.unwrap_or(0);
+        let reject = |why: &str| (Known::Settled, self.consumer.reject(self.request, why));
+        if lost >= MOST_LOST_CONNECTIONS {
+            return reject("the broker closes the connection on which its reply is sent");
+        }
+        let sent = self.send(&mut outcome, lost_connections.is_some());
+        if sent.is_ok() {
+            self.report(began, &outcome);
+        }
+        let keep = |outcome, lost_connections| Known::Finished { outcome, lost_connections };
+        match sent {
+            Ok(true) => {
+                self.consumer.state.outcomes.note_replied();
+                (Known::Settled, Ok(()))
+            }
+            Ok(false) => (keep(outcome, lost), Ok(())),
+            Err(NotSent::Lost { error, by_broker }) => {
+                (keep(outcome, lost + u32::from(by_broker)), Err(error))
+            }
+            Err(NotSent::Refused(close)) => {
+                reject(&format!("the broker refuses even a short reply: {close}"))
+            }
+            Err(NotSent::Undeliverable) => reject("the broker fails on its reply_to"),
+        }
+    }
+
     /// Sends the reply and acknowledges the request. A reply that `is_suspect` or large goes alone.
-    /// A reply that the broker refuses is replaced by the failure `INTERNAL`.
-    pub(super) fn send(&self, outcome: &mut Outcome, is_suspect: bool) -> Result<Sent, NotSent> {
+    /// A reply that the broker refuses is replaced by the failure `INTERNAL`. Returns whether the
+    /// broker has taken the reply; else it was written before the acknowledgement, on the same
+    /// channel.
+    fn send(&self, outcome: &mut Outcome, is_suspect: bool) -> Result<bool, NotSent> {
         let Consumer { session, channel, inbox, .. } = self.consumer;
         let rendered = self.rendered(outcome);
         let shown = rendered.as_ref().unwrap_or(outcome);
         let is_large = size(shown) >= session.large.load(Ordering::Relaxed);
         let ack = ack(channel.number, self.request.delivery.tag);
-        let is_elsewhere = self.route == Route::OwnConnection && self.consumer.has_direct();
-        if !is_suspect && !is_large && !is_elsewhere && !inbox.is_withdrawn() {
+        let is_lone = is_suspect || is_large || self.route == Route::OwnConnection;
+        if !is_lone && !inbox.is_withdrawn() {
             match self.consumer.write(self.encode(channel, shown).followed_by(&ack)) {
-                Ok(()) => return Ok(Sent::Written),
+                Ok(()) => return Ok(false),
                 Err(error) if session.ended().is_some() => {
                     return Err(NotSent::Lost { error, by_broker: false });
                 }
@@ -101,7 +127,7 @@ impl<'a> ReplySender<'a> {
         }
         // If the channel has ended, the request comes back. It is then acknowledged.
         let _ = self.consumer.settle(ack);
-        Ok(Sent::Taken)
+        Ok(true)
     }
 
     /// The reply to a request that failed, if the server has a form of its own for failures.
@@ -159,7 +185,7 @@ impl<'a> ReplySender<'a> {
     }
 
     /// Counts an answered request, and shows it to the log and the hook.
-    pub(super) fn report(&self, began: Instant, outcome: &Outcome) {
+    fn report(&self, began: Instant, outcome: &Outcome) {
         let ServerState { counters, queue, observer, .. } = &**self.consumer.state;
         let request = self.request;
         let status = match outcome {
