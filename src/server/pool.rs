@@ -18,12 +18,6 @@ use crate::error::{Error, Failure, Result};
 use crate::lock::lock;
 use crate::wire::{Reply, Request};
 
-/// The state that the workers' threads share.
-struct Job {
-    state: Arc<ServerState>,
-    handler: Handler,
-}
-
 pub(crate) type Handler = Box<dyn Fn(&Request) -> Result<Reply, Failure> + Send + Sync>;
 
 /// Serves until the server is stopped, or until a worker gets an error that no retry can help.
@@ -40,15 +34,17 @@ pub(crate) fn serve(state: &Arc<ServerState>, handler: Handler) -> Result<()> {
         session.connection.check_channels(workers, "take requests")?;
     }
     log::info!("serving queue {queue:?} (workers: {workers}, prefetch: {prefetch})");
-    let job = Arc::new(Job { state: Arc::clone(state), handler });
+    let handler = Arc::new(handler);
     let (report, reports) = unbounded();
     // No worker starts until all threads exist, so a failure to start one leaves no worker running.
     let (all_spawned, start) = bounded::<()>(0);
     for _ in 0..workers {
-        let (job, report, start) = (Arc::clone(&job), report.clone(), start.clone());
+        let (held, handler) = (Arc::clone(state), Arc::clone(&handler));
+        let (report, start) = (report.clone(), start.clone());
         let work = move || {
             let _ = start.recv();
-            let worked = catch_unwind(AssertUnwindSafe(|| job.work())).unwrap_or_else(|_| {
+            let work = AssertUnwindSafe(|| work(&held, &handler));
+            let worked = catch_unwind(work).unwrap_or_else(|_| {
                 let text = "a hook given to on_ready or on_request panicked; standard error has \
                             its message";
                 Err(Error::Config(text.into()))
@@ -62,7 +58,7 @@ pub(crate) fn serve(state: &Arc<ServerState>, handler: Handler) -> Result<()> {
             return Err(Error::Config(text));
         }
     }
-    drop(all_spawned);
+    drop((all_spawned, report));
     let first = select! {
         recv(state.stop.signal) -> _ => None,
         recv(reports) -> report => report.ok(),
@@ -71,58 +67,54 @@ pub(crate) fn serve(state: &Arc<ServerState>, handler: Handler) -> Result<()> {
     drain(state, first, &reports)
 }
 
-impl Job {
-    /// Works on one connection after another, until the server is stopped. `Err` if no retry can
-    /// help.
-    fn work(&self) -> Result<()> {
-        /// A worker whose channel ends earlier than this counts as failed.
-        const MIN_LIFETIME: Duration = Duration::from_secs(1);
-        let state = &self.state;
-        let never = Deadline::after(Duration::MAX);
-        let mut failures = 0;
-        while !state.stop.is_stopped() {
-            let session = match state.sessions.persistent_session(never) {
-                Err(Error::Closed) => break,
-                session => session?,
-            };
-            let worker = match Worker::begin(state, &session) {
-                Ok(worker) => worker,
-                Err(Error::Unreachable { .. }) => continue,
-                Err(error) if state.keeps_trying() => {
-                    failures += 1;
-                    state.pause(failures, &error);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            state.has_served.store(true, Ordering::Relaxed);
-            failures = 0;
-            let on_ready = lock(&state.on_ready).take();
-            on_ready.into_iter().for_each(|on_ready| on_ready());
-            let served = self.serve(&worker);
-            let lifetime = worker.consumer.inbox.began.elapsed();
-            drop(worker);
-            match served {
-                Ok(()) => break,
-                Err(Error::Unreachable { .. })
-                    if session.ended().is_some() || !state.sessions.is_current(&session) => {}
-                Err(error @ Error::Unreachable { .. }) => match lifetime < MIN_LIFETIME {
-                    true => state.abandon(&session, &error),
-                    false => log::warn!("{error}; going on with another channel"),
-                },
-                Err(error) if state.outcomes.has_replied() => state.pause(1, &error),
-                Err(error) => return Err(error),
+/// Works on one connection after another, until the server is stopped. `Err` if no retry can help.
+fn work(state: &Arc<ServerState>, handler: &Handler) -> Result<()> {
+    /// A worker whose channel ends earlier than this counts as failed.
+    const MIN_LIFETIME: Duration = Duration::from_secs(1);
+    let never = Deadline::after(Duration::MAX);
+    let mut failures = 0;
+    while !state.stop.is_stopped() {
+        let session = match state.sessions.persistent_session(never) {
+            Err(Error::Closed) => break,
+            session => session?,
+        };
+        let worker = match Worker::begin(state, &session) {
+            Ok(worker) => worker,
+            Err(Error::Unreachable { .. }) => continue,
+            Err(error) if state.keeps_trying() => {
+                failures += 1;
+                state.pause(failures, &error);
+                continue;
             }
+            Err(error) => return Err(error),
+        };
+        state.has_served.store(true, Ordering::Relaxed);
+        failures = 0;
+        let on_ready = lock(&state.on_ready).take();
+        on_ready.into_iter().for_each(|on_ready| on_ready());
+        let served = serve_all(&worker, handler);
+        let lifetime = worker.consumer.inbox.began.elapsed();
+        drop(worker);
+        match served {
+            Ok(()) => break,
+            Err(Error::Unreachable { .. })
+                if session.ended().is_some() || !state.sessions.is_current(&session) => {}
+            Err(error @ Error::Unreachable { .. }) => match lifetime < MIN_LIFETIME {
+                true => state.abandon(&session, &error),
+                false => log::warn!("{error}; going on with another channel"),
+            },
+            Err(error) if state.outcomes.has_replied() => state.pause(1, &error),
+            Err(error) => return Err(error),
         }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// Serves until the server is told to stop, or until the channel or the connection has ended or
-    /// a reply could not be sent.
-    fn serve(&self, worker: &Worker<'_>) -> Result<()> {
-        while worker.serve_one(&self.handler, Duration::MAX)? != Served::Stopped {}
-        Ok(())
-    }
+/// Serves until the server is told to stop, the channel or the connection has ended, or a reply
+/// could not be sent.
+fn serve_all(worker: &Worker<'_>, handler: &Handler) -> Result<()> {
+    while worker.serve_one(handler, Duration::MAX)? != Served::Stopped {}
+    Ok(())
 }
 
 /// Waits until the workers have answered their requests, the broker has the replies and the workers
@@ -135,20 +127,17 @@ fn drain(
     /// How long to wait for workers that execute no request. Such a worker waits for a silent
     /// broker.
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
-    let (workers, until) = (state.options.workers, state.stop.until());
+    let until = state.stop.until();
     let in_progress = || state.counters().in_progress;
     let is_busy = || in_progress() > 0 || state.outcomes.unproved() > 0;
     log::info!("stopping; requests in progress: {}", in_progress());
-    let mut ended = usize::from(first.is_some());
     let mut failure = first.and_then(Result::err);
-    while ended < workers {
+    loop {
         let left = until.saturating_duration_since(Instant::now());
         match reports.recv_timeout(IDLE_TIMEOUT.min(left)) {
-            Ok(report) => {
-                ended += 1;
-                failure = failure.or(report.err());
-            }
+            Ok(report) => failure = failure.or(report.err()),
             Err(RecvTimeoutError::Timeout) if is_busy() && !left.is_zero() => {}
+            // All have ended, or none has anything left to do, or there is no more time.
             Err(_) => break,
         }
     }

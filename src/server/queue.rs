@@ -91,16 +91,10 @@ pub(super) fn consume(
     channel.call(consume, limit).map(drop)
 }
 
-/// Whether the broker says that there is no such queue. Does not block beyond `until`.
-pub(super) fn is_deleted(data_plane: &Arc<DataPlane>, queue: &str, until: Instant) -> bool {
-    let found = data_plane.ask(Method::FindQueue(queue), Limit::Until(until));
-    matches!(found, Err(CallError::Closed(close)) if is_missing(&close))
-}
-
 /// Whether there is no such queue. A durable classic queue is on one node of a cluster. While that
 /// node is down, the broker also answers 404. The queue must not be declared then; it comes back
 /// with its node.
-fn is_missing(close: &Close) -> bool {
+pub(super) fn is_missing(close: &Close) -> bool {
     close.code == 404 && close.text.starts_with("NOT_FOUND - no queue ")
 }
 
@@ -130,10 +124,10 @@ impl Declaration {
         declaration
     }
 
-    /// How to declare the overflow queue of this queue. Its messages have a time limit, since the broker removes
-    /// the expiration of a message that it dead-letters: with all servers down, the queue would
-    /// grow without bound. Its type is that of the request queue: a classic queue is not there
-    /// while its node is down.
+    /// How to declare the overflow queue of this queue. Its messages have a time limit, since the
+    /// broker removes the expiration of a message that it dead-letters: with all servers down, the
+    /// queue would grow without bound. Its type is that of the request queue: a classic queue is
+    /// not there while its node is down.
     pub(super) fn overflow(queue: &str, options: &ServerOptions, brokers: &Brokers) -> Declaration {
         let mut overflow = Declaration::common(overflow_queue(queue), options, brokers);
         append_integer(&mut overflow.arguments, "x-message-ttl", 60_000);
@@ -203,9 +197,6 @@ fn explain_close(endpoint: &Endpoint, queue: &str, close: &Close, doing: &str) -
             "it cannot be declared with these arguments; give the queue type, delivery limit, \
              limit of waiting requests and dead-letter exchange that it has, or delete it"
         }
-        541 if text.starts_with("INTERNAL_ERROR - Feature `") => {
-            "this broker no longer has queues of that kind"
-        }
         541 if text.ends_with("the corresponding feature flag is disabled") => {
             "this broker has queues of that type disabled; enable the feature flag, or choose the \
              other type"
@@ -252,10 +243,6 @@ mod tests {
                     "ACCESS_REFUSED - queue 'name ' in vhost 'v' in exclusive use",
                 ),
                 "consumes from it exclusively",
-            ),
-            (
-                channel(541, "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated"),
-                "no longer has queues of that kind",
             ),
             (
                 channel(

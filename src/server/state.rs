@@ -173,12 +173,11 @@ impl ServerState {
         }
     }
 
-    /// The number of workers to which the broker sends requests through this session.
-    pub(super) fn consumers(&self, session: &Arc<ServerSession>) -> usize {
-        self.inboxes_of(session).filter(|inbox| inbox.consumes()).count()
-    }
-
-    fn inboxes_of(&self, session: &Arc<ServerSession>) -> impl Iterator<Item = Arc<Inbox>> {
+    /// What workers receive through this session.
+    pub(super) fn inboxes_of(
+        &self,
+        session: &Arc<ServerSession>,
+    ) -> impl Iterator<Item = Arc<Inbox>> {
         let consumers = self.outcomes.consumers().into_iter();
         consumers.filter(|(other, _)| Arc::ptr_eq(other, session)).map(|(_, inbox)| inbox)
     }

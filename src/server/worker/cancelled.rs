@@ -7,9 +7,11 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crate::broker::{CallError, Limit};
+use crate::frames::Method;
 use crate::server::consumer::Consumer;
 use crate::server::inbox::Withdrawal;
-use crate::server::queue::is_deleted;
+use crate::server::queue::is_missing;
 
 /// Finds out why the consumer was cancelled. Blocks for at most 10 s.
 pub(super) fn find_out(consumer: &Consumer<'_>) {
@@ -18,19 +20,19 @@ pub(super) fn find_out(consumer: &Consumer<'_>) {
     const PAUSE: Duration = Duration::from_millis(500);
     let Consumer { state, session, inbox, .. } = consumer;
     let connection = &session.connection;
-    let until = Instant::now() + LONGEST_DELETION;
-    let ask = || is_deleted(connection, &state.queue, until);
-    // The broker cancels the consumers before the queue is gone.
-    let ask_again = || {
-        connection.wait(&inbox.waiter, Instant::now() + PAUSE, || false);
-        ask()
+    let limit = Limit::Until(Instant::now() + LONGEST_DELETION);
+    let is_gone = || {
+        let found = connection.ask(Method::FindQueue(&state.queue), limit);
+        matches!(found, Err(CallError::Closed(close)) if is_missing(&close))
     };
     // If another worker has found it deleted, it may exist again by now.
     let deleted = &session.queue_is_deleted;
-    let deleted_now = connection.version() < Some((4, 3, 0))
-        || deleted.load(Ordering::Relaxed)
-        || ask()
-        || ask_again();
+    let deleted_now =
+        connection.version() < Some((4, 3, 0)) || deleted.load(Ordering::Relaxed) || is_gone() || {
+            // The broker cancels the consumers before the queue is gone.
+            connection.wait(&inbox.waiter, Instant::now() + PAUSE, || false);
+            is_gone()
+        };
     deleted.fetch_or(deleted_now, Ordering::Relaxed);
     let (how, why) = match deleted_now {
         true => (Withdrawal::QueueDeleted, "the request queue was deleted"),
