@@ -32,7 +32,7 @@ impl<'a> Consumer<'a> {
     /// Starts to consume from the queue. Blocks until the broker has answered: for each answer, for
     /// at most the time that connecting may take, except during an alarm.
     ///
-    /// If the broker does not let it consume, all workers abandon the connection. A queue that is
+    /// If the broker cannot let it consume, all workers abandon the connection. A queue that is
     /// gone is declared on the next one: RabbitMQ 4 closes a connection that declares a queue which
     /// is not deleted completely, and another worker may still be executing a request.
     pub(super) fn begin(
@@ -57,8 +57,12 @@ impl<'a> Consumer<'a> {
         let channel = consume().map_err(|error| {
             let doing = "read from the request queue";
             let error = queue::explain(connection, &state.queue, error, doing);
-            if let Error::Unreachable { .. } = error {
-                state.abandon(session, &error);
+            match error {
+                Error::Unreachable { .. } => state.abandon(session, &error),
+                // Another login may have the permission: RabbitMQ before 4.2.6 lets a connection
+                // live on whose token has expired. Workers that consume are not concerned.
+                Error::Refused(_) => state.sessions.abandon(session, &error),
+                _ => {}
             }
             error
         })?;

@@ -242,3 +242,27 @@ fn client_logs_in_again_when_it_may_not_publish() {
     assert_eq!(await_value(|| client.call("9"), Result::is_ok).unwrap(), b"9");
     assert!(client.counters().reconnects >= 1);
 }
+
+/// Another login may have the permission that this one lacks: some brokers let a connection live on
+/// whose token has expired.
+#[test]
+fn server_that_may_not_consume_logs_in_again() {
+    let (broker, account) = (Broker::shared(), Account::none("unreadable"));
+    account.add();
+    let name = account.name.as_str();
+    account.ctl(&["set_permissions", "-p", name, "guest", ".*", ".*", ".*"]);
+    let proxy = Proxy::to(broker.port(0));
+    let options = ServerOptions::default();
+    let serving =
+        Serving::start(&account.url(proxy.port()), name, options, |body| Ok(body.to_vec()));
+    let logins = proxy.logins();
+    proxy.set(Mode::Refuse);
+    proxy.cut();
+    account.ctl(&["set_permissions", "-p", name, name, ".*", ".*", "^$"]);
+    proxy.set(Mode::Forward);
+    await_value(|| proxy.logins(), |now| *now >= logins + 3);
+    account.permit();
+    let client = connect(&format!("amqp://127.0.0.1:{}/{name}", broker.port(0)), name);
+    assert_eq!(client.call_timeout("7", PATIENCE).unwrap(), b"7");
+    serving.stop();
+}
