@@ -173,18 +173,16 @@ pub(crate) fn find_header<'a>(table: &'a [u8], name: &str) -> Option<&'a str> {
 /// The types of values are those of [RabbitMQ's
 /// errata](https://www.rabbitmq.com/amqp-0-9-1-errata).
 fn header_value(kind: u8, value: &[u8]) -> Option<HeaderValue<'_>> {
-    let integer = |bytes: &[u8]| {
-        let sign = if bytes[0] & 0x80 == 0 { 0 } else { 0xff };
-        let mut wide = [sign; 8];
-        wide[8 - bytes.len()..].copy_from_slice(bytes);
-        i64::from_be_bytes(wide)
-    };
     let unsigned = |bytes: &[u8]| bytes.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+    let signed = |bytes: &[u8]| {
+        let unused = 64 - 8 * bytes.len();
+        (unsigned(bytes) << unused) as i64 >> unused
+    };
     Some(match kind {
         b'S' => std::str::from_utf8(value).map_or(HeaderValue::Bytes(value), HeaderValue::Text),
         b'x' => HeaderValue::Bytes(value),
         b't' => HeaderValue::Boolean(value[0] != 0),
-        b'b' | b's' | b'I' | b'l' => HeaderValue::Integer(integer(value)),
+        b'b' | b's' | b'I' | b'l' => HeaderValue::Integer(signed(value)),
         b'B' | b'u' | b'i' | b'L' => HeaderValue::Integer(i64::try_from(unsigned(value)).ok()?),
         b'f' => HeaderValue::Float(f32::from_bits(unsigned(value) as u32).into()),
         b'd' => HeaderValue::Float(f64::from_bits(unsigned(value))),

@@ -22,32 +22,20 @@ pub(super) fn is_well_formed(reply_to: &str) -> bool {
 }
 
 /// Whether this is a process in [Erlang's external term
-/// format](https://www.erlang.org/doc/apps/erts/erl_ext_dist.html), as RabbitMQ since 3.9 writes
-/// it: the name of the node is `reply@` and a number.
+/// format](https://www.erlang.org/doc/apps/erts/erl_ext_dist.html), as all RabbitMQ since 3.9 write
+/// it (`to_binary` in `pid_recomposition.erl`): the name of the node is `reply@` and a number, and
+/// three numbers of four bytes follow, the first of which is the process's own.
 fn is_process(term: &[u8]) -> bool {
     const VERSION: u8 = 131;
     const NEW_PID_EXT: u8 = 88;
-    const PID_EXT: u8 = 103;
     const ATOM_UTF8_EXT: u8 = 118;
-    const SMALL_ATOM_UTF8_EXT: u8 = 119;
     /// A higher number is no process of a node: RabbitMQ fails on it.
     const MAX_ID: u32 = (1 << 28) - 1;
-    let (creation, length, rest) = match *term {
-        [VERSION, kind, ATOM_UTF8_EXT, high, low, ref rest @ ..] => {
-            (kind, usize::from(u16::from_be_bytes([high, low])), rest)
-        }
-        [VERSION, kind, SMALL_ATOM_UTF8_EXT, length, ref rest @ ..] => {
-            (kind, usize::from(length), rest)
-        }
-        _ => return false,
+    let [VERSION, NEW_PID_EXT, ATOM_UTF8_EXT, high, low, ref rest @ ..] = *term else {
+        return false;
     };
-    let numbers = match creation {
-        NEW_PID_EXT => 12,
-        PID_EXT => 9,
-        _ => return false,
-    };
-    let Some((node, numbers)) = rest.split_at_checked(length).filter(|it| it.1.len() == numbers)
-    else {
+    let length = usize::from(u16::from_be_bytes([high, low]));
+    let Some((node, numbers)) = rest.split_at_checked(length).filter(|it| it.1.len() == 12) else {
         return false;
     };
     let hash = node.strip_prefix(b"reply@").unwrap_or_default();
@@ -101,6 +89,9 @@ mod tests {
         let mut large = encoded.clone();
         large[encoded.len() - 12] = 0x10;
         assert!(!is_process(&large), "no node has a process with such a high number");
+        assert_eq!(decode_base64("QQ==").as_deref(), Some(&b"A"[..]));
+        assert_eq!(decode_base64("QUI=").as_deref(), Some(&b"AB"[..]));
+        assert_eq!(decode_base64("QUJD+/8=").as_deref(), Some(&b"ABC\xfb\xff"[..]));
         for rest in [
             "",
             ".",
