@@ -5,7 +5,7 @@ mod tests;
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::ops::Deref;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::{io, thread};
 
@@ -22,14 +22,9 @@ use super::turn::Waiter;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::Method;
-use crate::lock::lock;
 
 /// An open connection. Dropping it closes it.
-pub(crate) struct Connection {
-    data_plane: Arc<DataPlane>,
-    /// `None` once the connection is closed.
-    amiquip: Mutex<Option<amiquip::Connection>>,
-}
+pub(crate) struct Connection(Arc<DataPlane>);
 
 impl Connection {
     /// Performs the handshakes of TLS, if requested, and of AMQP on a TCP connection. A broker must
@@ -51,16 +46,21 @@ impl Connection {
         let stream = ControlStream(Arc::clone(&data_plane));
 
         // amiquip blocks until the handshake is over, so it opens the connection in a new thread,
-        // and this thread reads for it. After the handshake, the new thread becomes the reserve.
+        // and this thread reads for it. After the handshake, the new thread becomes the reserve, and
+        // keeps amiquip's connection until this one has ended.
         let (report, opened) = bounded(1);
         let waiter: Arc<Waiter> = Arc::default();
         let options = login.options();
         let (shared, waiting) = (Arc::clone(&data_plane), Arc::clone(&waiter));
         let open_and_read = move || {
             let tuning = ConnectionTuning::default();
-            let _ = report.send(amiquip::Connection::insecure_open_stream(stream, options, tuning));
+            let mut amiquip = None;
+            let opened = amiquip::Connection::insecure_open_stream(stream, options, tuning);
+            let _ = report.send(opened.map(|opened| amiquip = Some(opened)));
             shared.wake(&waiting);
             shared.read_as_reserve();
+            // This waits for amiquip's I/O thread, which ends because its stream has ended.
+            drop(amiquip);
         };
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
         data_plane.wait(&waiter, greeting.at, || !opened.is_empty());
@@ -73,26 +73,22 @@ impl Connection {
         let opened = opened
             .recv_timeout(CLOSE_TIMEOUT)
             .map_err(|_| endpoint.unreachable(Ended::LoginTimedOut))?;
-        let amiquip = opened.map_err(|error| {
+        opened.map_err(|error| {
             let why = explain_handshake(error, endpoint, data_plane.ended());
             data_plane.cut("the login failed");
             why
         })?;
-        Ok(Connection { data_plane, amiquip: Mutex::new(Some(amiquip)) })
+        Ok(Connection(data_plane))
     }
 
     /// Closes the connection: orderly if the broker answers within [`CLOSE_TIMEOUT`], else by
     /// cutting it.
     pub(crate) fn close(&self) {
-        if let Some(amiquip) = lock(&self.amiquip).take() {
-            if self.ended().is_none() {
-                self.write_control(&Method::CloseConnection.encode(0), || true);
-                self.wait(&Arc::default(), Instant::now() + CLOSE_TIMEOUT, || false);
-            }
-            self.cut(Ended::ThisSide);
-            // This waits only for amiquip's I/O thread, which ends because its stream has ended.
-            drop(amiquip);
+        if self.ended().is_none() {
+            self.write_control(&Method::CloseConnection.encode(0), || true);
+            self.wait(&Arc::default(), Instant::now() + CLOSE_TIMEOUT, || false);
         }
+        self.cut(Ended::ThisSide);
     }
 }
 
@@ -106,7 +102,7 @@ impl Deref for Connection {
     type Target = Arc<DataPlane>;
 
     fn deref(&self) -> &Arc<DataPlane> {
-        &self.data_plane
+        &self.0
     }
 }
 
