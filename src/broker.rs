@@ -1,9 +1,4 @@
 //! Addresses of brokers, and connecting to them.
-//!
-//! Each file imports only files before it in this order: `notes`, `url`, `refusal`,
-//! `self_pipe`, `socket`,
-//! `transport`, `tls`, `turn`, `slots` (what a channel receives), `control`, `ended`, `data_plane`,
-//! `channel`, `login`, `control_stream`, `connection`, `try_order`, `brokers`, `reconnector`.
 
 mod brokers;
 mod channel;
@@ -14,8 +9,6 @@ mod data_plane;
 mod ended;
 mod login;
 #[cfg(test)]
-mod login_peer;
-#[cfg(test)]
 mod model;
 mod notes;
 mod reconnector;
@@ -24,6 +17,8 @@ mod self_pipe;
 mod slots;
 mod socket;
 mod sync;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod transport;
 mod try_order;

@@ -175,7 +175,7 @@
 //! The files of `broker`, from the lowest: `url`, `ended` (why a connection ended), `notes` (lines
 //! to log once no lock is held), `try_order`, `self_pipe`, `turn`, `socket`, `transport`, `tls`,
 //! `slots` (what a channel receives), `control`, `data_plane`, `refusal` (what the broker's
-//! refusals mean), `channel`, `control_stream`, `login`, `connection`, `brokers`, `reconnector`.
+//! refusals mean), `channel`, `login`, `control_stream`, `connection`, `brokers`, `reconnector`.
 //!
 //! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `keep_alive`,
 //! `queue`, `exchange`, `direct` (a connection for direct replies), `session`, `inbox` (what has

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use super::*;
-use crate::broker::login_peer::{accept_login, accept_login_slowly, listen, refuse_login};
+use crate::broker::tests::{accept_login, accept_login_slowly, listen, refuse_login};
 
 fn mute(mut tcp: TcpStream) {
     // Until the client gives up.

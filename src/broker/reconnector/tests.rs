@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
-use crate::broker::login_peer::{accept_login, listen, refuse_login};
+use crate::broker::tests::{accept_login, listen, refuse_login};
 
 struct Plain(Connection);
 
