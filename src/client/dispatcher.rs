@@ -37,20 +37,19 @@ impl Dispatcher {
         }
     }
 
-    /// The handler of a channel that publishes requests, and takes the place of an earlier one.
-    pub(super) fn begin_publishing(
+    /// The handler of a channel that publishes most requests.
+    pub(super) fn handle_publishing(
         self: &Arc<Dispatcher>,
     ) -> impl Fn(&DataPlane, Event) + Send + Sync + 'static {
-        let (this, channel) = (Arc::clone(self), self.pending.lock().order.begin_channel());
+        let this = Arc::clone(self);
         move |data_plane, event| {
-            let on_close = |close: &Close| this.lose_publishing(channel, data_plane, close);
-            this.on_publishing(data_plane, event, on_close);
+            this.on_event(data_plane, event, |close| this.lose_publishing(data_plane, close));
         }
     }
 
     /// Handles an event on a channel on which only this request is in flight.
     pub(super) fn on_own_channel(&self, id: Uuid, data_plane: &DataPlane, event: Event) {
-        self.on_publishing(data_plane, event, |close| {
+        self.on_event(data_plane, event, |close| {
             let outcome = match close.method {
                 BASIC_PUBLISH => Outcome::Ended(Err(refusal_error(close, data_plane))),
                 _ => Outcome::Lost(format!("the broker closed the channel: {close}")),
@@ -59,9 +58,14 @@ impl Dispatcher {
         });
     }
 
-    /// Unroutable requests return on the channel that published them. Direct replies arrive on the
-    /// one that most requests share.
-    fn on_publishing(&self, data_plane: &DataPlane, event: Event, on_close: impl FnOnce(&Close)) {
+    /// Handles an event on the channel that receives replies.
+    pub(super) fn on_consuming(&self, data_plane: &DataPlane, event: Event) {
+        self.on_event(data_plane, event, |close| lose_channel(data_plane, close));
+    }
+
+    /// Handles an event on any channel. Unroutable requests return where they were published, and
+    /// replies arrive where they are consumed.
+    fn on_event(&self, data_plane: &DataPlane, event: Event, on_close: impl FnOnce(&Close)) {
         match event {
             Event::Return { queue, message, .. } => {
                 if let (Some(id), _) = wire::identify(&message) {
@@ -70,6 +74,7 @@ impl Dispatcher {
                 }
             }
             Event::Delivery(delivery) => self.route_reply(data_plane, delivery.message),
+            Event::Cancelled => data_plane.cut("the reply queue was deleted"),
             Event::Closed(close) => on_close(&close),
             _ => {}
         }
@@ -79,25 +84,15 @@ impl Dispatcher {
     /// channel. But if the user lacks the permission that all requests need, or if replies come
     /// through the channel that is closed, the session ends. The next one finds out whether the
     /// broker takes any message of this user.
-    fn lose_publishing(&self, channel: u64, data_plane: &DataPlane, close: &Close) {
+    fn lose_publishing(&self, data_plane: &DataPlane, close: &Close) {
         if close.method != BASIC_PUBLISH {
             return lose_channel(data_plane, close);
         }
-        self.pending.refuse(channel, close, data_plane);
+        self.pending.refuse(close, data_plane);
         let replies_directly =
             self.reply_queue.get().is_none() || self.pending.lock().calls.await_direct_replies();
         if close.code == 403 || replies_directly {
             lose_channel(data_plane, close);
-        }
-    }
-
-    /// Handles an event on the channel that receives replies.
-    pub(super) fn on_consuming(&self, data_plane: &DataPlane, event: Event) {
-        match event {
-            Event::Delivery(delivery) => self.route_reply(data_plane, delivery.message),
-            Event::Closed(close) => lose_channel(data_plane, &close),
-            Event::Cancelled => data_plane.cut("the reply queue was deleted"),
-            _ => {}
         }
     }
 

@@ -21,8 +21,8 @@ pub(super) struct InFlightCalls {
     pub(super) limit: usize,
     calls: HashMap<Uuid, Arc<CallSlot>>,
     line: VecDeque<Arc<CallSlot>>,
-    /// No call in flight has an earlier deadline than this.
-    earliest: Option<Instant>,
+    /// No call in flight has an earlier deadline than this. A place may be free then.
+    pub(super) earliest: Option<Instant>,
 }
 
 /// The state that a caller shares with the reader of the socket, for one attempt of a call.
@@ -107,9 +107,13 @@ impl InFlightCalls {
         self.calls.is_empty()
     }
 
-    /// Number of calls in flight.
+    /// Number of calls in flight. Removes those whose deadlines have passed.
     pub(super) fn count(&mut self) -> usize {
-        self.remove_expired();
+        let now = Instant::now();
+        if self.earliest.is_some_and(|earliest| earliest <= now) {
+            self.calls.retain(|_, slot| slot.deadline > now);
+            self.earliest = self.calls.values().map(|slot| slot.deadline).min();
+        }
         self.calls.len()
     }
 
@@ -118,22 +122,8 @@ impl InFlightCalls {
         self.calls.values().map(|slot| slot.began).min()
     }
 
-    /// When to hand over next, because a call expires then.
-    pub(super) fn next_expiry(&self) -> Option<Instant> {
-        self.earliest
-    }
-
     fn has_room(&mut self) -> bool {
         self.calls.len() < self.limit || self.count() < self.limit
-    }
-
-    /// Removes the calls whose deadlines have passed.
-    fn remove_expired(&mut self) {
-        let now = Instant::now();
-        if self.earliest.is_some_and(|earliest| earliest <= now) {
-            self.calls.retain(|_, slot| slot.deadline > now);
-            self.earliest = self.calls.values().map(|slot| slot.deadline).min();
-        }
     }
 
     fn admit(&mut self, slot: &Arc<CallSlot>) {
@@ -235,7 +225,7 @@ mod tests {
         let [third, fourth, fifth] = [(); 3].map(|()| later());
         assert!(enters(&mut calls, &first) && enters(&mut calls, &second));
         assert!(!enters(&mut calls, &third) && !enters(&mut calls, &fourth));
-        assert_eq!(calls.next_expiry(), Some(soon));
+        assert_eq!(calls.earliest, Some(soon));
         std::thread::sleep(soon.saturating_duration_since(Instant::now()));
         assert_eq!(admitted(&mut calls), [third.id, fourth.id]);
         assert!(!enters(&mut calls, &fifth));

@@ -79,7 +79,7 @@ impl PendingCalls {
                 );
                 return Err(Error::TimedOut { what, after: limit.timeout, sent: false });
             }
-            let next = self.change(wake, |state| state.calls.next_expiry()).unwrap_or(limit.at);
+            let next = self.change(wake, |state| state.calls.earliest).unwrap_or(limit.at);
             data_plane.wait(&slot.waiter, next.min(limit.at), is_ready);
         }
         Ok(!is_over())
@@ -93,12 +93,6 @@ impl PendingCalls {
     /// Number of calls in flight.
     pub(super) fn count(&self, data_plane: &DataPlane) -> usize {
         self.change(|waiter| data_plane.wake(waiter), |state| state.calls.count())
-    }
-
-    /// Notes that the request of a call has begun to be written, with a body of this size.
-    pub(super) fn note_written(&self, slot: &CallSlot, size: usize) {
-        let number = self.lock().order.write(slot.id, size);
-        slot.number.store(number, Ordering::Relaxed);
     }
 
     /// Sets the outcome of a call. Called by the reader. False if the call is not in flight.
@@ -133,9 +127,9 @@ impl PendingCalls {
 
     /// Ends the calls whose requests went down with a publishing channel, which the broker closed
     /// because of one of them. The others go on. Called by the reader.
-    pub(super) fn refuse(&self, channel: u64, close: &Close, reader_of: &DataPlane) {
+    pub(super) fn refuse(&self, close: &Close, reader_of: &DataPlane) {
         let size = too_large(close).map(|(size, _)| size);
-        let Refusal { refused, others } = self.lock().order.refuse(channel, size);
+        let Refusal { refused, others } = self.lock().order.refuse(size);
         // The broker has refused the probe, and ignored all those behind it.
         let is_of_probe = close.code == 403 && others.first() == Some(&PROBE);
         let error = refusal_error(close, reader_of);

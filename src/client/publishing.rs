@@ -4,6 +4,7 @@
 //! because of its exchange or its `user_id`, leaves by a channel of its own: a refusal then
 //! concerns this request for certain, and no other.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -77,7 +78,10 @@ impl Publishing {
             return channel.write(encode(channel), limit.at);
         }
         let shared = self.channel();
-        let note = || self.dispatcher.pending.note_written(slot, request.body.len());
+        let note = || {
+            let number = self.dispatcher.pending.lock().order.write(slot.id, request.body.len());
+            slot.number.store(number, Ordering::Relaxed);
+        };
         let written = shared.write_noting(encode(&shared), limit.at, note);
         if written == Err(WriteError::ChannelClosed) {
             /// A channel that is closed may keep the only number for a moment.
@@ -91,10 +95,14 @@ impl Publishing {
     /// is free yet. Does not block: other callers need the lock.
     pub(super) fn channel(&self) -> Arc<Channel> {
         let mut shared = lock(&self.shared);
-        if !shared.is_open() {
-            let handler = self.dispatcher.begin_publishing();
+        // A request on the next channel must not be taken for one on this channel.
+        if !shared.is_open() && self.dispatcher.pending.lock().order.is_refused {
+            let handler = self.dispatcher.handle_publishing();
             match self.data_plane.begin_channel(Instant::now(), handler) {
-                Ok(opened) => *shared = Arc::new(opened),
+                Ok(opened) => {
+                    *shared = Arc::new(opened);
+                    self.dispatcher.pending.lock().order.is_refused = false;
+                }
                 Err(CallError::NoChannel(_)) => {
                     self.data_plane.cut("it has no channel left for requests")
                 }

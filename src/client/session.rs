@@ -57,7 +57,7 @@ impl Session {
         let data_plane = &*connection;
         let failed = |doing| move |error| data_plane.explain(error, doing);
         let publishing = connection
-            .open_channel(limit, Arc::default(), dispatcher.begin_publishing())
+            .open_channel(limit, Arc::default(), dispatcher.handle_publishing())
             .map_err(failed("open a channel"))?;
         let consuming = connection
             .open_channel(limit, Arc::default(), move |plane, event| {

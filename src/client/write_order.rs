@@ -5,17 +5,19 @@
 //! that the broker has accepted it and all those before it.
 
 use std::collections::VecDeque;
+use std::mem;
 
 use uuid::Uuid;
 
-/// The requests on the publishing channels of one session that the broker is not known to have
-/// accepted. They are numbered from 1, through all channels.
+/// The requests on the shared channel of one session that the broker is not known to have accepted.
+/// They are numbered from 1, through all channels.
 #[derive(Default)]
 pub(super) struct WriteOrder {
     unproved: VecDeque<Written>,
     written: u64,
-    /// The last number that was written before the present channel.
-    before_channel: u64,
+    /// Whether the broker has closed the channel because of one of them, and another channel may
+    /// take its place.
+    pub(super) is_refused: bool,
 }
 
 struct Written {
@@ -36,13 +38,6 @@ pub(super) struct Refusal {
 }
 
 impl WriteOrder {
-    /// Notes that another channel takes the place of the one that is closed. Returns what tells the
-    /// channel from others.
-    pub(super) fn begin_channel(&mut self) -> u64 {
-        self.before_channel = self.written;
-        self.before_channel
-    }
-
     /// Notes that a request is written, and returns its number. `size` is that of its body.
     pub(super) fn write(&mut self, id: Uuid, size: usize) -> u64 {
         /// More are not remembered, so one that was refused may not be found.
@@ -69,12 +64,10 @@ impl WriteOrder {
         }
     }
 
-    /// The broker has closed `channel` because of a request: of one of this size, if it said so.
-    pub(super) fn refuse(&mut self, channel: u64, size: Option<usize>) -> Refusal {
-        let is_present = channel == self.before_channel;
-        let last = if is_present { self.written } else { self.before_channel };
-        let count = self.unproved.partition_point(|written| written.number <= last);
-        let lost: Vec<Written> = self.unproved.drain(..count).collect();
+    /// The broker has closed the channel because of a request: of one of this size, if it said so.
+    pub(super) fn refuse(&mut self, size: Option<usize>) -> Refusal {
+        self.is_refused = true;
+        let lost = mem::take(&mut self.unproved);
         let refused = match size {
             None if lost.len() == 1 => Some(0),
             // The broker would have refused an earlier request of this size first.
@@ -113,28 +106,27 @@ mod tests {
 
     #[test]
     fn size_names_the_refused_request_and_those_that_were_ignored() {
-        assert_eq!(written().refuse(0, Some(2000)), refusal(2, &[3, 4]));
+        assert_eq!(written().refuse(Some(2000)), refusal(2, &[3, 4]));
         let mut order = written();
         order.prove(3);
-        assert_eq!(order.refuse(0, Some(2000)), refusal(4, &[]));
-        assert_eq!(order.refuse(0, Some(2000)), refusal(0, &[]), "they are settled");
+        assert_eq!(order.refuse(Some(2000)), refusal(4, &[]));
+        assert_eq!(order.refuse(Some(2000)), refusal(0, &[]), "they are settled");
     }
 
     #[test]
     fn refusal_without_a_size_may_be_of_each_of_the_unproved_requests() {
         let mut order = written();
         order.prove_id(id(2));
-        assert_eq!(order.refuse(0, None), refusal(0, &[3, 4]));
-        assert_eq!(written().refuse(0, None), refusal(0, &[1, 2, 3, 4]));
+        assert_eq!(order.refuse(None), refusal(0, &[3, 4]));
+        assert_eq!(written().refuse(None), refusal(0, &[1, 2, 3, 4]));
     }
 
     #[test]
-    fn requests_on_the_next_channel_are_not_touched() {
+    fn only_request_on_the_next_channel_is_the_refused_one() {
         let mut order = written();
         order.prove(1);
-        let channel = order.begin_channel();
-        order.write(id(5), 2000);
-        assert_eq!(order.refuse(0, Some(2000)), refusal(2, &[3, 4]));
-        assert_eq!(order.refuse(channel, None), refusal(5, &[]));
+        assert_eq!(order.refuse(Some(2000)), refusal(2, &[3, 4]));
+        order.write(id(5), 7);
+        assert_eq!(order.refuse(None), refusal(5, &[]));
     }
 }
