@@ -168,11 +168,10 @@ impl RpcClient {
 
     /// Starts a call with options of its own.
     pub fn request(&self, body: impl Into<Vec<u8>>) -> CallBuilder<'_> {
-        CallBuilder::new(self.sessions(), &self.queue, Ok(body.into()))
+        self.try_request(Ok(body.into()))
     }
 
     /// As [`RpcClient::request`]. If there is no body, the call ends with this error.
-    #[cfg(feature = "json")]
     pub(crate) fn try_request(&self, body: Result<Vec<u8>>) -> CallBuilder<'_> {
         CallBuilder::new(self.sessions(), &self.queue, body)
     }

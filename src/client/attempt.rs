@@ -52,7 +52,7 @@ impl InFlight {
         let sign_timeout = sign_timeout(request, earlier);
         let mut attempt = InFlight { session, slot, own: None, sign_timeout, next_check: None };
         let InFlight { session, slot, .. } = &attempt;
-        let Session { connection, dispatcher, publishing, .. } = &**session;
+        let Session { connection, dispatcher, publishing, looks, .. } = &**session;
         let Dispatcher { config, pending, .. } = &**dispatcher;
         // Once there is a reply queue, a channel without direct replies may take the place of the
         // first one.
@@ -74,11 +74,8 @@ impl InFlight {
         let reply_to = reply_queue.map_or(DIRECT_REPLY_TO, String::as_str);
         let head = request.head(config, &connection.endpoint.user, reply_to, slot.id, remaining);
         // Direct replies come through the publishing channel, so requests share it.
-        let has_own = request.may_be_refused(config) && !replies_directly;
-        let own = match has_own && session.has_extra_channels() {
-            true => publishing.take_own(slot.id, limit.at),
-            false => None,
-        };
+        let has_own = request.may_be_refused(config) && !replies_directly && looks.is_some();
+        let own = has_own.then(|| publishing.take_own(slot.id, limit.at)).flatten();
         match publishing.write(request, &head, slot, own.as_ref(), limit) {
             Ok(()) => {}
             // The rest of the request is written before anything else.
@@ -174,13 +171,11 @@ impl InFlight {
             return None;
         }
         let seen = last_sign();
-        if let Some(sign) = seen.filter(|sign| *sign + sign_timeout > now) {
-            self.next_check = Some(sign + sign_timeout);
-            return None;
-        }
         // During an alarm, neither signs of life nor the broker's answer can arrive.
-        if self.session.connection.blocked().is_some() {
-            self.next_check = Some(now + sign_timeout);
+        let alarm = || self.session.connection.blocked().map(|_| now + sign_timeout);
+        let next = seen.map(|sign| sign + sign_timeout).filter(|next| *next > now);
+        if let Some(next) = next.or_else(alarm) {
+            self.next_check = Some(next);
             return None;
         }
         let found = self.session.inspect(&request.queue.name);

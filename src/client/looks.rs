@@ -10,15 +10,17 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
-use crate::broker::{Channel, Connection, DataPlane, Waiter};
+use crate::broker::{Channel, DataPlane, Waiter};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Answer, Close, Event, Method};
 use crate::lock::lock;
 
 /// The questions of one session.
-#[derive(Default)]
-pub(super) struct QueueLooks(Mutex<State>);
+pub(super) struct QueueLooks {
+    data_plane: Arc<DataPlane>,
+    state: Mutex<State>,
+}
 
 /// The broker's answer about a queue: see [`RpcClient::queue`](super::RpcClient::queue).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,7 @@ struct State {
     has_warned: bool,
 }
 
+#[derive(Default)]
 struct Question {
     queue: String,
     answer: OnceLock<Answered>,
@@ -54,14 +57,15 @@ type Answered = Option<(Instant, Result<QueueStatus>)>;
 
 impl QueueLooks {
     /// Opens the channel, without waiting for the broker.
-    pub(super) fn open(connection: &Connection) -> Arc<QueueLooks> {
-        let looks: Arc<QueueLooks> = Arc::default();
-        let channel = looks.begin_channel(connection).ok();
-        lock(&looks.0).channel = channel;
+    pub(super) fn open(data_plane: &Arc<DataPlane>) -> Arc<QueueLooks> {
+        let (data_plane, state) = (Arc::clone(data_plane), Mutex::default());
+        let looks = Arc::new(QueueLooks { data_plane, state });
+        let channel = looks.begin_channel().ok();
+        lock(&looks.state).channel = channel;
         looks
     }
 
-    fn begin_channel(self: &Arc<Self>, connection: &Connection) -> Result<Channel> {
+    fn begin_channel(self: &Arc<Self>) -> Result<Channel> {
         // The channel is this one's own, so neither would ever be dropped.
         let this = Arc::downgrade(self);
         let handler = move |data_plane: &DataPlane, event| {
@@ -69,7 +73,7 @@ impl QueueLooks {
                 this.handle(data_plane, event);
             }
         };
-        connection.begin_channel(Instant::now(), handler).map_err(|_| no_channel())
+        self.data_plane.begin_channel(Instant::now(), handler).map_err(|_| no_channel())
     }
 
     /// The broker's answer about a queue, if one comes by the deadline. Whoever `shares` takes also
@@ -77,20 +81,19 @@ impl QueueLooks {
     /// second, or its refusal within the last hour.
     pub(super) fn ask(
         self: &Arc<Self>,
-        connection: &Connection,
         queue: &str,
         shares: bool,
         deadline: Deadline,
     ) -> Result<QueueStatus> {
-        let waiter = Arc::default();
+        let (data_plane, waiter) = (&self.data_plane, Arc::default());
         loop {
-            let question = self.question(connection, queue, shares)?;
+            let question = self.question(queue, shares)?;
             lock(&question.waiters).push(Arc::clone(&waiter));
-            connection.wait(&waiter, deadline.at, || question.answer.get().is_some());
+            data_plane.wait(&waiter, deadline.at, || question.answer.get().is_some());
             match question.answer.get() {
                 Some(Some((_, answer))) => return answer.clone(),
-                _ if deadline.has_passed() || connection.ended().is_some() => {
-                    let what = format!("{} does not answer a question", connection.endpoint);
+                _ if deadline.has_passed() || data_plane.ended().is_some() => {
+                    let what = format!("{} does not answer a question", data_plane.endpoint);
                     return Err(Error::TimedOut { what, after: deadline.timeout, sent: false });
                 }
                 _ => {}
@@ -99,22 +102,17 @@ impl QueueLooks {
     }
 
     /// Asks, unless there is a question to share.
-    fn question(
-        self: &Arc<Self>,
-        connection: &Connection,
-        queue: &str,
-        shares: bool,
-    ) -> Result<Arc<Question>> {
-        let State { channel, asked, latest, .. } = &mut *lock(&self.0);
+    fn question(self: &Arc<Self>, queue: &str, shares: bool) -> Result<Arc<Question>> {
+        let State { channel, asked, latest, .. } = &mut *lock(&self.state);
         latest.retain(|_, question| question.is_good());
         if let Some(question) = latest.get(queue).filter(|_| shares) {
             return Ok(Arc::clone(question));
         }
         if channel.is_none() {
-            *channel = Some(self.begin_channel(connection)?);
+            *channel = Some(self.begin_channel()?);
         }
         channel.iter().for_each(|channel| channel.send(Method::FindQueue(queue)));
-        let question = Arc::new(Question::new(queue));
+        let question = Arc::new(Question { queue: queue.to_string(), ..Question::default() });
         asked.push_back(Arc::clone(&question));
         latest.insert(queue.to_string(), Arc::clone(&question));
         Ok(question)
@@ -128,15 +126,10 @@ impl QueueLooks {
     /// channel wait behind it (RabbitMQ's `rabbit_fifo_client.erl`). In tests, clients that
     /// reconnected and published at once lost every request of that session. The broker reports no
     /// event when there is a leader, so this polls.
-    pub(super) fn await_consumers(
-        self: &Arc<Self>,
-        connection: &Connection,
-        queue: &str,
-        timeout: Duration,
-    ) {
+    pub(super) fn await_consumers(self: &Arc<Self>, queue: &str, timeout: Duration) {
         const STEP: Duration = Duration::from_millis(50);
         let limit = Deadline::after(timeout);
-        while let Ok(found) = self.ask(connection, queue, false, limit)
+        while let Ok(found) = self.ask(queue, false, limit)
             && found.consumers == 0
             && !limit.has_passed()
         {
@@ -146,7 +139,7 @@ impl QueueLooks {
 
     /// Handles an event on the channel. Called by the reader.
     fn handle(&self, data_plane: &DataPlane, event: Event) {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         let (answer, ignored) = match event {
             Event::Answer(Answer::Queue(found)) => {
                 let (consumers, messages) = (found.consumers, found.messages);
@@ -180,11 +173,6 @@ pub(super) fn no_channel() -> Error {
 }
 
 impl Question {
-    fn new(queue: &str) -> Question {
-        let (answer, waiters) = (OnceLock::new(), Mutex::default());
-        Question { queue: queue.to_string(), answer, waiters }
-    }
-
     /// Whether it has no answer yet, or one that is not too old. Each question that the broker
     /// refuses is an error in its log.
     fn is_good(&self) -> bool {

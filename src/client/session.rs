@@ -23,7 +23,7 @@ pub(super) struct Session {
     pub(super) publishing: Publishing,
     consuming: Channel,
     /// `None` if the session opens no channels that it can do without.
-    looks: Option<Arc<QueueLooks>>,
+    pub(super) looks: Option<Arc<QueueLooks>>,
 }
 
 /// How long to wait for the consumers of the request queue after a reconnection.
@@ -69,7 +69,7 @@ impl Session {
         consuming.send(Method::DeclareReplyQueue);
         let soon = Deadline::after(DECLARE_TIMEOUT.min(config.brokers.connect_timeout / 2)).at;
         if let Some(looks) = looks.as_ref().filter(|_| awaits_consumers) {
-            looks.await_consumers(&connection, &config.queue, CONSUMERS_TIMEOUT);
+            looks.await_consumers(&config.queue, CONSUMERS_TIMEOUT);
         }
         let declared = consuming.answer(Limit::Until(soon)).and_then(Answer::queue);
         let publishing = Publishing::new(&dispatcher, publishing);
@@ -151,7 +151,7 @@ impl Session {
         deadline: Deadline,
     ) -> Result<QueueStatus> {
         let found = match &self.looks {
-            Some(looks) => looks.ask(&self.connection, queue, shares, deadline),
+            Some(looks) => looks.ask(queue, shares, deadline),
             None => Err(no_channel()),
         };
         // The reason why the session has ended is a better error than that no answer came.
@@ -161,11 +161,6 @@ impl Session {
             }
             error => error,
         })
-    }
-
-    /// Whether a request that the broker may refuse gets a channel of its own.
-    pub(super) fn has_extra_channels(&self) -> bool {
-        self.looks.is_some()
     }
 
     /// Ends the calls in flight and closes the connection: orderly if the broker answers within a
