@@ -35,8 +35,8 @@ pub struct ClientOptions {
     /// that connection because no replies came, if no sign of life comes
     /// ([`ClientOptions::keep_alive`]), or if nobody serves the queue at one of several brokers. If
     /// the queue does not exist any more, although the client has had a reply through it or the
-    /// request is sent again, the call tries again every 200 ms until shortly before its deadline. A
-    /// call that the broker refused is not sent again.
+    /// request is sent again, the call tries again every 200 ms until shortly before its deadline.
+    /// A call that the broker refused is not sent again.
     pub idempotent: bool,
     /// The `content_type` of the requests: `application/octet-stream` unless set.
     pub content_type: String,
