@@ -8,7 +8,6 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::counters::ServerCounters;
 use super::exchange;
-use super::inbox::Inbox;
 use super::log_limit::LogLimit;
 use super::options::ServerOptions;
 use super::outcomes::Outcomes;
@@ -110,7 +109,7 @@ impl ServerState {
     /// closes it.
     pub(super) fn abandon(&self, session: &Arc<ServerSession>, reason: &Error) {
         self.sessions.abandon(session, reason);
-        self.inboxes_of(session).for_each(|inbox| inbox.drain(Some(reason)));
+        self.outcomes.inboxes_of(session).iter().for_each(|inbox| inbox.drain(Some(reason)));
         session.connection.wake_all();
     }
 
@@ -171,15 +170,6 @@ impl ServerState {
             inbox.drain(None);
             session.connection.wake_all();
         }
-    }
-
-    /// What workers receive through this session.
-    pub(super) fn inboxes_of(
-        &self,
-        session: &Arc<ServerSession>,
-    ) -> impl Iterator<Item = Arc<Inbox>> {
-        let consumers = self.outcomes.consumers().into_iter();
-        consumers.filter(|(other, _)| Arc::ptr_eq(other, session)).map(|(_, inbox)| inbox)
     }
 }
 

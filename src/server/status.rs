@@ -43,7 +43,7 @@ impl ServerStatus {
     pub(super) fn of(state: &ServerState) -> ServerStatus {
         let connection = state.sessions.status();
         let session = state.sessions.present().filter(|session| session.ended().is_none());
-        let inboxes = session.iter().flat_map(|session| state.inboxes_of(session));
+        let inboxes = session.iter().flat_map(|session| state.outcomes.inboxes_of(session));
         let (broker, connected_since) = connection.connected.unzip();
         let in_progress = state.outcomes.in_progress();
         ServerStatus {
