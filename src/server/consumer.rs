@@ -16,9 +16,7 @@ use crate::frames::{Frames, Method, reject};
 use crate::lock::lock;
 use crate::wire::Request;
 
-/// When it is dropped, the broker returns its unanswered requests to the queue. Dropping blocks
-/// until the broker has the last replies, if the channel still works: for at most the time that
-/// connecting may take.
+/// When it is dropped, the broker returns its unanswered requests to the queue.
 pub(crate) struct Consumer<'a> {
     pub(super) state: &'a Arc<ServerState>,
     pub(super) session: &'a Arc<ServerSession>,
@@ -131,9 +129,10 @@ impl<'a> Consumer<'a> {
         }
     }
 
-    /// Waits until the broker has taken the replies that were written on the channel. If the server
-    /// is told to stop, waits for as long as a stop may take.
-    fn confirm(&self) {
+    /// Waits until the broker has taken the replies that were written on the channel, if that still
+    /// works: for at most the time that connecting may take. If the server is told to stop, waits
+    /// for as long as a stop may take.
+    pub(super) fn confirm(&self) {
         let ServerState { outcomes, options, stop, brokers, .. } = &**self.state;
         if outcomes.unproved_of(&self.inbox) == 0 {
             return;
@@ -152,7 +151,6 @@ impl<'a> Consumer<'a> {
 /// Keeps the replies that the broker may not have.
 impl Drop for Consumer<'_> {
     fn drop(&mut self) {
-        self.confirm();
         self.state.outcomes.keep(&self.inbox);
     }
 }

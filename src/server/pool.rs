@@ -94,6 +94,7 @@ fn work(state: &Arc<ServerState>, handler: &Handler) -> Result<()> {
         on_ready.into_iter().for_each(|on_ready| on_ready());
         let served = serve_all(&worker, handler);
         let lifetime = worker.consumer.inbox.began.elapsed();
+        worker.consumer.confirm();
         drop(worker);
         match served {
             Ok(()) => break,
