@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Instant;
 
-use rabbitmq_rpc::{Error, RpcServer, ServerOptions, fibonacci};
+use rabbitmq_rpc::{Brokers, Error, Request, RpcServer, ServerOptions, fibonacci};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
@@ -166,6 +166,23 @@ fn error_names_permission_that_server_lacks() {
     // The request stays in the queue when a server fails on it. The requester has disconnected.
     Raw::connect(broker().port(0)).request(&queue, b"7");
     attempt.fails_for_the_server(77, &words);
+}
+
+/// A large reply goes alone, so that its refusal leaves the worker's channel open. The request comes
+/// back on it.
+#[test]
+fn request_whose_reply_is_refused_alone_is_in_the_queue_again() {
+    let queue = queue_name("lone");
+    let brokers = Brokers::parse(&url("cannot-write", "%2f")).unwrap();
+    let server = RpcServer::connect(brokers, &queue, ServerOptions::default()).unwrap();
+    Raw::connect(broker().port(0)).request(&queue, b"7");
+    let large = |_: &Request| Ok(vec![b'x'; 1 << 20]);
+    let served = server.with_worker(|worker| {
+        assert!(matches!(worker.serve_one(large, PATIENCE), Err(Error::Refused(_))));
+        worker.serve_one(large, PATIENCE)
+    });
+    assert!(matches!(served, Err(Error::Refused(_))), "{served:?}");
+    assert_eq!(server.counters().redelivered, 1);
 }
 
 #[test]
