@@ -22,15 +22,14 @@ pub(super) fn ensure_bound(
         let channel = data_plane.open_channel(Limit::Until(until), Arc::default(), |_, _| {})?;
         channel.call(method, Limit::Until(until)).map(drop)
     };
-    let declared = match ask(Method::FindExchange(exchange)) {
+    match ask(Method::FindExchange(exchange)) {
         Err(CallError::Closed(close)) if close.code == 404 => {
             ask(Method::DeclareExchange(exchange))
                 .inspect(|()| log::info!("declared the exchange {exchange:?}"))
         }
         found => found,
-    };
-    let failed = |error| data_plane.explain(error, &format!("declare the exchange {exchange:?}"));
-    declared.map_err(failed)?;
+    }
+    .map_err(|error| data_plane.explain(error, &format!("declare the exchange {exchange:?}")))?;
     ask(Method::Bind { key, queue, exchange }).map_err(|error| match error {
         CallError::Closed(close) if close.code == 406 => Error::QueueRefused {
             queue: queue.into(),

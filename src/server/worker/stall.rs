@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::broker::{CallError, Limit};
+use crate::broker::Limit;
 use crate::frames::{Answer, Method};
 use crate::lock::lock;
 use crate::server::consumer::Consumer;
@@ -61,8 +61,8 @@ pub(super) fn check(consumer: &Consumer<'_>) {
 }
 
 /// The number of requests that wait in the queue; 0 if the broker does not answer, or if this
-/// worker gets a request before it does. If there is no such queue, all workers leave the
-/// connection, because the broker did not notify the others either.
+/// worker gets a request before it does. If there is no such queue, the channel ends, and the
+/// worker finds out when it begins anew.
 fn waiting(consumer: &Consumer<'_>) -> u32 {
     let Consumer { state, session, channel, inbox, .. } = consumer;
     let now = Instant::now();
@@ -73,12 +73,6 @@ fn waiting(consumer: &Consumer<'_>) -> u32 {
         Ok(found) => {
             state.outcomes.all_proved(inbox);
             found.messages
-        }
-        Err(CallError::Closed(close)) if close.code == 404 => {
-            if let Err(reason) = inbox.take() {
-                state.abandon(session, &reason);
-            }
-            0
         }
         Err(_) => {
             channel.skip_answer();
