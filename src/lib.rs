@@ -104,8 +104,10 @@
 //! sends them. Connecting takes one more thread. For a client, that thread then waits until the
 //! broker has declared the reply queue. For replies by direct reply-to to RabbitMQ before 3.10.12
 //! and 3.11.4, a worker has a second connection, which it closes when it is idle and has not used
-//! it for 10 s. To answer requests that exceed [`ServerOptions::max_waiting`], `serve` starts a
-//! second server, with a connection, a supervising thread and one worker.
+//! it for 10 s. An idle server that knows several brokers looks at another one now and then, on a
+//! thread and a connection for that alone. To answer requests that exceed
+//! [`ServerOptions::max_waiting`], `serve` starts a second server, with a connection, a supervising
+//! thread and one worker.
 //!
 //! No thread spins, and an idle program polls nothing: an idle client wakes up for heartbeats only,
 //! and an idle server also asks the broker about its queue, every 4 s. These poll:
@@ -181,8 +183,8 @@
 //! `queue`, `exchange`, `direct` (a connection for direct replies), `session`, `inbox` (what has
 //! arrived for one worker), `finished` and `outcomes` (what was begun and finished, and which
 //! replies the broker may not have), `stall_backoff`, `state` (what the threads share), `status`,
-//! `own_methods`, `consumer` (a worker's channel, and what belongs to it), `worker`, `pool`,
-//! `overload`.
+//! `elsewhere` (a look at another broker), `own_methods`, `consumer` (a worker's channel, and what
+//! belongs to it), `worker`, `pool`, `overload`.
 //!
 //! The files of `client`, from the lowest: `counters`, `status`, `extra_channels`, `options`,
 //! `request` (what is sent, and how it can end), `local`, `own_channels`, `in_flight` (the places,

@@ -3,6 +3,7 @@
 mod consumer;
 mod counters;
 mod direct;
+mod elsewhere;
 mod exchange;
 mod finished;
 mod inbox;

@@ -93,6 +93,14 @@ impl Brokers {
         self.connect(&mut order, Deadline::after(Duration::MAX), Ok)
     }
 
+    /// Tries each broker once, the one at `endpoint` last.
+    pub(crate) fn connect_elsewhere(&self, endpoint: &Endpoint) -> Result<Connection> {
+        let here = self.index_of(endpoint);
+        let mut order = self.order(here);
+        order.move_to_end(here);
+        self.connect(&mut order, Deadline::after(Duration::MAX), Ok)
+    }
+
     pub(super) fn index_of(&self, endpoint: &Endpoint) -> usize {
         let found = self.endpoints.iter().position(|other| other == endpoint);
         found.expect("connections are made to these endpoints only")

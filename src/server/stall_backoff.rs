@@ -1,4 +1,4 @@
-//! How often a server whose workers get nothing connects anew.
+//! How often a server whose workers get nothing connects anew, or looks at another broker.
 
 use std::time::Duration;
 
@@ -32,6 +32,35 @@ impl StallBackoff {
     }
 }
 
+/// When an idle server looks elsewhere, in checks for a stall.
+#[derive(Default)]
+pub(crate) struct IdleTime {
+    /// The number of requests that had been handled at the last check.
+    handled: u64,
+    /// How many checks have found the server idle since then.
+    checks: u32,
+    next_look: u32,
+}
+
+impl IdleTime {
+    /// Whether to look elsewhere at this check. Not before the server has been idle for twice as
+    /// long as the last time, and then after twice as long each time.
+    pub(super) fn is_due(&mut self, handled: u64) -> bool {
+        /// Two minutes.
+        const MOST_CHECKS: u32 = 30;
+        if self.handled != handled {
+            let next_look = (2 * self.checks).min(MOST_CHECKS);
+            *self = IdleTime { handled, checks: 0, next_look };
+        }
+        self.checks = self.checks.saturating_add(1);
+        let is_due = self.checks > self.next_look;
+        if is_due {
+            self.next_look = self.checks.saturating_add(self.checks.min(MOST_CHECKS));
+        }
+        is_due
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,5 +76,17 @@ mod tests {
         assert!(last.is_due(8, Duration::ZERO), "a worker has handled a request");
         last.reconnects = u32::MAX - 1;
         assert!(last.is_due(8, Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn idle_server_looks_elsewhere_less_and_less_often() {
+        let mut idle = IdleTime::default();
+        let mut looks = |handled, checks: u32| -> Vec<u32> {
+            (1..=checks).filter(|_| idle.is_due(handled)).collect()
+        };
+        assert_eq!(looks(7, 100), [1, 3, 7, 15, 31, 62, 93]);
+        assert_eq!(looks(8, 40), [31], "it has been idle for longer before");
+        assert_eq!(looks(9, 1), [0; 0]);
+        assert_eq!(looks(10, 4), [3], "it has been idle for one check before");
     }
 }

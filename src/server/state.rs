@@ -13,7 +13,7 @@ use super::options::ServerOptions;
 use super::outcomes::Outcomes;
 use super::queue::{self, Declaration};
 use super::session::ServerSession;
-use super::stall_backoff::StallBackoff;
+use super::stall_backoff::{IdleTime, StallBackoff};
 use crate::broker::{Brokers, Connection, DataPlane, Reconnector, program};
 use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
 use crate::error::Error;
@@ -43,6 +43,7 @@ pub(crate) struct ServerState {
     pub(super) app_id: String,
     pub(super) outcomes: Outcomes,
     pub(super) stall_backoff: Mutex<StallBackoff>,
+    pub(super) idle_time: Mutex<IdleTime>,
     pub(super) observer: Observer,
     /// Called when a worker begins to consume for the first time.
     pub(super) on_ready: Mutex<Option<OnReady>>,
@@ -91,6 +92,7 @@ impl ServerState {
             serving_since: OnceLock::new(),
             outcomes: Outcomes::default(),
             stall_backoff: Mutex::default(),
+            idle_time: Mutex::default(),
             observer: Observer::default(),
             on_ready: Mutex::default(),
             stop: Stop::new(),

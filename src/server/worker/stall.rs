@@ -6,6 +6,7 @@ use crate::broker::Limit;
 use crate::frames::{Answer, Method};
 use crate::lock::lock;
 use crate::server::consumer::Consumer;
+use crate::server::elsewhere;
 use crate::server::session::EARLY_CHECK_INTERVAL;
 use crate::server::state::ServerState;
 
@@ -24,7 +25,8 @@ const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 /// node some time before, RabbitMQ 3.10 did not notify some servers, which then waited forever
 /// at a queue that did not exist any more. A broker may also lose its deliveries to a worker.
 /// A quorum queue delivers through its member on the consumer's node. If that member does not
-/// run, that node's consumers get nothing, while those of another node do.
+/// run, that node's consumers get nothing, while those of another node do. If no requests wait, an
+/// idle server sometimes [looks elsewhere](elsewhere).
 pub(super) fn check(consumer: &Consumer<'_>) {
     let Consumer { state, session, inbox, .. } = consumer;
     let ServerState { stop, queue, stall_backoff, .. } = &***state;
@@ -45,7 +47,15 @@ pub(super) fn check(consumer: &Consumer<'_>) {
         let now = state.counters();
         now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
     };
-    if waiting(consumer) == 0 || !is_idle() {
+    let waits = waiting(consumer) > 0;
+    if !is_idle() {
+        return;
+    }
+    if !waits {
+        let is_due = || lock(&state.idle_time).is_due(taken);
+        if state.brokers.are_several() && !is_early && is_due() {
+            elsewhere::look(state, session);
+        }
         return;
     }
     let is_ready = || inbox.is_ready() || stop.is_stopped();
