@@ -123,3 +123,22 @@ fn client_looks_for_a_server_at_the_next_broker() {
     assert_eq!(client.queue().unwrap().consumers, 1);
     assert_eq!(client.call("8").unwrap(), b"8");
 }
+
+/// Answers come to other calls, so the request is not lost on its way.
+#[test]
+fn idempotent_request_to_a_queue_without_a_server_is_sent_once() {
+    let (url, unserved, served) = (Broker::shared().url(), queue_name("alone"), queue_name("busy"));
+    queue::declare_durable(&url, &unserved);
+    let _server = Serving::echo(&url, &served);
+    let client = connect(&format!("{url},{url}"), &served);
+    let alone = client.for_queue(&unserved).unwrap();
+    let mut call = alone.request("7").idempotent(true).timeout(PATIENCE).send().unwrap();
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| call.wait_timeout(5 * SECOND));
+        while !waiting.is_finished() {
+            assert_eq!(client.call("8").unwrap(), b"8");
+        }
+        assert_eq!(waiting.join().unwrap(), Ok(None));
+    });
+    assert_eq!(alone.queue().unwrap().messages, 1);
+}
