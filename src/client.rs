@@ -34,7 +34,7 @@ use self::sessions::Sessions;
 pub use self::status::ClientStatus;
 use crate::broker::Brokers;
 use crate::deadline::Deadline;
-use crate::error::{Error, Failure, Result};
+use crate::error::{Failure, Result, ensure};
 use crate::observation::Observation;
 use crate::wire::{self, Reply, Request};
 
@@ -82,9 +82,7 @@ impl RpcClient {
         if options.identify {
             brokers.users().try_for_each(|user| wire::check_length("user's name", user))?;
         }
-        if options.max_in_flight == 0 {
-            return Err(Error::Config("max_in_flight is at least 1".into()));
-        }
+        ensure(options.max_in_flight > 0, || "max_in_flight is at least 1".into())?;
         wire::check_keep_alive(options.keep_alive)?;
         let config = Config::new(brokers, queue, options);
         let shared = Shared(Arc::new(Sessions::open_first(config)?));
@@ -210,8 +208,7 @@ impl RpcClient {
         if self.sessions().local.is_some() {
             return Ok(QueueStatus { consumers: 1, messages: 0 });
         }
-        let deadline = Deadline::after(timeout);
-        self.sessions().ask_about(&self.queue.name, deadline)
+        self.sessions().ask_about(&self.queue.name, Deadline::after(timeout))
     }
 
     /// Calls `hook` after each call of this client and of the clients made from it, on the thread

@@ -199,7 +199,7 @@ impl<T> PendingReply<T> {
                 Some(Outcome::Ended(Err(Error::Unroutable { .. })))
                     if may_resend
                         && (self.lost.is_some()
-                            || self.request.queue.is_served.load(Ordering::Relaxed))
+                            || self.request.queue.is_served.get().is_some())
                         && self.deadline.remaining() > 2 * QUEUE_GONE_DELAY =>
                 {
                     self.in_flight = None;
@@ -246,12 +246,8 @@ impl<T> PendingReply<T> {
 
     fn ended(&self, outcome: Result<&Reply, &Error>) {
         let config = &self.sessions.config;
-        let is_served = &self.request.queue.is_served;
-        // Threads that only read the flag do not slow each other down.
-        if matches!(outcome, Ok(_) | Err(Error::Remote { .. }))
-            && !is_served.load(Ordering::Relaxed)
-        {
-            is_served.store(true, Ordering::Relaxed);
+        if let Ok(_) | Err(Error::Remote(_)) = outcome {
+            let _ = self.request.queue.is_served.set(());
         }
         if let Err(Error::TimedOut { .. } | Error::Blocked { .. }) = outcome {
             config.counters.timed_out.fetch_add(1, Ordering::Relaxed);

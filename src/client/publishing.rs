@@ -71,7 +71,9 @@ impl Publishing {
         limit: Deadline,
     ) -> Result<(), WriteError> {
         let encode = |channel: &Channel| {
-            let route = channel.route_through(request.exchange(), request.routing_key());
+            let exchange = request.exchange.as_deref().unwrap_or_default();
+            let key = request.routing_key.as_deref().unwrap_or(&request.queue.name);
+            let route = channel.route_through(exchange, key);
             wire::encode_request(route, head, &request.body)
         };
         if let Some(OwnChannel { channel, .. }) = own {

@@ -1,7 +1,6 @@
 //! What a call sends, and how it can end.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -37,14 +36,6 @@ impl OutgoingRequest {
         self.exchange.is_some() || config.options.identify
     }
 
-    pub(super) fn exchange(&self) -> &str {
-        self.exchange.as_deref().unwrap_or_default()
-    }
-
-    pub(super) fn routing_key(&self) -> &str {
-        self.routing_key.as_deref().unwrap_or(&self.queue.name)
-    }
-
     /// The properties with which this user sends an attempt.
     pub(super) fn head<'a>(
         &'a self,
@@ -73,14 +64,14 @@ impl OutgoingRequest {
 /// The queue that a client calls.
 pub(super) struct RequestQueue {
     pub(super) name: String,
-    /// Whether a reply has come to a call of this client. If so, and the queue does not exist
+    /// Set once a reply has come to a call of this client. If so, and the queue does not exist
     /// later, an idempotent call waits for a server to declare it again.
-    pub(super) is_served: AtomicBool,
+    pub(super) is_served: OnceLock<()>,
 }
 
 impl RequestQueue {
     pub(super) fn new(name: &str) -> Arc<RequestQueue> {
-        Arc::new(RequestQueue { name: name.to_string(), is_served: AtomicBool::new(false) })
+        Arc::new(RequestQueue { name: name.to_string(), is_served: OnceLock::new() })
     }
 }
 

@@ -10,7 +10,7 @@ use super::dispatcher::Dispatcher;
 use super::looks::{QueueLooks, QueueStatus, no_channel};
 use super::options::Config;
 use super::publishing::Publishing;
-use crate::broker::{self, CallError, Channel, Connection, Limit};
+use crate::broker::{self, CallError, Channel, Connection, Limit, Session as _};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::frames::{Answer, DeclaredQueue, Method};
@@ -100,14 +100,10 @@ impl Session {
         wire::check_length("reply queue's name", &reply_queue)?;
         let reply_queue = self.dispatcher.reply_queue.get_or_init(|| reply_queue);
         // The user may lack the permission to write to the default exchange otherwise.
-        if self.config().options.exchange.is_none() {
+        if self.dispatcher.config.options.exchange.is_none() {
             self.publishing.probe(reply_queue);
         }
         Ok(())
-    }
-
-    pub(super) fn config(&self) -> &Config {
-        &self.dispatcher.config
     }
 
     /// Number of calls in flight.
@@ -122,7 +118,7 @@ impl Session {
     }
 
     pub(super) fn takes_no_more_calls(&self) -> bool {
-        broker::Session::ended(self).is_some() || self.is_retired()
+        self.ended().is_some() || self.is_retired()
     }
 
     pub(super) fn is_retired(&self) -> bool {
@@ -138,7 +134,7 @@ impl Session {
 
     /// See [`Suspicion::note_silence`](super::suspicion::Suspicion::note_silence).
     pub(super) fn note_silence(&self, found: &Result<QueueStatus>) -> bool {
-        let has_several_brokers = self.config().brokers.are_several();
+        let has_several_brokers = self.dispatcher.config.brokers.are_several();
         let suspicion = &mut self.dispatcher.pending.lock().suspicion;
         suspicion.note_silence(found, has_several_brokers, self.connection.silence())
     }
@@ -156,9 +152,7 @@ impl Session {
         };
         // The reason why the session has ended is a better error than that no answer came.
         found.map_err(|error| match error {
-            Error::TimedOut { .. } | Error::Refused(_) => {
-                broker::Session::ended(self).unwrap_or(error)
-            }
+            Error::TimedOut { .. } | Error::Refused(_) => self.ended().unwrap_or(error),
             error => error,
         })
     }

@@ -102,16 +102,14 @@ impl Sessions {
 
     pub(super) fn status(&self) -> ClientStatus {
         let connection = self.reconnector.status();
+        let oldest = |session: Arc<Session>| session.dispatcher.pending.lock().calls.oldest();
         let local = self.local.is_some().then(|| ("local".to_string(), Instant::now()));
         let (broker, connected_since) = connection.connected.or(local).unzip();
         ClientStatus {
             broker,
             connected_since,
             in_flight: self.in_flight(),
-            oldest_since: self
-                .in_use()
-                .filter_map(|session| session.dispatcher.pending.lock().calls.oldest())
-                .min(),
+            oldest_since: self.in_use().filter_map(oldest).min(),
             last_error: connection.last_error,
         }
     }

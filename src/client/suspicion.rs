@@ -73,11 +73,8 @@ impl Suspicion {
     pub(super) fn is_suspect(&self, silence: impl FnOnce() -> Duration) -> bool {
         /// An answer takes less time, however far away the broker is.
         const LONGEST_ANSWER: Duration = Duration::from_secs(2);
-        let is_silent = |asked: Instant| {
-            let since = asked.elapsed();
-            since >= LONGEST_ANSWER && silence() >= since
-        };
-        self.is_suspect || self.asked.is_some_and(is_silent)
+        let is_silent = |since| since >= LONGEST_ANSWER && silence() >= since;
+        self.is_suspect || self.asked.map(|asked| asked.elapsed()).is_some_and(is_silent)
     }
 }
 
