@@ -45,8 +45,8 @@
 //! Every call has one deadline, 30 s by default. The deadline covers the whole call: connecting,
 //! waiting for an in-flight slot or for a broker that is blocked by an alarm, publishing, and the
 //! reply. The broker drops a request that is still in the queue at its deadline. If no reply has
-//! come by the deadline, the call asks the broker about the queue, so that its error can say why.
-//! Such a call returns within some 200 ms after its deadline.
+//! come a quarter of a second before that, the call asks the broker about the queue, so that its
+//! error can say why. It waits for the answer for up to some 200 ms after its deadline.
 //!
 //! # Errors
 //!

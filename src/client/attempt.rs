@@ -25,12 +25,17 @@ pub(super) struct InFlight {
     /// life, or if there are other brokers to look for a server at.
     sign_timeout: Duration,
     next_check: Option<Instant>,
+    /// When to ask about the queue, so that at the deadline the answer is there.
+    ask_at: Option<Instant>,
 }
 
 /// The interval at which a call checks for replies to its earlier attempts.
 pub(super) const EARLIER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// A request whose caller gives up earlier is not sent: the broker would drop it.
 const SHORTEST_EXPIRATION: Duration = Duration::from_millis(1);
+/// How long before its deadline a call asks about its queue. At the deadline, the broker drops the
+/// request, and a queue in which requests have waited looks like one from which they were lost.
+const ASK_EARLIER: Duration = Duration::from_millis(250);
 
 impl InFlight {
     /// Publishes a request. `None` if the session ended before the whole request was written: it
@@ -50,7 +55,9 @@ impl InFlight {
         let replies_directly = session.dispatcher.reply_queue.get().is_none();
         let slot = CallSlot::new(deadline.at, replies_directly, request.on_progress.is_some());
         let sign_timeout = sign_timeout(request, earlier);
-        let mut attempt = InFlight { session, slot, own: None, sign_timeout, next_check: None };
+        let ask_at = deadline.at.checked_sub(ASK_EARLIER).filter(|at| *at > Instant::now());
+        let mut attempt =
+            InFlight { session, slot, own: None, sign_timeout, next_check: None, ask_at };
         let InFlight { session, slot, .. } = &attempt;
         let Session { connection, dispatcher, publishing, looks, .. } = &**session;
         let Dispatcher { config, pending, .. } = &**dispatcher;
@@ -105,8 +112,10 @@ impl InFlight {
     ) -> Option<Outcome> {
         loop {
             let next_reply = (!earlier.is_empty()).then(|| Instant::now() + EARLIER_CHECK_INTERVAL);
-            let step =
-                [self.next_check, next_reply].into_iter().flatten().fold(until, Instant::min);
+            let step = [self.next_check, next_reply, self.ask_at]
+                .into_iter()
+                .flatten()
+                .fold(until, Instant::min);
             let must_resend = || request.is_idempotent && self.session.is_retired();
             let has_ended = || self.session.dispatcher.ended.get().is_some();
             let has_news = || {
@@ -129,6 +138,7 @@ impl InFlight {
             if must_resend() {
                 return Some(Outcome::Lost("no replies came through its connection".into()));
             }
+            self.ask_early(&request.queue.name);
             let outcome = self.check_signs_of_life(request, earlier);
             if outcome.is_some() || until <= Instant::now() {
                 return outcome;
@@ -205,8 +215,17 @@ impl InFlight {
         Some(Outcome::Ended(Err(Error::ServerSilent { queue, after, unserved })))
     }
 
+    /// Asks about the queue, if it is time to. Does not wait for the answer.
+    fn ask_early(&mut self, queue: &str) {
+        if self.ask_at.take_if(|at| *at <= Instant::now()).is_some()
+            && self.session.connection.blocked().is_none()
+        {
+            let _ = self.session.look(queue, true, Deadline::after(Duration::ZERO));
+        }
+    }
+
     /// The error for a call that was sent and got no reply by its deadline. Asks the broker about
-    /// the queue, for at most 200 ms.
+    /// the queue, for at most 200 ms, unless its answer is there already.
     ///
     /// If nothing has come back for long, this makes the session suspect.
     pub(super) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
