@@ -14,14 +14,15 @@ mod properties;
 
 pub(crate) use self::decoder::{Decoder, Incoming, RABBITMQ_FRAME_MAX};
 pub(crate) use self::encode::{
-    CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK, Frames, Method, Route, ack, bare_method, cancel,
-    give_back, publish, reject,
+    Frames, Method, Route, ack, bare_method, cancel, give_back, publish, reject,
 };
 pub(crate) use self::fields::{append_integer, append_text};
 pub(crate) use self::handshake::with_client_properties;
 pub(crate) use self::incoming::{
     Answer, Close, DeclaredQueue, Delivery, Event, Message, Notice, Version,
 };
-pub(crate) use self::layout::{BASIC_CONSUME, BASIC_PUBLISH};
+pub(crate) use self::layout::{
+    BASIC_CONSUME, BASIC_PUBLISH, CHANNEL_CLOSE_OK, CONNECTION_CLOSE_OK,
+};
 pub use self::properties::HeaderValue;
 pub(crate) use self::properties::{Properties, find_header, find_tables, headers};

@@ -1,27 +1,11 @@
 //! Encodes the frames that are sent to the broker.
 
 use super::fields::{append_long, append_short};
-use super::layout::{
-    BASIC_CONSUME, BASIC_PUBLISH, BODY, CHANNEL_CLOSE, CHANNEL_OPEN, CONNECTION_CLOSE, END, HEADER,
-    METHOD, MethodId, OVERHEAD,
-};
+use super::layout::*;
 use super::properties::Properties;
-
-const EXCHANGE_DECLARE: MethodId = [0, 40, 0, 10];
-const QUEUE_DECLARE: MethodId = [0, 50, 0, 10];
-const QUEUE_BIND: MethodId = [0, 50, 0, 20];
-const BASIC_QOS: MethodId = [0, 60, 0, 10];
-const BASIC_ACK: MethodId = [0, 60, 0, 80];
-const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
-const BASIC_REJECT: MethodId = [0, 60, 0, 90];
-const BASIC_NACK: MethodId = [0, 60, 0, 120];
 
 /// Names the only consumer of a channel.
 const CONSUMER_TAG: &str = "rpc";
-
-/// Methods without arguments, for [`bare_method`].
-pub(crate) const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
-pub(crate) const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
 
 /// The methods that the broker answers.
 #[derive(Debug, Clone, Copy)]
@@ -250,6 +234,7 @@ pub(crate) fn cancel(channel: u16) -> Vec<u8> {
     })
 }
 
+/// Encodes a method without arguments.
 pub(crate) fn bare_method(channel: u16, id: MethodId) -> Vec<u8> {
     method(channel, id, |_| {})
 }

@@ -4,10 +4,7 @@ use std::borrow::Cow;
 
 use super::encode::method;
 use super::fields::{Fields, append_long, append_short, append_text};
-use super::incoming::{CONNECTION_START, CONNECTION_TUNE};
-use super::layout::{METHOD, MethodId, OVERHEAD, PREFIX};
-
-const CONNECTION_START_OK: MethodId = [0, 10, 0, 11];
+use super::layout::*;
 
 /// Replaces the client properties in amiquip's `connection.start-ok`, and returns all other frames
 /// as they are. amiquip does not announce `authentication_failure_close`. Without it, RabbitMQ ends

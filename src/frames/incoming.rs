@@ -3,28 +3,8 @@
 use std::fmt;
 
 use super::fields::Fields;
-use super::layout::{BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId};
+use super::layout::*;
 use super::properties::{Properties, find_header};
-
-/// The broker's methods on channel 0.
-pub(super) const CONNECTION_START: MethodId = [0, 10, 0, 10];
-pub(super) const CONNECTION_SECURE: MethodId = [0, 10, 0, 20];
-pub(super) const CONNECTION_TUNE: MethodId = [0, 10, 0, 30];
-pub(super) const CONNECTION_OPEN_OK: MethodId = [0, 10, 0, 41];
-pub(super) const CONNECTION_CLOSE_OK: MethodId = [0, 10, 0, 51];
-pub(super) const CONNECTION_BLOCKED: MethodId = [0, 10, 0, 60];
-pub(super) const CONNECTION_UNBLOCKED: MethodId = [0, 10, 0, 61];
-/// The broker's methods on the other channels.
-pub(super) const CHANNEL_OPEN_OK: MethodId = [0, 20, 0, 11];
-pub(super) const CHANNEL_CLOSE_OK: MethodId = [0, 20, 0, 41];
-pub(super) const EXCHANGE_DECLARE_OK: MethodId = [0, 40, 0, 11];
-pub(super) const QUEUE_DECLARE_OK: MethodId = [0, 50, 0, 11];
-pub(super) const QUEUE_BIND_OK: MethodId = [0, 50, 0, 21];
-pub(super) const BASIC_QOS_OK: MethodId = [0, 60, 0, 11];
-pub(super) const BASIC_CONSUME_OK: MethodId = [0, 60, 0, 21];
-pub(super) const BASIC_CANCEL: MethodId = [0, 60, 0, 30];
-pub(super) const BASIC_RETURN: MethodId = [0, 60, 0, 50];
-pub(super) const BASIC_DELIVER: MethodId = [0, 60, 0, 60];
 
 /// A version of RabbitMQ: major, minor and patch. Versions can be compared.
 pub(crate) type Version = (u32, u32, u32);

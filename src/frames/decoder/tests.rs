@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::super::incoming::*;
-use super::super::layout::{BASIC_PUBLISH, CHANNEL_CLOSE, CONNECTION_CLOSE, MethodId};
+use super::super::layout::*;
 use super::super::{Properties, Route, append_text, find_header, publish};
 use super::*;
 
