@@ -124,11 +124,6 @@ fn reason_why_no_queue_can_be_declared_is_told_and_decides_the_exit_code() {
             "this broker has queues of that type disabled",
         ),
         (
-            "INTERNAL_ERROR - Feature `transient_nonexcl_queues` is deprecated.",
-            78,
-            "this broker no longer has queues of that kind",
-        ),
-        (
             "INTERNAL_ERROR - Could not declare queue 'q' in vhost '/' on node 'n' because the \
              metadata store operation timed out",
             69,
