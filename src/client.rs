@@ -34,6 +34,8 @@ use self::sessions::Sessions;
 pub use self::status::ClientStatus;
 use crate::broker::Brokers;
 use crate::deadline::Deadline;
+#[cfg(doc)]
+use crate::error::Error;
 use crate::error::{Failure, Result, ensure};
 use crate::observation::Observation;
 use crate::wire::{self, Reply, Request};
