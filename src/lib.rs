@@ -110,7 +110,8 @@
 //! thread and one worker.
 //!
 //! No thread spins, and an idle program polls nothing: an idle client wakes up for heartbeats only,
-//! and an idle server also asks the broker about its queue, every 4 s. These poll:
+//! and an idle server also asks the broker about its queue, every 4 s, or 2 s after it was busy.
+//! These poll:
 //!
 //! - the reserve thread, every 10 ms, while callers and workers take turns to read
 //! - whoever opens a channel while all numbers are taken and one is being closed, every 10 ms

@@ -74,7 +74,7 @@ pub struct ServerOptions {
     /// queues that the server declares, and from RabbitMQ 4.3 on: at most a day. Brokers before 4.3
     /// return them at once.
     ///
-    /// Unless this is set, it is 5 s if the server knows several brokers. If it knows one only, or
+    /// Unless this is set, it is 2 s if the server knows several brokers. If it knows one only, or
     /// this is zero, it is left to the broker, which waits for a minute. RabbitMQ 4.3 refuses (406)
     /// a program that declares the queue again and does not name the same time
     /// (`x-consumer-disconnected-timeout`), as the servers of RabbitMQ's tutorials do.

@@ -17,7 +17,7 @@ use crate::frames::{BASIC_CONSUME, Close, Method, append_integer, append_text};
 const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 
 /// A part of the usual deadline of a call, but longer than nodes that are well lose each other.
-const DISCONNECTED_TIMEOUT: Duration = Duration::from_secs(5);
+const DISCONNECTED_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to declare a queue. The arguments always name its type: a virtual host can have another
 /// default type, which neither drops messages nor counts deliveries as the options say.

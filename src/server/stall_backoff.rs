@@ -32,30 +32,39 @@ impl StallBackoff {
     }
 }
 
-/// When an idle server looks elsewhere, in checks for a stall.
+/// How long a server has been idle, in checks for a stall, and when it looks elsewhere.
 #[derive(Default)]
 pub(crate) struct IdleTime {
     /// The number of requests that had been handled at the last check.
     handled: u64,
-    /// How many checks have found the server idle since then.
+    /// How many checks have found the same number since then.
     checks: u32,
     next_look: u32,
 }
 
 impl IdleTime {
+    /// Two minutes.
+    const MOST_CHECKS: u32 = 30;
+
+    /// Notes a check. Whether the server has handled requests since the last one.
+    pub(super) fn was_busy(&mut self, handled: u64) -> bool {
+        let was_busy = self.handled != handled;
+        *self = match was_busy {
+            true => {
+                let next_look = self.checks.saturating_mul(2).clamp(1, IdleTime::MOST_CHECKS);
+                IdleTime { handled, checks: 0, next_look }
+            }
+            false => IdleTime { checks: self.checks.saturating_add(1), ..*self },
+        };
+        was_busy
+    }
+
     /// Whether to look elsewhere at this check. Not before the server has been idle for twice as
     /// long as the last time, and then after twice as long each time.
-    pub(super) fn is_due(&mut self, handled: u64) -> bool {
-        /// Two minutes.
-        const MOST_CHECKS: u32 = 30;
-        if self.handled != handled {
-            let next_look = (2 * self.checks).min(MOST_CHECKS);
-            *self = IdleTime { handled, checks: 0, next_look };
-        }
-        self.checks = self.checks.saturating_add(1);
-        let is_due = self.checks > self.next_look;
+    pub(super) fn is_due(&mut self) -> bool {
+        let is_due = self.checks >= self.next_look;
         if is_due {
-            self.next_look = self.checks.saturating_add(self.checks.min(MOST_CHECKS));
+            self.next_look = self.checks.saturating_add(self.checks.min(IdleTime::MOST_CHECKS));
         }
         is_due
     }
@@ -82,11 +91,15 @@ mod tests {
     fn idle_server_looks_elsewhere_less_and_less_often() {
         let mut idle = IdleTime::default();
         let mut looks = |handled, checks: u32| -> Vec<u32> {
-            (1..=checks).filter(|_| idle.is_due(handled)).collect()
+            let mut is_due = || {
+                idle.was_busy(handled);
+                idle.is_due()
+            };
+            (0..checks).filter(|_| is_due()).collect()
         };
-        assert_eq!(looks(7, 100), [1, 3, 7, 15, 31, 62, 93]);
-        assert_eq!(looks(8, 40), [31], "it has been idle for longer before");
-        assert_eq!(looks(9, 1), [0; 0]);
-        assert_eq!(looks(10, 4), [3], "it has been idle for one check before");
+        assert_eq!(looks(7, 100), [1, 2, 4, 8, 16, 32, 62, 92]);
+        assert_eq!(looks(8, 40), [30], "it has been idle for longer before");
+        assert_eq!(looks(9, 2), [0; 0]);
+        assert_eq!(looks(10, 4), [2], "it has been idle for one check before");
     }
 }

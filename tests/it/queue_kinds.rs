@@ -88,7 +88,7 @@ fn quorum_queue_names_a_time_for_lost_nodes_if_there_are_several() {
     let row = quorum(&queue_name("alone"), &one, &[]);
     assert!(!row.contains(argument), "{row}");
     let row = quorum(&queue_name("several"), &several, &[]);
-    assert!(row.contains(&format!("{{{argument},5000}}")), "{row}");
+    assert!(row.contains(&format!("{{{argument},2000}}")), "{row}");
     let row = quorum(&queue_name("none"), &several, &["--disconnected-timeout", "0"]);
     assert!(!row.contains(argument), "{row}");
     let row = quorum(&queue_name("named"), &one, &["--disconnected-timeout", "0.5"]);

@@ -10,7 +10,8 @@ use crate::server::elsewhere;
 use crate::server::session::EARLY_CHECK_INTERVAL;
 use crate::server::state::ServerState;
 
-/// The interval at which an idle worker checks for a stall.
+/// The interval at which an idle worker checks for a stall. Half of it, if the server was not idle
+/// at the last check.
 const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// How long after a worker began to consume its checks are [`EARLY_CHECK_INTERVAL`] apart.
 const EARLY: Duration = Duration::from_secs(8);
@@ -36,13 +37,19 @@ pub(super) fn check(consumer: &Consumer<'_>) {
         return;
     }
     let is_early = inbox.began.elapsed() < EARLY;
-    *next_check = now + if is_early { EARLY_CHECK_INTERVAL } else { CHECK_INTERVAL };
+    let taken = state.counters().taken();
+    let was_busy = lock(&state.idle_time).was_busy(taken);
+    *next_check = now
+        + match (is_early, was_busy) {
+            (true, _) => EARLY_CHECK_INTERVAL,
+            (false, true) => CHECK_INTERVAL / 2,
+            (false, false) => CHECK_INTERVAL,
+        };
     drop(next_check);
     // During an alarm, a broker may not read from the connection, so it does not answer either.
     if session.connection.blocked().is_some() {
         return;
     }
-    let taken = state.counters().taken();
     let is_idle = || {
         let now = state.counters();
         now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
@@ -52,8 +59,7 @@ pub(super) fn check(consumer: &Consumer<'_>) {
         return;
     }
     if !waits {
-        let is_due = || lock(&state.idle_time).is_due(taken);
-        if state.brokers.are_several() && !is_early && is_due() {
+        if state.brokers.are_several() && !is_early && lock(&state.idle_time).is_due() {
             elsewhere::look(state, session);
         }
         return;
