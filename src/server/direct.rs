@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::broker::{Brokers, Channel, Connection, Endpoint, Limit};
 use crate::deadline::Deadline;
-use crate::error::{Error, Result};
+use crate::error::Error;
 
 /// Dropping the connection also closes the channel. This blocks for at most a second.
 pub(crate) struct DirectConnection {
@@ -24,7 +24,12 @@ impl DirectConnection {
     /// Connects to the broker at `endpoint`, or to another one if that is not reachable. `None` if
     /// no connection can be had. Blocks for as long as connecting to each broker may take.
     pub(super) fn open(brokers: &Brokers, endpoint: &Endpoint) -> Option<DirectConnection> {
-        connect(brokers, endpoint).map_err(warn_once).ok()
+        let connection = brokers.connect_near(endpoint).map_err(warn_once).ok()?;
+        let limit = Limit::Until(Deadline::after(brokers.connect_timeout).at);
+        let opened = connection.open_channel(limit, Arc::default(), |_, _| {});
+        let explained = opened.map_err(|error| connection.explain(error, "open a channel"));
+        let channel = explained.map_err(warn_once).ok()?;
+        Some(DirectConnection { _connection: connection, channel, last_used: Instant::now() })
     }
 
     pub(super) fn works(&self) -> bool {
@@ -35,17 +40,6 @@ impl DirectConnection {
     pub(super) fn is_idle(&self) -> bool {
         const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
         self.last_used.elapsed() >= IDLE_TIMEOUT
-    }
-}
-
-fn connect(brokers: &Brokers, endpoint: &Endpoint) -> Result<DirectConnection> {
-    let connection = brokers.connect_near(endpoint)?;
-    let limit = Limit::Until(Deadline::after(brokers.connect_timeout).at);
-    match connection.open_channel(limit, Arc::default(), |_, _| {}) {
-        Ok(channel) => {
-            Ok(DirectConnection { _connection: connection, channel, last_used: Instant::now() })
-        }
-        Err(error) => Err(connection.explain(error, "open a channel")),
     }
 }
 
