@@ -169,7 +169,7 @@
 //!
 //! A call passes through these files: [`RpcClient::call`] → `client/call.rs` (the call and its
 //! deadline) → `client/sessions.rs` and `broker/reconnector.rs` (choose the session) →
-//! `client/session.rs` and `client/publishing.rs` (publish) → `wire.rs` → `frames/encode.rs` →
+//! `client/attempt.rs` and `client/publishing.rs` (publish) → `wire.rs` → `frames/encode.rs` →
 //! `broker/channel.rs` → `broker/transport.rs` (the socket) → the broker → `broker/turn.rs`
 //! (chooses the reading thread) → `broker/data_plane.rs` → `frames/decoder.rs` → `server/inbox.rs`
 //! → `server/worker.rs` → the handler. The reply returns through the same files to
@@ -187,11 +187,11 @@
 //! `elsewhere` (a look at another broker), `own_methods`, `consumer` (a worker's channel, and what
 //! belongs to it), `worker`, `pool`, `overload`.
 //!
-//! The files of `client`, from the lowest: `counters`, `status`, `extra_channels`, `options`,
-//! `request` (what is sent, and how it can end), `local`, `own_channels`, `in_flight` (the places,
-//! handed over in order), `write_order` (which request was refused), `looks` (questions about
-//! queues), `suspicion`, `pending`, `dispatcher`, `publishing`, `session`, `attempt`, `sessions`,
-//! `call`, `call_builder`.
+//! The files of `client`, from the lowest: `counters`, `status`, `options`, `request` (what is sent,
+//! and how it can end), `local`, `in_flight` (the places, handed over in order), `write_order`
+//! (which request was refused), `looks` (questions about queues), `suspicion` (whether requests may
+//! be lost), `pending`, `dispatcher`, `publishing`, `session`, `extra_channels` (opens a session
+//! with as many channels as the user may have), `attempt`, `sessions`, `call`, `call_builder`.
 
 mod broker;
 mod client;
