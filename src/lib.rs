@@ -187,11 +187,12 @@
 //! `elsewhere` (a look at another broker), `own_methods`, `consumer` (a worker's channel, and what
 //! belongs to it), `worker`, `pool`, `overload`.
 //!
-//! The files of `client`, from the lowest: `counters`, `status`, `options`, `request` (what is sent,
-//! and how it can end), `local`, `in_flight` (the places, handed over in order), `write_order`
-//! (which request was refused), `looks` (questions about queues), `suspicion` (whether requests may
-//! be lost), `pending`, `dispatcher`, `publishing`, `session`, `extra_channels` (opens a session
-//! with as many channels as the user may have), `attempt`, `sessions`, `call`, `call_builder`.
+//! The files of `client`, from the lowest: `counters`, `status`, `options`, `request` (what is
+//! sent, and how it can end), `local`, `in_flight` (the places, handed over in order),
+//! `write_order` (which request was refused), `looks` (questions about queues), `suspicion`
+//! (whether requests may be lost), `pending`, `dispatcher`, `publishing`, `session`,
+//! `extra_channels` (opens a session with as many channels as the user may have), `attempt`,
+//! `sessions`, `call`, `call_builder`.
 
 mod broker;
 mod client;
