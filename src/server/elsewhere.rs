@@ -1,50 +1,73 @@
-//! Whether requests wait at another broker while an idle server gets none from its own.
+//! Whether another broker delivers requests while an idle server gets none from its own.
 //!
 //! From RabbitMQ 4.3 on, a node that is cut off from its cluster goes on as if nothing had
 //! happened. Consumers there get nothing, and a look at the queue tells them nothing either: if the
-//! queue's leader was on that node, it still answers, and otherwise the node counts no requests.
+//! queue's leader was on that node, it still answers, with numbers that are out of date, and
+//! otherwise the node counts no requests. Only a delivery proves that a node works.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use super::queue;
 use super::session::ServerSession;
 use super::state::ServerState;
-use crate::broker::Limit;
+use crate::broker::{DataPlane, Limit, Waiter};
 use crate::deadline::Deadline;
 use crate::error::Result;
-use crate::frames::{Answer, Method};
+use crate::frames::{Answer, Event, Method};
 
-/// Asks another broker, on a connection and a thread for this alone. If requests wait there, and
-/// the server has still begun none, all workers leave their connection. Does not block.
+/// Asks another broker, on a connection and a thread for this alone. If requests wait there and it
+/// delivers one, and the server is still idle, all workers leave their connection. The request
+/// returns to the queue. Does not block.
 pub(super) fn look(state: &Arc<ServerState>, session: &Arc<ServerSession>) {
-    let taken = state.counters().taken();
+    let before = state.counters().taken();
     let (state, session) = (Arc::clone(state), Arc::clone(session));
-    let look = move || {
-        let endpoint = &session.connection.endpoint;
-        match waiting_elsewhere(&state, &session) {
-            Ok(0) => {}
-            Ok(waiting) if state.counters().taken() == taken => {
-                let queue = &state.queue;
-                let text = format!("another broker has {waiting} requests waiting in {queue:?}");
-                state.abandon(&session, &endpoint.unreachable(text));
-            }
-            Ok(_) => {}
-            Err(error) => log::debug!("no look at another broker: {error}"),
+    let is_idle = move |state: &ServerState, session: &Arc<ServerSession>| {
+        let now = state.counters();
+        let has_requests =
+            || state.outcomes.inboxes_of(session).iter().any(|inbox| inbox.is_ready());
+        now.taken() == before && now.in_progress == 0 && !has_requests()
+    };
+    let look = move || match delivers_elsewhere(&state, &session) {
+        Ok(true) if is_idle(&state, &session) && !state.stop.is_stopped() => {
+            let text = format!("another broker delivers requests of {:?}", state.queue);
+            state.abandon(&session, &session.connection.endpoint.unreachable(text));
         }
+        Ok(_) => {}
+        Err(error) => log::debug!("no look at another broker: {error}"),
     };
     if let Err(error) = thread::Builder::new().name("rpc-look".into()).spawn(look) {
         log::debug!("no look at another broker: {error}");
     }
 }
 
-/// The number of requests that wait in the queue as the next broker that answers sees it.
-fn waiting_elsewhere(state: &ServerState, session: &ServerSession) -> Result<u32> {
+/// Whether the next broker that can be reached delivers a request that waits.
+fn delivers_elsewhere(state: &ServerState, session: &ServerSession) -> Result<bool> {
     const TIMEOUT: Duration = Duration::from_secs(2);
-    let connection = state.brokers.connect_elsewhere(&session.connection.endpoint)?;
-    let explain = |error| connection.explain(error, "ask about the request queue");
-    let limit = Limit::Until(Deadline::after(TIMEOUT).at);
-    let channel = connection.open_channel(limit, Arc::default(), |_, _| {}).map_err(explain)?;
+    let endpoint = &session.connection.endpoint;
+    let connection = state.brokers.connect_elsewhere(endpoint)?;
+    if connection.endpoint == *endpoint {
+        return Ok(false);
+    }
+    let explain = |error| connection.explain(error, "look for waiting requests");
+    let until = Deadline::after(TIMEOUT).at;
+    let limit = Limit::Until(until);
+    let (waiter, delivered) = (Arc::<Waiter>::default(), Arc::new(AtomicBool::new(false)));
+    let (reader, seen) = (Arc::clone(&waiter), Arc::clone(&delivered));
+    let on_event = move |plane: &DataPlane, event| {
+        if let Event::Delivery(_) = event {
+            seen.store(true, Ordering::Relaxed);
+            plane.notify(&reader);
+        }
+    };
+    let channel = connection.open_channel(limit, Arc::clone(&waiter), on_event).map_err(explain)?;
     let found = channel.call(Method::FindQueue(&state.queue), limit).and_then(Answer::queue);
-    found.map(|found| found.messages).map_err(explain)
+    if found.map_err(explain)?.messages == 0 {
+        return Ok(false);
+    }
+    queue::consume(&channel, &state.queue, 1, limit).map_err(explain)?;
+    connection.wait(&waiter, until, || delivered.load(Ordering::Relaxed));
+    Ok(delivered.load(Ordering::Relaxed))
 }

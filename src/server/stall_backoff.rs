@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-/// The shortest time between two attempts is twice this.
-const CHECK_INTERVAL: Duration = Duration::from_secs(4);
+/// The interval at which an idle worker checks for a stall. Half of it, if the server was not idle
+/// at the last check.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 
 /// The last stall of a server.
 #[derive(Default)]
@@ -43,7 +44,7 @@ pub(crate) struct IdleTime {
 }
 
 impl IdleTime {
-    /// Two minutes.
+    /// Two minutes, at [`CHECK_INTERVAL`].
     const MOST_CHECKS: u32 = 30;
 
     /// Notes a check. Whether the server has handled requests since the last one.

@@ -8,11 +8,9 @@ use crate::lock::lock;
 use crate::server::consumer::Consumer;
 use crate::server::elsewhere;
 use crate::server::session::EARLY_CHECK_INTERVAL;
+use crate::server::stall_backoff::CHECK_INTERVAL;
 use crate::server::state::ServerState;
 
-/// The interval at which an idle worker checks for a stall. Half of it, if the server was not idle
-/// at the last check.
-const CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// How long after a worker began to consume its checks are [`EARLY_CHECK_INTERVAL`] apart.
 const EARLY: Duration = Duration::from_secs(8);
 /// How long requests must wait for idle workers to count as stalled. A request that has just
