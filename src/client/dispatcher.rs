@@ -81,17 +81,17 @@ impl Dispatcher {
     }
 
     /// One request is not the connection: the others go on, and later ones go through another
-    /// channel. But if the user lacks the permission that all requests need, or if replies come
+    /// channel. But if the user may lack the permission that all requests need, or if replies come
     /// through the channel that is closed, the session ends. The next one finds out whether the
     /// broker takes any message of this user.
     fn lose_publishing(&self, data_plane: &DataPlane, close: &Close) {
         if close.method != BASIC_PUBLISH {
             return lose_channel(data_plane, close);
         }
-        self.pending.refuse(close, data_plane);
+        let may_concern_all = self.pending.refuse(close, data_plane);
         let replies_directly =
             self.reply_queue.get().is_none() || self.pending.lock().calls.await_direct_replies();
-        if close.code == 403 || replies_directly {
+        if close.code == 403 && may_concern_all || replies_directly {
             lose_channel(data_plane, close);
         }
     }

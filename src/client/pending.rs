@@ -126,12 +126,14 @@ impl PendingCalls {
     }
 
     /// Ends the calls whose requests went down with a publishing channel, which the broker closed
-    /// because of one of them. The others go on. Called by the reader.
-    pub(super) fn refuse(&self, close: &Close, reader_of: &DataPlane) {
+    /// because of one of them. The others go on. Returns whether the broker may have refused what
+    /// all requests need. Called by the reader.
+    pub(super) fn refuse(&self, close: &Close, reader_of: &DataPlane) -> bool {
         let size = too_large(close).map(|(size, _)| size);
-        let Refusal { refused, others } = self.lock().order.refuse(size);
+        let refusal = self.lock().order.refuse(size);
+        let Refusal { refused, others, all_to_default, may_concern_all } = refusal;
         // The broker has refused the probe, and ignored all those behind it.
-        let is_of_probe = close.code == 403 && others.first() == Some(&PROBE);
+        let is_of_probe = close.code == 403 && all_to_default && others.first() == Some(&PROBE);
         let error = refusal_error(close, reader_of);
         for id in others {
             let outcome = match refused {
@@ -144,7 +146,10 @@ impl PendingCalls {
             };
             self.settle(id, outcome, reader_of);
         }
-        refused.map(|id| self.settle(id, Outcome::Ended(Err(error)), reader_of));
+        if let Some(id) = refused {
+            self.settle(id, Outcome::Ended(Err(error)), reader_of);
+        }
+        may_concern_all
     }
 }
 

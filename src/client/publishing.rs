@@ -56,7 +56,7 @@ impl Publishing {
         let route = channel.route(reply_queue, false);
         let probe = wire::encode_reply(route, Some(id.as_bytes()), &config.app_id, &empty);
         let until = Deadline::after(PROBE_TIMEOUT).at;
-        let note = || _ = pending.lock().order.write(PROBE, 0);
+        let note = || _ = pending.lock().order.write(PROBE, 0, true);
         let _ = channel.write_noting(probe, until, note);
     }
 
@@ -81,7 +81,8 @@ impl Publishing {
         }
         let shared = self.channel();
         let note = || {
-            let number = self.dispatcher.pending.lock().order.write(slot.id, request.body.len());
+            let (size, to_default) = (request.body.len(), request.exchange.is_none());
+            let number = self.dispatcher.pending.lock().order.write(slot.id, size, to_default);
             slot.number.store(number, Ordering::Relaxed);
         };
         let written = shared.write_noting(encode(&shared), limit.at, note);

@@ -15,6 +15,8 @@ use uuid::Uuid;
 pub(super) struct WriteOrder {
     unproved: VecDeque<Written>,
     written: u64,
+    /// Whether the broker has accepted one on the present channel.
+    has_accepted: bool,
     /// Whether the broker has closed the channel because of one of them, and another channel may
     /// take its place.
     pub(super) is_refused: bool,
@@ -24,6 +26,7 @@ struct Written {
     number: u64,
     id: Uuid,
     size: usize,
+    to_default: bool,
 }
 
 /// What became of the requests on a channel that the broker closed because of one of them.
@@ -35,15 +38,22 @@ pub(super) struct Refusal {
     /// The requests behind it, which the broker ignored. If it is not known which one the broker
     /// refused, all that it may have refused, ignored or accepted.
     pub(super) others: Vec<Uuid>,
+    /// Whether all those that the broker may have refused went to the default exchange. If it
+    /// refused one because of that exchange, it refused the first.
+    pub(super) all_to_default: bool,
+    /// Whether the broker may have refused what all requests need. If not, it has accepted an
+    /// earlier one on the channel, and refused one to an exchange of its own.
+    pub(super) may_concern_all: bool,
 }
 
 impl WriteOrder {
-    /// Notes that a request is written, and returns its number. `size` is that of its body.
-    pub(super) fn write(&mut self, id: Uuid, size: usize) -> u64 {
+    /// Notes that a request is written, and returns its number. `size` is that of its body;
+    /// `to_default` tells whether it goes to the default exchange.
+    pub(super) fn write(&mut self, id: Uuid, size: usize, to_default: bool) -> u64 {
         /// More are not remembered, so one that was refused may not be found.
         const MAX_UNPROVED: usize = 1 << 16;
         self.written += 1;
-        self.unproved.push_back(Written { number: self.written, id, size });
+        self.unproved.push_back(Written { number: self.written, id, size, to_default });
         if self.unproved.len() > MAX_UNPROVED {
             self.unproved.pop_front();
         }
@@ -54,6 +64,7 @@ impl WriteOrder {
     pub(super) fn prove(&mut self, number: u64) {
         while self.unproved.front().is_some_and(|written| written.number <= number) {
             self.unproved.pop_front();
+            self.has_accepted = true;
         }
     }
 
@@ -67,6 +78,7 @@ impl WriteOrder {
     /// The broker has closed the channel because of a request: of one of this size, if it said so.
     pub(super) fn refuse(&mut self, size: Option<usize>) -> Refusal {
         self.is_refused = true;
+        let has_accepted = mem::take(&mut self.has_accepted);
         let lost = mem::take(&mut self.unproved);
         let refused = match size {
             None if lost.len() == 1 => Some(0),
@@ -74,9 +86,13 @@ impl WriteOrder {
             _ => lost.iter().position(|written| Some(written.size) == size),
         };
         let others = lost.iter().skip(refused.map_or(0, |index| index + 1));
+        let mut suspects = refused.map_or(0..lost.len(), |index| index..index + 1);
+        let all_to_default = suspects.clone().all(|index| lost[index].to_default);
         Refusal {
             refused: refused.map(|index| lost[index].id),
             others: others.map(|written| written.id).collect(),
+            all_to_default,
+            may_concern_all: !has_accepted || suspects.any(|index| lost[index].to_default),
         }
     }
 }
@@ -93,15 +109,16 @@ mod tests {
     fn written() -> WriteOrder {
         let mut order = WriteOrder::default();
         for (number, size) in [(1, 7), (2, 2000), (3, 7), (4, 2000)] {
-            assert_eq!(order.write(id(number), size), number as u64);
+            assert_eq!(order.write(id(number), size, true), number as u64);
         }
         order
     }
 
-    /// The refused request, if there is one, and the others.
+    /// The refused request, if there is one, and the others, all to the default exchange.
     fn refusal(refused: u128, others: &[u128]) -> Refusal {
         let refused = (refused > 0).then_some(id(refused));
-        Refusal { refused, others: others.iter().map(|other| id(*other)).collect() }
+        let others = others.iter().map(|other| id(*other)).collect();
+        Refusal { refused, others, all_to_default: true, may_concern_all: true }
     }
 
     #[test]
@@ -126,7 +143,25 @@ mod tests {
         let mut order = written();
         order.prove(1);
         assert_eq!(order.refuse(Some(2000)), refusal(2, &[3, 4]));
-        order.write(id(5), 7);
+        order.write(id(5), 7, true);
         assert_eq!(order.refuse(None), refusal(5, &[]));
+    }
+
+    #[test]
+    fn refusal_of_an_exchange_of_its_own_concerns_no_others_once_one_is_accepted() {
+        let written = |accepted| {
+            let mut order = written();
+            order.prove(accepted);
+            order.write(id(5), 7, false);
+            let Refusal { all_to_default, may_concern_all, .. } = order.refuse(None);
+            (all_to_default, may_concern_all, order)
+        };
+        assert!(matches!(written(0), (false, true, _)), "the broker may refuse the first");
+        assert!(matches!(written(3), (false, true, _)), "it may refuse the fourth");
+        let (all_to_default, may_concern_all, mut order) = written(4);
+        assert!(!all_to_default && !may_concern_all);
+        order.prove(4);
+        order.write(id(6), 7, false);
+        assert!(order.refuse(None).may_concern_all, "nothing is accepted on the next channel");
     }
 }

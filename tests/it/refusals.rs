@@ -12,6 +12,7 @@ use rabbitmq_rpc::{Brokers, Error, Request, RpcServer, ServerOptions, fibonacci}
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::failing::{Attempt, ENCODED, PASSWORD};
+use crate::manual_server::ManualServer;
 use crate::patience::{PATIENCE, SECOND};
 use crate::programs::{RPC_CLIENT, stop};
 use crate::raw::Raw;
@@ -166,6 +167,27 @@ fn error_names_permission_that_server_lacks() {
     // The request stays in the queue when a server fails on it. The requester has disconnected.
     Raw::connect(broker().port(0)).request(&queue, b"7");
     attempt.fails_for_the_server(77, &words);
+}
+
+/// With three channels, a request to an exchange shares its channel with all others.
+#[test]
+fn refusal_of_an_exchange_ends_no_other_call_even_on_one_channel() {
+    let (broker, queue) = (broker(), queue_name("served"));
+    let server = ManualServer::start(&broker.url(), &queue);
+    let client = connect(&format!("{}?channel_max=3", url("caller", "%2f")), &queue);
+    let slow = client.send("slow").unwrap();
+    let slow_request = server.next();
+    for _ in 0..3 {
+        let call = client.send("7").unwrap();
+        server.reply(&server.next(), b"7");
+        assert_eq!(call.wait().unwrap(), b"7");
+        let refused = client.request("8").exchange("amq.direct").call().unwrap_err();
+        assert!(matches!(refused, Error::Refused(_)), "{refused:?}");
+        assert!(!refused.may_have_executed());
+    }
+    server.reply(&slow_request, b"8");
+    assert_eq!(slow.wait().unwrap(), b"8");
+    assert_eq!(client.counters().reconnects, 0);
 }
 
 /// A large reply goes alone, so that its refusal leaves the worker's channel open. The request comes
