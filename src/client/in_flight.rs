@@ -103,10 +103,6 @@ impl InFlightCalls {
         self.calls.values().any(|slot| slot.replies_directly)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.calls.is_empty()
-    }
-
     /// Number of calls in flight. Removes those whose deadlines have passed.
     pub(super) fn count(&mut self) -> usize {
         let now = Instant::now();

@@ -100,7 +100,7 @@ impl PendingCalls {
         let notify = |waiter: &Arc<Waiter>| reader_of.notify(waiter);
         let slot = self.change(notify, |state| {
             let slot = state.calls.leave(id);
-            state.suspicion.note_answer(!state.calls.is_empty());
+            state.suspicion.note_answer();
             let slot = slot?;
             state.order.prove(slot.number.load(Ordering::Relaxed));
             Some(slot)
@@ -116,8 +116,12 @@ impl PendingCalls {
     /// progress. Called by the reader.
     pub(super) fn note_sign_of_life(&self, id: Uuid, told: Option<String>, reader_of: &DataPlane) {
         let mut state = self.lock();
-        state.suspicion.note_answer(true);
         let slot = state.calls.get(id).cloned();
+        match slot {
+            Some(_) => state.suspicion.note_sign_of_life(),
+            // Its caller has given up.
+            None => state.suspicion.note_answer(),
+        }
         drop(state);
         if let Some(slot) = slot {
             slot.note_sign_of_life(told);

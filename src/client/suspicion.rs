@@ -31,11 +31,16 @@ impl Suspicion {
         self.unanswered.get_or_insert_with(Instant::now);
     }
 
-    /// Notes an answer to any call, or a sign of life. `others_wait` tells whether calls are in
-    /// flight after it: their replies may be lost from now on.
-    pub(super) fn note_answer(&mut self, others_wait: bool) {
-        let unanswered = others_wait.then(Instant::now);
-        *self = Suspicion { unanswered, has_answers: true, ..Suspicion::default() };
+    /// Notes that a message has come from a server. The calls that wait still may wait for long
+    /// jobs, so their silence is no evidence until the next call.
+    pub(super) fn note_answer(&mut self) {
+        *self = Suspicion { has_answers: true, ..Suspicion::default() };
+    }
+
+    /// Notes a sign of life for a call in flight: its reply may be lost from now on.
+    pub(super) fn note_sign_of_life(&mut self) {
+        self.note_answer();
+        self.note_call();
     }
 
     /// Notes what the broker says about the queue of a call that misses an answer. If its request
@@ -139,12 +144,20 @@ mod tests {
         let may_lose =
             |suspicion: &mut Suspicion| suspicion.note_silence(&lost, false, Duration::ZERO);
         let mut suspicion = unanswered_for(2 * SUSPECT_AFTER);
-        suspicion.note_answer(true);
+        suspicion.note_sign_of_life();
         assert!(!may_lose(&mut suspicion), "the sign has just come");
         suspicion.unanswered = suspicion.unanswered.map(|since| since - SUSPECT_AFTER);
         assert!(may_lose(&mut suspicion));
-        suspicion.note_answer(false);
-        assert!(!may_lose(&mut suspicion), "no call waits");
+    }
+
+    #[test]
+    fn call_that_times_out_soon_is_no_evidence_while_another_takes_long() {
+        let mut suspicion = unanswered_for(2 * SUSPECT_AFTER);
+        suspicion.note_answer();
+        assert_eq!(suspicion.unanswered, None, "those that are left may be long jobs");
+        suspicion.note_call();
+        let lost = Ok(QueueStatus { consumers: 1, messages: 0 });
+        assert!(!suspicion.note_silence(&lost, false, Duration::ZERO), "it has just begun");
     }
 
     #[test]
