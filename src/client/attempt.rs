@@ -136,10 +136,12 @@ impl InFlight {
                 return outcome;
             }
             if must_resend() {
-                return Some(Outcome::Lost("no replies came through its connection".into()));
+                return Some(Outcome::MayBeLost("no replies came through its connection".into()));
             }
             self.ask_early(&request.queue.name);
-            let outcome = self.check_signs_of_life(request, earlier);
+            let silent = self.check_signs_of_life(request, earlier);
+            // A reply may have come while the broker was asked.
+            let outcome = silent.map(|silent| self.take_outcome(earlier).unwrap_or(silent));
             if outcome.is_some() || until <= Instant::now() {
                 return outcome;
             }
@@ -207,7 +209,7 @@ impl InFlight {
         let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
         let may_help = !unserved || has_several_brokers && earlier.is_empty();
         if may_be_lost && may_help && request.is_idempotent {
-            return Some(Outcome::Lost("its server gave no sign of life".into()));
+            return Some(Outcome::MayBeLost("its server gave no sign of life".into()));
         }
         request.keep_alive?;
         let after = seen.map_or(sign_timeout, |sign| sign.elapsed());

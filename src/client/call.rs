@@ -188,7 +188,7 @@ impl<T> PendingReply<T> {
             let may_resend = self.request.is_idempotent && !self.deadline.has_passed();
             match in_flight.wait(&self.request, &mut self.earlier, until) {
                 // Its reply may still come, unless its connection has ended.
-                Some(Outcome::Lost(reason)) if may_resend => {
+                Some(Outcome::Lost(reason) | Outcome::MayBeLost(reason)) if may_resend => {
                     log::info!("sending request {:?} again: {reason}", self.request.message_id);
                     self.lost = Some(reason);
                     self.earlier.extend(self.in_flight.take());
@@ -207,14 +207,15 @@ impl<T> PendingReply<T> {
                 }
                 Some(Outcome::Ended(outcome)) => return outcome.map(Some),
                 None if until < self.deadline.at => return Ok(None),
-                None => {
+                // Too late to send it again.
+                Some(Outcome::MayBeLost(_)) | None => {
                     let queue = &self.request.queue.name;
                     let error = in_flight.explain_silence(queue, self.deadline);
                     // The outcome may have arrived while the broker was asked.
                     return match in_flight.take_outcome(&mut self.earlier) {
                         Some(Outcome::Ended(outcome)) => outcome.map(Some),
                         Some(Outcome::Ignored) => Err(too_late(self.deadline)),
-                        Some(Outcome::Lost(_)) | None => Err(error),
+                        Some(Outcome::Lost(_) | Outcome::MayBeLost(_)) | None => Err(error),
                     };
                 }
             }

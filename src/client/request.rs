@@ -81,9 +81,10 @@ pub(super) enum Outcome {
     Ended(Result<Reply>),
     /// The broker ignored the request, so it was not executed, and is sent again.
     Ignored,
-    /// The connection was lost, for this reason; or the request of an idempotent call may be lost,
-    /// and a reply may still come.
+    /// The connection was lost, for this reason.
     Lost(String),
+    /// The request of an idempotent call may be lost, for this reason. A reply may still come.
+    MayBeLost(String),
 }
 
 /// The error for a call whose time was up before it was sent.

@@ -123,6 +123,9 @@ impl Sessions {
     /// Ends the calls in flight with [`Error::Closed`](crate::Error::Closed), and accepts no more.
     pub(super) fn close(&self) {
         self.reconnector.close();
-        self.in_use().for_each(|session| session.close());
+        // It may not know yet that it is retired.
+        let retired = lock(&self.replaced).retired.upgrade();
+        let present = self.reconnector.present();
+        present.into_iter().chain(retired).for_each(|session| session.close());
     }
 }
