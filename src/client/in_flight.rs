@@ -39,11 +39,14 @@ pub(super) struct CallSlot {
     pub(super) waiter: Arc<Waiter>,
     /// Whether it has been in flight, so that the request may be published.
     is_admitted: AtomicBool,
-    /// The number of its request in the order of writing.
+    /// The number of its request in the order of writing, or [`ANSWERED`].
     pub(super) number: AtomicU64,
     is_settled: AtomicBool,
     progress: Mutex<Progress>,
 }
+
+/// In place of a request's number, once an answer has come: perhaps before the writer has noted it.
+pub(super) const ANSWERED: u64 = u64::MAX;
 
 /// What has come for a caller.
 #[derive(Default)]

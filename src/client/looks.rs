@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use std::{mem, thread};
 
+use log::Level;
+
 use crate::broker::{Channel, DataPlane, Waiter};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -88,8 +90,9 @@ impl QueueLooks {
         let (data_plane, waiter) = (&self.data_plane, Arc::default());
         loop {
             let question = self.question(queue, shares)?;
-            lock(&question.waiters).push(Arc::clone(&waiter));
+            question.add(&waiter);
             data_plane.wait(&waiter, deadline.at, || question.answer.get().is_some());
+            question.remove(&waiter);
             match question.answer.get() {
                 Some(Some((_, answer))) => return answer.clone(),
                 _ if deadline.has_passed() || data_plane.ended().is_some() => {
@@ -158,7 +161,9 @@ impl QueueLooks {
         let warns = is_refusal && !mem::replace(&mut state.has_warned, true);
         drop(state);
         if let (Err(error), true) = (&answer, warns) {
-            log::warn!("{error}; until then, errors do not say whether a server is there");
+            let text =
+                format_args!("{error}; until then, errors do not say whether a server is there");
+            data_plane.note(Level::Warn, text);
         }
         question.settle(data_plane, Some((Instant::now(), answer)));
         ignored.iter().for_each(|question| question.settle(data_plane, None));
@@ -182,6 +187,18 @@ impl Question {
             Some(Some((at, Err(Error::Refused(_))))) => at.elapsed() < Duration::from_secs(3600),
             Some(Some((at, _))) => at.elapsed() < Duration::from_secs(1),
         }
+    }
+
+    /// Adds whoever is to be woken by the answer, unless it is there already.
+    fn add(&self, waiter: &Arc<Waiter>) {
+        let mut waiters = lock(&self.waiters);
+        if self.answer.get().is_none() {
+            waiters.push(Arc::clone(waiter));
+        }
+    }
+
+    fn remove(&self, waiter: &Arc<Waiter>) {
+        lock(&self.waiters).retain(|other| !Arc::ptr_eq(other, waiter));
     }
 
     fn settle(&self, data_plane: &DataPlane, answer: Answered) {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use uuid::Uuid;
 
-use super::in_flight::{CallSlot, InFlightCalls};
+use super::in_flight::{ANSWERED, CallSlot, InFlightCalls};
 use super::request::Outcome;
 use super::suspicion::Suspicion;
 use super::write_order::{Refusal, WriteOrder};
@@ -90,6 +90,17 @@ impl PendingCalls {
         self.change(|waiter| data_plane.wake(waiter), |state| state.calls.leave(id));
     }
 
+    /// Notes that a request is written on the shared channel. `size` is that of its body;
+    /// `to_default` tells whether it goes to the default exchange. Its answer may have come
+    /// already.
+    pub(super) fn note_written(&self, slot: &CallSlot, size: usize, to_default: bool) {
+        let order = &mut self.lock().order;
+        let number = order.write(slot.id, size, to_default);
+        if slot.number.swap(number, Ordering::Relaxed) == ANSWERED {
+            order.prove(number);
+        }
+    }
+
     /// Number of calls in flight.
     pub(super) fn count(&self, data_plane: &DataPlane) -> usize {
         self.change(|waiter| data_plane.wake(waiter), |state| state.calls.count())
@@ -102,7 +113,7 @@ impl PendingCalls {
             let slot = state.calls.leave(id);
             state.suspicion.note_answer();
             let slot = slot?;
-            state.order.prove(slot.number.load(Ordering::Relaxed));
+            state.order.prove(slot.number.swap(ANSWERED, Ordering::Relaxed));
             Some(slot)
         });
         let settled = slot.map(|slot| {

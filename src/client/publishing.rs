@@ -4,7 +4,6 @@
 //! because of its exchange or its `user_id`, leaves by a channel of its own: a refusal then
 //! concerns this request for certain, and no other.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -82,8 +81,7 @@ impl Publishing {
         let shared = self.channel();
         let note = || {
             let (size, to_default) = (request.body.len(), request.exchange.is_none());
-            let number = self.dispatcher.pending.lock().order.write(slot.id, size, to_default);
-            slot.number.store(number, Ordering::Relaxed);
+            self.dispatcher.pending.note_written(slot, size, to_default);
         };
         let written = shared.write_noting(encode(&shared), limit.at, note);
         if written == Err(WriteError::ChannelClosed) {

@@ -15,6 +15,8 @@ use uuid::Uuid;
 pub(super) struct WriteOrder {
     unproved: VecDeque<Written>,
     written: u64,
+    /// The message whose answer came before it was noted here.
+    answered: Option<Uuid>,
     /// Whether the broker has accepted one on the present channel.
     has_accepted: bool,
     /// Whether the broker has closed the channel because of one of them, and another channel may
@@ -57,6 +59,9 @@ impl WriteOrder {
         if self.unproved.len() > MAX_UNPROVED {
             self.unproved.pop_front();
         }
+        if self.answered.take_if(|answered| *answered == id).is_some() {
+            self.prove(self.written);
+        }
         self.written
     }
 
@@ -68,10 +73,12 @@ impl WriteOrder {
         }
     }
 
+    /// The same, by its id. Its writer may note it later.
     pub(super) fn prove_id(&mut self, id: Uuid) {
         let found = self.unproved.iter().find(|written| written.id == id);
-        if let Some(number) = found.map(|written| written.number) {
-            self.prove(number);
+        match found.map(|written| written.number) {
+            Some(number) => self.prove(number),
+            None => self.answered = Some(id),
         }
     }
 
@@ -145,6 +152,15 @@ mod tests {
         assert_eq!(order.refuse(Some(2000)), refusal(2, &[3, 4]));
         order.write(id(5), 7, true);
         assert_eq!(order.refuse(None), refusal(5, &[]));
+    }
+
+    #[test]
+    fn message_that_was_answered_before_it_is_noted_is_proved() {
+        let mut order = WriteOrder::default();
+        order.prove_id(id(1));
+        order.write(id(1), 7, true);
+        order.write(id(2), 7, true);
+        assert_eq!(order.refuse(None), refusal(2, &[]));
     }
 
     #[test]
