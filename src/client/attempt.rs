@@ -38,12 +38,13 @@ const SHORTEST_EXPIRATION: Duration = Duration::from_millis(1);
 const ASK_EARLIER: Duration = Duration::from_millis(250);
 
 impl InFlight {
-    /// Publishes a request. `None` if the session ended before the whole request was written: it
-    /// was not executed, and may be sent by another session, or in another way.
+    /// Publishes a request. `None` if the session or its channel ended before the whole request was
+    /// written: it was not executed, and may be sent by another session, or in another way.
     ///
-    /// Blocks while the broker is blocked or no in-flight slot is free, but not beyond `limit`. The
-    /// request carries the `deadline` of its caller, and is not sent once that has passed.
-    /// `earlier` is the number of attempts before this one.
+    /// Blocks while the broker takes no messages or does not read, and while no in-flight slot or
+    /// number for a channel is free, but not beyond `limit`. The request carries the `deadline` of
+    /// its caller, and is not sent once that has passed. `earlier` is the number of attempts before
+    /// this one.
     pub(super) fn publish(
         session: Arc<Session>,
         request: &OutgoingRequest,
@@ -201,6 +202,9 @@ impl InFlight {
             (Err(_), _) => (false, false),
         };
         self.next_check = Some(now + request.keep_alive.unwrap_or(sign_timeout));
+        if request.keep_alive.is_none() {
+            self.sign_timeout = sign_timeout.saturating_mul(2);
+        }
         if !is_over || last_sign() != seen {
             return None;
         }
@@ -280,7 +284,9 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let Session { connection, dispatcher, publishing, .. } = &*self.session;
         if self.slot.is_settled() {
-            self.own.take().into_iter().for_each(|own| publishing.give_back(own));
+            if let Some(own) = self.own.take() {
+                publishing.give_back(own);
+            }
         } else {
             dispatcher.pending.forget(self.slot.id, connection);
         }

@@ -120,7 +120,8 @@ impl<T> PendingReply<T> {
     }
 
     /// The reply, if it has come. Blocks only while it asks the broker about the queue, for some
-    /// 200 ms: at the call's deadline, or if no sign of life comes in time.
+    /// 200 ms: at the call's deadline, or if no sign of life comes in time; with several brokers,
+    /// also from 3 s on without a reply, less and less often.
     ///
     /// # Errors
     /// As [`PendingReply::wait_timeout`].
