@@ -60,6 +60,7 @@ impl Connection {
             shared.wake(&waiting);
             shared.read_as_reserve();
             // This waits for amiquip's I/O thread, which ends because its stream has ended.
+            shared.control.end();
             drop(amiquip);
         };
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;

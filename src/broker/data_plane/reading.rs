@@ -66,7 +66,7 @@ impl DataPlane {
             },
         };
         decoder.filled(length);
-        self.control.note_arrival()?;
+        self.control.note_arrival();
         self.transport.write_together(|| {
             while let Some(incoming) = decoder.next()? {
                 match incoming {
