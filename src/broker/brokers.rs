@@ -161,7 +161,8 @@ impl Brokers {
 }
 
 fn read_password(path: &Path) -> Result<String> {
-    let text = read_small(path)?;
+    let text = String::from_utf8(read_small(path)?)
+        .map_err(|_| Error::Config(format!("the password file {} is not UTF-8", path.display())))?;
     let password = text.trim_end_matches(['\r', '\n']);
     ensure(!password.is_empty(), || format!("the password file {} is empty", path.display()))?;
     Ok(password.to_string())

@@ -39,9 +39,12 @@ fn password_file_that_cannot_be_used_is_named() {
     let mut brokers = Brokers::parse("amqp://carol:secret@127.0.0.1:1").unwrap();
     let empty = scratch::directory("password-file").join("empty-password");
     std::fs::write(&empty, "\n").unwrap();
+    let latin_1 = scratch::directory("password-file").join("latin-1-password");
+    std::fs::write(&latin_1, b"J\xfcrgen\n").unwrap();
     for (file, named) in [
         ("/no/such/file".into(), "No such file"),
         (empty, "is empty"),
+        (latin_1, "is not UTF-8"),
         ("/dev/zero".into(), "larger than a megabyte"),
     ] {
         brokers.password_file = Some(file);

@@ -12,6 +12,7 @@ use crate::patience::PATIENCE;
 use crate::process::Process;
 use crate::programs::{RPC_CLIENT, stop};
 use crate::proxy::{Mode, Proxy, free_port};
+use crate::scratch;
 
 /// A node that asks for client certificates, and a user who logs in by one.
 struct Tls {
@@ -79,6 +80,18 @@ fn calls_succeed_over_tls() {
     assert!(error.contains("(1048576 bytes)"), "{error}");
 
     stop(&mut server);
+}
+
+/// Tools write the name of a certificate, in any encoding, above the key.
+#[test]
+fn text_in_a_key_file_need_not_be_utf_8() {
+    let url = tls().url("", "localhost");
+    let mut attempt = Attempt { tls: tls().files(), ..Attempt::new(&url, &queue_name("tls")) };
+    let key = std::fs::read(attempt.tls.key.as_ref().unwrap()).unwrap();
+    let named = scratch::directory("tls").join("named-key.pem");
+    std::fs::write(&named, [b"friendlyName: J\xfcrgen\n", &key[..]].concat()).unwrap();
+    attempt.tls.key = Some(named);
+    stop(&mut attempt.start_server());
 }
 
 /// OpenSSL keeps errors in a queue for each thread.

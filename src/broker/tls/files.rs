@@ -27,12 +27,12 @@ pub struct TlsFiles {
 }
 
 /// Reads the whole of a small file, and refuses one without an end, such as a device.
-pub(in crate::broker) fn read_small(path: &Path) -> Result<String> {
+pub(in crate::broker) fn read_small(path: &Path) -> Result<Vec<u8>> {
     const LONGEST: u64 = 1 << 20;
-    let mut text = String::new();
-    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+    let mut content = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST + 1).read_to_end(&mut content));
     let checked = read.and_then(|length| match length as u64 <= LONGEST {
-        true => Ok(text),
+        true => Ok(content),
         false => Err(io::Error::other("it is larger than a megabyte")),
     });
     checked.map_err(|error| Error::Config(format!("cannot read {}: {error}", path.display())))

@@ -45,7 +45,7 @@ impl Connector {
             let pem = read_small(key)?;
             // With a wrong passphrase, OpenSSL fails on an encrypted key. With no passphrase, it
             // would ask for one on the terminal.
-            PKey::private_key_from_pem_passphrase(pem.as_bytes(), b"")
+            PKey::private_key_from_pem_passphrase(&pem, b"")
                 .and_then(|key| context.set_private_key(&key))
                 .map_err(unusable(key, "as the client certificate's key"))?;
         }
