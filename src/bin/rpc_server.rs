@@ -81,7 +81,7 @@ the queue, and exits. A second signal ends it at once.",
         #[argh(option)]
         max_waiting: Option<u32>,
         /// seconds after which RabbitMQ 4.3 returns the requests of workers on a lost node, if this
-        /// server declares a quorum queue; 0: the broker's own time, a minute (default: 5 if there are
+        /// server declares a quorum queue; 0: the broker's own time, a minute (default: 2 if there are
         /// several brokers, else 0)
         #[argh(option, from_str_fn(common::seconds))]
         disconnected_timeout: Option<Duration>,
@@ -115,6 +115,7 @@ fn main() -> ExitCode {
 
 fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
     let brokers = args.brokers();
+    // Even if they cannot be used, the ready file of an earlier server goes.
     let readiness = Readiness::new(args.ready_file)?;
     let options = ServerOptions {
         workers: args.workers,

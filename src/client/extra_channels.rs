@@ -60,9 +60,9 @@ impl ExtraChannels {
         drop(state);
         if let Some(close) = limit {
             log::warn!(
-                "the user may open too few channels ({close}); until that limit is raised \
-                 (rabbitmqctl set_user_limits), errors do not say whether a server is there, and a \
-                 request that the broker refuses may end calls beside it"
+                "the user may open too few channels ({close}): raise that limit (rabbitmqctl \
+                 set_user_limits); in this session, errors do not say whether a server is there, \
+                 and a request that the broker refuses may end calls beside it"
             );
         }
         are_allowed

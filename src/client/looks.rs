@@ -114,7 +114,9 @@ impl QueueLooks {
         if channel.is_none() {
             *channel = Some(self.begin_channel()?);
         }
-        channel.iter().for_each(|channel| channel.send(Method::FindQueue(queue)));
+        if let Some(channel) = channel {
+            channel.send(Method::FindQueue(queue));
+        }
         let question = Arc::new(Question { queue: queue.to_string(), ..Question::default() });
         asked.push_back(Arc::clone(&question));
         latest.insert(queue.to_string(), Arc::clone(&question));

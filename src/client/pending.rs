@@ -116,11 +116,11 @@ impl PendingCalls {
             state.order.prove(slot.number.swap(ANSWERED, Ordering::Relaxed));
             Some(slot)
         });
-        let settled = slot.map(|slot| {
+        if let Some(slot) = &slot {
             slot.set_outcome(outcome);
             reader_of.notify(&slot.waiter);
-        });
-        settled.is_some()
+        }
+        slot.is_some()
     }
 
     /// Notes a sign of life from the server that works on a call, and what it tells of its

@@ -67,7 +67,8 @@ pub fn start_logger(level: &str) {
         .init();
 }
 
-/// Defines the arguments of a program: its own, and those that tell how to reach the brokers.
+/// Defines the arguments of a program: its own, and those that tell how to reach the brokers. argh
+/// takes no struct of arguments into another.
 macro_rules! args {
     ($(#[$about:meta])* struct $Args:ident { $($own:tt)* }) => {
         $(#[$about])*

@@ -30,8 +30,11 @@ pub struct Readiness {
     manager: Option<Manager>,
 }
 
-/// The thread that tells. It ends when the sender is dropped, which disconnects the receiver.
-pub struct Watch(Sender<()>, Receiver<()>);
+/// The thread that tells. Dropping `ends` ends it, and `ended` is disconnected once it has ended.
+pub struct Watch {
+    ends: Sender<()>,
+    ended: Receiver<()>,
+}
 
 /// The service manager that has started this program
 /// ([sd_notify](https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html)).
@@ -78,7 +81,7 @@ impl Readiness {
                 Error::Config(format!("no thread to tell the readiness: {error}"))
             })?;
         }
-        Ok(Watch(ends, ended))
+        Ok(Watch { ends, ended })
     }
 
     fn tell_about(&self, stopper: &Stopper, end: &Receiver<()>) {
@@ -142,7 +145,7 @@ impl Readiness {
 impl Watch {
     /// Takes the readiness away for good.
     pub fn end(self) {
-        let Watch(ends, ended) = self;
+        let Watch { ends, ended } = self;
         drop(ends);
         let _ = ended.recv_timeout(END_TIMEOUT);
     }

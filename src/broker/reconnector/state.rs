@@ -64,7 +64,7 @@ pub(super) struct State<S> {
     pub(super) order: TryOrder,
     /// When the current or the last session began; `None` if there was none yet.
     pub(super) connected_since: Option<Instant>,
-    /// The last failed attempt after the last session, and when it failed.
+    /// The last attempt that failed since the last session began, and when it failed.
     pub(super) last_failure: Option<(Instant, Error)>,
     /// The last failure, or the reason for which the last session was lost.
     pub(super) last_error: Option<Error>,
