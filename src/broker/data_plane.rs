@@ -177,6 +177,11 @@ impl DataPlane {
         self.control.silence()
     }
 
+    /// The heartbeat interval; 0 without heartbeats.
+    pub(crate) fn heartbeat(&self) -> Duration {
+        Duration::from_secs(self.heartbeat.load(Ordering::Relaxed).into())
+    }
+
     /// Reuses the memory of a body that is no longer needed, for the next body that arrives. Does
     /// not block.
     pub(crate) fn recycle(&self, body: Vec<u8>) {
@@ -199,7 +204,7 @@ impl DataPlane {
     /// Ends the connection after amiquip's I/O thread has ended: because the login failed, because
     /// the broker was silent for two heartbeats, or because the connection has ended.
     pub(super) fn amiquip_ended(&self) {
-        let heartbeat = Duration::from_secs(self.heartbeat.load(Ordering::Relaxed).into());
+        let heartbeat = self.heartbeat();
         let is_silent = !heartbeat.is_zero() && self.control.silence() >= heartbeat;
         self.cut(if is_silent { Ended::Silent } else { Ended::ThisSide });
     }

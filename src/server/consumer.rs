@@ -66,6 +66,9 @@ impl<'a> Consumer<'a> {
         })?;
         inbox.set_channel(&channel);
         state.outcomes.add(Arc::downgrade(session), &inbox);
+        if !state.stop.is_stopped() {
+            state.outcomes.note_consuming();
+        }
         // If the others have abandoned the session meanwhile, they did not end this inbox.
         if !state.sessions.is_current(session) {
             inbox.drain(Some(&connection.endpoint.unreachable("the connection was abandoned")));

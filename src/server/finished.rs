@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::{Failure, Result};
 use crate::wire::{Reply, Request};
@@ -22,9 +22,16 @@ pub(crate) struct Entry {
     pub(super) key: Key,
     pub(super) finished: Instant,
     pub(super) known: Known,
-    /// Whether the broker may not have its reply, and had no occasion to ask for it again: no
-    /// worker has begun to consume since it was kept.
-    pub(super) is_lost: bool,
+    /// Set when its worker's channel has ended.
+    pub(super) kept: Option<Kept>,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    pub(super) since: Instant,
+    /// How long the broker may take to notice the channel's end. Then it delivers the request
+    /// again, unless it has the reply.
+    pub(super) notice: Duration,
 }
 
 /// Identifies a request that is delivered again: the size of its body, and a hash of its ids and of
@@ -80,6 +87,15 @@ impl Entry {
     /// Whether the broker may not have its reply.
     pub(super) fn is_unproved(&self) -> bool {
         matches!(self.known, Known::Finished { .. })
+    }
+
+    /// Whether the broker may not have its reply, and had no occasion to ask for it again. A worker
+    /// began to consume at that time.
+    pub(super) fn is_lost(&self, consumed: Option<Instant>) -> bool {
+        self.is_unproved()
+            && self.kept.is_some_and(|Kept { since, notice }| {
+                since.elapsed() < notice || consumed.is_none_or(|consumed| consumed < since)
+            })
     }
 
     fn size(&self) -> usize {

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::finished::{Entry, Finished, Key, Known, key};
+use super::finished::{Entry, Finished, Kept, Key, Known, key};
 use super::inbox::Inbox;
 use super::session::ServerSession;
 use crate::error::Error;
@@ -34,6 +34,8 @@ struct State {
     ledgers: Vec<Ledger>,
     /// Of workers whose channels have ended.
     kept: Finished,
+    /// When a worker last began to consume.
+    consumed: Option<Instant>,
     /// Whether the broker is known to have taken a reply.
     has_replied: bool,
     /// The number of workers that wait until another one has finished a request.
@@ -67,14 +69,17 @@ pub(crate) enum Begun {
 }
 
 impl Outcomes {
-    /// Adds a worker that has begun to consume: the broker can now deliver again what it got no
-    /// reply to.
+    /// Adds a worker that has begun to consume.
     pub(super) fn add(&self, session: Weak<ServerSession>, inbox: &Arc<Inbox>) {
         let (inbox, finished) = (Arc::clone(inbox), Finished::default());
         let ledger = Ledger { session, inbox, current: None, lost_channels: 0, finished };
-        let mut state = lock(&self.state);
-        state.ledgers.push(ledger);
-        state.kept.entries.iter_mut().for_each(|entry| entry.is_lost = false);
+        lock(&self.state).ledgers.push(ledger);
+    }
+
+    /// Notes that a worker takes requests: the broker can now deliver again what it got no reply
+    /// to.
+    pub(super) fn note_consuming(&self) {
+        lock(&self.state).consumed = Some(Instant::now());
     }
 
     /// Begins a request. If it was delivered before, looks up what is known about it. If another
@@ -130,10 +135,13 @@ impl Outcomes {
         let current = state.ledger(inbox).current.take();
         let Current { request, key, .. } = current.expect("what has begun is finished once");
         let (tag, finished) = (request.delivery.tag, Instant::now());
-        let entry = Entry { tag, key, finished, known, is_lost: false };
+        let entry = Entry { tag, key, finished, known, kept: None };
         match is_written {
             true => state.ledger(inbox).finished.push_within(entry, 1024, 8 << 20),
-            false => state.keep(entry),
+            false => {
+                let notice = state.ledger(inbox).notice();
+                state.keep(entry, notice);
+            }
         }
         // Notifying costs a system call, also if nobody waits.
         if state.waiting > 0 {
@@ -150,7 +158,8 @@ impl Outcomes {
         // A server that was able to reply goes on when that is refused later.
         let was_refused = matches!(inbox.ended(), Some(Error::Refused(_)));
         state.has_replied |= !was_refused && ended.finished.unproved() > 0;
-        ended.finished.entries.into_iter().for_each(|entry| state.keep(entry));
+        let notice = ended.notice();
+        ended.finished.entries.into_iter().for_each(|entry| state.keep(entry, notice));
     }
 
     /// Notes that the broker has taken a reply, or that another server of the same program decides
@@ -165,16 +174,21 @@ impl Outcomes {
         state.has_replied |= state.ledger(inbox).remove_proved(u64::MAX);
     }
 
-    /// The number of last replies of which it is not known whether the broker has them: of workers
-    /// that still consume, and of those whose channel or connection was lost before any worker
-    /// consumed again.
+    /// The number of replies of workers that still consume of which it is not known whether the
+    /// broker has them.
     pub(super) fn unproved(&self) -> usize {
         let state = lock(&self.state);
-        let lost = state.kept.entries.iter().filter(|entry| entry.is_lost).count();
-        lost + state.ledgers.iter().map(|ledger| ledger.finished.unproved()).sum::<usize>()
+        state.ledgers.iter().map(|ledger| ledger.finished.unproved()).sum()
     }
 
-    /// The same of one worker.
+    /// The number of replies of which it is not known whether the broker has them, and which
+    /// nobody can find out any more: of workers whose channel or connection was lost.
+    pub(super) fn lost(&self) -> usize {
+        let State { kept, consumed, .. } = &*lock(&self.state);
+        kept.entries.iter().filter(|entry| entry.is_lost(*consumed)).count()
+    }
+
+    /// The same as [`Outcomes::unproved`], of one worker.
     pub(super) fn unproved_of(&self, inbox: &Inbox) -> usize {
         lock(&self.state).ledger(inbox).finished.unproved()
     }
@@ -225,13 +239,13 @@ impl State {
 
     /// Keeps an entry until its request is delivered again, but not for ever: another request may
     /// get the same ids some day.
-    fn keep(&mut self, mut entry: Entry) {
+    fn keep(&mut self, mut entry: Entry, notice: Duration) {
         const LONGEST: Duration = Duration::from_secs(3600);
         let is_old = |entry: &Entry| entry.finished.elapsed() > LONGEST;
         while self.kept.entries.front().is_some_and(is_old) {
             self.kept.drop_oldest();
         }
-        entry.is_lost = entry.is_unproved();
+        entry.kept = Some(Kept { since: Instant::now(), notice });
         self.kept.push_within(entry, 4096, 64 << 20);
     }
 
@@ -270,6 +284,11 @@ impl Ledger {
     /// them, unless it has taken the requests back. Returns true if there were any.
     fn remove_proved(&mut self, tag: u64) -> bool {
         !self.inbox.is_withdrawn() && self.finished.remove_proved(tag)
+    }
+
+    /// How long the broker may take to notice that the channel has ended.
+    fn notice(&self) -> Duration {
+        self.session.upgrade().map_or(Duration::ZERO, |session| session.notice())
     }
 
     /// How many workers have lost their channels because of the current request.

@@ -142,7 +142,8 @@ fn drain(
             Err(_) => break,
         }
     }
-    let (counters, unproved) = (state.counters(), state.outcomes.unproved());
+    let counters = state.counters();
+    let unproved = state.outcomes.unproved() + state.outcomes.lost();
     state.close();
     log::info!("stopped: {counters:?}");
     let in_progress = counters.in_progress;

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
-use crate::broker::{Connection, Session};
+use crate::broker::{Connection, Ended, Session};
 use crate::error::Error;
 
 pub(crate) struct ServerSession {
@@ -34,6 +34,15 @@ impl ServerSession {
             large: AtomicUsize::new(LARGE),
             queue_is_deleted: AtomicBool::new(false),
             next_check: Mutex::new(Instant::now() + EARLY_CHECK_INTERVAL),
+        }
+    }
+
+    /// How long the broker may take to notice that the connection has ended: none if it has ended
+    /// it itself, or was told.
+    pub(super) fn notice(&self) -> Duration {
+        match self.connection.ended() {
+            Some(Ended::Silent | Ended::Cut(_)) => 2 * self.connection.heartbeat(),
+            _ => Duration::ZERO,
         }
     }
 }

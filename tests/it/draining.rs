@@ -153,8 +153,11 @@ fn stop_between_connections(end: impl Fn(&Proxy, &str)) -> Result<(), Error> {
     let tries = proxy.tries();
     end(&proxy, &queue);
     await_value(|| proxy.tries(), |now| *now > tries);
+    let stopped = Instant::now();
     stopper.stop();
-    serving.join().unwrap()
+    let served = serving.join().unwrap();
+    assert!(stopped.elapsed() < AT_ONCE, "nobody can find out more: {:?}", stopped.elapsed());
+    served
 }
 
 /// Requests whose callers have gone while they waited in a busy worker cost the next one nothing.

@@ -55,6 +55,22 @@ fn nothing_is_proved_by_a_channel_whose_requests_were_taken_back() {
     assert_eq!(outcomes.unproved(), 1);
 }
 
+/// It may be answered by nobody until the broker has noticed the end of the connection.
+#[test]
+fn reply_on_a_lost_connection_counts_as_lost_until_the_broker_had_time_to_ask_for_it() {
+    let reply = |notice| {
+        let known = Known::Finished { outcome: Ok(Reply::from("done")), lost_connections: 0 };
+        let since = Instant::now();
+        let kept = Some(Kept { since, notice });
+        Entry { tag: 1, key: (0, 0), finished: since, known, kept }
+    };
+    let (noticed, unnoticed) = (reply(Duration::ZERO), reply(Duration::from_secs(3600)));
+    assert!(noticed.is_lost(None) && unnoticed.is_lost(None));
+    let consumed = Some(Instant::now());
+    assert!(!noticed.is_lost(consumed) && unnoticed.is_lost(consumed));
+    assert!(reply(Duration::ZERO).is_lost(consumed), "no worker has consumed since");
+}
+
 /// Each would otherwise take the other for the one that executes it.
 #[test]
 fn workers_that_wait_for_an_outcome_do_not_wait_for_each_other() {
