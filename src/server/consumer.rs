@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::direct::DirectConnection;
 use super::inbox::Inbox;
 use super::queue;
-use super::session::ServerSession;
+use super::session::{EARLY_CHECK_INTERVAL, ServerSession};
 use super::state::ServerState;
 use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;
@@ -69,6 +69,9 @@ impl<'a> Consumer<'a> {
         if !state.stop.is_stopped() {
             state.outcomes.note_consuming();
         }
+        let mut next_check = lock(&session.next_check);
+        *next_check = (*next_check).min(Instant::now() + EARLY_CHECK_INTERVAL);
+        drop(next_check);
         // If the others have abandoned the session meanwhile, they did not end this inbox.
         if !state.sessions.is_current(session) {
             inbox.drain(Some(&connection.endpoint.unreachable("the connection was abandoned")));
@@ -133,20 +136,27 @@ impl<'a> Consumer<'a> {
     }
 
     /// Waits until the broker has taken the replies that were written on the channel, if that still
-    /// works: for at most the time that connecting may take. If the server is told to stop, waits
-    /// for as long as a stop may take.
+    /// works: for at most the time that connecting may take, or half a second if the session was
+    /// abandoned, since its broker may be silent and the next one waits for this worker. If the
+    /// server is told to stop, even meanwhile, waits for as long as a stop may take.
     pub(super) fn confirm(&self) {
-        let ServerState { outcomes, options, stop, brokers, .. } = &**self.state;
-        if outcomes.unproved_of(&self.inbox) == 0 {
+        const ABANDONED_TIMEOUT: Duration = Duration::from_millis(500);
+        let Consumer { state, session, channel, inbox, .. } = self;
+        let ServerState { sessions, outcomes, options, stop, brokers, .. } = &***state;
+        if outcomes.unproved_of(inbox) == 0 {
             return;
         }
-        let until = match stop.is_stopped() {
-            true => stop.until(),
-            false => Deadline::after(brokers.connect_timeout).at,
+        let timeout = match sessions.is_current(session) {
+            true => brokers.connect_timeout,
+            false => brokers.connect_timeout.min(ABANDONED_TIMEOUT),
         };
+        channel.send(Method::Prefetch(options.prefetch));
+        let is_over = || channel.is_answered() || stop.is_stopped();
+        session.connection.wait(&inbox.waiter, Deadline::after(timeout).at, is_over);
+        let until = if stop.is_stopped() { stop.until() } else { Instant::now() };
         // The broker handles the frames of a channel in order, so any answer is a proof.
-        if self.channel.call(Method::Prefetch(options.prefetch), Limit::Until(until)).is_ok() {
-            outcomes.all_proved(&self.inbox);
+        if channel.answer(Limit::Until(until)).is_ok() {
+            outcomes.all_proved(inbox);
         }
     }
 }
