@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
+use super::consumer::Consumer;
 use super::state::ServerState;
 use super::worker::{Served, Worker};
 use crate::broker::Session;
@@ -111,11 +112,20 @@ fn work(state: &Arc<ServerState>, handler: &Handler) -> Result<()> {
     Ok(())
 }
 
-/// Serves until the server is told to stop, the channel or the connection has ended, or a reply
-/// could not be sent.
+/// Serves until the server is told to stop, or the channel or the connection has ended.
 fn serve_all(worker: &Worker<'_>, handler: &Handler) -> Result<()> {
-    while worker.serve_one(handler, Duration::MAX)? != Served::Stopped {}
-    Ok(())
+    let Consumer { state, .. } = &worker.consumer;
+    loop {
+        match worker.serve_one(handler, Duration::MAX) {
+            Ok(Served::Stopped) => return Ok(()),
+            Ok(_) => {}
+            // Only this reply could not be sent: its request is in the queue again.
+            Err(error @ Error::Unreachable { .. }) if worker.consumer.ended().is_none() => {
+                state.pause(1, &error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Waits until the workers have answered their requests, the broker has the replies and the workers

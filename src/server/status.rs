@@ -42,15 +42,16 @@ impl ServerStatus {
 
     pub(super) fn of(state: &ServerState) -> ServerStatus {
         let connection = state.sessions.status();
-        let session = state.sessions.present().filter(|session| session.ended().is_none());
-        let inboxes = session.iter().flat_map(|session| state.outcomes.inboxes_of(session));
+        // Those of an abandoned session may go on.
+        let mut consumers = state.outcomes.consumers();
+        consumers.retain(|(session, inbox)| session.ended().is_none() && inbox.consumes());
         let (broker, connected_since) = connection.connected.unzip();
         let in_progress = state.outcomes.in_progress();
         ServerStatus {
             broker,
             connected_since,
             workers: state.options.workers,
-            workers_ready: inboxes.filter(|inbox| inbox.consumes()).count(),
+            workers_ready: consumers.len(),
             in_progress: in_progress.len() as u64,
             oldest_since: in_progress.into_iter().min(),
             last_error: connection.last_error,
