@@ -5,7 +5,7 @@
 //! worker's channel, on which the worker writes nothing meanwhile. If the broker returns one, the
 //! requester is gone.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,6 +23,9 @@ struct Signs {
     reply_to: String,
     correlation_id: Vec<u8>,
     app_id: String,
+    /// Held while something is sent and while that is chosen, before `state`. A handler that tells
+    /// of its progress does not wait for it.
+    sending: Mutex<()>,
     state: Mutex<State>,
     /// Notified when the state changes.
     changed: Condvar,
@@ -56,6 +59,7 @@ pub(super) fn during<T>(
         reply_to: reply_to.to_string(),
         correlation_id: correlation_id.to_vec(),
         app_id: app_id.to_string(),
+        sending: Mutex::default(),
         state: Mutex::default(),
         changed: Condvar::new(),
     });
@@ -71,44 +75,64 @@ pub(super) fn during<T>(
     if let Err(error) = thread.spawn(move || beside.send_until_over(interval)) {
         log::error!("there is no thread to give signs of life in: {error}");
     }
+    let ending = EndsSigns(&signs);
     let worked = work();
-    let mut state = lock(&signs.state);
-    state.is_over = true;
-    let last = state.progress.take();
-    drop(state);
-    signs.changed.notify_one();
     // The reply follows.
+    let _sending = lock(&signs.sending);
+    drop(ending);
+    let last = lock(&signs.state).progress.take();
     if let Some(text) = last {
         let _ = signs.send(Some(&text), Instant::now() + PROGRESS_INTERVAL);
     }
     worked
 }
 
+/// Ends the thread beside the handler, also if the work panics.
+struct EndsSigns<'a>(&'a Signs);
+
+impl Drop for EndsSigns<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.state).is_over = true;
+        self.0.changed.notify_one();
+    }
+}
+
 impl Signs {
     fn send_until_over(&self, interval: Option<Duration>) {
         let mut next_sign = Deadline::after(interval.map_or(Duration::MAX, |_| Duration::ZERO)).at;
         let mut next_progress = Instant::now();
-        let mut state = lock(&self.state);
-        while !state.is_over {
+        loop {
+            let sending = lock(&self.sending);
+            let mut state = lock(&self.state);
+            if state.is_over {
+                return;
+            }
             let now = Instant::now();
+            let text = state.progress.take_if(|_| next_progress <= now);
+            drop(state);
             // Sending does not block. If a sign cannot be written now, the next one follows after
             // the interval.
             if next_sign <= now {
                 next_sign = now + interval.unwrap_or_default();
                 let _ = self.send(None, now);
             }
-            if let Some(text) = state.progress.take_if(|_| next_progress <= now) {
+            if let Some(text) = text {
                 next_progress = now + PROGRESS_INTERVAL;
                 if self.send(Some(&text), now) == Err(WriteError::TimedOut { begun: false }) {
-                    state.progress = Some(text);
+                    lock(&self.state).progress.get_or_insert(text);
                 }
+            }
+            drop(sending);
+            let state = lock(&self.state);
+            if state.is_over {
+                return;
             }
             let next = match state.progress {
                 Some(_) => next_sign.min(next_progress),
                 None => next_sign,
             };
-            let waited = self.changed.wait_timeout(state, next.saturating_duration_since(now));
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            let left = next.saturating_duration_since(Instant::now());
+            drop(self.changed.wait_timeout(state, left));
         }
     }
 
