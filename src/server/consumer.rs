@@ -81,12 +81,15 @@ impl<'a> Consumer<'a> {
     }
 
     /// The worker's connection for direct replies. Makes it if there is none that works; there is
-    /// none if none can be had. Blocks for as long as connecting may take.
+    /// none if none can be had, or if the time in which the server stops is over. Blocks for as
+    /// long as connecting may take.
     pub(super) fn connect_direct(&self) -> Ref<'_, Option<DirectConnection>> {
         let mut direct = self.direct.borrow_mut();
         *direct = direct.take().filter(DirectConnection::works);
+        let stop = &self.state.stop;
         match &mut *direct {
             Some(direct) => direct.last_used = Instant::now(),
+            None if stop.is_stopped() && stop.until() <= Instant::now() => {}
             none => {
                 let endpoint = &self.session.connection.endpoint;
                 *none = DirectConnection::open(&self.state.brokers, endpoint);

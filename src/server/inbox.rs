@@ -122,15 +122,16 @@ impl Inbox {
         if let Some(reason) = reason {
             state.ended.get_or_insert_with(|| reason.clone());
         }
-        if state.withdrawal.is_some() || std::mem::replace(&mut state.drains, true) {
+        if state.withdrawal.is_some() {
             return;
         }
+        let drained = std::mem::replace(&mut state.drains, true);
         let returned = match reason {
             None => std::mem::take(&mut state.requests),
             Some(_) => VecDeque::new(),
         };
         drop(state);
-        if let Some(channel) = self.channel() {
+        if !drained && let Some(channel) = self.channel() {
             channel.send_unanswered(&cancel(channel.number));
         }
         self.give_back(returned.iter().map(|request| request.delivery.tag));
@@ -197,6 +198,13 @@ impl Inbox {
     pub(super) fn has_last_requests(&self) -> bool {
         let state = lock(&self.state);
         state.withdrawal == Some(Withdrawal::QueueDeleted) && !state.requests.is_empty()
+    }
+
+    /// The same, or it is yet to be found out whether the queue was deleted.
+    pub(super) fn may_have_last_requests(&self) -> bool {
+        let state = lock(&self.state);
+        matches!(state.withdrawal, Some(Withdrawal::Cancelled | Withdrawal::QueueDeleted))
+            && !state.requests.is_empty()
     }
 
     /// The next request. `Err` is the reason why no more come.

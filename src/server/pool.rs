@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
 use super::consumer::Consumer;
+use super::inbox::Inbox;
 use super::state::ServerState;
 use super::worker::{Served, Worker};
 use crate::broker::Session;
@@ -140,7 +141,9 @@ fn drain(
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
     let until = state.stop.until();
     let in_progress = || state.counters().in_progress;
-    let is_busy = || in_progress() > 0 || state.outcomes.unproved() > 0;
+    let has_last = |(_, inbox): &(_, Arc<Inbox>)| inbox.may_have_last_requests();
+    let has_last_requests = || state.outcomes.consumers().iter().any(has_last);
+    let is_busy = || in_progress() > 0 || state.outcomes.unproved() > 0 || has_last_requests();
     log::info!("stopping; requests in progress: {}", in_progress());
     let mut failure = first.and_then(Result::err);
     loop {
