@@ -110,8 +110,8 @@
 //! thread and one worker.
 //!
 //! No thread spins, and an idle program polls nothing: an idle client wakes up for heartbeats only,
-//! and an idle server also asks the broker about its queue, every 4 s, or 2 s after it was busy.
-//! These poll:
+//! and an idle server also asks the broker about its queue: every 4 s, or 2 s after it was busy, or
+//! every second in the first 8 s. These poll:
 //!
 //! - the reserve thread, every 10 ms, while callers and workers take turns to read
 //! - whoever opens a channel while all numbers are taken and one is being closed, every 10 ms
@@ -180,12 +180,13 @@
 //! `slots` (what a channel receives), `control`, `data_plane`, `refusal` (what the broker's
 //! refusals mean), `channel`, `login`, `control_stream`, `connection`, `brokers`, `reconnector`.
 //!
-//! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `keep_alive`,
-//! `queue`, `exchange`, `direct` (a connection for direct replies), `session`, `inbox` (what has
-//! arrived for one worker), `finished` and `outcomes` (what was begun and finished, and which
-//! replies the broker may not have), `stall_backoff`, `state` (what the threads share), `status`,
-//! `elsewhere` (a look at another broker), `own_methods`, `consumer` (a worker's channel, and what
-//! belongs to it), `worker`, `pool`, `overload`.
+//! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `finished` (finished
+//! requests, found again), `keep_alive`, `queue`, `exchange`, `direct` (a connection for direct
+//! replies), `session`, `inbox` (what has arrived for one worker), `outcomes` (what was begun and
+//! finished, and which replies the broker may not have), `stall_backoff`, `state` (what the threads
+//! share), `status`, `elsewhere` (a look at another broker), `own_methods`, `consumer` (a worker's
+//! channel, and what belongs to it), `worker` (of it `execute`: runs the handler; `reply_sender`;
+//! `cancelled`: why the broker cancelled a consumer; `stall`), `pool`, `overload`.
 //!
 //! The files of `client`, from the lowest: `counters`, `status`, `options`, `request` (what is
 //! sent, and how it can end), `local`, `in_flight` (the places, handed over in order),

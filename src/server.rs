@@ -104,10 +104,11 @@ impl RpcServer {
     /// Serves until it is stopped. Connects first, as [`RpcServer::connect`] does, unless that was
     /// called. Reconnects when a connection is lost. After each failed attempt it waits longer:
     /// 25 ms to 3 s, or at most half a second if no broker accepts a TCP connection. It has
-    /// [`ServerOptions::workers`] threads of its own, and three for the connection. Every 4 s, and
-    /// every second in its first 8 s, an idle worker asks the broker whether the queue exists and
-    /// whether requests wait in it. A classic queue that was deleted is declared again at once, a
-    /// quorum queue after half a second.
+    /// [`ServerOptions::workers`] threads of its own, three for the connection, and
+    /// [a few more at times](crate#threads). Every 4 s, or 2 s after the server was busy, and every
+    /// second in the first 8 s after a worker began, an idle worker asks the broker whether the
+    /// queue exists and whether requests wait in it. A classic queue that was deleted is declared
+    /// again at once, a quorum queue after half a second.
     ///
     /// A handler gets a request at least once. It gets a request twice if the server process or its
     /// connection is lost before the broker has the acknowledgement
@@ -196,6 +197,9 @@ impl Drop for RpcServer {
     fn drop(&mut self) {
         self.state.stop();
         self.state.close();
+        // It may hold a handle of this server, which would keep the state for ever.
+        let never_ready = lock(&self.state.on_ready).take();
+        drop(never_ready);
     }
 }
 

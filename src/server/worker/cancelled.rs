@@ -13,7 +13,7 @@ use crate::server::consumer::Consumer;
 use crate::server::inbox::Withdrawal;
 use crate::server::queue::is_missing;
 
-/// Finds out why the consumer was cancelled. Blocks for at most 10 s.
+/// Finds out why the consumer was cancelled. Blocks for at most 5.5 s.
 pub(super) fn find_out(consumer: &Consumer<'_>) {
     /// How long RabbitMQ may take to delete a queue, and does not answer meanwhile.
     const LONGEST_DELETION: Duration = Duration::from_secs(5);
