@@ -88,6 +88,7 @@ fn answers_from_a_deleted_queue(is_stopped: bool) {
         }
         Ok(body.to_vec())
     });
+    await_value(|| server.stopper.status().is_ready(), |is_ready| *is_ready);
     let mut raw = Raw::connect(Broker::shared().port(0));
     // The broker gives the workers requests in turn, so one of them gets the first and the third.
     for body in ["1", "2", "3"] {
