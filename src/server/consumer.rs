@@ -167,6 +167,6 @@ impl<'a> Consumer<'a> {
 /// Keeps the replies that the broker may not have.
 impl Drop for Consumer<'_> {
     fn drop(&mut self) {
-        self.state.outcomes.keep(&self.inbox);
+        self.state.outcomes.remove(&self.inbox);
     }
 }

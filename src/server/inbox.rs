@@ -22,6 +22,14 @@ pub(crate) struct Inbox {
     state: Mutex<InboxState>,
 }
 
+/// | | `ended` | `withdrawal` | `drains` | the requests that it has |
+/// |---|---|---|---|---|
+/// | consumes | | | | the worker answers them |
+/// | the server stops | | | yes | return to the queue |
+/// | the session was abandoned | set | | yes | the worker answers them |
+/// | cancelled, not known why | | `Cancelled` | | wait |
+/// | the queue was deleted | set | `QueueDeleted` | | the worker answers them |
+/// | closed or timed out | set | another | | the broker has them again |
 #[derive(Default)]
 struct InboxState {
     requests: VecDeque<Request>,
@@ -41,8 +49,8 @@ impl InboxState {
 /// How the broker ended the deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Withdrawal {
-    /// It cancelled the consumer. It does so if the queue was deleted, but also if RabbitMQ 4.3 has
-    /// waited too long for an acknowledgement
+    /// It cancelled the consumer, and it is not known why yet. It does so if the queue was deleted,
+    /// but also if RabbitMQ 4.3 has waited too long for an acknowledgement
     /// ([consumer timeout](https://www.rabbitmq.com/docs/consumers#acknowledgement-timeout)).
     Cancelled,
     /// It has waited too long for an acknowledgement.
@@ -81,7 +89,7 @@ impl Inbox {
                 let count = state.requests.len();
                 drop(state);
                 if drains {
-                    self.give_back([tag]);
+                    self.give_back_all([tag]);
                 }
                 if self.prefetch > 0 && count > self.prefetch + SPARE {
                     data_plane.cut("the broker sent far more requests than the prefetch allows");
@@ -134,10 +142,10 @@ impl Inbox {
         if !drained && let Some(channel) = self.channel() {
             channel.send_unanswered(&cancel(channel.number));
         }
-        self.give_back(returned.iter().map(|request| request.delivery.tag));
+        self.give_back_all(returned.iter().map(|request| request.delivery.tag));
     }
 
-    fn give_back(&self, tags: impl IntoIterator<Item = u64>) {
+    fn give_back_all(&self, tags: impl IntoIterator<Item = u64>) {
         let Some(channel) = self.channel() else { return };
         let frames = tags.into_iter().flat_map(|tag| give_back(channel.number, tag));
         channel.send_unanswered(&frames.collect::<Vec<u8>>());

@@ -42,7 +42,7 @@ struct State {
 /// Does the work on a request. Meanwhile sends a sign of life now and then once per interval, and
 /// what the handler tells of its progress, if the requester wants either and its reply address
 /// allows it. Sends none after the work.
-pub(super) fn during<T>(
+pub(super) fn with_signs_of_life<T>(
     request: &Request,
     address: &ReplyAddress<'_>,
     channel: &Arc<Channel>,

@@ -149,8 +149,8 @@ impl Outcomes {
         }
     }
 
-    /// Keeps the outcomes of a worker whose channel ends.
-    pub(super) fn keep(&self, inbox: &Inbox) {
+    /// Removes a worker whose channel ends, and keeps its outcomes.
+    pub(super) fn remove(&self, inbox: &Inbox) {
         let mut state = lock(&self.state);
         let Some(ended) = state.ledgers.extract_if(.., |ledger| ledger.is_of(inbox)).next() else {
             return;
@@ -174,15 +174,14 @@ impl Outcomes {
         state.has_replied |= state.ledger(inbox).remove_proved(u64::MAX);
     }
 
-    /// The number of replies of workers that still consume of which it is not known whether the
-    /// broker has them.
+    /// The number of replies that the broker may not have, of workers that still consume.
     pub(super) fn unproved(&self) -> usize {
         let state = lock(&self.state);
         state.ledgers.iter().map(|ledger| ledger.finished.unproved()).sum()
     }
 
-    /// The number of replies of which it is not known whether the broker has them, and which
-    /// nobody can find out any more: of workers whose channel or connection was lost.
+    /// The number of replies that the broker may not have, of workers whose channels have ended:
+    /// nobody can find out any more.
     pub(super) fn lost(&self) -> usize {
         let State { kept, consumed, .. } = &*lock(&self.state);
         kept.entries.iter().filter(|entry| entry.is_lost(*consumed)).count()

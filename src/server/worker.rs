@@ -14,10 +14,11 @@ use self::reply_sender::ReplySender;
 use super::consumer::Consumer;
 use super::finished::{Known, Outcome};
 use super::inbox::Withdrawal;
+use super::keep_alive::with_signs_of_life;
 use super::outcomes::Begun;
+use super::own_methods;
 use super::session::ServerSession;
 use super::state::ServerState;
-use super::{keep_alive, own_methods};
 use crate::broker::Session;
 use crate::deadline::Deadline;
 use crate::error::{Failure, Result, Status};
@@ -139,7 +140,7 @@ impl<'a> Worker<'a> {
         };
         let began = Instant::now();
         let (outcome, lost_connections) = match begun {
-            Begun::Known(Known::Settled) => return self.settle(&request),
+            Begun::Known(Known::Settled) => return self.settle_unanswered(&request),
             Begun::Known(Known::Finished { outcome, lost_connections }) => {
                 (outcome, Some(lost_connections))
             }
@@ -147,7 +148,8 @@ impl<'a> Worker<'a> {
             Begun::Execute if request.has_expired() => return self.expire(&request),
             Begun::Execute => {
                 let execute = || execute(handler, &request, session.connection.frame_max());
-                (keep_alive::during(&request, &address, channel, &state.app_id, execute), None)
+                let app_id = &state.app_id;
+                (with_signs_of_life(&request, &address, channel, app_id, execute), None)
             }
         };
         let sender = ReplySender::new(&self.consumer, &request, address);
@@ -168,11 +170,11 @@ impl<'a> Worker<'a> {
         lock(&state.counters).expired += 1;
         let line = format_args!("a request expired while it waited for a worker");
         state.useless.log(log::Level::Info, line);
-        self.settle(request)
+        self.settle_unanswered(request)
     }
 
     /// Acknowledges a request that needs no reply.
-    fn settle(&self, request: &Request) -> Result<()> {
+    fn settle_unanswered(&self, request: &Request) -> Result<()> {
         let Consumer { state, channel, inbox, .. } = &self.consumer;
         let settled = self.consumer.settle(frames::ack(channel.number, request.delivery.tag));
         state.outcomes.finish(inbox, Known::Settled, settled.is_ok());

@@ -81,6 +81,6 @@ fn workers_that_wait_for_an_outcome_do_not_wait_for_each_other() {
     begin(&outcomes, &first, &request);
     let again = delivery(1, "7", true);
     assert!(outcomes.begin(&waiting, &again, || true).is_none());
-    outcomes.keep(&first);
+    outcomes.remove(&first);
     assert!(matches!(begin(&outcomes, &last, &again), Begun::Execute));
 }

@@ -36,6 +36,14 @@ enum Route {
     OwnConnection,
 }
 
+/// How far a reply has come.
+enum Sent {
+    /// It was written before the acknowledgement, on the same channel.
+    Written,
+    /// The broker has taken it.
+    Taken,
+}
+
 /// Why the broker does not have a reply.
 enum NotSent {
     /// It refused this message, and will refuse it again.
@@ -79,11 +87,11 @@ impl<'a> ReplySender<'a> {
         }
         let keep = |outcome, lost_connections| Known::Finished { outcome, lost_connections };
         match sent {
-            Ok(true) => {
+            Ok(Sent::Taken) => {
                 self.consumer.state.outcomes.note_replied();
                 (Known::Settled, Ok(()))
             }
-            Ok(false) => (keep(outcome, lost), Ok(())),
+            Ok(Sent::Written) => (keep(outcome, lost), Ok(())),
             Err(NotSent::Lost { error, by_broker }) => {
                 (keep(outcome, lost + u32::from(by_broker)), Err(error))
             }
@@ -95,10 +103,8 @@ impl<'a> ReplySender<'a> {
     }
 
     /// Sends the reply and acknowledges the request. A reply that `is_suspect` or large goes alone.
-    /// A reply that the broker refuses is replaced by the failure `INTERNAL`. Returns whether the
-    /// broker has taken the reply; else it was written before the acknowledgement, on the same
-    /// channel.
-    fn send(&self, outcome: &mut Outcome, is_suspect: bool) -> Result<bool, NotSent> {
+    /// A reply that the broker refuses is replaced by the failure `INTERNAL`.
+    fn send(&self, outcome: &mut Outcome, is_suspect: bool) -> Result<Sent, NotSent> {
         let Consumer { session, channel, inbox, .. } = self.consumer;
         let rendered = self.rendered(outcome);
         let shown = rendered.as_ref().unwrap_or(outcome);
@@ -107,7 +113,7 @@ impl<'a> ReplySender<'a> {
         let is_lone = is_suspect || is_large || self.route == Route::OwnConnection;
         if !is_lone && !inbox.is_withdrawn() {
             match self.consumer.write(self.encode(channel, shown).followed_by(&ack)) {
-                Ok(()) => return Ok(false),
+                Ok(()) => return Ok(Sent::Written),
                 Err(error) if session.ended().is_some() => {
                     return Err(NotSent::Lost { error, by_broker: false });
                 }
@@ -127,7 +133,7 @@ impl<'a> ReplySender<'a> {
         }
         // If the channel has ended, the request comes back. It is then acknowledged.
         let _ = self.consumer.settle(ack);
-        Ok(true)
+        Ok(Sent::Taken)
     }
 
     /// The reply to a request that failed, if the server has a form of its own for failures.
