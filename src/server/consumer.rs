@@ -66,9 +66,7 @@ impl<'a> Consumer<'a> {
         })?;
         inbox.set_channel(&channel);
         state.outcomes.add(Arc::downgrade(session), &inbox);
-        if !state.stop.is_stopped() {
-            state.outcomes.note_consuming();
-        }
+        state.note_consuming();
         let mut next_check = lock(&session.next_check);
         *next_check = (*next_check).min(Instant::now() + EARLY_CHECK_INTERVAL);
         drop(next_check);

@@ -34,7 +34,7 @@ struct State {
     ledgers: Vec<Ledger>,
     /// Of workers whose channels have ended.
     kept: Finished,
-    /// When a worker last began to consume.
+    /// When a worker last began to consume, or went on after it gave a request back.
     consumed: Option<Instant>,
     /// Whether the broker is known to have taken a reply.
     has_replied: bool,
@@ -76,8 +76,7 @@ impl Outcomes {
         lock(&self.state).ledgers.push(ledger);
     }
 
-    /// Notes that a worker takes requests: the broker can now deliver again what it got no reply
-    /// to.
+    /// Notes that a worker takes requests: the broker can deliver again what it got no reply to.
     pub(super) fn note_consuming(&self) {
         lock(&self.state).consumed = Some(Instant::now());
     }
@@ -183,8 +182,8 @@ impl Outcomes {
     /// The number of replies that the broker may not have, of workers whose channels have ended:
     /// nobody can find out any more.
     pub(super) fn lost(&self) -> usize {
-        let State { kept, consumed, .. } = &*lock(&self.state);
-        kept.entries.iter().filter(|entry| entry.is_lost(*consumed)).count()
+        let state = lock(&self.state);
+        state.kept.entries.iter().filter(|entry| entry.is_lost(state.consumed)).count()
     }
 
     /// The same as [`Outcomes::unproved`], of one worker.

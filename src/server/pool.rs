@@ -123,6 +123,7 @@ fn serve_all(worker: &Worker<'_>, handler: &Handler) -> Result<()> {
             // Only this reply could not be sent: its request is in the queue again.
             Err(error @ Error::Unreachable { .. }) if worker.consumer.ended().is_none() => {
                 state.pause(1, &error);
+                state.note_consuming();
             }
             Err(error) => return Err(error),
         }

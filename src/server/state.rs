@@ -120,6 +120,13 @@ impl ServerState {
         *self.last_attempt.get_or_init(|| Deadline::after(self.brokers.wait))
     }
 
+    /// Notes that a worker takes requests.
+    pub(super) fn note_consuming(&self) {
+        if !self.stop.is_stopped() {
+            self.outcomes.note_consuming();
+        }
+    }
+
     /// Whether what the broker refuses may pass: a server that has served goes on.
     pub(super) fn keeps_trying(&self) -> bool {
         self.has_served.load(Ordering::Relaxed) || !self.last_attempt().has_passed()

@@ -74,6 +74,7 @@ fn direct_reply_lost_with_its_connection_costs_no_other_request_anything() {
     let mut raw = request(broker, &queue, properties());
     release.send(()).unwrap();
     assert_eq!(raw.reply().body, b"7");
+    await_value(|| serving.server.counters().served, |served| *served == 1);
     replies.set(Mode::Stall);
     for body in [b"8", b"9"] {
         let verdict = raw.publish("", queue.as_bytes(), &properties(), body);
