@@ -26,7 +26,7 @@ pub struct ServerCounters {
 
 impl ServerCounters {
     /// The number of requests that workers have answered or rejected.
-    pub(super) fn taken(&self) -> u64 {
+    pub(super) fn handled(&self) -> u64 {
         self.served + self.failed + self.rejected + self.expired
     }
 }

@@ -22,13 +22,13 @@ use crate::frames::{Answer, Event, Method};
 /// delivers one, and the server is still idle, all workers leave their connection. The request
 /// returns to the queue. Does not block.
 pub(super) fn look(state: &Arc<ServerState>, session: &Arc<ServerSession>) {
-    let before = state.counters().taken();
+    let before = state.counters().handled();
     let (state, session) = (Arc::clone(state), Arc::clone(session));
     let is_idle = move |state: &ServerState, session: &Arc<ServerSession>| {
         let now = state.counters();
         let has_requests =
             || state.outcomes.inboxes_of(session).iter().any(|inbox| inbox.is_ready());
-        now.taken() == before && now.in_progress == 0 && !has_requests()
+        now.handled() == before && now.in_progress == 0 && !has_requests()
     };
     let look = move || match delivers_elsewhere(&state, &session) {
         Ok(true) if is_idle(&state, &session) && !state.stop.is_stopped() => {

@@ -35,8 +35,8 @@ pub(super) fn check(consumer: &Consumer<'_>) {
         return;
     }
     let is_early = inbox.began.elapsed() < EARLY;
-    let taken = state.counters().taken();
-    let was_busy = lock(&state.idle_time).was_busy(taken);
+    let handled = state.counters().handled();
+    let was_busy = lock(&state.idle_time).was_busy(handled);
     *next_check = now
         + match (is_early, was_busy) {
             (true, _) => EARLY_CHECK_INTERVAL,
@@ -50,7 +50,7 @@ pub(super) fn check(consumer: &Consumer<'_>) {
     }
     let is_idle = || {
         let now = state.counters();
-        now.taken() == taken && now.in_progress == 0 && !inbox.is_ready()
+        now.handled() == handled && now.in_progress == 0 && !inbox.is_ready()
     };
     let waits = waiting(consumer) > 0;
     if !is_idle() {
@@ -67,7 +67,7 @@ pub(super) fn check(consumer: &Consumer<'_>) {
     if is_idle()
         && waiting(consumer) > 0
         && is_idle()
-        && lock(stall_backoff).is_due(taken, inbox.began.elapsed())
+        && lock(stall_backoff).is_due(handled, inbox.began.elapsed())
     {
         let text = format!("requests wait in {queue:?} and the broker gives the workers none");
         state.abandon(session, &session.connection.endpoint.unreachable(text));
