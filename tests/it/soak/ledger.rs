@@ -226,8 +226,7 @@ impl Ledger {
 
     /// Ends the gaps of a queue's services: no server can get its requests now.
     pub fn end_gaps(&self, queue: &str) {
-        let now = Instant::now();
-        let mut state = self.state();
+        let (now, mut state) = (Instant::now(), self.state());
         let gaps = state.gaps.iter_mut().filter(|((_, service), _)| service.queue() == queue);
         gaps.for_each(|(_, gap)| gap.end(now));
     }
