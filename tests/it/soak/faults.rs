@@ -168,7 +168,13 @@ impl System {
     fn describe_queues(&self, node: usize) -> String {
         let ctl = |args: &[&str]| self.broker.ctl_on(node, args);
         let columns = ["name", "leader", "members", "online", "messages", "consumers"];
-        let mut text = ctl(&[&["list_queues"], &columns[..]].concat()) + &ctl(&["list_consumers"]);
+        let running = (0..System::NODES).map(|node| {
+            let running = catch_unwind(AssertUnwindSafe(|| self.broker.running_nodes(node)));
+            format!("node {node} counts {:?} running nodes\n", running.ok())
+        });
+        let mut text: String = running.collect();
+        text += &ctl(&[&["list_queues"], &columns[..]].concat());
+        text += &ctl(&["list_consumers"]);
         for queue in [Service::Fibonacci, Service::Named].map(Service::queue) {
             let status = format!("catch rabbit_quorum_queue:status(<<\"/\">>, <<\"{queue}\">>).");
             text += &ctl(&["eval", &status]);
