@@ -154,12 +154,13 @@ impl Ledger {
         }
     }
 
-    /// Closes the pending calls of a process that has ended, once all its output is read.
+    /// Closes the calls of a process that has ended, once all its output is read.
     pub fn close(&self, process: u32, killed: bool) {
         let mut state = self.state();
+        state.gaps.retain(|(client, _), _| *client != process);
         let prefix = format!("{process}-");
-        let pending: Vec<String> =
-            state.pending.keys().filter(|id| id.starts_with(&prefix)).cloned().collect();
+        let ids = state.pending.keys().filter(|id| id.starts_with(&prefix));
+        let pending: Vec<String> = ids.cloned().collect();
         for id in pending {
             let call = state.pending.remove(&id).expect("the key is from this map");
             let took = call.started.elapsed();
@@ -227,8 +228,8 @@ impl Ledger {
     /// Ends the gaps of a queue's services: no server can get its requests now.
     pub fn end_gaps(&self, queue: &str) {
         let (now, mut state) = (Instant::now(), self.state());
-        let gaps = state.gaps.iter_mut().filter(|((_, service), _)| service.queue() == queue);
-        gaps.for_each(|(_, gap)| gap.end(now));
+        let affected = state.gaps.iter_mut().filter(|((_, service), _)| service.queue() == queue);
+        affected.for_each(|(_, gap)| gap.end(now));
     }
 
     /// The longest time without an answer to idempotent calls, of any client process from any
