@@ -13,7 +13,7 @@ use super::processes::{Addresses, Processes};
 use super::refusals::Refusals;
 use super::schedule::Fault;
 use super::{RECOVERY_TIMEOUT, Service};
-use crate::broker::Broker;
+use crate::broker::{self, Broker};
 use crate::certificates::Certificates;
 use crate::patience::poll;
 use crate::proxy::{Mode, Proxy};
@@ -204,10 +204,17 @@ fn wait_until_rejoined(broker: &Broker, node: usize) {
     assert!(rejoined, "node {node} has not rejoined the cluster after {RECOVERY_TIMEOUT:?}");
 }
 
-/// Whether the node runs, and the others list it as running, within that time. A node that was
-/// frozen for long finds itself in a minority, pauses, and then rejoins.
+/// Whether the node runs, and the others list it as running, within that time, and it has what they
+/// write. A node that was frozen for long finds itself in a minority, pauses, and then rejoins. Or
+/// it is listed as running, and never gets to know what the others declare.
 fn rejoins(broker: &Broker, node: usize, timeout: Duration) -> bool {
     let other = (node + 1) % System::NODES;
-    let is_back = || broker.running_nodes(other) == System::NODES && broker.is_running(node);
+    let is_listed = || broker.running_nodes(other) == System::NODES && broker.is_running(node);
+    let has_what_others_write = || {
+        let mark = broker::queue_name("mark");
+        broker.ctl_on(other, &["set_global_parameter", "soak", &format!("\"{mark}\"")]);
+        broker.ctl_on(node, &["list_global_parameters"]).contains(&mark)
+    };
+    let is_back = || is_listed() && has_what_others_write();
     poll(timeout, is_back, |is_back| *is_back).is_ok()
 }
