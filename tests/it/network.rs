@@ -194,6 +194,9 @@ fn server_moves_to_next_broker() {
     assert_eq!(client.call_timeout("7", PATIENCE), Ok(b"13".to_vec()));
     let stderr = server.stderr();
     assert!(stderr.contains("silent for two heartbeats"), "{stderr}");
+    // A stop is orderly once the broker has noticed the end of the first connection for certain,
+    // after two heartbeats: it then had the replies, or delivered their requests again.
+    thread::sleep(2 * SECOND);
     stop(&mut server);
 }
 
