@@ -29,8 +29,6 @@ fn connections_name_program_host_and_process() {
 #[test]
 fn requests_and_replies_name_their_program() {
     let broker = Broker::shared();
-    let mut connection = queue::connect(&broker.url());
-    let channel = connection.open_channel(None).unwrap();
     let take_one = |queue: &amiquip::Queue<'_>| {
         let consumer = queue.consume(ConsumerOptions { no_ack: true, ..Default::default() });
         match consumer.unwrap().receiver().recv_timeout(PATIENCE).unwrap() {
@@ -40,6 +38,8 @@ fn requests_and_replies_name_their_program() {
     };
     let exclusive = || QueueDeclareOptions { exclusive: true, ..Default::default() };
 
+    let mut connection = queue::connect(&broker.url());
+    let channel = connection.open_channel(None).unwrap();
     let requests = channel.queue_declare(queue_name("operator"), exclusive()).unwrap();
     let client = connect(&broker.url(), requests.name());
     let call = client.send("7").unwrap();
@@ -49,6 +49,8 @@ fn requests_and_replies_name_their_program() {
 
     let queue = queue_name("operator");
     let _server = rpc_server(&queue, &[]);
+    let mut connection = queue::connect(&broker.url());
+    let channel = connection.open_channel(None).unwrap();
     let replies = channel.queue_declare("", exclusive()).unwrap();
     let properties = request.properties.with_reply_to(replies.name().to_string());
     channel.basic_publish("", Publish::with_properties(b"7", &queue, properties)).unwrap();
