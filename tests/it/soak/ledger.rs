@@ -146,6 +146,7 @@ impl Ledger {
                 }
                 state.row(id, &call, took, kind, "");
                 *state.totals.errors.entry((service, kind.to_owned())).or_default() += 1;
+                state.totals.failures += u64::from(service.is_idempotent() && !may_be_refused);
             }
             _ => {
                 state.row(id, &call, took, "wrong", "");
@@ -251,7 +252,7 @@ impl Ledger {
         let executed: Vec<String> =
             state.executed.intersection(&state.not_executed).cloned().collect();
         executed.into_iter().for_each(|id| state.record_violation(EXECUTED, format!("call {id}")));
-        let (answers, errors) = state.totals.idempotent();
+        let (answers, errors) = (state.totals.idempotent(), state.totals.failures);
         if errors * 100 > answers {
             state.record_violation(UNANSWERED, format!("{errors} errors, {answers} answers"));
         }

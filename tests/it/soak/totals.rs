@@ -10,6 +10,9 @@ pub struct Totals {
     pub calls: u64,
     pub right: BTreeMap<Service, u64>,
     pub errors: BTreeMap<(Service, String), u64>,
+    /// Errors of idempotent calls, except while the broker refuses clients: there can be no answers
+    /// then.
+    pub failures: u64,
     pub client_killed: u64,
     /// Number of right answers from each process or program.
     pub by: BTreeMap<String, u64>,
@@ -18,15 +21,10 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Numbers of answers and of errors of idempotent calls.
-    pub fn idempotent(&self) -> (u64, u64) {
+    /// The number of answers to idempotent calls.
+    pub fn idempotent(&self) -> u64 {
         let answers = self.right.iter().filter(|(service, _)| service.is_idempotent());
-        // While the broker refuses all logins there can be no answers.
-        let errors = self
-            .errors
-            .iter()
-            .filter(|((service, kind), _)| service.is_idempotent() && !is_refusal(kind));
-        (answers.map(|(_, count)| count).sum(), errors.map(|(_, count)| count).sum())
+        answers.map(|(_, count)| count).sum()
     }
 }
 
