@@ -93,8 +93,9 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
         if is_enough && began.elapsed() >= duration {
             break;
         }
-        if began.elapsed() >= duration / 2 {
-            before.get_or_insert_with(|| usage(&system.processes));
+        if began.elapsed() >= duration / 2 && before.is_none() {
+            wait_until_connected(&system);
+            before = Some(usage(&system.processes));
         }
         let at = began.elapsed().as_secs_f64();
         let joined = |texts: Vec<String>| texts.join(" and ");
@@ -128,6 +129,17 @@ fn soak(seed: u64, duration: Duration, ledger: &Arc<Ledger>, history: &mut Histo
     system.processes.stop_servers();
     history.wake_up_delay = wake_up_delay.longest();
     history.is_complete = true;
+}
+
+/// Waits for the processes that run from start to end. One without a connection would seem to grow
+/// when it connects.
+fn wait_until_connected(system: &System) {
+    let connected = || {
+        let seen = system.broker.ctl(&["list_connections", "client_properties"]);
+        let mut processes = system.processes.long_lived().into_iter();
+        processes.all(|(_, process)| seen.contains(&format!("process {process}\"")))
+    };
+    let _ = poll(Duration::from_secs(20), connected, |connected| *connected);
 }
 
 /// What a process that runs from start to end uses after half of the time and at the end.
