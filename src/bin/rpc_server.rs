@@ -29,7 +29,8 @@ common::args! {
     #[argh(
         example = "rpc_server --url amqp://ann:s3cret@rabbit-1,amqp://ann:s3cret@rabbit-2 --workers 4
 rpc_server --queue upper --workers 4 -- tr a-z A-Z",
-        note = "The command runs once for each request, without a shell: it gets the body as its input, and the
+        note = "\
+The command runs once for each request, without a shell: it gets the body as its input, and the
 other properties as variables (RPC_METHOD, RPC_HEADER_...). Its output is the reply, its exit code
 the status, the last line of its standard error the reason. The guide, src/guide/shell.md, says
 more.

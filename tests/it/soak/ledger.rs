@@ -10,7 +10,9 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Service;
-use super::totals::{EXECUTED, LATE, NO_OUTCOME, REFUSED, Totals, UNANSWERED, WRONG, is_refusal};
+use super::totals::{
+    EXECUTED, Gap, LATE, NO_OUTCOME, REFUSED, Totals, UNANSWERED, WRONG, is_refusal,
+};
 
 /// Filled from the output of the soak's clients and servers.
 pub struct Ledger {
@@ -42,19 +44,6 @@ struct Call {
     service: Service,
     timeout: Duration,
     started: Instant,
-}
-
-#[derive(Clone, Copy)]
-struct Gap {
-    last_answer: Instant,
-    longest: Duration,
-}
-
-impl Gap {
-    fn end(&mut self, now: Instant) {
-        self.longest = self.longest.max(now - self.last_answer);
-        self.last_answer = now;
-    }
 }
 
 impl Ledger {

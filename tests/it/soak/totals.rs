@@ -1,6 +1,7 @@
 //! What the ledger adds up: answers, errors and violations.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use super::Service;
 
@@ -25,6 +26,20 @@ impl Totals {
     pub fn idempotent(&self) -> u64 {
         let answers = self.right.iter().filter(|(service, _)| service.is_idempotent());
         answers.map(|(_, count)| count).sum()
+    }
+}
+
+/// The time without an answer to a client from a service.
+#[derive(Clone, Copy)]
+pub struct Gap {
+    pub last_answer: Instant,
+    pub longest: Duration,
+}
+
+impl Gap {
+    pub fn end(&mut self, now: Instant) {
+        self.longest = self.longest.max(now - self.last_answer);
+        self.last_answer = now;
     }
 }
 
