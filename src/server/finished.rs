@@ -70,6 +70,13 @@ impl Finished {
         any
     }
 
+    /// Notes that the broker has all replies. True if there were any.
+    pub(super) fn settle(&mut self) -> bool {
+        self.entries.iter_mut().for_each(|entry| entry.known = Known::Settled);
+        self.size = 0;
+        !self.entries.is_empty()
+    }
+
     /// The number of replies that the broker may not have.
     pub(super) fn unproved(&self) -> usize {
         self.entries.iter().filter(|entry| entry.is_unproved()).count()

@@ -170,7 +170,11 @@ impl Outcomes {
     /// Notes that the broker has handled everything that this worker has written.
     pub(super) fn all_proved(&self, inbox: &Inbox) {
         let mut state = lock(&self.state);
-        state.has_replied |= state.ledger(inbox).remove_proved(u64::MAX);
+        state.has_replied |= match inbox.is_withdrawn() {
+            // The broker has the replies, and may deliver their requests again all the same.
+            true => state.ledger(inbox).finished.settle(),
+            false => state.ledger(inbox).finished.remove_proved(u64::MAX),
+        };
     }
 
     /// The number of replies that the broker may not have, of workers that still consume.

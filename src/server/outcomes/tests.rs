@@ -43,16 +43,20 @@ fn requests_delivered_again_beyond_the_prefetch_are_not_executed_again() {
     }
 }
 
+/// It delivers their requests again, although it may have their replies.
 #[test]
-fn nothing_is_proved_by_a_channel_whose_requests_were_taken_back() {
+fn requests_that_the_broker_took_back_are_not_executed_again() {
     let (outcomes, inbox) = (Outcomes::default(), Arc::new(Inbox::new(1)));
     outcomes.add(Weak::new(), &inbox);
-    let request = delivery(1, "7", false);
-    begin(&outcomes, &inbox, &request);
+    begin(&outcomes, &inbox, &delivery(1, "7", false));
     finish(&outcomes, &inbox);
     inbox.withdraw(Withdrawal::TimedOut, Error::Closed);
+    begin(&outcomes, &inbox, &delivery(2, "8", false));
+    assert_eq!(outcomes.unproved(), 1, "the delivery is older than the withdrawal");
     outcomes.all_proved(&inbox);
-    assert_eq!(outcomes.unproved(), 1);
+    assert_eq!(outcomes.unproved(), 0);
+    let again = outcomes.begin(&inbox, &delivery(3, "7", true), || false);
+    assert!(matches!(again, Some(Begun::Known(Known::Settled))));
 }
 
 /// It may be answered by nobody until the broker has noticed the end of the connection.
