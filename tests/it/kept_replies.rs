@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use crossbeam_channel::{Sender, bounded};
 use rabbitmq_rpc::{Error, Failure, QueueType, RpcClient, ServerOptions, Status};
@@ -132,13 +133,26 @@ fn request_that_outlasts_the_consumer_timeout_runs_once_and_is_answered() {
 }
 
 /// With a limit on its waiting, a request that never ends occupies two workers at most.
+///
+/// The other calls are needed: after a consumer timeout, a quorum queue of RabbitMQ 4.3 may not set
+/// its timer again before the next message or acknowledgement (`handle_aux` in `rabbit_fifo` takes
+/// a timer that ended in the same millisecond for one that still runs).
 #[test]
 fn request_that_never_ends_is_answered_after_two_consumer_timeouts() {
     let broker = Broker::fragile();
     let Slow { serving, client, runs, finish } = Slow::start(&broker, 4, 1);
-    let error = client.request("slow").timeout(PATIENCE).call().unwrap_err();
+    let error = thread::scope(|scope| {
+        let slow = scope.spawn(|| client.request("slow").timeout(PATIENCE).call().unwrap_err());
+        while !slow.is_finished() {
+            assert_eq!(client.call("quick").unwrap(), b"quick");
+        }
+        slow.join().unwrap()
+    });
     assert!(error.to_string().contains("consumer_timeout"), "{error}");
     assert_eq!(runs.load(Ordering::SeqCst), 1);
+    // A broker before 4.3 closed the channel of the second worker, whose last reply is then proved
+    // by its next channel.
+    await_value(|| serving.stopper.status().workers_ready, |ready| *ready == 3);
     drop(finish);
     serving.stop();
     broker.ctl(&["eval", USUAL_CONSUMER_TIMEOUT]);
