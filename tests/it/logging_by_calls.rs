@@ -22,7 +22,7 @@ const QUEUE: &str = "RABBITMQ_RPC_SHIPPED_LOG_QUEUE";
 
 static CLIENT: OnceLock<RpcClient> = OnceLock::new();
 
-/// Sends each line of this crate's log by a call.
+/// Sends each line of this crate's log by a call, and prints it.
 struct Shipper;
 
 impl Log for Shipper {
@@ -33,12 +33,17 @@ impl Log for Shipper {
     fn log(&self, record: &Record<'_>) {
         thread_local!(static SHIPS: Cell<bool> = const { Cell::new(false) });
         let Some(client) = CLIENT.get() else { return };
-        if record.target().starts_with("rabbitmq_rpc") && !SHIPS.replace(true) {
-            let line = record.args().to_string();
-            let shipped = client.call_timeout(line.as_bytes(), Duration::from_millis(500)).is_ok();
-            println!("logged: {line} (shipped: {shipped})");
-            SHIPS.set(false);
+        if !record.target().starts_with("rabbitmq_rpc") {
+            return;
         }
+        let line = record.args().to_string();
+        // A line that is logged during such a call is not shipped.
+        let shipped = !SHIPS.replace(true) && {
+            let shipped = client.call_timeout(line.as_bytes(), Duration::from_millis(500)).is_ok();
+            SHIPS.set(false);
+            shipped
+        };
+        println!("logged: {line} (shipped: {shipped})");
     }
 
     fn flush(&self) {}
