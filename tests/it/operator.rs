@@ -30,8 +30,13 @@ fn connections_name_program_host_and_process() {
 fn requests_and_replies_name_their_program() {
     let broker = Broker::shared();
     let take_one = |queue: &amiquip::Queue<'_>| {
-        let consumer = queue.consume(ConsumerOptions { no_ack: true, ..Default::default() });
-        match consumer.unwrap().receiver().recv_timeout(PATIENCE).unwrap() {
+        let options = ConsumerOptions { no_ack: true, ..Default::default() };
+        let consumer = queue.consume(options).unwrap();
+        let message = consumer.receiver().recv_timeout(PATIENCE).unwrap();
+        // amiquip cancels a consumer that is dropped, tells it so, and ends the connection if it is
+        // gone by then.
+        std::mem::forget(consumer);
+        match message {
             ConsumerMessage::Delivery(delivery) => delivery,
             other => panic!("{other:?}"),
         }
@@ -49,8 +54,6 @@ fn requests_and_replies_name_their_program() {
 
     let queue = queue_name("operator");
     let _server = rpc_server(&queue, &[]);
-    let mut connection = queue::connect(&broker.url());
-    let channel = connection.open_channel(None).unwrap();
     let replies = channel.queue_declare("", exclusive()).unwrap();
     let properties = request.properties.with_reply_to(replies.name().to_string());
     channel.basic_publish("", Publish::with_properties(b"7", &queue, properties)).unwrap();
