@@ -4,6 +4,7 @@ use std::fs;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 use std::process::{self, Command};
 use std::time::{Duration, Instant};
 
@@ -151,6 +152,32 @@ fn readiness_that_a_busy_service_manager_misses_is_told_again() {
     await_value(shown, |text| !text.is_empty() && !text.contains("connected for 0 s"));
     next(&manager, "READY=1");
     next(&manager, "WATCHDOG=1");
+}
+
+/// As on a network file system whose server is gone. A C library before the system's stands in for
+/// it: the calls for the ready file never return.
+#[test]
+fn server_serves_on_and_ends_in_time_although_the_disk_of_its_ready_file_hangs() {
+    let queue = queue_name("hung_disk");
+    let directory = scratch::directory("readiness");
+    let [library, file, disk, noticed] =
+        ["hung_disk.so", "on_disk", "disk", "disk.noticed"].map(|name| directory.join(name));
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-Wall", "-Wextra", "-o"]).arg(&library);
+    compiler.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/readiness/hung_disk.c"));
+    assert!(compiler.status().expect("cc can be run").success());
+    let mut server = Process::from(
+        Command::new(RPC_SERVER)
+            .args(["--url", &url(), "--queue", &queue, "--ready-file", file.to_str().unwrap()])
+            .env("LD_PRELOAD", &library)
+            .env("HUNG_DISK", &disk),
+    );
+    await_value(|| file.exists(), |exists| *exists);
+    fs::write(&disk, "").unwrap();
+    await_value(|| noticed.exists(), |exists| *exists);
+    assert_eq!(connect_fibonacci(&url(), &queue).call(7), Ok(13));
+    server.signal("TERM");
+    assert_eq!(server.wait(PATIENCE).code(), Some(0), "{}", server.stderr());
 }
 
 #[test]
