@@ -16,6 +16,7 @@ mod refusal;
 mod self_pipe;
 mod slots;
 mod socket;
+mod status;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,8 @@ pub(crate) use self::connection::Connection;
 pub(crate) use self::data_plane::DataPlane;
 pub(crate) use self::ended::Ended;
 pub(crate) use self::login::{host, program};
-pub(crate) use self::reconnector::{Reconnector, Session, write_status};
+pub(crate) use self::reconnector::{Reconnector, Session};
+pub(crate) use self::status::write_status;
 pub use self::tls::TlsFiles;
 pub(crate) use self::transport::WriteError;
 pub(crate) use self::turn::Waiter;

@@ -175,10 +175,11 @@
 //! → `server/worker.rs` → the handler. The reply returns through the same files to
 //! `client/dispatcher.rs` and the caller, in the caller's own thread.
 //!
-//! The files of `broker`, from the lowest: `url`, `ended` (why a connection ended), `notes` (lines
-//! to log once no lock is held), `try_order`, `self_pipe`, `turn`, `socket`, `transport`, `tls`,
-//! `slots` (what a channel receives), `control`, `data_plane`, `refusal` (what the broker's
-//! refusals mean), `channel`, `login`, `control_stream`, `connection`, `brokers`, `reconnector`.
+//! The files of `broker`, from the lowest: `url`, `status`, `ended` (why a connection ended),
+//! `notes` (lines to log once no lock is held), `try_order`, `self_pipe`, `turn`, `socket`,
+//! `transport`, `tls`, `slots` (what a channel receives), `control`, `data_plane`, `refusal` (what
+//! the broker's refusals mean), `channel`, `login`, `control_stream`, `connection`, `brokers`,
+//! `reconnector`.
 //!
 //! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `finished` (finished
 //! requests, found again), `keep_alive`, `queue`, `exchange`, `direct` (a connection for direct

@@ -12,11 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use self::state::{ConnectionStatus, Patience, State};
-pub(crate) use self::state::{Session, write_status};
+pub(crate) use self::state::Session;
+use self::state::{Patience, State};
 use super::brokers::Brokers;
 use super::connection::Connection;
 use super::ended::Ended;
+use super::status::ConnectionStatus;
 use super::try_order::TryOrder;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result, rounded};

@@ -1,6 +1,5 @@
 //! Which session a program uses, and when and where it tries to connect next.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,9 +7,10 @@ use log::Level;
 
 use crate::broker::connection::Connection;
 use crate::broker::notes::Notes;
+use crate::broker::status::ConnectionStatus;
 use crate::broker::try_order::TryOrder;
-use crate::deadline::{Deadline, LONGEST_PAUSE, age, backoff};
-use crate::error::{Error, one_line};
+use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
+use crate::error::Error;
 
 /// The longest delays before an attempt to connect, where they are shorter than [`LONGEST_PAUSE`].
 /// Without a TCP connection, an early attempt puts no load on a broker.
@@ -28,29 +28,6 @@ pub(crate) trait Session: Send + Sync + 'static {
 
     /// Called when another session has taken its place ([`Reconnector::replace`]).
     fn retire(&self) {}
-}
-
-/// The connection of a program at one moment.
-pub(crate) struct ConnectionStatus {
-    /// `host:port` of the broker, and the time of the connection, if there is one.
-    pub(crate) connected: Option<(String, Instant)>,
-    /// Why there was none, or why the last one was lost.
-    pub(crate) last_error: Option<Error>,
-}
-
-/// Writes the end of a status: how many calls or requests there are, and what is wrong, if anything
-/// is.
-pub(crate) fn write_status(
-    f: &mut fmt::Formatter<'_>,
-    what: &str,
-    count: u64,
-    oldest: Option<Instant>,
-    error: Option<&Error>,
-) -> fmt::Result {
-    write!(f, "; {what}: {count}")?;
-    oldest.map_or(Ok(()), |since| write!(f, ", the oldest for {}", age(since)))?;
-    // A broker's text may contain anything.
-    error.map_or(Ok(()), |error| write!(f, "; {}", one_line(&error.to_string())))
 }
 
 pub(super) struct State<S> {
