@@ -89,21 +89,14 @@ impl Brokers {
 
     /// Tries each broker once, starting with the one at `endpoint`.
     pub(crate) fn connect_near(&self, endpoint: &Endpoint) -> Result<Connection> {
-        let mut order = self.order(self.index_of(endpoint));
-        self.connect(&mut order, Deadline::after(Duration::MAX), Ok)
+        self.connect(&mut self.order_from(endpoint), Deadline::after(Duration::MAX), Ok)
     }
 
     /// Tries each broker once, the one at `endpoint` last.
     pub(crate) fn connect_elsewhere(&self, endpoint: &Endpoint) -> Result<Connection> {
-        let here = self.index_of(endpoint);
-        let mut order = self.order(here);
-        order.move_to_end(here);
+        let mut order = self.order_from(endpoint);
+        order.move_to_end(endpoint);
         self.connect(&mut order, Deadline::after(Duration::MAX), Ok)
-    }
-
-    pub(super) fn index_of(&self, endpoint: &Endpoint) -> usize {
-        let found = self.endpoints.iter().position(|other| other == endpoint);
-        found.expect("connections are made to these endpoints only")
     }
 
     /// How to log in to this broker at present. The files are read again.
@@ -117,9 +110,15 @@ impl Brokers {
         Ok(Login { endpoint, password, tls, heartbeat })
     }
 
-    /// The order that begins with the broker at index `first`.
-    pub(super) fn order(&self, first: usize) -> TryOrder {
-        TryOrder::new(first, self.endpoints.len())
+    /// The order that begins with the first broker of the list.
+    pub(super) fn order(&self) -> TryOrder {
+        TryOrder::new(self.endpoints.clone())
+    }
+
+    fn order_from(&self, first: &Endpoint) -> TryOrder {
+        let mut endpoints = self.endpoints.clone();
+        endpoints.sort_by_key(|endpoint| endpoint != first);
+        TryOrder::new(endpoints)
     }
 
     pub(super) fn unreachable(&self, reason: String) -> Error {
@@ -139,17 +138,16 @@ impl Brokers {
         order.retry_early = false;
         let (mut has_reached, mut reasons) = (false, Vec::new());
         for untried in (1..=self.endpoints.len()).rev() {
-            let index = order.brokers[0];
-            let endpoint = &self.endpoints[index];
-            let login = self.login(endpoint)?;
+            let endpoint = order.brokers[0].clone();
+            let login = self.login(&endpoint)?;
             let share =
-                self.connect_timeout_of(endpoint).min(deadline.remaining() / untried as u32);
+                self.connect_timeout_of(&endpoint).min(deadline.remaining() / untried as u32);
             let connected = connect(&login, Deadline::after(share), &mut has_reached);
             let opened = connected.and_then(|connection| {
-                set_up(connection).inspect_err(|_| order.move_to_end(index))
+                set_up(connection).inspect_err(|_| order.move_to_end(&endpoint))
             });
             let Err(Error::Unreachable { reason, .. }) = opened else { return opened };
-            order.move_to_end(index);
+            order.move_to_end(&endpoint);
             reasons.push(match self.are_several() {
                 true => format!("{endpoint}: {reason}"),
                 false => reason,

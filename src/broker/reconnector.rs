@@ -45,7 +45,7 @@ impl<S: Session> Reconnector<S> {
         Arc::new(Reconnector {
             brokers: brokers.clone(),
             open: Box::new(open),
-            state: Mutex::new(State::new(brokers.order(0))),
+            state: Mutex::new(State::new(brokers.order())),
             changed: Condvar::new(),
         })
     }
@@ -92,8 +92,8 @@ impl<S: Session> Reconnector<S> {
                     Some(reason) => {
                         let connection = session.connection();
                         let silent = connection.ended() == Some(&Ended::Silent);
-                        let silent = silent.then(|| self.brokers.index_of(&connection.endpoint));
-                        state.lost(&reason, silent);
+                        let silent = silent.then(|| connection.endpoint.clone());
+                        state.lost(&reason, silent.as_ref());
                         continue;
                     }
                 },
@@ -204,8 +204,7 @@ impl<S: Session> Reconnector<S> {
     pub(crate) fn abandon(&self, session: &Arc<S>, reason: &Error) {
         let mut state = lock(&self.state);
         if state.is_current(session) && !state.is_closed {
-            let broker = self.brokers.index_of(&session.connection().endpoint);
-            state.lost(reason, Some(broker));
+            state.lost(reason, Some(&session.connection().endpoint));
         }
         self.unlock(state);
     }
@@ -226,7 +225,7 @@ impl<S: Session> Reconnector<S> {
         if may_try && state.is_current(session) && !state.is_closed {
             // Nobody waits for the outcome, so a failure is logged.
             state.patience = Patience::Always;
-            state.order.move_to_end(self.brokers.index_of(&session.connection().endpoint));
+            state.order.move_to_end(&session.connection().endpoint);
             self.start_connecting(&mut state, Deadline::after(Duration::ZERO));
         }
         self.unlock(state);

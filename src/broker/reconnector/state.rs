@@ -9,6 +9,7 @@ use crate::broker::connection::Connection;
 use crate::broker::notes::Notes;
 use crate::broker::status::ConnectionStatus;
 use crate::broker::try_order::TryOrder;
+use crate::broker::url::Endpoint;
 use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
 use crate::error::Error;
 
@@ -118,9 +119,9 @@ impl<S: Session> State<S> {
 
     /// Notes that the session was lost. If it ended soon after it began, this counts as a failure
     /// to connect, so that a broker that ends all its connections is not reconnected to at once.
-    /// `broker` is the index of its broker, if that is to be tried last: connecting to a frozen
-    /// broker takes the whole time limit.
-    pub(super) fn lost(&mut self, reason: &Error, broker: Option<usize>) {
+    /// `broker` is its broker, if that is to be tried last: connecting to a frozen broker takes the
+    /// whole time limit.
+    pub(super) fn lost(&mut self, reason: &Error, broker: Option<&Endpoint>) {
         const MIN_LIFETIME: Duration = Duration::from_secs(1);
         const STABLE_LIFETIME: Duration = Duration::from_secs(10);
         let lasted = self.connected_since.map_or(Duration::ZERO, |since| since.elapsed());
@@ -130,7 +131,9 @@ impl<S: Session> State<S> {
             // The others are in the order of their last failures, which is out of date by now.
             self.order.shuffle_others();
         }
-        broker.into_iter().for_each(|broker| self.order.move_to_end(broker));
+        if let Some(broker) = broker {
+            self.order.move_to_end(broker);
+        }
         // The error's own text is for a call that was in flight.
         let reason = match reason {
             Error::ConnectionLost { reason } => format!("the connection was lost: {reason}"),
