@@ -48,15 +48,18 @@ impl Connection {
         // amiquip blocks until the handshake is over, so it opens the connection in a new thread,
         // and this thread reads for it. After the handshake, the new thread becomes the reserve, and
         // keeps amiquip's connection until this one has ended.
-        let (report, opened) = bounded(1);
+        let (report, outcome) = bounded(1);
         let waiter: Arc<Waiter> = Arc::default();
         let options = login.options();
         let (shared, waiting) = (Arc::clone(&data_plane), Arc::clone(&waiter));
         let open_and_read = move || {
             let tuning = ConnectionTuning::default();
-            let mut amiquip = None;
             let opened = amiquip::Connection::insecure_open_stream(stream, options, tuning);
-            let _ = report.send(opened.map(|opened| amiquip = Some(opened)));
+            let (amiquip, failure) = match opened {
+                Ok(amiquip) => (Some(amiquip), None),
+                Err(error) => (None, Some(error)),
+            };
+            let _ = report.send(failure);
             shared.wake(&waiting);
             shared.read_as_reserve();
             // This waits for amiquip's I/O thread, which ends because its stream has ended.
@@ -64,21 +67,21 @@ impl Connection {
             drop(amiquip);
         };
         thread::Builder::new().name("rpc-reader".into()).spawn(open_and_read).map_err(failed)?;
-        data_plane.wait(&waiter, greeting.at, || !opened.is_empty());
+        data_plane.wait(&waiter, greeting.at, || !outcome.is_empty());
         if data_plane.has_greeted() {
-            data_plane.wait(&waiter, deadline.at, || !opened.is_empty());
+            data_plane.wait(&waiter, deadline.at, || !outcome.is_empty());
         }
-        if opened.is_empty() && data_plane.ended().is_none() {
+        if outcome.is_empty() && data_plane.ended().is_none() {
             data_plane.cut(Ended::LoginTimedOut);
         }
-        let opened = opened
+        let failure = outcome
             .recv_timeout(CLOSE_TIMEOUT)
             .map_err(|_| endpoint.unreachable(Ended::LoginTimedOut))?;
-        opened.map_err(|error| {
+        if let Some(error) = failure {
             let why = explain_handshake(error, endpoint, data_plane.ended());
             data_plane.cut("the login failed");
-            why
-        })?;
+            return Err(why);
+        }
         Ok(Connection(data_plane))
     }
 

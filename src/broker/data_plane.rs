@@ -211,8 +211,8 @@ impl DataPlane {
 
     /// Stores the reason and ends all waits. The socket stays open for the last frames.
     fn end(&self, ended: Ended) {
+        let reason = ended.to_string();
         if self.ended.set(ended).is_ok() {
-            let reason = self.ended.get().expect("it has just been set");
             self.note(Level::Debug, format_args!("the connection has ended: {reason}"));
             self.turn.end(self);
         }
