@@ -142,7 +142,7 @@ impl Decoder {
         let (kind, payload) = (frame[0], &frame[PREFIX..end - begin - 1]);
         let notice = if kind == HEARTBEAT { Some(Notice::Other) } else { Notice::decode(payload) };
         let notice = notice.ok_or_else(|| unexpected_method(payload))?;
-        Ok(Incoming::Control { frame: for_amiquip(frame), notice })
+        Ok(Incoming::Control { frame: for_amiquip(frame, &notice), notice })
     }
 
     /// The length of the next frame; `None` until the whole frame has arrived.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::encode::method;
 use super::fields::{Fields, append_long, append_short, append_text};
+use super::incoming::Notice;
 use super::layout::*;
 
 /// Replaces the client properties in amiquip's `connection.start-ok`, and returns all other frames
@@ -45,7 +46,7 @@ fn append_client_properties(table: &mut Vec<u8>, information: &str) {
     });
 }
 
-/// Changes a frame of the broker for amiquip.
+/// Changes a frame of the broker for amiquip. `notice` is what the frame says.
 ///
 /// Removes the broker's properties from `connection.start`. amiquip's decoder recurses into nested
 /// tables, so deep nesting overflows its stack and ends the process. On channel 0, only
@@ -53,29 +54,26 @@ fn append_client_properties(table: &mut Vec<u8>, information: &str) {
 ///
 /// Removes the heartbeat 0, which suggests none, from `connection.tune`. amiquip takes the minimum
 /// of the broker's heartbeat and its own, and would then not notice that a broker is frozen.
-pub(super) fn for_amiquip(frame: &mut [u8]) -> &[u8] {
-    /// The table's bytes start after the method's id, the protocol's version (2 bytes) and the
-    /// table's length (4 bytes).
-    const TABLE_AT: usize = PREFIX + 4 + 2 + 4;
+pub(super) fn for_amiquip<'a>(frame: &'a mut [u8], notice: &Notice) -> &'a [u8] {
+    /// The table follows the method's id and the protocol's version, and begins with its length.
+    const TABLE_AT: usize = PREFIX + 4 + 2;
     /// The heartbeat follows the method's id and the limits of channels and frames.
     const HEARTBEAT_AT: usize = PREFIX + 4 + 2 + 4;
-    let id = frame.get(PREFIX..PREFIX + 4).filter(|_| frame[0] == METHOD);
-    let id: Option<MethodId> = id.and_then(|id| id.try_into().ok());
-    if id == Some(CONNECTION_TUNE) {
-        let heartbeat = &mut frame[HEARTBEAT_AT..HEARTBEAT_AT + 2];
-        if heartbeat == [0, 0] {
-            heartbeat.copy_from_slice(&u16::MAX.to_be_bytes());
+    match notice {
+        Notice::Start { .. } => {
+            let table = Fields(&frame[TABLE_AT..]).long().map_or(0, <[u8]>::len);
+            frame.copy_within(TABLE_AT + 4 + table.., TABLE_AT + 4);
+            frame[TABLE_AT..TABLE_AT + 4].fill(0);
+            let length = frame.len() - table;
+            frame[3..PREFIX].copy_from_slice(&((length - OVERHEAD) as u32).to_be_bytes());
+            &frame[..length]
         }
+        Notice::Tune { heartbeat: 0, .. } => {
+            frame[HEARTBEAT_AT..HEARTBEAT_AT + 2].copy_from_slice(&u16::MAX.to_be_bytes());
+            frame
+        }
+        _ => frame,
     }
-    if id != Some(CONNECTION_START) {
-        return frame;
-    }
-    let table = u32::from_be_bytes(*frame[..TABLE_AT].last_chunk().expect("it is longer")) as usize;
-    frame.copy_within(TABLE_AT + table.., TABLE_AT);
-    frame[TABLE_AT - 4..TABLE_AT].fill(0);
-    let length = frame.len() - table;
-    frame[3..PREFIX].copy_from_slice(&((length - OVERHEAD) as u32).to_be_bytes());
-    &frame[..length]
 }
 
 #[cfg(test)]
@@ -103,6 +101,11 @@ mod tests {
         }
     }
 
+    fn pass(frame: &mut [u8]) -> &[u8] {
+        let notice = Notice::decode(&frame[PREFIX..frame.len() - 1]).expect("it is valid");
+        for_amiquip(frame, &notice)
+    }
+
     #[test]
     fn heartbeat_zero_of_the_broker_does_not_reach_amiquip() {
         for (suggested, passed) in [(0, u16::MAX), (1, 1), (60, 60)] {
@@ -111,7 +114,7 @@ mod tests {
                 out.extend_from_slice(&u16::to_be_bytes(suggested));
             });
             let (end, heartbeat) = (tune.len() - 1, passed.to_be_bytes());
-            assert_eq!(for_amiquip(&mut tune)[end - 2..end], heartbeat, "{suggested}");
+            assert_eq!(pass(&mut tune)[end - 2..end], heartbeat, "{suggested}");
         }
     }
 
@@ -126,7 +129,7 @@ mod tests {
         let table = [&(properties.len() as u32).to_be_bytes()[..], &properties].concat();
         let start = [&[0, 9][..], &table, b"\0\0\0\x05PLAIN\0\0\0\x05en_US"].concat();
         let mut start = method(0, CONNECTION_START, |out| out.extend_from_slice(&start));
-        let (rest, decoded) = parse_frame(for_amiquip(&mut start)).expect("amiquip decodes it");
+        let (rest, decoded) = parse_frame(pass(&mut start)).expect("amiquip decodes it");
         assert!(rest.is_empty());
         let decoded = format!("{decoded:?}");
         assert!(decoded.contains("PLAIN") && decoded.contains("en_US"), "{decoded}");

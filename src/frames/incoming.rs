@@ -203,11 +203,6 @@ impl fmt::Display for Close {
 }
 
 impl Message {
-    /// A message without properties.
-    pub(crate) fn bare(body: Vec<u8>) -> Message {
-        Message { properties: Vec::new(), body }
-    }
-
     pub(crate) fn properties(&self) -> Properties<'_> {
         Properties::decode(&self.properties)
     }

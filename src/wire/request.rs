@@ -60,7 +60,7 @@ impl Request {
     /// A request that came from no broker and has a body only, for testing a handler. What a test
     /// adds to it must fit into AMQP's short strings, 255 bytes each.
     pub fn new(body: impl Into<Vec<u8>>) -> Request {
-        let message = Message::bare(body.into());
+        let message = Message { properties: Vec::new(), body: body.into() };
         Request::from_delivery(Delivery { tag: 0, redelivered: false, message })
     }
 
