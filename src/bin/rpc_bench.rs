@@ -181,16 +181,16 @@ impl Load {
     ) {
         let Some((due, mut call)) = pending.pop_front() else { return };
         let answer = match until {
-            None => call.wait().map(Some),
+            None => call.wait(),
             Some(until) => {
-                let waited = call.wait_timeout(until.saturating_duration_since(Instant::now()));
-                if let Ok(None) = waited {
-                    return pending.push_front((due, call));
+                let left = until.saturating_duration_since(Instant::now());
+                match call.wait_timeout(left).transpose() {
+                    Some(answer) => answer,
+                    None => return pending.push_front((due, call)),
                 }
-                waited
             }
         };
-        self.count(due, answer.map(|number| number.expect("waited for until its deadline")));
+        self.count(due, answer);
     }
 
     fn count(&self, due: Instant, answer: Result<u128, Error>) {
