@@ -17,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
+use common::NAME;
 use rabbitmq_rpc::{ClientOptions, Error, FibonacciRpcClient, PendingNumber, fibonacci};
 use tally::Tally;
 
@@ -69,15 +70,13 @@ is not hidden. Each thread waits for its calls in the order in which it sent the
     }
 }
 
-const NAME: &str = "rpc_bench";
-
 fn main() -> ExitCode {
-    let args: Args = common::parse(NAME, env::args_os().skip(1));
+    let args: Args = common::parse(env::args_os().skip(1));
     if args.n > fibonacci::MAX_N {
-        common::usage_error(NAME, "--n is at most 186: there is no larger answer to check.");
+        common::usage_error("--n is at most 186: there is no larger answer to check.");
     }
     if args.threads == 0 || !(args.rate >= 0.0 && args.rate.is_finite()) {
-        common::usage_error(NAME, "--threads is at least 1, and --rate not negative.");
+        common::usage_error("--threads is at least 1, and --rate not negative.");
     }
     common::start_logger("warn");
     match connect(&args) {
@@ -107,7 +106,7 @@ fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
         shows_progress: stderr().is_terminal(),
     });
     let so_far = Arc::clone(&load);
-    signals::handle(NAME, move |signal| {
+    signals::handle(move |signal| {
         let _ = so_far.print();
         signals::end_by(signal);
     });
@@ -116,7 +115,7 @@ fn run(args: &Args, client: &FibonacciRpcClient) -> ExitCode {
             let drive = || load.drive(client);
             if let Err(error) = thread::Builder::new().spawn_scoped(scope, drive) {
                 let text = format!("No thread for a caller: {error}. Ask for fewer --threads.");
-                common::usage_error(NAME, &text);
+                common::usage_error(&text);
             }
         }
     });
@@ -213,13 +212,10 @@ impl Load {
     fn print(&self) -> Result<(), u8> {
         let seconds = self.began.elapsed().as_secs_f64();
         let tally = lock(&self.tally);
-        common::print(
-            NAME,
-            match self.args.json {
-                true => tally.json(seconds) + "\n",
-                false => tally.table(seconds),
-            },
-        )
+        common::print(match self.args.json {
+            true => tally.json(seconds) + "\n",
+            false => tally.table(seconds),
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
+use common::NAME;
 use rabbitmq_rpc::{
     CallBuilder, ClientOptions, Error, FibonacciRpcClient, PendingNumber, QueueStatus, RpcClient,
 };
@@ -97,13 +98,11 @@ their end is added on a terminal and with --lines.",
     }
 }
 
-const NAME: &str = "rpc_client";
-
 fn main() -> ExitCode {
     let began = Instant::now();
-    let args: Args = common::parse(NAME, env::args_os().skip(1));
+    let args: Args = common::parse(env::args_os().skip(1));
     if let Some(mistake) = args.mistake() {
-        common::usage_error(NAME, mistake);
+        common::usage_error(mistake);
     }
     common::start_logger("warn");
     match run(&args, began) {
@@ -179,7 +178,7 @@ fn ping(client: &RpcClient, timeout: Duration) -> Result<Vec<u8>, Error> {
 }
 
 fn report_queue(QueueStatus { consumers, messages, .. }: QueueStatus) -> Result<(), u8> {
-    common::print(NAME, format!("consumers {consumers}\nmessages {messages}\n"))?;
+    common::print(format!("consumers {consumers}\nmessages {messages}\n"))?;
     if consumers == 0 { Err(common::UNAVAILABLE) } else { Ok(()) }
 }
 
@@ -192,7 +191,7 @@ fn ask(
     let mut outcome = Ok(());
     for (n, call) in numbers.iter().zip(calls) {
         match call.and_then(PendingNumber::wait) {
-            Ok(number) => common::print(NAME, format!("{number}\n"))?,
+            Ok(number) => common::print(format!("{number}\n"))?,
             Err(error) => {
                 outcome = outcome.and(Err(common::report(&format!("{NAME}: n = {n}"), &error)));
             }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use argh::FromArgs;
 use command::Command;
+use common::NAME;
 use rabbitmq_rpc::{Error, QueueType, Request, RpcServer, ServerOptions, Stopper, fibonacci};
 use readiness::Readiness;
 
@@ -95,18 +96,16 @@ the queue, and exits. A second signal ends it at once.",
     }
 }
 
-const NAME: &str = "rpc_server";
-
 fn main() -> ExitCode {
     let mut words: Vec<OsString> = env::args_os().skip(1).collect();
     let separator = words.iter().position(|word| word == "--");
     let command = separator.map(|at| words.drain(at..).skip(1).collect());
-    let args: Args = common::parse(NAME, words);
+    let args: Args = common::parse(words);
     if args.recursive && command.is_some() {
-        common::usage_error(NAME, "--recursive is not for a command.");
+        common::usage_error("--recursive is not for a command.");
     }
     let command = command.map(Command::new).transpose();
-    let command = command.unwrap_or_else(|mistake| common::usage_error(NAME, &mistake));
+    let command = command.unwrap_or_else(|mistake| common::usage_error(&mistake));
     common::start_logger("info");
     match serve(args, command.map(Arc::new)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -135,7 +134,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
     let queue = args.queue;
     let server = RpcServer::new(brokers?, &queue, options)?.on_ready(move || {
         // If nobody reads this line, the server serves all the same.
-        let _ = common::print(NAME, format!("Awaiting RPC requests on {queue}\n"));
+        let _ = common::print(format!("Awaiting RPC requests on {queue}\n"));
     });
     let watch = readiness.watch(server.stopper())?;
     stop_on_a_signal(server.stopper(), command.clone());
@@ -156,7 +155,7 @@ fn serve(args: Args, command: Option<Arc<Command>>) -> Result<(), Error> {
 /// The first signal stops the server, the second one ends the process.
 fn stop_on_a_signal(stopper: Stopper, command: Option<Arc<Command>>) {
     let mut is_stopping = false;
-    signals::handle(NAME, move |signal| {
+    signals::handle(move |signal| {
         if is_stopping {
             command.iter().for_each(|command| command.kill_all());
             signals::end_by(signal);

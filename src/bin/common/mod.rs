@@ -11,33 +11,36 @@ use argh::FromArgs;
 use log::LevelFilter;
 use rabbitmq_rpc::{Brokers, Error, Status};
 
+/// The name of the program.
+pub const NAME: &str = env!("CARGO_BIN_NAME");
+
 /// Parses the program's arguments. Ends the process if they ask for help (0) or are invalid (64).
-pub fn parse<Args: FromArgs>(name: &str, words: impl IntoIterator<Item = OsString>) -> Args {
+pub fn parse<Args: FromArgs>(words: impl IntoIterator<Item = OsString>) -> Args {
     // An argument may contain a password, so the message does not repeat it.
-    let not_utf_8 = |number| usage_error(name, &format!("Argument {number} is not UTF-8."));
+    let not_utf_8 = |number| usage_error(&format!("Argument {number} is not UTF-8."));
     let words: Vec<String> = (1..)
         .zip(words)
         .map(|(number, word)| word.into_string().unwrap_or_else(|_| not_utf_8(number)))
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    Args::from_args(&[name], &words).unwrap_or_else(|early| match early.status {
-        Ok(()) => exit(print(name, early.output + "\n").map_or_else(i32::from, |()| 0)),
-        Err(()) => usage_error(name, &without_passwords(&early.output)),
+    Args::from_args(&[NAME], &words).unwrap_or_else(|early| match early.status {
+        Ok(()) => exit(print(early.output + "\n").map_or_else(i32::from, |()| 0)),
+        Err(()) => usage_error(&without_passwords(&early.output)),
     })
 }
 
-pub fn usage_error(name: &str, text: &str) -> ! {
-    say(format_args!("{}\nRun {name} --help for more information.", text.trim_end()));
+pub fn usage_error(text: &str) -> ! {
+    say(format_args!("{}\nRun {NAME} --help for more information.", text.trim_end()));
     exit(i32::from(USAGE))
 }
 
 /// Writes results to standard output. In contrast to `print!`, it does not panic if nobody reads
 /// them any more or the disk is full. It says so, and returns the exit code.
-pub fn print(name: &str, results: impl AsRef<[u8]>) -> Result<(), u8> {
+pub fn print(results: impl AsRef<[u8]>) -> Result<(), u8> {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_all(results.as_ref()).and_then(|()| stdout.flush());
     written.map_err(|error| {
-        say(format_args!("{name}: standard output cannot be written: {error}"));
+        say(format_args!("{NAME}: standard output cannot be written: {error}"));
         IO_ERROR
     })
 }

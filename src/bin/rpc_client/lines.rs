@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{Error, PendingReply};
 
-use super::NAME;
-use crate::common;
+use crate::common::{self, NAME};
 
 /// Larger bodies are refused by every RabbitMQ, whatever its configuration.
 const MAX_BODY: u64 = 512 << 20;
@@ -91,7 +90,7 @@ fn cannot_read(error: io::Error) -> u8 {
 
 /// Prints the reply of one request as it is. A terminal also gets the newline that may be missing.
 pub fn print(reply: Vec<u8>) -> Result<(), u8> {
-    if stdout().is_terminal() { print_line(reply) } else { common::print(NAME, reply) }
+    if stdout().is_terminal() { print_line(reply) } else { common::print(reply) }
 }
 
 /// Prints a reply, and a newline unless it ends with one.
@@ -99,5 +98,5 @@ pub fn print_line(mut reply: Vec<u8>) -> Result<(), u8> {
     if reply.last() != Some(&b'\n') {
         reply.push(b'\n');
     }
-    common::print(NAME, reply)
+    common::print(reply)
 }
