@@ -205,21 +205,19 @@ impl Args {
     fn mistake(&self) -> Option<&'static str> {
         let numbers = !self.numbers.is_empty();
         let tasks = [numbers, self.body.is_some(), self.lines, self.ping, self.check];
-        let is_any = self.body.is_some() || self.lines;
-        match tasks.iter().filter(|task| **task).count() {
-            1 if self.lines && self.message_id.is_some() => {
-                Some("With --lines each request has an id of its own: leave out --message-id.")
-            }
-            1 if is_any => None,
-            1 if self.method.is_none()
-                && self.header.is_empty()
-                && self.message_id.is_none()
-                && self.routing_key.is_none() =>
-            {
-                None
-            }
-            1 => Some("--method, --header, --message-id and --routing-key need --body or --lines."),
-            _ => Some("Give one of these: numbers, --body, --lines, --ping, --check."),
+        let has_id = self.message_id.is_some();
+        let is_special = has_id
+            || self.method.is_some()
+            || !self.header.is_empty()
+            || self.routing_key.is_some();
+        if tasks.iter().filter(|task| **task).count() != 1 {
+            Some("Give one of these: numbers, --body, --lines, --ping, --check.")
+        } else if self.lines && has_id {
+            Some("With --lines each request has an id of its own: leave out --message-id.")
+        } else if is_special && self.body.is_none() && !self.lines {
+            Some("--method, --header, --message-id and --routing-key need --body or --lines.")
+        } else {
+            None
         }
     }
 
