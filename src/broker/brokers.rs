@@ -137,17 +137,16 @@ impl Brokers {
     ) -> Result<S> {
         order.retry_early = false;
         let (mut has_reached, mut reasons) = (false, Vec::new());
-        for untried in (1..=self.endpoints.len()).rev() {
-            let endpoint = order.brokers[0].clone();
-            let login = self.login(&endpoint)?;
-            let share =
-                self.connect_timeout_of(&endpoint).min(deadline.remaining() / untried as u32);
+        for (index, endpoint) in order.brokers.clone().iter().enumerate() {
+            let login = self.login(endpoint)?;
+            let share = deadline.remaining() / (self.endpoints.len() - index) as u32;
+            let share = self.connect_timeout_of(endpoint).min(share);
             let connected = connect(&login, Deadline::after(share), &mut has_reached);
             let opened = connected.and_then(|connection| {
-                set_up(connection).inspect_err(|_| order.move_to_end(&endpoint))
+                set_up(connection).inspect_err(|_| order.move_to_end(endpoint))
             });
             let Err(Error::Unreachable { reason, .. }) = opened else { return opened };
-            order.move_to_end(&endpoint);
+            order.move_to_end(endpoint);
             reasons.push(match self.are_several() {
                 true => format!("{endpoint}: {reason}"),
                 false => reason,
