@@ -41,10 +41,11 @@ impl ServerStatus {
     }
 
     pub(super) fn of(state: &ServerState) -> ServerStatus {
-        let connection = state.sessions.status();
         // Those of an abandoned session may go on.
         let mut consumers = state.outcomes.consumers();
         consumers.retain(|(session, inbox)| session.ended().is_none() && inbox.consumes());
+        // Later, so that no connection counts that has ended, and its consumers with it.
+        let connection = state.sessions.status();
         let (broker, connected_since) = connection.connected.unzip();
         let in_progress = state.outcomes.in_progress();
         ServerStatus {
