@@ -40,7 +40,7 @@ fn server_redeclares_deleted_queue() {
 #[test]
 fn server_redeclares_deleted_quorum_queue_despite_short_connect_timeout() {
     let (url, queue) = (Broker::shared().url(), queue_name("deleted"));
-    let args = ["--queue-type", "quorum", "--connect-timeout", "0.4", "--wait", "60"];
+    let args = ["--queue-type", "quorum", "--connect-timeout", "0.4"];
     let mut server = rpc_server(&queue, &args);
     queue::delete(&url, &queue);
     server.wait_for_line("the request queue was deleted", PATIENCE);

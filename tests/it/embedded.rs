@@ -14,22 +14,32 @@ use crate::patience::PATIENCE;
 /// A `traceparent` header: the example of the W3C recommendation.
 pub const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
+/// The brokers of these URLs. On a busy machine, connecting may take longer than it may by default:
+/// the first connection is tried again.
+fn brokers(url: &str) -> Brokers {
+    let mut brokers = Brokers::parse(url).unwrap();
+    brokers.wait = PATIENCE;
+    brokers
+}
+
+/// A client whose calls wait for as long as a test does.
 pub fn connect(url: &str, queue: &str) -> RpcClient {
-    connect_with(url, queue, ClientOptions::default())
+    connect_with(url, queue, ClientOptions { timeout: PATIENCE, ..Default::default() })
 }
 
 pub fn connect_with(url: &str, queue: &str, options: ClientOptions) -> RpcClient {
-    RpcClient::connect(Brokers::parse(url).unwrap(), queue, options).unwrap()
+    RpcClient::connect(brokers(url), queue, options).unwrap()
 }
 
-/// A client whose calls are sent again when they are lost with their connection.
+/// The same as [`connect`], whose calls are sent again when they are lost with their connection.
 pub fn connect_idempotent(url: &str, queue: &str) -> RpcClient {
-    connect_with(url, queue, ClientOptions { idempotent: true, ..Default::default() })
+    let options = ClientOptions { timeout: PATIENCE, idempotent: true, ..Default::default() };
+    connect_with(url, queue, options)
 }
 
 pub fn connect_fibonacci(url: &str, queue: &str) -> FibonacciRpcClient {
-    let brokers = Brokers::parse(url).unwrap();
-    FibonacciRpcClient::with_options(brokers, queue, FibonacciRpcClient::options()).unwrap()
+    let options = ClientOptions { timeout: PATIENCE, ..FibonacciRpcClient::options() };
+    FibonacciRpcClient::with_options(brokers(url), queue, options).unwrap()
 }
 
 /// A server in a thread of its own. It stops when this is stopped or dropped.
@@ -55,7 +65,7 @@ impl Serving {
         R: Into<Reply> + 'static,
     {
         let (ready, is_ready) = bounded(1);
-        let server = RpcServer::connect(Brokers::parse(url).unwrap(), queue, options).unwrap();
+        let server = RpcServer::connect(brokers(url), queue, options).unwrap();
         let server = Arc::new(server.on_ready(move || ready.send(()).unwrap()));
         let serving = Arc::clone(&server);
         let thread = thread::spawn(move || serving.serve(handler));

@@ -17,14 +17,21 @@ pub fn rpc_server(queue: &str, args: &[&str]) -> Process {
 
 /// `rpc_server` on a queue of some broker, ready to be called.
 pub fn rpc_server_at(url: &str, queue: &str, args: &[&str]) -> Process {
-    ready(Command::new(RPC_SERVER).args(["--url", url, "--queue", queue]).args(args), queue)
+    ready(&mut server_command(url, queue, args), queue)
 }
 
 /// As [`rpc_server`], with the crate's log at `debug`.
 pub fn rpc_server_that_logs(queue: &str, args: &[&str]) -> Process {
-    let mut command = Command::new(RPC_SERVER);
-    command.args(["--url", &Broker::shared().url(), "--queue", queue]).args(args);
+    let mut command = server_command(&Broker::shared().url(), queue, args);
     ready(command.env("RUST_LOG", "rabbitmq_rpc=debug"), queue)
+}
+
+/// On a busy machine, connecting may take longer than it may by default: the first connection is
+/// tried again.
+fn server_command(url: &str, queue: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(RPC_SERVER);
+    command.args(["--url", url, "--queue", queue, "--wait", "60"]).args(args);
+    command
 }
 
 fn ready(command: &mut Command, queue: &str) -> Process {
@@ -51,7 +58,8 @@ pub fn wait_for_served(server: &mut Process) -> u64 {
 
 /// Runs `rpc_client` on the shared broker until it ends.
 pub fn rpc_client(queue: &str, args: &[&str]) -> Output {
-    run_client(&[&["--url", &Broker::shared().url(), "--queue", queue], args].concat())
+    let place = ["--url", &Broker::shared().url(), "--queue", queue, "--connect-timeout", "20"];
+    run_client(&[&place, args].concat())
 }
 
 pub fn run_client(args: &[&str]) -> Output {
