@@ -12,14 +12,16 @@ use crate::patience::{PATIENCE, await_value};
 use crate::process::Process;
 use crate::programs::rpc_server_at;
 
-/// How long Cargo may take to build an example.
+/// How long Cargo may take to build an example, and to wait until it has built others.
 const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// On Unix, Cargo replaces itself with the example after the build, so signals reach the example.
 fn example(name: &str, url: &str, args: &[&str]) -> Process {
     let mut cargo = Command::new(env!("CARGO"));
     // The features of this test, so that Cargo has built the library already.
-    let features: &[&str] = if cfg!(feature = "json") { &["--features", "json"] } else { &[] };
+    let features = [("json", cfg!(feature = "json")), ("soak", cfg!(feature = "soak"))];
+    let features = features.into_iter().filter(|(_, is_on)| *is_on);
+    let features: Vec<_> = features.flat_map(|(name, _)| ["--features", name]).collect();
     cargo.args(["run", "--quiet"]).args(features).args(["--example", name, "--"]).args(args);
     Process::from(cargo.current_dir(env!("CARGO_MANIFEST_DIR")).env("AMQP_URL", url))
 }
@@ -32,7 +34,7 @@ fn json_service_answers_its_client() {
     server.wait_for_line("Awaiting orders on prices", BUILD_TIMEOUT);
     let ask = |item, count| {
         let mut client = example("json_service", &url, &[item, count]);
-        let status = client.wait(PATIENCE);
+        let status = client.wait(BUILD_TIMEOUT);
         (status.success(), client.stdout().to_string(), client.stderr().to_string())
     };
     assert_eq!(ask("bolts", "3"), (true, "36\n".into(), String::new()));
@@ -104,8 +106,8 @@ fn drain_answers_begun_jobs_and_returns_the_rest() {
     };
     let mut first = ready();
     let client = connect(&url, "jobs");
-    let job = || client.send_timeout("500", PATIENCE).expect("the queue exists");
-    let jobs: Vec<_> = (0..8 * WORKERS).map(|_| job()).collect();
+    let job = || client.send_timeout("500", BUILD_TIMEOUT).expect("the queue exists");
+    let jobs: Vec<_> = (0..12 * WORKERS).map(|_| job()).collect();
     for _ in 0..WORKERS {
         first.wait_for_line("begun with a job of 500 ms", PATIENCE);
     }
@@ -164,7 +166,7 @@ fn web_front_serves_concurrently_and_maps_errors_to_statuses() {
         }
     });
     server.signal("CONT");
-    assert_eq!(get("/fib/10"), "200 OK: 55");
+    await_value(|| get("/fib/10"), |answer| answer == "200 OK: 55");
 }
 
 /// Each line is a series with a number, as the text format of Prometheus demands.
