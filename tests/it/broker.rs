@@ -6,11 +6,15 @@
 
 mod script;
 
+use std::net::TcpStream;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use script::Script;
+
+use crate::patience::await_value;
 
 /// One private node or cluster. Nodes are numbered from 0. A failure panics with a message that
 /// says what to do.
@@ -54,6 +58,15 @@ impl Broker {
         Broker { script: Mutex::new(Script::run(args)) }
     }
 
+    /// A node that also listens for TLS, with the files in this directory.
+    pub fn with_tls(directory: &Path) -> Broker {
+        let broker = Broker::with(&["--tls", directory.to_str().expect("the path is text")]);
+        // It may begin to a moment later than for plain connections.
+        let listens = || TcpStream::connect(("127.0.0.1", broker.tls_port(0))).is_ok();
+        await_value(listens, |listens| *listens);
+        broker
+    }
+
     /// Every node's URL, comma-separated.
     pub fn url(&self) -> String {
         self.script().fact("url")
@@ -84,7 +97,7 @@ impl Broker {
         (next(), next(), next())
     }
 
-    /// Where the node listens for TLS, if it was started with `--tls`.
+    /// Where the node listens for TLS, if it does.
     pub fn tls_port(&self, node: usize) -> u16 {
         number(self.script().fact(&format!("tls_port.{node}")))
     }
@@ -189,6 +202,9 @@ impl Broker {
     /// Makes the node raise a memory alarm: the cluster then blocks connections that publish.
     pub fn raise_memory_alarm(&self, node: usize) {
         self.ctl_on(node, &["set_vm_memory_high_watermark", "absolute", "1"]);
+        // Once it lists the alarm, it has told its connections.
+        let alarms = || self.ctl_on(node, &["eval", "rabbit_alarm:get_alarms()."]);
+        await_value(alarms, |alarms| alarms.contains("memory"));
     }
 
     pub fn clear_memory_alarm(&self, node: usize) {

@@ -14,22 +14,24 @@ mod suspicion;
 mod threads;
 
 use std::fmt::Debug;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{ClientCounters, Error, RpcClient};
 
 use crate::manual_server::ManualServer;
-use crate::patience::{SECOND, await_value};
+use crate::patience::await_value;
 use crate::proxy::Proxy;
 
-/// Runs a call that fails at a deadline of one second, and returns its error. A busy machine may
-/// make the call late, but by less than a second: a step that waited for the whole deadline again
-/// would make it later.
+/// The deadline of calls that end at it. A busy machine may make a call late, but by less than this
+/// time: a step that waited for the whole deadline again would make it later.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// Runs a call that fails at [`DEADLINE`], and returns its error.
 fn fails_at_deadline<T: Debug>(call: impl FnOnce() -> Result<T, Error>) -> Error {
     let began = Instant::now();
     let error = call().unwrap_err();
     let took = began.elapsed();
-    assert!(SECOND <= took && took < 2 * SECOND, "{took:?}: {error}");
+    assert!((DEADLINE..2 * DEADLINE).contains(&took), "{took:?}: {error}");
     error
 }
 
@@ -47,4 +49,10 @@ fn cut_under(proxy: &Proxy, client: &RpcClient, server: &ManualServer) {
     let error = call.wait().unwrap_err();
     assert!(matches!(error, Error::ConnectionLost { .. }), "{error:?}");
     assert!(error.may_have_executed());
+}
+
+/// Waits until the client has noticed that its connection has ended. A call before that could be
+/// lost with the connection.
+fn wait_until_lost(client: &RpcClient) {
+    await_value(|| client.status().is_ready(), |is_ready| !is_ready);
 }

@@ -118,7 +118,8 @@ impl Answers {
     }
 }
 
-/// RabbitMQ 4.3 keeps a request for the consumers of a lost node for a minute by default.
+/// RabbitMQ 4.3 keeps a request for the consumers of a lost node for a minute by default. The call's
+/// deadline is earlier.
 fn another_server_answers_a_worker_whose_node_is_killed(broker: &Broker, urls: &[String]) {
     let queue = queue_name("kept");
     let options = ServerOptions { queue_type: QueueType::Quorum, ..Default::default() };
@@ -129,7 +130,7 @@ fn another_server_answers_a_worker_whose_node_is_killed(broker: &Broker, urls: &
         Ok(b"late".to_vec())
     });
     let client = connect(&urls[1], &queue);
-    let call = client.send("7").unwrap();
+    let call = client.send_timeout("7", 3 * PATIENCE / 4).unwrap();
     begun.recv_timeout(PATIENCE).unwrap();
     let others = format!("{},{}", urls[2], urls[1]);
     let idle = Serving::start(&others, &queue, options, |body| Ok(body.to_vec()));
@@ -201,7 +202,7 @@ fn classic_queue_is_served_again_once_its_node_is_back(broker: &Broker, urls: &[
     let mut second = Process::spawn(RPC_SERVER, &["--url", &others, "--queue", &queue]);
     assert_eq!(second.wait(PATIENCE).code(), Some(69));
     assert!(second.stderr().contains("home node"), "{}", second.stderr());
-    let error = client.call("7").expect_err("the queue's node is down");
+    let error = client.call_timeout("7", PATIENCE / 4).expect_err("the queue's node is down");
     println!("{error}");
     assert!(matches!(error, Error::Unroutable { .. } | Error::TimedOut { .. }), "{error:?}");
 

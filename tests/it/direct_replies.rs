@@ -64,7 +64,7 @@ fn direct_reply_lost_with_its_connection_costs_no_other_request_anything() {
     let (requests, replies) = (Proxy::to(broker.port(0)), Proxy::to(broker.port(0)));
     let (release, released) = bounded::<()>(0);
     let options = ServerOptions { prefetch: 3, ..Default::default() };
-    let urls = format!("{},{}", requests.url(), replies.url());
+    let urls = format!("{},{}?heartbeat=0", requests.url(), replies.url());
     let serving = Serving::start(&urls, &queue, options, move |body| {
         let _ = released.recv_timeout(PATIENCE);
         Ok(body.to_vec())

@@ -15,11 +15,12 @@ fn silent_broker_is_noticed_whatever_heartbeat_it_suggests() {
     let suggest = |seconds: u16| {
         broker.ctl(&["eval", &format!("application:set_env(rabbit, heartbeat, {seconds}).")]);
     };
+    let queue = queue_name("heartbeats");
+    let server = Serving::echo(&broker.url(), &queue);
     // 0 suggests none, so that of this side counts. Otherwise the lower one counts.
     for (suggested, ours) in [(0, 1), (1, 30), (60, 1)] {
         suggest(suggested);
-        let (proxy, queue) = (Proxy::to(broker.port(0)), queue_name("heartbeats"));
-        let server = Serving::echo(&broker.url(), &queue);
+        let proxy = Proxy::to(broker.port(0));
         let client = connect(&format!("{}?heartbeat={ours}", proxy.url()), &queue);
         assert_eq!(client.call("7"), Ok(b"7".to_vec()));
 
@@ -32,7 +33,7 @@ fn silent_broker_is_noticed_whatever_heartbeat_it_suggests() {
         assert!(error.to_string().contains("silent for two heartbeats"), "{error}");
         assert!(took < AT_ONCE, "{suggested} and {ours}: {took:?}");
         proxy.set(Mode::Forward);
-        server.stop();
     }
     suggest(60);
+    server.stop();
 }

@@ -16,20 +16,23 @@ use crate::queue;
 use crate::raw::{Properties, Raw, entry, long};
 
 const INTERVAL: Duration = Duration::from_millis(500);
+/// For calls that must not end while the server sends keep-alives. On a busy machine, they come
+/// late.
+const LONG_INTERVAL: Duration = Duration::from_millis(1500);
 
-fn keep_alive() -> ClientOptions {
+fn keep_alive(interval: Duration) -> ClientOptions {
     let timeout = 2 * PATIENCE;
-    ClientOptions { keep_alive: Some(INTERVAL), timeout, ..Default::default() }
+    ClientOptions { keep_alive: Some(interval), timeout, ..Default::default() }
 }
 
 #[test]
 fn call_continues_while_server_sends_keep_alives() {
     let queue = queue_name("alive");
     let server = Serving::requests(&url(), &queue, ServerOptions::default(), |request| {
-        thread::sleep(8 * INTERVAL);
+        thread::sleep(5 * LONG_INTERVAL);
         Ok(format!("abandoned: {}", request.is_abandoned()))
     });
-    let client = connect_with(&url(), &queue, keep_alive());
+    let client = connect_with(&url(), &queue, keep_alive(LONG_INTERVAL));
     assert_eq!(client.call("7").unwrap(), b"abandoned: false");
     let counters = client.counters();
     assert_eq!((counters.replies, counters.late), (1, 0), "a keep-alive is not a reply");
@@ -40,7 +43,7 @@ fn call_continues_while_server_sends_keep_alives() {
 fn call_ends_when_keep_alives_stop() {
     let queue = queue_name("silenced");
     let server = ManualServer::start(&url(), &queue);
-    let client = connect_with(&url(), &queue, keep_alive());
+    let client = connect_with(&url(), &queue, keep_alive(INTERVAL));
     let began = Instant::now();
     let call = client.send("7").unwrap();
     let request = server.next();
@@ -56,7 +59,7 @@ fn call_ends_when_keep_alives_stop() {
         panic!("{error:?}")
     };
     assert_eq!((silent, unserved), (&queue, &false), "{error}");
-    assert!(*after >= 3 * INTERVAL && took < PATIENCE / 4, "{after:?}, {took:?}");
+    assert!(*after >= 3 * INTERVAL && took < PATIENCE / 2, "{after:?}, {took:?}");
     assert!(error.may_have_executed());
 }
 
@@ -65,7 +68,7 @@ fn call_ends_when_keep_alives_stop() {
 fn call_continues_when_another_server_takes_over() {
     let queue = queue_name("taken-over");
     let mut slow = rpc_server(&queue, &["--recursive"]);
-    let client = connect_with(&url(), &queue, keep_alive());
+    let client = connect_with(&url(), &queue, keep_alive(LONG_INTERVAL));
     // The first server would compute for hours.
     let mut call = client.send("80").unwrap();
     // The broker sends no event when a server takes a request.
@@ -73,7 +76,8 @@ fn call_continues_when_another_server_takes_over() {
         || Broker::shared().ctl(&["list_queues", "name", "messages_unacknowledged"]);
     await_value(unacknowledged, |rows| rows.contains(&format!("{queue}\t1")));
     let _quick = rpc_server(&queue, &[]);
-    assert_eq!(call.wait_timeout(4 * INTERVAL), Ok(None), "the first server sends keep-alives");
+    let waited = call.wait_timeout(5 * LONG_INTERVAL);
+    assert_eq!(waited, Ok(None), "the first server sends keep-alives");
     slow.kill();
     assert_eq!(call.wait().unwrap(), b"23416728348467685");
 }
@@ -93,7 +97,7 @@ fn call_ends_when_nobody_serves() {
 fn call_to_server_without_keep_alives_ends_at_its_deadline() {
     let queue = queue_name("tutorial");
     let _server = ManualServer::start(&url(), &queue);
-    let client = connect_with(&url(), &queue, keep_alive());
+    let client = connect_with(&url(), &queue, keep_alive(INTERVAL));
     let error = client.call_timeout("7", 8 * INTERVAL).unwrap_err();
     assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
 }
@@ -117,7 +121,7 @@ fn request_is_abandoned_after_requester_disconnects() {
     let (seen, was_seen) = bounded(1);
     let _server = Serving::requests(&url(), &queue, ServerOptions::default(), move |request| {
         begun.send(request.is_abandoned()).unwrap();
-        let abandoned = poll(PATIENCE / 4, || request.is_abandoned(), |is_abandoned| *is_abandoned);
+        let abandoned = poll(PATIENCE / 2, || request.is_abandoned(), |is_abandoned| *is_abandoned);
         seen.send(abandoned.is_ok()).unwrap();
         Ok("too late")
     });

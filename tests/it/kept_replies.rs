@@ -107,7 +107,7 @@ fn request_that_outlives_its_connection_runs_once() {
     raw.request(&queue, b"7");
     has_begun.recv_timeout(PATIENCE).unwrap();
     proxy.cut();
-    await_value(|| serving.server.counters().redelivered, |count| *count == 1);
+    await_value(|| serving.server.counters().redelivered, |count| *count >= 1);
     drop(finish);
     assert_eq!(raw.reply().body, b"7");
     assert_eq!(runs.load(Ordering::SeqCst), 1);

@@ -32,17 +32,22 @@ fn closed_loop_keeps_given_number_of_calls_in_flight() {
         let (calls, threads) = (in_flight.to_string(), threads.to_string());
         let args = ["--requests", "400", "--n", "186", "--json"];
         let args = [&args[..], &["--in-flight", &calls, "--threads", &threads]].concat();
-        let json = report(rpc_bench(&queue, &args), 0);
-        for (name, count) in [("requests", 400.0), ("ok", 400.0), ("errors", 0.0)] {
-            assert_eq!(number(&json, name), count, "{json}");
-        }
-        // Little's law: the mean number of calls in flight is rate times mean latency.
-        let mean_in_flight = number(&json, "mean") * 400.0 / 1e6 / number(&json, "seconds");
-        assert!((0.3..=1.05).contains(&(mean_in_flight / f64::from(in_flight))), "{json}");
-        let rate = number(&json, "calls_per_second") * number(&json, "seconds");
-        assert!((399.0..=401.0).contains(&rate), "{json}");
-        let [p50, p99, max] = ["p50", "p99", "max"].map(|name| number(&json, name));
-        assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{json}");
+        let keeps_the_number = || {
+            let json = report(rpc_bench(&queue, &args), 0);
+            for (name, count) in [("requests", 400.0), ("ok", 400.0), ("errors", 0.0)] {
+                assert_eq!(number(&json, name), count, "{json}");
+            }
+            let rate = number(&json, "calls_per_second") * number(&json, "seconds");
+            assert!((399.0..=401.0).contains(&rate), "{json}");
+            let [p50, p99, max] = ["p50", "p99", "max"].map(|name| number(&json, name));
+            assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{json}");
+            // Little's law: the mean number of calls in flight is rate times mean latency.
+            let mean = number(&json, "mean") * 400.0 / 1e6 / number(&json, "seconds");
+            assert!(mean / f64::from(in_flight) <= 1.05, "{json}");
+            mean / f64::from(in_flight) >= 0.3
+        };
+        // A busy machine may stop the program between two calls, but not each time.
+        assert!((0..8).any(|_| keeps_the_number()), "fewer than {in_flight} calls in flight");
     }
 }
 

@@ -14,7 +14,7 @@ use crossbeam_channel::unbounded;
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
 use self::peer::Peer;
-use crate::patience::{PATIENCE, await_value};
+use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::process::Process;
 use crate::programs::{RPC_CLIENT, RPC_SERVER};
 use crate::settings;
@@ -67,7 +67,7 @@ fn client_closes_its_connection_although_its_reply_queue_never_comes() {
     let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=0", peer.port);
     let brokers = Brokers::parse(&url).unwrap();
     // This time is over before direct reply-to takes the place of the reply queue.
-    let options = ClientOptions { timeout: Duration::from_millis(200), ..Default::default() };
+    let options = ClientOptions { timeout: SECOND / 5, ..Default::default() };
     let error = RpcClient::connect(brokers.clone(), "any", options).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     peer.ends.recv_timeout(PATIENCE / 4).expect("the connection of the failed connect is closed");
@@ -80,12 +80,17 @@ fn client_closes_its_connection_although_its_reply_queue_never_comes() {
 fn check_ends_at_one_deadline_for_connecting_and_asking() {
     let peer = Peer::declaring_no_queue();
     let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=0", peer.port);
-    let began = Instant::now();
-    let mut client = Process::spawn(RPC_CLIENT, &["--url", &url, "--check", "--timeout", "3"]);
-    assert_eq!(client.wait(PATIENCE).code(), Some(75), "{}", client.stderr());
-    // Connecting takes a second, in which the peer declares no reply queue.
-    let took = began.elapsed();
-    assert!((3.0..3.8).contains(&took.as_secs_f64()), "{took:?}: {}", client.stderr());
+    let ends_in_time = || {
+        let began = Instant::now();
+        let mut client = Process::spawn(RPC_CLIENT, &["--url", &url, "--check", "--timeout", "3"]);
+        assert_eq!(client.wait(PATIENCE).code(), Some(75), "{}", client.stderr());
+        let took = began.elapsed();
+        assert!(took >= 3 * SECOND, "{took:?}: {}", client.stderr());
+        // Connecting takes a second, in which the peer declares no reply queue.
+        took < 4 * SECOND
+    };
+    // A busy machine may take longer, but not each time.
+    assert!((0..8).any(|_| ends_in_time()));
 }
 
 /// A request waits for room in the socket when the broker closes the channel because of another one.
@@ -99,10 +104,10 @@ fn request_that_waits_to_be_written_when_another_is_refused_is_sent_once() {
     let client = RpcClient::connect(brokers, "any", ClientOptions::default()).unwrap();
     let refused = client.send(vec![b'7'; 2000]).unwrap();
     // Fills the socket: its rest is written before the next request.
-    let begun = client.call_timeout(vec![b'8'; 32 << 20], Duration::from_millis(500));
+    let begun = client.call_timeout(vec![b'8'; 32 << 20], 2 * SECOND);
     assert!(begun.unwrap_err().may_have_executed());
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| client.call_timeout("9", Duration::from_secs(4)));
+        let waiting = scope.spawn(|| client.call_timeout("9", 8 * SECOND));
         await_value(|| client.counters().in_flight, |in_flight| *in_flight == 2);
         refuse.send(()).unwrap();
         let error = refused.wait().unwrap_err();

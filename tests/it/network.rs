@@ -18,24 +18,25 @@ use crate::proxy::{Mode, Proxy};
 use crate::queue;
 
 /// The URL through that proxy. With a heartbeat of one second, silence is noticed after two to
-/// three seconds; a failed attempt to connect takes one second.
+/// three seconds; a failed attempt to connect takes three seconds.
 fn through(proxy: &Proxy) -> String {
-    proxy.url() + "?heartbeat=1&connection_timeout=1000"
+    proxy.url() + "?heartbeat=1&connection_timeout=3000"
 }
 
 #[test]
 fn calls_keep_deadlines_before_and_after_session_is_lost() {
     let (proxy, queue) = (Proxy::to(Broker::shared().port(0)), queue_name("network"));
     let _server = rpc_server(&queue, &[]);
-    let client = connect(&through(&proxy), &queue);
+    // Silence is noticed, and an attempt to connect fails, long after the deadline of a call.
+    let client = connect(&format!("{}?heartbeat=4&connection_timeout=20000", proxy.url()), &queue);
     assert_eq!(client.call("7"), Ok(b"13".to_vec()));
 
     proxy.set(Mode::Stall);
     let fail = || {
         let began = Instant::now();
-        let error = client.call_timeout("7", SECOND).expect_err("the network delivers nothing");
+        let error = client.call_timeout("7", 2 * SECOND).expect_err("the network delivers nothing");
         let took = began.elapsed();
-        assert!(took < 2 * SECOND, "{took:?}: {error:?}");
+        assert!(took < 6 * SECOND, "{took:?}: {error:?}");
         error
     };
     // At first the session is only silent. Then missing heartbeats end it, and there is no other.
@@ -76,7 +77,7 @@ fn first_connection_is_retried_only_until_the_wait_is_over() {
     let proxy = Proxy::to(Broker::shared().port(0));
     proxy.set(Mode::Refuse);
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();
-    for wait in [Duration::ZERO, SECOND] {
+    for wait in [Duration::ZERO, 3 * SECOND] {
         let (began, before) = (Instant::now(), proxy.tries());
         brokers.wait = wait;
         let error = RpcServer::connect(brokers.clone(), "any", ServerOptions::default());
@@ -122,7 +123,7 @@ fn client_that_sends_a_large_request() {
     let client = connect(&url, &env::var(QUEUE).unwrap());
     println!("connected");
     stdin().read_line(&mut String::new()).unwrap();
-    let sent = client.send_timeout(vec![7; 64 << 20], 5 * SECOND).map(drop);
+    let sent = client.send_timeout(vec![7; 64 << 20], PATIENCE / 2).map(drop);
     println!("ended: {sent:?}");
 }
 
@@ -151,7 +152,7 @@ fn connection_ends_when_poll_fails_inside_a_message() {
     proxy.set(Mode::Forward);
     let line = client.wait_for_line("ended", PATIENCE);
     assert!(line.contains("Too many open files"), "it connects anew: {line}");
-    assert!(client.stderr().contains("waiting for room to write"), "{}", client.stderr());
+    await_value(|| client.stderr().contains("waiting for room to write"), |has_come| *has_come);
     let look = Broker::shared().ctl(&["list_queues", "name", "messages"]);
     assert!(look.contains(&format!("{queue}\t0")), "the request is incomplete: {look}");
 }
@@ -192,8 +193,7 @@ fn server_moves_to_next_broker() {
     proxy.set(Mode::Stall);
     // The broker misses the server's heartbeats too, and delivers the request again.
     assert_eq!(client.call_timeout("7", PATIENCE), Ok(b"13".to_vec()));
-    let stderr = server.stderr();
-    assert!(stderr.contains("silent for two heartbeats"), "{stderr}");
+    await_value(|| server.stderr().contains("silent for two heartbeats"), |has_come| *has_come);
     // A stop is orderly once the broker has noticed the end of the first connection for certain,
     // after two heartbeats: it then had the replies, or delivered their requests again.
     thread::sleep(2 * SECOND);
@@ -208,7 +208,7 @@ fn server_leaves_broker_that_does_not_let_it_consume() {
     let queue = queue_name("unconsumable");
     let proxies = [Proxy::to(broker.port(0)), Proxy::to(broker.port(0))];
     let urls = proxies.each_ref().map(Proxy::url);
-    let args = ["--queue-type", "quorum", "--connect-timeout", "1"];
+    let args = ["--queue-type", "quorum", "--connect-timeout", "3"];
     stop(&mut rpc_server_at(&urls[0], &queue, &args));
 
     let quorum_leader = |what: &str| broker.ctl(&["eval", &format!("sys:{what}('%2F_{queue}').")]);

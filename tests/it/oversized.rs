@@ -8,7 +8,7 @@ use rabbitmq_rpc::{Error, Failure, ServerOptions, Status};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::manual_server::ManualServer;
-use crate::patience::{SECOND, SetOnDrop, await_value};
+use crate::patience::{SetOnDrop, await_value};
 use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
 
 /// The broker closes the channel for such a reply, and delivers the request again.
@@ -80,7 +80,7 @@ fn refused_request_costs_its_own_call_alone() {
     for (n, call) in waiting.into_iter().enumerate() {
         assert_eq!(call.join().unwrap().unwrap(), n.to_string().as_bytes());
     }
-    assert_eq!(client.call_timeout(vec![b'7'; 2000], SECOND).unwrap_err(), error);
+    assert_eq!(client.call(vec![b'7'; 2000]).unwrap_err(), error);
     let counters = client.counters();
     assert_eq!((counters.reconnects, counters.in_flight), (0, 0));
     assert!(server.requests.is_empty(), "no request was executed twice");

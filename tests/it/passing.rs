@@ -2,7 +2,6 @@
 //! comes late.
 
 use std::fs;
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -113,9 +112,9 @@ fn client_reports_a_refusal_at_once_and_calls_again_when_it_has_passed() {
 fn wait_covers_a_user_a_virtual_host_and_a_permission_that_come_late() {
     let (broker, account) = (Broker::shared(), Account::none("late"));
     let (name, url) = (account.name.as_str(), account.url(broker.port(0)));
-    let args = ["--url", &url, "--queue", name, "--wait", "60"];
+    let args = ["--url", &url, "--queue", name, "--wait", "120"];
     let mut server = Process::spawn(RPC_SERVER, &args);
-    let mut client = Process::spawn(RPC_CLIENT, &[&args[..], &["--timeout", "60", "7"]].concat());
+    let mut client = Process::spawn(RPC_CLIENT, &[&args[..], &["--timeout", "120", "7"]].concat());
     for (words, add) in [
         ("refused the login", &["add_user", name, PASSWORD][..]),
         ("not found", &["add_vhost", name]),
@@ -152,11 +151,7 @@ fn last_refusal_is_reported_at_the_end_of_the_wait() {
 #[test]
 fn server_goes_on_while_its_certificate_is_replaced() {
     let certificates = Certificates::make("renewed-certificates");
-    let directory = certificates.directory().to_str().expect("the path is text").to_string();
-    let broker = Broker::with(&["--tls", &directory]);
-    // A broker may listen for TLS a moment later than for plain connections.
-    let listens = || TcpStream::connect(("127.0.0.1", broker.tls_port(0))).is_ok();
-    await_value(listens, |listens| *listens);
+    let broker = Broker::with_tls(certificates.directory());
     let proxy = Proxy::to(broker.tls_port(0));
     let url = format!("amqps://localhost:{}", proxy.port());
     let [cert, key] = ["renewed.pem", "renewed-key.pem"].map(|file| certificates.path(file));

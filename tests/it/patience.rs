@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 pub const PATIENCE: Duration = Duration::from_secs(60);
 pub const SECOND: Duration = Duration::from_secs(1);
 /// Longer than a step takes that waits for nothing, on a busy machine too. By heartbeats it takes
-/// four times as long to notice that a broker is gone.
-pub const AT_ONCE: Duration = Duration::from_secs(5);
+/// twice as long to notice that a broker is gone.
+pub const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// Calls `look` again and again until its value is as wanted, and returns that value. Panics after
 /// [`PATIENCE`].

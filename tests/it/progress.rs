@@ -36,6 +36,7 @@ fn caller_is_told_the_progress_at_most_ten_times_a_second_and_the_last_text_alwa
         Ok("done")
     });
     let client = connect(&url(), &queue);
+    let mut most_told = 0;
     for _ in 0..5 {
         let (told, note) = told();
         let caller = thread::current().id();
@@ -48,10 +49,13 @@ fn caller_is_told_the_progress_at_most_ten_times_a_second_and_the_last_text_alwa
         let took = began.elapsed();
         let told = told.lock().unwrap();
         let most = took.as_millis() as usize / 100 + 2;
-        assert!((3..=most).contains(&told.len()), "in {took:?}: {told:?}");
+        assert!(told.len() <= most, "in {took:?}: {told:?}");
+        most_told = most_told.max(told.len());
         assert_eq!(told.last().unwrap(), "100 %", "{told:?}");
         assert!(told.is_sorted(), "{told:?}");
     }
+    // A caller that is stopped for a while is told the latest text alone.
+    assert!(most_told >= 3, "{most_told} texts");
     assert_eq!((client.counters().replies, client.counters().late), (5, 0));
     assert_eq!(serving.stop().returned, 0);
 }
@@ -100,26 +104,28 @@ fn requester_that_does_not_ask_is_told_nothing() {
     assert_eq!(connect(&url(), &queue).call("7").unwrap(), b"13");
 }
 
-/// The server sends no other sign of life.
+/// After the first one, the server sends no other sign of life.
 #[test]
 fn progress_is_a_sign_of_life() {
     let queue = queue_name("progress-alive");
     let server = ManualServer::start(&url(), &queue);
     let (told, note) = told();
     let client = connect(&url(), &queue);
-    let request = client.request("7").keep_alive(Duration::from_secs(1)).on_progress(note);
+    let request = client.request("7").keep_alive(Duration::from_secs(3)).on_progress(note);
     let mut call = request.send().unwrap();
     let request = server.next();
     let headers = request.properties.headers().as_ref().unwrap();
     assert_eq!(headers.get("rpc-progress"), Some(&AmqpValue::LongString("true".into())));
-    for text in ["first", "second", "third"] {
+    let alive = AmqpProperties::default().with_type_("keep-alive".into());
+    server.reply_with(&request, alive, b"");
+    for text in ["first", "second"] {
         let progress = AmqpProperties::default().with_type_("progress".into());
         server.reply_with(&request, progress, text.as_bytes());
-        assert_eq!(call.wait_timeout(Duration::from_secs(2)), Ok(None), "three intervals are 3 s");
+        assert_eq!(call.wait_timeout(Duration::from_secs(5)), Ok(None), "three intervals are 9 s");
     }
     server.reply(&request, b"13");
     assert_eq!(call.wait().unwrap(), b"13");
-    assert_eq!(*told.lock().unwrap(), ["first", "second", "third"]);
+    assert_eq!(*told.lock().unwrap(), ["first", "second"]);
 }
 
 /// Another server may use this type for its replies.
@@ -145,7 +151,7 @@ fn progress_finds_out_that_the_requester_is_gone() {
             request.progress("still here");
             request.is_abandoned()
         };
-        seen.send(poll(PATIENCE / 4, look, |is_abandoned| *is_abandoned).is_ok()).unwrap();
+        seen.send(poll(PATIENCE / 2, look, |is_abandoned| *is_abandoned).is_ok()).unwrap();
         Ok("too late")
     });
     let mut raw = Raw::connect(Broker::shared().port(0));

@@ -7,12 +7,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
 use std::time::Duration;
 
-/// A port on which nothing listens. Another program may take it later, which is unlikely.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
-
 /// Forwards from a port of its own. Dropping it ends every connection.
 pub struct Proxy {
     port: u16,
@@ -78,9 +72,16 @@ impl Proxy {
 
     /// Closes every present connection, in any mode.
     pub fn cut(&self) {
-        for end in self.gate.state().ends.drain(..) {
-            let _ = end.shutdown(Shutdown::Both);
-        }
+        self.gate.state().cut();
+    }
+
+    /// Closes every present connection, of which nothing more passes, and refuses others.
+    pub fn go_down(&self) {
+        let mut state = self.gate.state();
+        state.mode = Mode::Refuse;
+        state.cut();
+        drop(state);
+        self.gate.changed.notify_all();
     }
 
     /// Number of connections so far, with the refused ones.
@@ -132,6 +133,12 @@ impl State {
             Mode::Stall => !self.is_dropped,
             Mode::LoginsOnly => !self.is_dropped && logged_in,
             Mode::Forward | Mode::Refuse => false,
+        }
+    }
+
+    fn cut(&mut self) {
+        for end in self.ends.drain(..) {
+            let _ = end.shutdown(Shutdown::Both);
         }
     }
 }

@@ -70,7 +70,7 @@ fn calls_are_answered_while_servers_are_killed_at_random() {
         while Instant::now() < end {
             let before = answered.load(Ordering::Relaxed);
             let chosen = random.below(servers.len());
-            if random.below(2) == 0 || servers.len() > 3 {
+            if random.below(2) == 0 || servers.len() > 3 || killed == 0 {
                 servers.remove(chosen).kill();
                 killed += 1;
             }
@@ -87,7 +87,6 @@ fn calls_are_answered_while_servers_are_killed_at_random() {
             servers.push(rpc_server(&queue, &[]));
         }
         println!("{killed} servers killed, {} calls answered", answered.load(Ordering::Relaxed));
-        assert!(killed > 0);
     });
 }
 

@@ -1,5 +1,6 @@
 //! `amqps://`: verification, client certificates, and the error for each way in which it fails.
 
+use std::net::TcpListener;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::failing::{Attempt, ENCODED};
 use crate::patience::PATIENCE;
 use crate::process::Process;
 use crate::programs::{RPC_CLIENT, stop};
-use crate::proxy::{Mode, Proxy, free_port};
+use crate::proxy::{Mode, Proxy};
 use crate::scratch;
 
 /// A node that asks for client certificates, and a user who logs in by one.
@@ -24,8 +25,7 @@ fn tls() -> &'static Tls {
     static TLS: OnceLock<Tls> = OnceLock::new();
     TLS.get_or_init(|| {
         let certificates = Certificates::make("certificates");
-        let directory = certificates.directory().to_str().expect("the path is text").to_string();
-        let broker = Broker::with(&["--tls", &directory]);
+        let broker = Broker::with_tls(certificates.directory());
         broker.ctl(&["add_user", CLIENT, "not used"]);
         broker.ctl(&["set_permissions", CLIENT, ".*", ".*", ".*"]);
         Tls { certificates, broker }
@@ -48,7 +48,10 @@ impl Tls {
 
     /// Starts another TLS listener with this server certificate and more options. Returns its port.
     fn listener(&self, server: &str, more: &str) -> u16 {
-        let port = free_port();
+        // Another program may take the port in between, which is unlikely.
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
         let file = |name: &str| self.certificates.path(name).display().to_string();
         let options = format!(
             r#"[{{cacertfile, "{}"}}, {{certfile, "{}"}}, {{keyfile, "{}"}},
@@ -124,6 +127,8 @@ fn messages_stay_whole_when_connection_stalls() {
     let _server = attempt.start_server();
     let proxy = Proxy::to(tls().broker.tls_port(0));
     let url = proxy.url().replace("amqp://guest:guest@127.0.0.1", "amqps://localhost");
+    // A busy machine may take longer than two heartbeats to fill the buffers.
+    let url = url + "?heartbeat=0";
     let brokers = Attempt { url, ..attempt.clone() }.brokers();
     let options = ClientOptions { max_in_flight: 1 << 20, ..Default::default() };
     let client = RpcClient::connect(brokers, &attempt.queue, options).unwrap();

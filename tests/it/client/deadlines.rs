@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rabbitmq_rpc::{Brokers, ClientOptions, Error, RpcClient};
 
-use super::{counters_when, cut_under, fails_at_deadline};
+use super::{DEADLINE, counters_when, cut_under, fails_at_deadline};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_with};
 use crate::manual_server::ManualServer;
@@ -16,19 +16,19 @@ fn call_without_reply_ends_at_its_deadline() {
     let broker = Broker::shared();
     let queue = queue_name("no-reply");
     let server = ManualServer::start(&broker.url(), &queue);
-    let options = ClientOptions { timeout: SECOND, ..Default::default() };
+    let options = ClientOptions { timeout: DEADLINE, ..Default::default() };
     let client = connect_with(&broker.url(), &queue, options);
 
     for error in [
         fails_at_deadline(|| client.call("7")),
-        fails_at_deadline(|| client.call_timeout("7", SECOND)),
+        fails_at_deadline(|| client.call_timeout("7", DEADLINE)),
         fails_at_deadline(|| client.send("7")?.wait()),
         // A longer timeout for waiting does not extend the deadline of the call.
         fails_at_deadline(|| client.send("7")?.wait_timeout(10 * SECOND)),
     ] {
-        assert!(matches!(error, Error::TimedOut { sent: true, after: SECOND, .. }), "{error:?}");
+        assert!(matches!(error, Error::TimedOut { sent: true, after: DEADLINE, .. }), "{error:?}");
         assert!(error.may_have_executed());
-        assert!(error.to_string().starts_with("timed out after 1s: no reply from queue"));
+        assert!(error.to_string().starts_with("timed out after 3s: no reply from queue"));
     }
     let counters = client.counters();
     assert_eq!((counters.calls, counters.timed_out, counters.in_flight), (4, 4, 0));
@@ -125,7 +125,7 @@ fn call_over_limit_waits_for_in_flight_slot() {
 
     let first = client.send("1").unwrap();
     let second = client.send("2").unwrap();
-    let error = fails_at_deadline(|| client.call_timeout("3", SECOND));
+    let error = fails_at_deadline(|| client.call_timeout("3", DEADLINE));
     let text = error.to_string();
     assert!(text.contains("no room for the request: 2 calls are in flight already"), "{text}");
     assert!(matches!(error, Error::TimedOut { sent: false, .. }), "{error:?}");
@@ -153,11 +153,11 @@ fn deadline_of_call_includes_connecting() {
     let proxy = Proxy::to(broker.port(0));
     let client = connect(&proxy.url(), &queue);
 
-    for (mode, reason) in [(Mode::Stall, "no answer yet"), (Mode::Refuse, "tried for 1s")] {
+    for (mode, reason) in [(Mode::Stall, "no answer yet"), (Mode::Refuse, "tried for 3s")] {
         proxy.set(Mode::Forward);
         cut_under(&proxy, &client, &server);
         proxy.set(mode);
-        let error = fails_at_deadline(|| client.call_timeout("7", SECOND));
+        let error = fails_at_deadline(|| client.call_timeout("7", DEADLINE));
         assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
         assert!(!error.may_have_executed());
         assert!(error.to_string().contains(reason), "{error}");
@@ -174,7 +174,7 @@ fn connect_times_out_when_broker_does_not_answer() {
     let proxy = Proxy::to(Broker::shared().port(0));
     proxy.set(Mode::Stall);
     let mut brokers = Brokers::parse(&proxy.url()).unwrap();
-    brokers.connect_timeout = SECOND;
+    brokers.connect_timeout = DEADLINE;
     let error = fails_at_deadline(|| RpcClient::connect(brokers, "any", ClientOptions::default()));
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert!(!error.may_have_executed());
@@ -186,13 +186,11 @@ fn calls_keep_deadlines_when_network_drops_packets() {
     let queue = queue_name("stalled");
     let _server = Serving::echo(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let mut brokers = Brokers::parse(&proxy.url()).unwrap();
-    brokers.heartbeat = 2;
-    let client = RpcClient::connect(brokers, &queue, ClientOptions::default()).unwrap();
+    let client = connect(&format!("{}?heartbeat=5", proxy.url()), &queue);
     assert_eq!(client.call("7").unwrap(), b"7");
 
     proxy.set(Mode::Stall);
-    let error = fails_at_deadline(|| client.call_timeout("7", SECOND));
+    let error = fails_at_deadline(|| client.call_timeout("7", DEADLINE));
     assert!(error.may_have_executed(), "{error:?}");
     // After two heartbeats without a byte the connection is lost.
     let error = client.call("7").unwrap_err();

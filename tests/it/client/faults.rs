@@ -9,12 +9,11 @@ use rabbitmq_rpc::{
     Brokers, ClientOptions, Error, FibonacciRpcClient, Request, RpcClient, ServerOptions, fibonacci,
 };
 
-use super::counters_when;
-use super::fails_at_deadline;
+use super::{DEADLINE, counters_when, fails_at_deadline, wait_until_lost};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::manual_server::ManualServer;
-use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
+use crate::patience::{AT_ONCE, PATIENCE, await_value};
 
 #[test]
 fn calls_resume_after_node_restart() {
@@ -65,7 +64,7 @@ fn calls_resume_after_node_restart() {
     });
     assert_eq!(client.counters().in_flight, 0);
 
-    let error = fails_at_deadline(|| client.call_timeout("7", SECOND));
+    let error = fails_at_deadline(|| client.call_timeout("7", DEADLINE));
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     assert!(!error.may_have_executed());
     go_on.send(()).unwrap();
@@ -95,7 +94,7 @@ fn calls_time_out_while_node_is_frozen() {
     broker.freeze(0);
     let in_flight = busy.send("7").unwrap();
     for client in [&closed, &dropped] {
-        let error = fails_at_deadline(|| client.call_timeout("7", SECOND));
+        let error = fails_at_deadline(|| client.call_timeout("7", DEADLINE));
         assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
         assert!(error.may_have_executed());
     }
@@ -110,7 +109,7 @@ fn calls_time_out_while_node_is_frozen() {
     assert_eq!(in_flight.wait(), Err(Error::Closed));
 
     let mut brokers = Brokers::parse(&url).unwrap();
-    brokers.connect_timeout = SECOND;
+    brokers.connect_timeout = DEADLINE;
     let connect_frozen = || RpcClient::connect(brokers, &queue, ClientOptions::default());
     let error = fails_at_deadline(connect_frozen);
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
@@ -130,6 +129,7 @@ fn client_reconnects_after_operator_closes_connections() {
     assert_eq!(client.call("7").unwrap(), b"7");
 
     broker.ctl(&["close_all_connections", "planned maintenance"]);
+    wait_until_lost(&client);
     assert_eq!(client.call("8").unwrap(), b"8", "the next call succeeds");
     assert_eq!(client.counters().reconnects, 1);
     serving.stop();
@@ -168,6 +168,8 @@ fn client_reconnects_after_reply_queue_is_deleted() {
     let server = ManualServer::start(&url, &queue);
     let client = connect(&url, &queue);
     for (number, idle) in [(1, true), (2, false)] {
+        // A busy broker may declare the reply queue late.
+        await_value(|| server.answer_call(&client), |reply_to| reply_to.starts_with("amq.gen-"));
         let call = client.send("7").unwrap();
         let request = server.next();
         let reply_queue = request.properties.reply_to().clone().unwrap();
@@ -175,6 +177,7 @@ fn client_reconnects_after_reply_queue_is_deleted() {
             server.reply(&request, b"13");
             assert_eq!(call.wait().unwrap(), b"13");
             broker.ctl(&["delete_queue", &reply_queue]);
+            wait_until_lost(&client);
         } else {
             broker.ctl(&["delete_queue", &reply_queue]);
             let error = call.wait().unwrap_err();

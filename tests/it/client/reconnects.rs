@@ -101,16 +101,20 @@ fn call_sent_before_may_have_executed_whatever_its_error() {
     let proxy = Proxy::to(broker.port(0));
 
     // The queue no longer exists when the call is sent again.
-    let queue = queue_name("again-unroutable");
-    let server = ManualServer::start(&broker.url(), &queue);
-    let client = connect_idempotent(&proxy.url(), &queue);
-    let call = client.send_timeout("7", 3 * SECOND).unwrap();
-    server.next();
-    queue::delete(&broker.url(), &queue);
-    proxy.cut();
-    let error = call.wait().unwrap_err();
-    assert!(error.may_have_executed(), "{error:?}");
-    assert!(error.to_string().contains("there is no queue or exchange"), "{error}");
+    let is_unroutable = || {
+        let queue = queue_name("again-unroutable");
+        let server = ManualServer::start(&broker.url(), &queue);
+        let client = connect_idempotent(&proxy.url(), &queue);
+        let call = client.send_timeout("7", 3 * SECOND).unwrap();
+        server.next();
+        queue::delete(&broker.url(), &queue);
+        proxy.cut();
+        let error = call.wait().unwrap_err();
+        assert!(error.may_have_executed(), "{error:?}");
+        error.to_string().contains("there is no queue or exchange")
+    };
+    // A busy broker may return the last attempt late, but not each time.
+    assert!((0..8).any(|_| is_unroutable()));
 
     // No broker can be reached any more.
     let queue = queue_name("again-unreachable");
@@ -160,7 +164,7 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
         for number in 0..16u32 {
             let client = &client;
             scope.spawn(move || {
-                let timeout = SECOND + SECOND * (number % 4) / 4;
+                let timeout = 3 * SECOND + SECOND * (number % 4) / 4;
                 let began = Instant::now();
                 let error = client.call_timeout("7", timeout).unwrap_err();
                 let took = began.elapsed();
@@ -169,9 +173,10 @@ fn one_caller_reconnects_and_each_waits_until_its_own_deadline() {
             });
         }
     });
-    // Within 1.75 s, with a backoff of 25 to 50 ms, 50 to 100 ms, 100 to 200 ms and so on.
+    // Within 3.75 s, with a backoff of 25 to 50 ms, 50 to 100 ms, 100 to 200 ms and so on: some
+    // eight. If each caller connected, it would be sixteen times as many.
     let tries = proxy.tries() - 1;
-    assert!((2..=10).contains(&tries), "{tries} tries");
+    assert!((2..=15).contains(&tries), "{tries} tries");
 
     proxy.set(Mode::Forward);
     let _server = Serving::echo(&broker.url(), &queue);
@@ -208,15 +213,15 @@ fn client_without_connection_closes_at_once() {
     let queue = queue_name("close-while-down");
     let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let client = connect(&proxy.url(), &queue);
+    let client = connect(&format!("{}?connection_timeout=20000", proxy.url()), &queue);
     cut_under(&proxy, &client, &server);
     proxy.set(Mode::Stall);
     let error = client.call_timeout("7", SECOND / 10).unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
     let began = Instant::now();
     drop(client);
-    // Connecting may take five seconds. Closing does not wait for it.
-    assert!(began.elapsed() < 3 * SECOND, "{:?}", began.elapsed());
+    // Connecting may take twenty seconds. Closing does not wait for it.
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
 }
 
 #[test]

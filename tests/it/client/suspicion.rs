@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use amiquip::AmqpProperties;
 use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
@@ -49,7 +50,7 @@ fn answers_that_come_late_from_a_far_broker_are_no_evidence_of_loss() {
     let call = || client.request("7").idempotent(true).timeout(PATIENCE).send().unwrap();
     let waiting = [(); 2].map(|()| call());
     for _ in 0..4 {
-        let error = client.call_timeout("8", SECOND).unwrap_err();
+        let error = client.call_timeout("8", 2 * SECOND).unwrap_err();
         assert!(matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
     }
     waiting.into_iter().for_each(|call| drop(call.wait().unwrap()));
@@ -95,10 +96,11 @@ fn connection_is_replaced_less_and_less_often_without_an_answer() {
     let queue = queue_name("unanswered");
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
-    for _ in 0..14 {
+    let began = Instant::now();
+    while began.elapsed() < 14 * SECOND {
         client.call_timeout("7", SECOND).unwrap_err();
-        server.next();
     }
+    drop(server);
     let reconnects = client.counters().reconnects;
     assert!((1..=2).contains(&reconnects), "{reconnects} connections in 14 s");
 }
@@ -110,7 +112,7 @@ fn client_looks_for_a_server_at_the_next_broker() {
     queue::declare_durable(&cut_off.url(), &queue);
     let _server = Serving::echo(&broker.url(), &queue);
     let urls = format!("{},{}", cut_off.url(), broker.url());
-    let options = ClientOptions { timeout: 20 * SECOND, ..Default::default() };
+    let options = ClientOptions { timeout: PATIENCE, ..Default::default() };
     let client = connect_with(&urls, &queue, options.clone());
     let call = client.request("7").idempotent(true).send().unwrap();
     assert_eq!(call.wait().unwrap(), b"7");
