@@ -183,11 +183,12 @@
 //!
 //! The files of `server`, from the lowest: `counters`, `options`, `log_limit`, `finished` (finished
 //! requests, found again), `keep_alive`, `queue`, `exchange`, `direct` (a connection for direct
-//! replies), `session`, `inbox` (what has arrived for one worker), `outcomes` (what was begun and
-//! finished, and which replies the broker may not have), `stall_backoff`, `state` (what the threads
-//! share), `status`, `elsewhere` (a look at another broker), `own_methods`, `consumer` (a worker's
-//! channel, and what belongs to it), `worker` (of it `execute`: runs the handler; `reply_sender`;
-//! `cancelled`: why the broker cancelled a consumer; `stall`), `pool`, `overload`.
+//! replies), `idle_checks` (when an idle server checks its queue), `session`, `inbox` (what has
+//! arrived for one worker), `outcomes` (what was begun and finished, and which replies the broker
+//! may not have), `state` (what the threads share), `status`, `elsewhere` (a look at another
+//! broker), `own_methods`, `consumer` (a worker's channel, and what belongs to it), `worker` (of it
+//! `execute`: runs the handler; `reply_sender`; `cancelled`: why the broker cancelled a consumer;
+//! `stall`), `pool`, `overload`.
 //!
 //! The files of `client`, from the lowest: `counters`, `status`, `options`, `request` (what is
 //! sent, and how it can end), `local`, `in_flight` (the places, handed over in order),

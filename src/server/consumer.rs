@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::direct::DirectConnection;
+use super::idle_checks::EARLY_CHECK_INTERVAL;
 use super::inbox::Inbox;
 use super::queue;
-use super::session::{EARLY_CHECK_INTERVAL, ServerSession};
+use super::session::ServerSession;
 use super::state::ServerState;
 use crate::broker::{Channel, DataPlane, Limit, Session};
 use crate::deadline::Deadline;

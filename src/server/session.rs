@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
+use super::idle_checks::EARLY_CHECK_INTERVAL;
 use crate::broker::{Connection, Ended, Session};
 use crate::error::Error;
 
@@ -18,11 +19,6 @@ pub(crate) struct ServerSession {
     /// When an idle worker checks for a stall next.
     pub(super) next_check: Mutex<Instant>,
 }
-
-/// The interval of the first checks for a stall. RabbitMQ 4 was seen to accept a consumer on a
-/// queue that it was about to delete, and not to notify that consumer. Deleting a queue takes
-/// RabbitMQ up to 5 s.
-pub(super) const EARLY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl ServerSession {
     pub(super) fn new(connection: Connection, refuses_newest: bool) -> ServerSession {

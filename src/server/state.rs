@@ -8,12 +8,12 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::counters::ServerCounters;
 use super::exchange;
+use super::idle_checks::IdleChecks;
 use super::log_limit::LogLimit;
 use super::options::ServerOptions;
 use super::outcomes::Outcomes;
 use super::queue::{self, Declaration};
 use super::session::ServerSession;
-use super::stall_backoff::{IdleTime, StallBackoff};
 use crate::broker::{Brokers, Connection, DataPlane, Reconnector, program};
 use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
 use crate::error::Error;
@@ -42,8 +42,7 @@ pub(crate) struct ServerState {
     /// The name that replies give as that of their program.
     pub(super) app_id: String,
     pub(super) outcomes: Outcomes,
-    pub(super) stall_backoff: Mutex<StallBackoff>,
-    pub(super) idle_time: Mutex<IdleTime>,
+    pub(super) idle_checks: Mutex<IdleChecks>,
     pub(super) observer: Observer,
     /// Called when a worker begins to consume for the first time.
     pub(super) on_ready: Mutex<Option<OnReady>>,
@@ -91,8 +90,7 @@ impl ServerState {
             useless: LogLimit::new(30, Duration::from_secs(10)),
             serving_since: OnceLock::new(),
             outcomes: Outcomes::default(),
-            stall_backoff: Mutex::default(),
-            idle_time: Mutex::default(),
+            idle_checks: Mutex::default(),
             observer: Observer::default(),
             on_ready: Mutex::default(),
             stop: Stop::new(),

@@ -7,12 +7,9 @@ use crate::frames::{Answer, Method};
 use crate::lock::lock;
 use crate::server::consumer::Consumer;
 use crate::server::elsewhere;
-use crate::server::session::EARLY_CHECK_INTERVAL;
-use crate::server::stall_backoff::CHECK_INTERVAL;
+use crate::server::idle_checks::{CHECK_INTERVAL, EARLY};
 use crate::server::state::ServerState;
 
-/// How long after a worker began to consume its checks are [`EARLY_CHECK_INTERVAL`] apart.
-const EARLY: Duration = Duration::from_secs(8);
 /// How long requests must wait for idle workers to count as stalled. A request that has just
 /// arrived waits for less.
 const CONFIRM_AFTER: Duration = Duration::from_millis(500);
@@ -28,7 +25,7 @@ const CONFIRM_AFTER: Duration = Duration::from_millis(500);
 /// idle server sometimes [looks elsewhere](elsewhere).
 pub(super) fn check(consumer: &Consumer<'_>) {
     let Consumer { state, session, inbox, .. } = consumer;
-    let ServerState { stop, queue, stall_backoff, .. } = &***state;
+    let ServerState { stop, queue, idle_checks, .. } = &***state;
     let now = Instant::now();
     let mut next_check = lock(&session.next_check);
     if now < *next_check {
@@ -36,13 +33,7 @@ pub(super) fn check(consumer: &Consumer<'_>) {
     }
     let is_early = inbox.began.elapsed() < EARLY;
     let handled = state.counters().handled();
-    let was_busy = lock(&state.idle_time).was_busy(handled);
-    *next_check = now
-        + match (is_early, was_busy) {
-            (true, _) => EARLY_CHECK_INTERVAL,
-            (false, true) => CHECK_INTERVAL / 2,
-            (false, false) => CHECK_INTERVAL,
-        };
+    *next_check = now + lock(idle_checks).note(handled, is_early);
     drop(next_check);
     // During an alarm, a broker may not read from the connection, so it does not answer either.
     if session.connection.blocked().is_some() {
@@ -57,7 +48,7 @@ pub(super) fn check(consumer: &Consumer<'_>) {
         return;
     }
     if !waits {
-        if state.brokers.are_several() && !is_early && lock(&state.idle_time).is_due() {
+        if state.brokers.are_several() && !is_early && lock(idle_checks).look_is_due() {
             elsewhere::look(state, session);
         }
         return;
@@ -67,7 +58,7 @@ pub(super) fn check(consumer: &Consumer<'_>) {
     if is_idle()
         && waiting(consumer) > 0
         && is_idle()
-        && lock(stall_backoff).is_due(handled, inbox.began.elapsed())
+        && lock(idle_checks).reconnect_is_due(inbox.began.elapsed())
     {
         let text = format!("requests wait in {queue:?} and the broker gives the workers none");
         state.abandon(session, &session.connection.endpoint.unreachable(text));
