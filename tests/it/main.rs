@@ -54,6 +54,7 @@ mod connecting; // a server that is stopped before it has connected
 mod deleted_queue; // a server whose queue is deleted, with and without a notice
 mod direct_replies; // replies by direct reply-to over slow networks
 mod draining; // a server that stops: what it returns to the queue, and what it waits for
+mod elsewhere; // an idle server that looks at another broker
 mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`
 mod exchange; // services behind an exchange of their own

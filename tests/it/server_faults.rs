@@ -267,13 +267,3 @@ fn server_keeps_connection_during_long_alarm() {
     assert!(!stderr.contains("trying again"), "{stderr}");
     assert_eq!(served, 2, "{stderr}");
 }
-
-/// From RabbitMQ 4.3 on, a node that is cut off from its cluster goes on as if nothing had happened.
-#[test]
-fn idle_server_looks_for_requests_at_the_next_broker() {
-    let (cut_off, broker, queue) = (Broker::shared(), Broker::fragile(), queue_name("waiting"));
-    let _server = Serving::echo(&format!("{},{}", cut_off.url(), broker.url()), &queue);
-    queue::declare_durable(&broker.url(), &queue);
-    let client = connect(&broker.url(), &queue);
-    assert_eq!(client.call_timeout("7", 2 * PATIENCE).unwrap(), b"7");
-}

@@ -23,6 +23,15 @@ impl Usage {
     }
 }
 
+/// The names of a process's threads. The process must run.
+pub fn thread_names(process: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    // A thread may end before its name is read.
+    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+    let names = tasks.filter_map(|task| name(task.unwrap()));
+    names.map(|name| name.trim_end().to_owned()).collect()
+}
+
 /// The CPU time that a process has used. The process must run.
 pub fn cpu_time_of(process: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();

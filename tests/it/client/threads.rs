@@ -1,6 +1,6 @@
 //! Many threads call through one client.
 
-use std::{fs, thread};
+use std::thread;
 
 use rabbitmq_rpc::ClientOptions;
 
@@ -10,6 +10,7 @@ use crate::patience::await_value;
 use crate::process::Process;
 use crate::programs::{RPC_BENCH, rpc_server};
 use crate::raw::{DIRECT_REPLY_TO, Properties, Raw, Verdict};
+use crate::usage::thread_names;
 
 #[test]
 fn every_reply_goes_to_its_caller() {
@@ -77,11 +78,7 @@ fn one_thread_has_a_thousand_calls_in_flight() {
 
 /// The sorted names of a process's threads, without the program's own.
 fn threads(process: &Process) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", process.pid())).unwrap();
-    // A thread may end before its name is read.
-    let name = |task: fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
-    let mut names: Vec<String> = tasks.filter_map(|task| name(task.unwrap())).collect();
-    names.iter_mut().for_each(|name| name.truncate(name.trim_end().len()));
+    let mut names = thread_names(process.pid());
     names.retain(|name| !name.starts_with("rpc_") && name != "signals");
     names.sort();
     names
