@@ -1,5 +1,6 @@
 //! A server whose queue is deleted, with and without a notice to its consumers.
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect, connect_fibonacci, connect_idempotent};
 use crate::patience::{PATIENCE, SECOND, await_value};
 use crate::programs::{rpc_server, rpc_server_at, stop};
+use crate::proxy::Proxy;
 use crate::queue;
 use crate::raw::Raw;
 
@@ -108,6 +110,41 @@ fn answers_from_a_deleted_queue(is_stopped: bool) {
     let mut replies = [raw.reply().body, raw.reply().body];
     replies.sort();
     assert_eq!(replies, [b"1", b"3"]);
+}
+
+/// After a consumer was cancelled, its worker asks RabbitMQ 4.3 whether the queue is gone. A stop
+/// waits for the answer, which decides who answers what the worker has got.
+#[test]
+fn stopping_worker_answers_what_it_got_from_a_queue_that_may_be_deleted() {
+    let (url, queue) = (Broker::shared().url(), queue_name("may-be-deleted"));
+    let proxy = Arc::new(Proxy::to(Broker::shared().port(0)));
+    let (release, released) = bounded::<()>(0);
+    let options = ServerOptions { prefetch: 3, ..Default::default() };
+    let server = Serving::start(&proxy.url(), &queue, options, move |body| {
+        if body == b"1" {
+            let _ = released.recv_timeout(PATIENCE);
+            // The worker knows that the broker has a reply of this size before it goes on.
+            return Ok(vec![b'1'; 1 << 20]);
+        }
+        Ok(body.to_vec())
+    });
+    // From then on, an answer takes longer than a stop waits for idle workers.
+    let network = Arc::clone(&proxy);
+    server.server.on_request(move |_| network.set_delay(SECOND / 4));
+    let mut raw = Raw::connect(Broker::shared().port(0));
+    for body in ["1", "2", "3"] {
+        raw.request(&queue, body.as_bytes());
+    }
+    queue::wait_until_taken(&url, &queue);
+    queue::delete(&url, &queue);
+    await_value(|| server.stopper.status().workers_ready, |ready| *ready == 0);
+    server.stopper.stop();
+    drop(release);
+    assert_eq!(raw.reply().body.len(), 1 << 20);
+    let mut replies = [raw.reply().body, raw.reply().body];
+    replies.sort();
+    assert_eq!(replies, [b"2", b"3"]);
+    server.stop();
 }
 
 /// An idle worker that declares the queue again does not end the connection of a busy one.
