@@ -20,31 +20,34 @@ use crate::frames::{Answer, Event, Method};
 
 /// Asks another broker, on a connection and a thread for this alone. If requests wait there and it
 /// delivers one, and the server is still idle, all workers leave their connection. The request
-/// returns to the queue. Does not block.
-pub(super) fn look(state: &Arc<ServerState>, session: &Arc<ServerSession>) {
-    let before = state.counters().handled();
+/// returns to the queue. Does not block. The server is idle since it had handled so many requests.
+pub(super) fn look(state: &Arc<ServerState>, session: &Arc<ServerSession>, handled: u64) {
     let (state, session) = (Arc::clone(state), Arc::clone(session));
-    let is_idle = move |state: &ServerState, session: &Arc<ServerSession>| {
-        let now = state.counters();
-        let has_requests =
-            || state.outcomes.inboxes_of(session).iter().any(|inbox| inbox.is_ready());
-        now.handled() == before && now.in_progress == 0 && !has_requests()
-    };
-    let look = move || match delivers_elsewhere(&state, &session) {
-        Ok(true) if is_idle(&state, &session) && !state.stop.is_stopped() => {
-            let text = format!("another broker delivers requests of {:?}", state.queue);
-            state.abandon(&session, &session.connection.endpoint.unreachable(text));
+    let look = move || {
+        if let Err(error) = leave_if_another_delivers(&state, &session, handled) {
+            log::debug!("no look at another broker: {error}");
         }
-        Ok(_) => {}
-        Err(error) => log::debug!("no look at another broker: {error}"),
     };
     if let Err(error) = thread::Builder::new().name("rpc-look".into()).spawn(look) {
         log::debug!("no look at another broker: {error}");
     }
 }
 
+fn leave_if_another_delivers(
+    state: &ServerState,
+    session: &Arc<ServerSession>,
+    handled: u64,
+) -> Result<()> {
+    let is_better = another_delivers(state, session)? && state.is_idle_since(handled);
+    if is_better && !state.stop.is_stopped() {
+        let text = format!("another broker delivers requests of {:?}", state.queue);
+        state.abandon(session, &session.connection.endpoint.unreachable(text));
+    }
+    Ok(())
+}
+
 /// Whether the next broker that can be reached delivers a request that waits.
-fn delivers_elsewhere(state: &ServerState, session: &ServerSession) -> Result<bool> {
+fn another_delivers(state: &ServerState, session: &ServerSession) -> Result<bool> {
     const TIMEOUT: Duration = Duration::from_secs(2);
     let endpoint = &session.connection.endpoint;
     let connection = state.brokers.connect_elsewhere(endpoint)?;

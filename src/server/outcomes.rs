@@ -214,13 +214,6 @@ impl Outcomes {
         state.ledgers.iter().filter_map(consumer).collect()
     }
 
-    /// The inboxes of the workers that consume through this session.
-    pub(super) fn inboxes_of(&self, session: &Arc<ServerSession>) -> Vec<Arc<Inbox>> {
-        let state = lock(&self.state);
-        let is_own = |ledger: &&Ledger| ledger.session.as_ptr() == Arc::as_ptr(session);
-        state.ledgers.iter().filter(is_own).map(|ledger| ledger.inbox.clone()).collect()
-    }
-
     /// When the requests that are executed or answered at present began.
     pub(super) fn in_progress(&self) -> Vec<Instant> {
         let state = lock(&self.state);

@@ -104,12 +104,20 @@ impl ServerState {
         ServerCounters { in_progress, ..*lock(&self.counters) }
     }
 
+    /// Whether the workers have begun nothing since the server had handled so many requests.
+    pub(super) fn is_idle_since(&self, handled: u64) -> bool {
+        let now = self.counters();
+        now.handled() == handled && now.in_progress == 0
+    }
+
     /// Has all workers of a session go on with another one, after they have answered the requests
     /// that they have got. Their replies still go through this connection, and the last worker
     /// closes it.
     pub(super) fn abandon(&self, session: &Arc<ServerSession>, reason: &Error) {
         self.sessions.abandon(session, reason);
-        self.outcomes.inboxes_of(session).iter().for_each(|inbox| inbox.drain(Some(reason)));
+        let mut consumers = self.outcomes.consumers();
+        consumers.retain(|(own, _)| Arc::ptr_eq(own, session));
+        consumers.iter().for_each(|(_, inbox)| inbox.drain(Some(reason)));
         session.connection.wake_all();
     }
 

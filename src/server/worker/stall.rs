@@ -39,17 +39,14 @@ pub(super) fn check(consumer: &Consumer<'_>) {
     if session.connection.blocked().is_some() {
         return;
     }
-    let is_idle = || {
-        let now = state.counters();
-        now.handled() == handled && now.in_progress == 0 && !inbox.is_ready()
-    };
+    let is_idle = || state.is_idle_since(handled) && !inbox.is_ready();
     let waits = waiting(consumer) > 0;
     if !is_idle() {
         return;
     }
     if !waits {
         if state.brokers.are_several() && !is_early && lock(idle_checks).look_is_due() {
-            elsewhere::look(state, session);
+            elsewhere::look(state, session, handled);
         }
         return;
     }
