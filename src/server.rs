@@ -156,22 +156,10 @@ impl RpcServer {
     /// As [`RpcServer::connect`], and the errors that `work` returns. [`Error::Closed`] if the
     /// server was stopped.
     pub fn with_worker<T>(&self, work: impl FnOnce(&Worker<'_>) -> Result<T>) -> Result<T> {
-        let ServerState { sessions, brokers, .. } = &*self.state;
         self.ensure_connected()?;
-        let deadline = Deadline::after(brokers.first_connect_timeout());
+        let deadline = Deadline::after(self.state.brokers.first_connect_timeout());
         let _ = self.state.serving_since.set(SystemTime::now());
-        let mut failures = 0;
-        loop {
-            let session = sessions.persistent_session(deadline)?;
-            match Worker::begin(&self.state, &session) {
-                Err(Error::Unreachable { .. }) if !deadline.has_passed() => {}
-                Err(error) if !self.state.last_attempt().has_passed() => {
-                    failures += 1;
-                    self.state.pause(failures, &error);
-                }
-                worker => return work(&worker?),
-            }
-        }
+        Worker::with(&self.state, deadline, |worker| work(&worker))?
     }
 
     /// Calls `hook` after each request, on the worker's thread. The hook should not block. Only the

@@ -71,44 +71,38 @@ pub(crate) fn serve(state: &Arc<ServerState>, handler: Handler) -> Result<()> {
 
 /// Works on one connection after another, until the server is stopped. `Err` if no retry can help.
 fn work(state: &Arc<ServerState>, handler: &Handler) -> Result<()> {
+    let never = Deadline::after(Duration::MAX);
+    while !state.stop.is_stopped() {
+        match Worker::with(state, never, |worker| serve_with(worker, handler)) {
+            Err(Error::Closed) => break,
+            served => served??,
+        }
+    }
+    Ok(())
+}
+
+/// Serves for as long as the worker's channel works, or until the server is stopped. `Err` if no
+/// retry can help.
+fn serve_with(worker: Worker<'_>, handler: &Handler) -> Result<()> {
     /// A worker whose channel ends earlier than this counts as failed.
     const MIN_LIFETIME: Duration = Duration::from_secs(1);
-    let never = Deadline::after(Duration::MAX);
-    let mut failures = 0;
-    while !state.stop.is_stopped() {
-        let session = match state.sessions.persistent_session(never) {
-            Err(Error::Closed) => break,
-            session => session?,
-        };
-        let worker = match Worker::begin(state, &session) {
-            Ok(worker) => worker,
-            Err(Error::Unreachable { .. }) => continue,
-            Err(error) if state.keeps_trying() => {
-                failures += 1;
-                state.pause(failures, &error);
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        state.has_served.store(true, Ordering::Relaxed);
-        failures = 0;
-        let on_ready = lock(&state.on_ready).take();
-        on_ready.into_iter().for_each(|on_ready| on_ready());
-        let served = serve_all(&worker, handler);
-        let lifetime = worker.consumer.inbox.began.elapsed();
-        worker.consumer.confirm();
-        drop(worker);
-        match served {
-            Ok(()) => break,
-            Err(Error::Unreachable { .. })
-                if session.ended().is_some() || !state.sessions.is_current(&session) => {}
-            Err(error @ Error::Unreachable { .. }) => match lifetime < MIN_LIFETIME {
-                true => state.abandon(&session, &error),
-                false => log::warn!("{error}; going on with another channel"),
-            },
-            Err(error) if state.outcomes.has_replied() => state.pause(1, &error),
-            Err(error) => return Err(error),
-        }
+    let (state, session) = (worker.consumer.state, worker.consumer.session);
+    state.has_served.store(true, Ordering::Relaxed);
+    let on_ready = lock(&state.on_ready).take();
+    on_ready.into_iter().for_each(|on_ready| on_ready());
+    let served = serve_all(&worker, handler);
+    let lifetime = worker.consumer.inbox.began.elapsed();
+    worker.consumer.confirm();
+    drop(worker);
+    match served {
+        Err(Error::Unreachable { .. })
+            if session.ended().is_some() || !state.sessions.is_current(session) => {}
+        Err(error @ Error::Unreachable { .. }) => match lifetime < MIN_LIFETIME {
+            true => state.abandon(session, &error),
+            false => log::warn!("{error}; going on with another channel"),
+        },
+        Err(error) if state.outcomes.has_replied() => state.pause(1, &error),
+        served => return served,
     }
     Ok(())
 }

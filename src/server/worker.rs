@@ -17,11 +17,10 @@ use super::inbox::Withdrawal;
 use super::keep_alive::with_signs_of_life;
 use super::outcomes::Begun;
 use super::own_methods;
-use super::session::ServerSession;
 use super::state::ServerState;
 use crate::broker::Session;
 use crate::deadline::Deadline;
-use crate::error::{Failure, Result, Status};
+use crate::error::{Error, Failure, Result, Status};
 use crate::frames;
 use crate::lock::lock;
 use crate::wire::{self, Reply, Request};
@@ -44,13 +43,28 @@ pub enum Served {
     Stopped,
 }
 
-impl<'a> Worker<'a> {
-    /// See [`Consumer::begin`].
-    pub(crate) fn begin(
-        state: &'a Arc<ServerState>,
-        session: &'a Arc<ServerSession>,
-    ) -> Result<Worker<'a>> {
-        Ok(Worker { consumer: Consumer::begin(state, session)? })
+impl Worker<'_> {
+    /// Begins to consume on the server's connection, and does this work. Until the deadline, tries
+    /// again what may pass: after longer each time.
+    pub(crate) fn with<T>(
+        state: &Arc<ServerState>,
+        deadline: Deadline,
+        work: impl FnOnce(Worker<'_>) -> T,
+    ) -> Result<T> {
+        let mut failures = 0;
+        loop {
+            let session = state.sessions.persistent_session(deadline)?;
+            match Consumer::begin(state, &session) {
+                Ok(consumer) => return Ok(work(Worker { consumer })),
+                Err(error) if deadline.has_passed() => return Err(error),
+                Err(Error::Unreachable { .. }) => {}
+                Err(error) if state.keeps_trying() => {
+                    failures += 1;
+                    state.pause(failures, &error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Waits for a request for at most `timeout`, and answers it. Also blocks for as long as the
