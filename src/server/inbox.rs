@@ -202,13 +202,8 @@ impl Inbox {
         lock(&self.state).ended.clone()
     }
 
-    /// Whether requests are left that no other worker gets, because their queue was deleted.
-    pub(super) fn has_last_requests(&self) -> bool {
-        let state = lock(&self.state);
-        state.withdrawal == Some(Withdrawal::QueueDeleted) && !state.requests.is_empty()
-    }
-
-    /// The same, or it is yet to be found out whether the queue was deleted.
+    /// Whether requests are left that no other worker gets, because their queue was deleted, or it
+    /// is yet to be found out whether it was.
     pub(super) fn may_have_last_requests(&self) -> bool {
         let state = lock(&self.state);
         matches!(state.withdrawal, Some(Withdrawal::Cancelled | Withdrawal::QueueDeleted))

@@ -112,7 +112,7 @@ impl Worker<'_> {
             if inbox.withdrawal() == Some(Withdrawal::Cancelled) {
                 cancelled::find_out(&self.consumer);
             }
-            if stop.is_stopped() && !inbox.has_last_requests() {
+            if stop.is_stopped() && !inbox.may_have_last_requests() {
                 return Ok(None);
             }
             if let Some(reason) = session.ended() {
