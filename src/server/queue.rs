@@ -14,7 +14,7 @@ use crate::frames::{BASIC_CONSUME, Close, Method, append_integer, append_text};
 /// such a node. RabbitMQ 3.10 then delivered nothing through that node
 /// ([rabbitmq-server 17457](https://github.com/rabbitmq/rabbitmq-server/issues/17457) is a similar
 /// case).
-const REDECLARE_DELAY: Duration = Duration::from_millis(500);
+pub(super) const REDECLARE_DELAY: Duration = Duration::from_millis(500);
 
 /// A part of the usual deadline of a call, but longer than nodes that are well lose each other.
 const DISCONNECTED_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,25 +30,24 @@ pub(crate) struct Declaration {
     arguments: Vec<u8>,
 }
 
-/// Makes sure that the queue exists. Does not block beyond `until`, to which [`REDECLARE_DELAY`]
-/// does not count. Looks the queue up first, because an existing queue is used with the arguments
-/// that it was declared with. `existed` means that this server has found or declared the queue
-/// before, so it was deleted if it does not exist. Returns whether the queue is known to refuse
-/// only requests that it has never delivered.
+/// Makes sure that the queue exists. Looks it up first, because an existing queue is used with the
+/// arguments that it was declared with. If a quorum queue does not exist, declares it after the
+/// pause. Does not block beyond `until`, to which the pause does not count. Returns whether the
+/// queue is known to refuse only requests that it has never delivered.
 pub(crate) fn ensure(
     data_plane: &Arc<DataPlane>,
     declaration: &Declaration,
     until: Instant,
-    existed: bool,
+    pause: Option<Duration>,
 ) -> Result<bool> {
     let Declaration { queue, queue_type, refuses_newest, arguments } = declaration;
     let ask = |method| data_plane.ask(method, Limit::Until(until));
     let declare = Method::DeclareQueue { queue, arguments };
     let found = match ask(Method::FindQueue(queue)) {
         Err(CallError::Closed(close)) if is_missing(&close) => {
-            if existed && *queue_type == QueueType::Quorum {
-                thread::sleep(REDECLARE_DELAY);
-                return ensure(data_plane, declaration, until + REDECLARE_DELAY, false);
+            if let (QueueType::Quorum, Some(pause)) = (queue_type, pause) {
+                thread::sleep(pause);
+                return ensure(data_plane, declaration, until + pause, None);
             }
             match ask(declare).inspect(|_| log::info!("declared the queue {queue:?}")) {
                 // Another program may have declared it meanwhile, with other arguments.

@@ -12,7 +12,7 @@ use super::idle_checks::IdleChecks;
 use super::log_limit::LogLimit;
 use super::options::ServerOptions;
 use super::outcomes::Outcomes;
-use super::queue::{self, Declaration};
+use super::queue::{self, Declaration, REDECLARE_DELAY};
 use super::session::ServerSession;
 use crate::broker::{Brokers, Connection, DataPlane, Reconnector, program};
 use crate::deadline::{Deadline, LONGEST_PAUSE, backoff};
@@ -68,11 +68,13 @@ impl ServerState {
             // does without it, so it leaves half of the time for the request queue.
             let half = Deadline::after(connect_timeout / 2).at;
             if let Some(overflow) = &overflow
-                && let Err(error) = queue::ensure(&connection, overflow, half, false)
+                && let Err(error) = queue::ensure(&connection, overflow, half, None)
             {
                 log::warn!("requests over the limit are not answered at present: {error}");
             }
-            let refuses_newest = queue::ensure(&connection, &declaration, until, is_reconnect)?;
+            // It existed before, so it was deleted if it does not exist.
+            let pause = is_reconnect.then_some(REDECLARE_DELAY);
+            let refuses_newest = queue::ensure(&connection, &declaration, until, pause)?;
             if let Some(exchange) = &exchange {
                 let key = key.as_ref().unwrap_or(&declaration.queue);
                 exchange::ensure_bound(&connection, exchange, &declaration.queue, key, until)?;
