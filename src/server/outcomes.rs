@@ -183,6 +183,14 @@ impl Outcomes {
         state.ledgers.iter().map(|ledger| ledger.finished.unproved()).sum()
     }
 
+    /// Whether a worker that consumes has something left to do: a request, also one that is in
+    /// progress, or a reply that the broker may not have.
+    pub(super) fn workers_are_busy(&self) -> bool {
+        lock(&self.state).ledgers.iter().any(|Ledger { current, finished, inbox, .. }| {
+            current.is_some() || finished.unproved() > 0 || inbox.may_have_last_requests()
+        })
+    }
+
     /// The number of replies that the broker may not have, of workers whose channels have ended:
     /// nobody can find out any more.
     pub(super) fn lost(&self) -> usize {

@@ -4,7 +4,7 @@ use std::process;
 use std::time::UNIX_EPOCH;
 
 use super::state::ServerState;
-use crate::broker::{host, program};
+use crate::broker::host;
 use crate::error::{Failure, Result};
 use crate::wire::{OWN_METHODS, Reply, Request};
 
@@ -22,7 +22,7 @@ fn pong(state: &ServerState, since: u64) -> Reply {
     let version = state.options.version.as_deref().map_or("null".into(), quote);
     let counters = state.counters();
     let fields = [
-        ("program", quote(&program())),
+        ("program", quote(&state.app_id)),
         ("version", version),
         ("host", quote(&host())),
         ("pid", process::id().to_string()),

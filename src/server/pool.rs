@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded, select, unbounded};
 
 use super::consumer::Consumer;
-use super::inbox::Inbox;
 use super::state::ServerState;
 use super::worker::{Served, Worker};
 use crate::broker::Session;
@@ -135,17 +134,14 @@ fn drain(
     /// broker.
     const IDLE_TIMEOUT: Duration = Duration::from_millis(500);
     let until = state.stop.until();
-    let in_progress = || state.counters().in_progress;
-    let has_last = |(_, inbox): &(_, Arc<Inbox>)| inbox.may_have_last_requests();
-    let has_last_requests = || state.outcomes.consumers().iter().any(has_last);
-    let is_busy = || in_progress() > 0 || state.outcomes.unproved() > 0 || has_last_requests();
-    log::info!("stopping; requests in progress: {}", in_progress());
+    log::info!("stopping; requests in progress: {}", state.counters().in_progress);
     let mut failure = first.and_then(Result::err);
     loop {
         let left = until.saturating_duration_since(Instant::now());
         match reports.recv_timeout(IDLE_TIMEOUT.min(left)) {
             Ok(report) => failure = failure.or(report.err()),
-            Err(RecvTimeoutError::Timeout) if is_busy() && !left.is_zero() => {}
+            Err(RecvTimeoutError::Timeout)
+                if state.outcomes.workers_are_busy() && !left.is_zero() => {}
             // All have ended, or none has anything left to do, or there is no more time.
             Err(_) => break,
         }
