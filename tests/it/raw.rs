@@ -238,6 +238,7 @@ impl Raw {
                 Ok(0) => return None,
                 Ok(length) => self.received.extend(&bytes[..length]),
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => panic!("the broker sent nothing for {PATIENCE:?}: {error}"),
             }
         }

@@ -1,6 +1,7 @@
 //! What `rpc_server` tells probes and the service manager.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -20,7 +21,10 @@ use crate::scratch;
 fn next(manager: &UnixDatagram, start: &str) -> String {
     let (mut bytes, began) = ([0; 4096], Instant::now());
     while began.elapsed() < PATIENCE {
-        let length = manager.recv(&mut bytes).unwrap_or_else(|error| panic!("{start}: {error}"));
+        let length = match manager.recv(&mut bytes) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            received => received.unwrap_or_else(|error| panic!("{start}: {error}")),
+        };
         let text = String::from_utf8(bytes[..length].to_vec()).unwrap();
         if text.lines().any(|line| line.starts_with(start)) {
             return text;

@@ -63,7 +63,7 @@ fn worker_resumes_after_consumer_timeout() {
         let timeout = format!("{set}, consumer_timeout, {timeout})");
         broker.ctl(&["eval", &format!("{timeout}, {set}, channel_tick_interval, {tick}).")]);
     };
-    set(1500, 200);
+    set(3000, 200);
     let queue = queue_name("slow");
     // RabbitMQ 4.3 has this timeout for quorum queues only, and cancels the consumer.
     let queue_type = QueueType::Quorum;
