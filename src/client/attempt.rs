@@ -9,7 +9,7 @@ use super::looks::QueueStatus;
 use super::publishing::OwnChannel;
 use super::request::{Outcome, OutgoingRequest, too_late};
 use super::session::{DIRECT_REPLY_TO, Session};
-use super::suspicion::{SUSPECT_AFTER, is_unserved};
+use super::suspicion::{is_unserved, sign_timeout};
 use crate::broker::{Session as _, WriteError};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
@@ -33,6 +33,8 @@ pub(super) struct InFlight {
 pub(super) const EARLIER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 /// A request whose caller gives up earlier is not sent: the broker would drop it.
 const SHORTEST_EXPIRATION: Duration = Duration::from_millis(1);
+/// How long a call waits for what the broker says about its queue.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(200);
 /// How long before its deadline a call asks about its queue. At the deadline, the broker drops the
 /// request, and a queue in which requests have waited looks like one from which they were lost.
 const ASK_EARLIER: Duration = Duration::from_millis(250);
@@ -119,11 +121,7 @@ impl InFlight {
                 .fold(until, Instant::min);
             let must_resend = || request.is_idempotent && self.session.is_retired();
             let has_ended = || self.session.dispatcher.ended.get().is_some();
-            let has_news = || {
-                let progress = self.slot.progress();
-                progress.outcome.is_some() || progress.told.is_some()
-            };
-            let is_ready = || has_news() || must_resend() || has_ended();
+            let is_ready = || self.slot.has_news() || must_resend() || has_ended();
             self.session.connection.wait(&self.slot.waiter, step, is_ready);
             let told_earlier =
                 earlier.iter().rev().find_map(|attempt| attempt.slot.progress().told.take());
@@ -139,7 +137,10 @@ impl InFlight {
             if must_resend() {
                 return Some(Outcome::MayBeLost("no replies came through its connection".into()));
             }
-            self.ask_early(&request.queue.name);
+            if self.ask_at.take_if(|at| *at <= Instant::now()).is_some() {
+                let at_once = Deadline::after(Duration::ZERO);
+                let _ = self.session.look(&request.queue.name, true, at_once);
+            }
             let silent = self.check_signs_of_life(request, earlier);
             // A reply may have come while the broker was asked.
             let outcome = silent.map(|silent| self.take_outcome(earlier).unwrap_or(silent));
@@ -164,26 +165,18 @@ impl InFlight {
 
     /// Checks for signs of life, if it is time to. Returns an outcome if none has come for too
     /// long.
-    ///
-    /// A server that supports signs of life sends the first one when it starts with the request. If
-    /// none came, either the request still waits in its queue, or its server does not support them.
-    /// The call then goes on until its deadline, unless the queue has no consumers. If one came,
-    /// the request may have been returned to the queue, and wait there. An idempotent request may
-    /// be lost if no sign of it comes and no request waits in the queue. If the caller wants no
-    /// signs of life, only another broker may know more, if nobody serves the queue at this one.
     fn check_signs_of_life(
         &mut self,
         request: &OutgoingRequest,
         earlier: &[InFlight],
     ) -> Option<Outcome> {
-        let last_sign =
-            || earlier.iter().filter_map(|attempt| attempt.slot.progress().last_sign).max();
-        let last_sign = || self.slot.progress().last_sign.max(last_sign());
         let (now, sign_timeout) = (Instant::now(), self.sign_timeout);
         if now < self.next_check? {
             return None;
         }
-        let seen = last_sign();
+        let sign = |attempt: &InFlight| attempt.slot.progress().last_sign;
+        let last_sign = |this: &_| earlier.iter().chain([this]).filter_map(sign).max();
+        let seen = last_sign(self);
         // During an alarm, neither signs of life nor the broker's answer can arrive.
         let alarm = || self.session.connection.blocked().map(|_| now + sign_timeout);
         let next = seen.map(|sign| sign + sign_timeout).filter(|next| *next > now);
@@ -191,47 +184,60 @@ impl InFlight {
             self.next_check = Some(next);
             return None;
         }
-        let found = self.session.inspect(&request.queue.name);
-        let (unserved, is_over) = match (&found, request.keep_alive) {
-            (found, None) => (true, is_unserved(found)),
-            (Ok(QueueStatus { consumers: 0, .. }), _) => (true, true),
-            (Ok(QueueStatus { messages, .. }), _) => {
-                (false, *messages == 0 && (seen.is_some() || request.is_idempotent))
-            }
-            // No answer is not evidence: the broker may be far away, or may not tell this user.
-            (Err(_), _) => (false, false),
-        };
+        let found = self.session.look(&request.queue.name, true, Deadline::after(ANSWER_TIMEOUT));
         self.next_check = Some(now + request.keep_alive.unwrap_or(sign_timeout));
         if request.keep_alive.is_none() {
             self.sign_timeout = sign_timeout.saturating_mul(2);
         }
-        if !is_over || last_sign() != seen {
+        // One may have come while the broker was asked.
+        match last_sign(self) == seen {
+            true => self.judge_silence(request, &found, seen, earlier.is_empty()),
+            false => None,
+        }
+    }
+
+    /// The outcome, if there is one, by what the broker says about the queue. No sign of life has
+    /// come, or none since the last one that was `seen`.
+    ///
+    /// A server that supports signs of life sends the first one when it starts with the request. If
+    /// none came, either the request still waits in its queue, or its server does not support them.
+    /// The call then goes on until its deadline, unless the queue has no consumers. If one came,
+    /// the request may have been returned to the queue, and wait there. An idempotent request may
+    /// be lost if no sign of it comes and no request waits in the queue. If the caller wants no
+    /// signs of life, only another broker may know more, if nobody serves the queue at this one.
+    fn judge_silence(
+        &self,
+        request: &OutgoingRequest,
+        found: &Result<QueueStatus>,
+        seen: Option<Instant>,
+        is_first: bool,
+    ) -> Option<Outcome> {
+        let unserved = is_unserved(found);
+        let is_over = match found {
+            _ if request.keep_alive.is_none() => unserved,
+            Ok(QueueStatus { consumers: 0, .. }) => true,
+            Ok(QueueStatus { messages: 0, .. }) => seen.is_some() || request.is_idempotent,
+            // No answer is not evidence: the broker may be far away, or may not tell this user.
+            Ok(_) | Err(_) => false,
+        };
+        if !is_over {
             return None;
         }
-        let may_be_lost = self.session.note_silence(&found) || request.keep_alive.is_some();
+        let may_be_lost = self.session.note_silence(found) || request.keep_alive.is_some();
         // A broker that is cut off from the rest of its cluster knows of no consumers.
         let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
-        let may_help = !unserved || has_several_brokers && earlier.is_empty();
+        let may_help = !unserved || has_several_brokers && is_first;
         if may_be_lost && may_help && request.is_idempotent {
             return Some(Outcome::MayBeLost("its server gave no sign of life".into()));
         }
         request.keep_alive?;
-        let after = seen.map_or(sign_timeout, |sign| sign.elapsed());
+        let after = seen.map_or(self.sign_timeout, |sign| sign.elapsed());
         let queue = request.queue.name.clone();
         Some(Outcome::Ended(Err(Error::ServerSilent { queue, after, unserved })))
     }
 
-    /// Asks about the queue, if it is time to. Does not wait for the answer.
-    fn ask_early(&mut self, queue: &str) {
-        if self.ask_at.take_if(|at| *at <= Instant::now()).is_some()
-            && self.session.connection.blocked().is_none()
-        {
-            let _ = self.session.look(queue, true, Deadline::after(Duration::ZERO));
-        }
-    }
-
     /// The error for a call that was sent and got no reply by its deadline. Asks the broker about
-    /// the queue, for at most 200 ms, unless its answer is there already.
+    /// the queue, unless its answer is there already.
     ///
     /// If nothing has come back for long, this makes the session suspect.
     pub(super) fn explain_silence(&self, queue: &str, deadline: Deadline) -> Error {
@@ -239,7 +245,7 @@ impl InFlight {
             return blocked;
         }
         let mut what = format!("no reply from queue {queue:?}");
-        let found = self.session.inspect(queue);
+        let found = self.session.look(queue, true, Deadline::after(ANSWER_TIMEOUT));
         if let Ok(QueueStatus { consumers, messages }) = found {
             let advice = match consumers {
                 0 => "start a server",
@@ -249,17 +255,6 @@ impl InFlight {
         }
         self.session.note_silence(&found);
         Error::TimedOut { what, after: deadline.timeout, sent: true }
-    }
-}
-
-/// How long an attempt waits for a sign of life after so many `earlier` ones. Each attempt of an
-/// idempotent call waits twice as long as the one before, so that few requests are sent twice if
-/// requests wait long in the queue.
-fn sign_timeout(request: &OutgoingRequest, earlier: usize) -> Duration {
-    let timeout = request.keep_alive.map_or(SUSPECT_AFTER, |interval| interval * 3);
-    match request.is_idempotent {
-        true => timeout.max(SUSPECT_AFTER).saturating_mul(1 << earlier.min(8)),
-        false => timeout,
     }
 }
 

@@ -39,14 +39,13 @@ pub(super) struct CallSlot {
     pub(super) waiter: Arc<Waiter>,
     /// Whether it has been in flight, so that the request may be published.
     is_admitted: AtomicBool,
-    /// The number of its request in the order of writing, or [`ANSWERED`].
+    /// The number of its request in the order of writing; 0 before that, and [`SETTLED`] at last.
     pub(super) number: AtomicU64,
-    is_settled: AtomicBool,
     progress: Mutex<Progress>,
 }
 
-/// In place of a request's number, once an answer has come: perhaps before the writer has noted it.
-pub(super) const ANSWERED: u64 = u64::MAX;
+/// In place of a request's number, once it has an outcome: perhaps before the writer has noted it.
+pub(super) const SETTLED: u64 = u64::MAX;
 
 /// What has come for a caller.
 #[derive(Default)]
@@ -144,7 +143,6 @@ impl CallSlot {
             deadline,
             replies_directly,
             wants_progress,
-            is_settled: AtomicBool::new(false),
             waiter: Arc::default(),
             is_admitted: AtomicBool::new(false),
             number: AtomicU64::new(0),
@@ -156,20 +154,20 @@ impl CallSlot {
         self.is_admitted.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_outcome(&self, outcome: Outcome) {
-        self.progress().outcome = Some(outcome);
-        self.is_settled.store(true, Ordering::Relaxed);
-    }
-
     /// Whether it has had an outcome.
     pub(super) fn is_settled(&self) -> bool {
-        self.is_settled.load(Ordering::Relaxed)
+        self.number.load(Ordering::Relaxed) == SETTLED
     }
 
     pub(super) fn note_sign_of_life(&self, told: Option<String>) {
         let mut progress = self.progress();
         progress.last_sign = Some(Instant::now());
         progress.told = told.or(progress.told.take());
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        let progress = self.progress();
+        progress.outcome.is_some() || progress.told.is_some()
     }
 
     pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {

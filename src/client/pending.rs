@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use uuid::Uuid;
 
-use super::in_flight::{ANSWERED, CallSlot, InFlightCalls};
+use super::in_flight::{CallSlot, InFlightCalls, SETTLED};
 use super::request::Outcome;
 use super::suspicion::Suspicion;
 use super::write_order::{Refusal, WriteOrder};
@@ -96,7 +96,8 @@ impl PendingCalls {
     pub(super) fn note_written(&self, slot: &CallSlot, size: usize, to_default: bool) {
         let order = &mut self.lock().order;
         let number = order.write(slot.id, size, to_default);
-        if slot.number.swap(number, Ordering::Relaxed) == ANSWERED {
+        let noted = slot.number.compare_exchange(0, number, Ordering::Relaxed, Ordering::Relaxed);
+        if noted == Err(SETTLED) {
             order.prove(number);
         }
     }
@@ -113,11 +114,11 @@ impl PendingCalls {
             let slot = state.calls.leave(id);
             state.suspicion.note_answer();
             let slot = slot?;
-            state.order.prove(slot.number.swap(ANSWERED, Ordering::Relaxed));
+            state.order.prove(slot.number.swap(SETTLED, Ordering::Relaxed));
             Some(slot)
         });
         if let Some(slot) = &slot {
-            slot.set_outcome(outcome);
+            slot.progress().outcome = Some(outcome);
             reader_of.notify(&slot.waiter);
         }
         slot.is_some()

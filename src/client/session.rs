@@ -125,13 +125,6 @@ impl Session {
         self.dispatcher.is_retired.load(Ordering::Relaxed)
     }
 
-    /// What the broker knows about a queue at present, to tell why no reply comes. Blocks for at
-    /// most 200 ms, however many callers ask.
-    pub(super) fn inspect(&self, queue: &str) -> Result<QueueStatus> {
-        const TIMEOUT: Duration = Duration::from_millis(200);
-        self.look(queue, true, Deadline::after(TIMEOUT))
-    }
-
     /// See [`Suspicion::note_silence`](super::suspicion::Suspicion::note_silence).
     pub(super) fn note_silence(&self, found: &Result<QueueStatus>) -> bool {
         let has_several_brokers = self.dispatcher.config.brokers.are_several();

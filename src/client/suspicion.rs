@@ -9,11 +9,12 @@
 use std::time::{Duration, Instant};
 
 use super::looks::QueueStatus;
+use super::request::OutgoingRequest;
 use crate::deadline::backoff;
 use crate::error::{Error, Result};
 
 /// How long no answer has come to any call when a session becomes suspect.
-pub(super) const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+const SUSPECT_AFTER: Duration = Duration::from_secs(3);
 
 /// Whether requests may be lost in one session.
 #[derive(Debug, Default)]
@@ -116,6 +117,17 @@ pub(super) fn is_unserved(found: &Result<QueueStatus>) -> bool {
         Ok(QueueStatus { consumers: 0, .. })
             | Err(Error::Unroutable { .. } | Error::Unreachable { .. })
     )
+}
+
+/// How long an attempt waits for a sign of life after so many `earlier` ones. Each attempt of an
+/// idempotent call waits twice as long as the one before, so that few requests are sent twice if
+/// requests wait long in the queue.
+pub(super) fn sign_timeout(request: &OutgoingRequest, earlier: usize) -> Duration {
+    let timeout = request.keep_alive.map_or(SUSPECT_AFTER, |interval| interval * 3);
+    match request.is_idempotent {
+        true => timeout.max(SUSPECT_AFTER).saturating_mul(1 << earlier.min(8)),
+        false => timeout,
+    }
 }
 
 #[cfg(test)]
