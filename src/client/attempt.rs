@@ -21,8 +21,10 @@ pub(super) struct InFlight {
     slot: Arc<CallSlot>,
     /// The channel on which only this request is in flight, if there is such a channel.
     own: Option<OwnChannel>,
+    sent: Instant,
     /// How long to wait for a sign of life, and when to check next: if the caller wants signs of
-    /// life, or if there are other brokers to look for a server at.
+    /// life, or if there are other brokers to look for a server at. The next attempt goes on from
+    /// here: it may be sent only because its connection was replaced.
     sign_timeout: Duration,
     next_check: Option<Instant>,
     /// When to ask about the queue, so that at the deadline the answer is there.
@@ -45,22 +47,22 @@ impl InFlight {
     ///
     /// Blocks while the broker takes no messages or does not read, and while no in-flight slot or
     /// number for a channel is free, but not beyond `limit`. The request carries the `deadline` of
-    /// its caller, and is not sent once that has passed. `earlier` is the number of attempts before
-    /// this one.
+    /// its caller, and is not sent once that has passed. `earlier` are the attempts before it.
     pub(super) fn publish(
         session: Arc<Session>,
         request: &OutgoingRequest,
-        earlier: usize,
+        earlier: &[InFlight],
         limit: Deadline,
         deadline: Deadline,
     ) -> Result<Option<InFlight>> {
         request.headers.check_size(session.connection.frame_max())?;
         let replies_directly = session.dispatcher.reply_queue.get().is_none();
         let slot = CallSlot::new(deadline.at, replies_directly, request.on_progress.is_some());
-        let sign_timeout = sign_timeout(request, earlier);
+        let first_timeout = sign_timeout(request, 0);
+        let sign_timeout = earlier.last().map_or(first_timeout, |last| last.sign_timeout);
         let ask_at = deadline.at.checked_sub(ASK_EARLIER).filter(|at| *at > Instant::now());
-        let mut attempt =
-            InFlight { session, slot, own: None, sign_timeout, next_check: None, ask_at };
+        let (own, sent, next_check) = (None, Instant::now(), None);
+        let mut attempt = InFlight { session, slot, own, sent, sign_timeout, next_check, ask_at };
         let InFlight { session, slot, .. } = &attempt;
         let Session { connection, dispatcher, publishing, looks, .. } = &**session;
         let Dispatcher { config, pending, .. } = &**dispatcher;
@@ -73,7 +75,7 @@ impl InFlight {
             connection.wait(&slot.waiter, limit.at, is_ready);
             session.blocked(limit, false).filter(|_| !is_over()).map_or(Ok(()), Err)?;
         }
-        if !pending.register(slot, earlier > 0, limit, connection, is_over)? {
+        if !pending.register(slot, !earlier.is_empty(), limit, connection, is_over)? {
             return Ok(None);
         }
         let remaining = deadline.remaining();
@@ -97,10 +99,11 @@ impl InFlight {
             }
             Err(WriteError::ChannelClosed | WriteError::Disconnected) => return Ok(None),
         }
-        if request.keep_alive.is_some() || config.brokers.are_several() {
-            attempt.next_check = Some(Instant::now() + sign_timeout);
-        }
+        let checks = request.keep_alive.is_some() || config.brokers.are_several();
         attempt.own = own;
+        attempt.sent = Instant::now();
+        let soonest = checks.then(|| attempt.sent + first_timeout);
+        attempt.next_check = earlier.last().and_then(|last| last.next_check).max(soonest);
         Ok(Some(attempt))
     }
 
@@ -185,15 +188,20 @@ impl InFlight {
             return None;
         }
         let found = self.session.look(&request.queue.name, true, Deadline::after(ANSWER_TIMEOUT));
-        self.next_check = Some(now + request.keep_alive.unwrap_or(sign_timeout));
-        if request.keep_alive.is_none() {
-            self.sign_timeout = sign_timeout.saturating_mul(2);
-        }
         // One may have come while the broker was asked.
-        match last_sign(self) == seen {
-            true => self.judge_silence(request, &found, seen, earlier.is_empty()),
-            false => None,
-        }
+        let is_silent = last_sign(self) == seen;
+        let judge = || self.judge_silence(request, &found, seen, earlier.len());
+        let outcome = if is_silent { judge() } else { None };
+        // So few requests are sent twice if they wait long for a worker that has taken them.
+        let doubled = sign_timeout.saturating_mul(2);
+        let (pause, next_timeout) = match request.keep_alive {
+            _ if outcome.is_some() => (doubled, doubled),
+            Some(interval) => (interval, sign_timeout),
+            None => (sign_timeout, doubled),
+        };
+        self.next_check = Some(now + pause);
+        self.sign_timeout = next_timeout;
+        outcome
     }
 
     /// The outcome, if there is one, by what the broker says about the queue. No sign of life has
@@ -210,7 +218,7 @@ impl InFlight {
         request: &OutgoingRequest,
         found: &Result<QueueStatus>,
         seen: Option<Instant>,
-        is_first: bool,
+        earlier: usize,
     ) -> Option<Outcome> {
         let unserved = is_unserved(found);
         let is_over = match found {
@@ -226,14 +234,15 @@ impl InFlight {
         let may_be_lost = self.session.note_silence(found) || request.keep_alive.is_some();
         // A broker that is cut off from the rest of its cluster knows of no consumers.
         let has_several_brokers = self.session.dispatcher.config.brokers.are_several();
-        let may_help = !unserved || has_several_brokers && is_first;
+        let may_help = !unserved || has_several_brokers && earlier == 0;
         if may_be_lost && may_help && request.is_idempotent {
             return Some(Outcome::MayBeLost("its server gave no sign of life".into()));
         }
         request.keep_alive?;
-        let after = seen.map_or(self.sign_timeout, |sign| sign.elapsed());
+        let after = seen.unwrap_or(self.sent).elapsed();
         let queue = request.queue.name.clone();
-        Some(Outcome::Ended(Err(Error::ServerSilent { queue, after, unserved })))
+        let silent = Outcome::Ended(Err(Error::ServerSilent { queue, after, unserved }));
+        Some(silent).filter(|_| after >= sign_timeout(request, earlier))
     }
 
     /// The error for a call that was sent and got no reply by its deadline. Asks the broker about

@@ -237,9 +237,8 @@ impl<T> PendingReply<T> {
                 return Ok(());
             }
             let session = self.sessions.session(limit)?;
-            let earlier = self.earlier.len();
             self.in_flight =
-                InFlight::publish(session, &self.request, earlier, limit, self.deadline)?;
+                InFlight::publish(session, &self.request, &self.earlier, limit, self.deadline)?;
             // Even if the time is up already, one session is tried.
             until = limit;
         }

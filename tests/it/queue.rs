@@ -42,3 +42,13 @@ pub fn wait_until_taken(url: &str, queue: &str) {
     await_value(look, |(ready, consumers)| *ready == Some(0) && *consumers > Some(0));
     connection.close().unwrap();
 }
+
+/// Waits until so many requests wait in the queue.
+pub fn wait_for_requests(url: &str, queue: &str, count: u32) {
+    let mut connection = connect(url);
+    let channel = connection.open_channel(None).unwrap();
+    let waiting = || channel.queue_declare_passive(queue).unwrap().declared_message_count();
+    // The broker sends no event when a queue gets a message.
+    await_value(waiting, |waiting| *waiting == Some(count));
+    connection.close().unwrap();
+}

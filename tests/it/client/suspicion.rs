@@ -141,3 +141,23 @@ fn idempotent_request_to_a_queue_without_a_server_is_sent_once() {
     });
     assert_eq!(alone.queue().unwrap().messages, 1);
 }
+
+/// Nobody serves the queue, so the client looks elsewhere. Then the queue is deleted, with what was
+/// sent through either connection.
+#[test]
+fn request_lost_with_its_queue_is_sent_again_although_the_connection_was_replaced() {
+    let (url, queue) = (Broker::shared().url(), queue_name("lost-again"));
+    queue::declare_durable(&url, &queue);
+    let client = connect(&format!("{url},{url}"), &queue);
+    let call = client.request("7").idempotent(true).keep_alive(SECOND).timeout(15 * SECOND);
+    let call = call.send().unwrap();
+    thread::scope(|scope| {
+        let reply = scope.spawn(|| call.wait());
+        await_value(|| client.counters().reconnects, |reconnects| *reconnects == 1);
+        queue::wait_for_requests(&url, &queue, 3);
+        queue::delete(&url, &queue);
+        let server = ManualServer::start(&url, &queue);
+        server.reply(&server.next(), b"13");
+        assert_eq!(reply.join().unwrap().unwrap(), b"13");
+    });
+}
