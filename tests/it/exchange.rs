@@ -6,6 +6,7 @@ use rabbitmq_rpc::{
 
 use crate::broker::{Broker, queue_name, url};
 use crate::embedded::{Serving, connect, connect_with};
+use crate::few_channels::connect_with_few_channels;
 use crate::raw::{Properties, Raw, Verdict};
 
 fn behind(exchange: &str) -> ServerOptions {
@@ -163,11 +164,7 @@ fn limit_of_channels_costs_no_connection_twice() {
     let exchange = format!("of {queue}");
     let _serving = Serving::start(&url(), &queue, behind(&exchange), |n| Ok(n.to_vec()));
     for (limit, costs_one) in [(2, false), (3, true)] {
-        let user = queue_name("few");
-        broker.ctl(&["add_user", &user, "secret"]);
-        broker.ctl(&["set_permissions", &user, ".*", ".*", ".*"]);
-        broker.ctl(&["set_user_limits", &user, &format!(r#"{{"max-channels": {limit}}}"#)]);
-        let client = connect(&url().replace("guest:guest", &format!("{user}:secret")), &queue);
+        let client = connect_with_few_channels(broker, &queue, limit);
         let reconnects = [(); 4].map(|()| {
             let call = client.request("7").exchange(&exchange).idempotent(true);
             assert_eq!(call.call().unwrap(), b"7");

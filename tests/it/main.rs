@@ -25,7 +25,7 @@
 //! | a broker with other settings, or a cluster | [`broker::Broker::with`], [`broker::Broker::cluster`] |
 //! | a network that fails | [`proxy::Proxy`], between the broker and its clients |
 //! | this crate's programs | [`programs`]; any other program: [`process::Process`] |
-//! | this crate's client and server in the tests' process | [`embedded`] |
+//! | this crate's client and server in the tests' process | [`embedded`], and with few channels [`few_channels`] |
 //! | a server that replies when the test says so, or never | [`manual_server::ManualServer`] |
 //! | a queue as another program sees it | [`queue`], by amiquip |
 //! | requests that no client library sends | [`raw::Raw`] |
@@ -59,6 +59,7 @@ mod embedded; // this crate's client and server, in this process
 mod examples; // the examples, run by `cargo run --example`
 mod exchange; // services behind an exchange of their own
 mod failing; // an attempt that fails for client and server, with the password in no text
+mod few_channels; // a client whose user may open few channels
 mod foreign_failures; // failures in a form of the service's own
 mod hashed; // many queues behind one consistent-hash exchange
 mod headers; // content headers of any size, and properties of any type

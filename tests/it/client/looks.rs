@@ -9,6 +9,7 @@ use rabbitmq_rpc::{Error, ServerOptions};
 
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
+use crate::few_channels::connect_with_few_channels;
 use crate::manual_server::ManualServer;
 use crate::patience::SECOND;
 use crate::proxy::Proxy;
@@ -85,13 +86,9 @@ fn runs_of_four_requests(distance: Duration) -> usize {
 #[test]
 fn look_costs_no_connection_of_a_user_with_two_channels() {
     let broker = Broker::shared();
-    let (user, queue) = (queue_name("two-channels"), queue_name("limited"));
-    broker.ctl(&["add_user", &user, "secret"]);
-    broker.ctl(&["set_permissions", &user, ".*", ".*", ".*"]);
-    broker.ctl(&["set_user_limits", &user, r#"{"max-channels": 2}"#]);
+    let queue = queue_name("limited");
     let server = ManualServer::start(&broker.url(), &queue);
-    let url = broker.url().replace("guest:guest", &format!("{user}:secret"));
-    let client = connect(&url, &queue);
+    let client = connect_with_few_channels(broker, &queue, 2);
     let held = client.send("held").unwrap();
     let request = server.next();
     let error = client.call_timeout("7", SECOND).unwrap_err();
