@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Instant;
 
 use amiquip::AmqpProperties;
+use crossbeam_channel::bounded;
 use rabbitmq_rpc::{ClientOptions, Error, ServerOptions};
 
 use crate::broker::{Broker, queue_name};
@@ -21,8 +22,9 @@ fn overload_is_not_taken_for_a_lost_connection() {
     let broker = Broker::shared();
     let queue = queue_name("overload");
     let server = ServerOptions { prefetch: 1, ..Default::default() };
-    let _server = Serving::start(&broker.url(), &queue, server, |_| {
-        thread::sleep(9 * SECOND);
+    let (release, released) = bounded::<()>(0);
+    let _server = Serving::start(&broker.url(), &queue, server, move |_| {
+        let _ = released.recv_timeout(PATIENCE);
         Ok(Vec::new())
     });
     let client = connect(&broker.url(), &queue);
@@ -31,6 +33,7 @@ fn overload_is_not_taken_for_a_lost_connection() {
         assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
     }
     assert_eq!(client.counters().reconnects, 0);
+    drop(release);
 }
 
 /// A look at the queue takes longer than a caller waits for it.
