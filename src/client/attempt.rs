@@ -24,7 +24,7 @@ pub(super) struct InFlight {
     sent: Instant,
     /// How long to wait for a sign of life, and when to check next: if the caller wants signs of
     /// life, or if there are other brokers to look for a server at. The next attempt goes on from
-    /// here: it may be sent only because its connection was replaced.
+    /// here: perhaps it is sent only because the connection was replaced.
     sign_timeout: Duration,
     next_check: Option<Instant>,
     /// When to ask about the queue, so that at the deadline the answer is there.
@@ -166,14 +166,13 @@ impl InFlight {
         }))
     }
 
-    /// Checks for signs of life, if it is time to. Returns an outcome if none has come for too
-    /// long.
+    /// Returns an outcome if it is time to check, and no sign of life has come for too long.
     fn check_signs_of_life(
         &mut self,
         request: &OutgoingRequest,
         earlier: &[InFlight],
     ) -> Option<Outcome> {
-        let (now, sign_timeout) = (Instant::now(), self.sign_timeout);
+        let (now, timeout) = (Instant::now(), self.sign_timeout);
         if now < self.next_check? {
             return None;
         }
@@ -181,8 +180,8 @@ impl InFlight {
         let last_sign = |this: &_| earlier.iter().chain([this]).filter_map(sign).max();
         let seen = last_sign(self);
         // During an alarm, neither signs of life nor the broker's answer can arrive.
-        let alarm = || self.session.connection.blocked().map(|_| now + sign_timeout);
-        let next = seen.map(|sign| sign + sign_timeout).filter(|next| *next > now);
+        let alarm = || self.session.connection.blocked().map(|_| now + timeout);
+        let next = seen.map(|sign| sign + timeout).filter(|next| *next > now);
         if let Some(next) = next.or_else(alarm) {
             self.next_check = Some(next);
             return None;
@@ -191,13 +190,16 @@ impl InFlight {
         // One may have come while the broker was asked.
         let is_silent = last_sign(self) == seen;
         let judge = || self.judge_silence(request, &found, seen, earlier.len());
+        let silence = seen.unwrap_or(self.sent).elapsed();
+        let patience = sign_timeout(request, earlier.len()).saturating_sub(silence);
         let outcome = if is_silent { judge() } else { None };
-        // So few requests are sent twice if they wait long for a worker that has taken them.
-        let doubled = sign_timeout.saturating_mul(2);
+        // So a request that waits long for the worker which has taken it is sent a few times only.
+        let doubled = timeout.saturating_mul(2);
         let (pause, next_timeout) = match request.keep_alive {
             _ if outcome.is_some() => (doubled, doubled),
-            Some(interval) => (interval, sign_timeout),
-            None => (sign_timeout, doubled),
+            Some(interval) if patience.is_zero() => (interval, timeout),
+            Some(interval) => (interval.min(patience), timeout),
+            None => (timeout, doubled),
         };
         self.next_check = Some(now + pause);
         self.sign_timeout = next_timeout;

@@ -59,8 +59,8 @@ pub struct ClientOptions {
     /// of life, such as one of tutorial six, sends none. The call then goes on until its deadline.
     ///
     /// An idempotent request is sent again instead, if no sign of it comes for three intervals, but
-    /// at least 3 s, and no request waits in the queue. Each further attempt gets twice as long.
-    /// The first reply to any of the attempts counts.
+    /// at least 3 s, and no request waits in the queue. The attempt after such a silence waits
+    /// twice as long. The first reply to any of the attempts counts.
     pub keep_alive: Option<Duration>,
 }
 

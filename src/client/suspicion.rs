@@ -119,8 +119,8 @@ pub(super) fn is_unserved(found: &Result<QueueStatus>) -> bool {
     )
 }
 
-/// How long the first attempt of a call waits for a sign of life. After so many `earlier` ones, how
-/// long that of an idempotent call has patience with a queue that nobody serves.
+/// How long the first attempt of a call waits for a sign of life. After this number of `earlier`
+/// attempts, how long one of an idempotent call waits while nobody serves the queue.
 pub(super) fn sign_timeout(request: &OutgoingRequest, earlier: usize) -> Duration {
     let timeout = request.keep_alive.map_or(SUSPECT_AFTER, |interval| interval * 3);
     match request.is_idempotent {
