@@ -44,15 +44,16 @@ impl ServerStatus {
         // Those of an abandoned session may go on.
         let mut consumers = state.outcomes.consumers();
         consumers.retain(|(session, inbox)| session.ended().is_none() && inbox.consumes());
-        // Later, so that no connection counts that has ended, and its consumers with it.
+        // Read after the consumers: one that has ended meanwhile is not stated without them.
         let connection = state.sessions.status();
         let (broker, connected_since) = connection.connected.unzip();
+        let workers_ready = if broker.is_some() { consumers.len() } else { 0 };
         let in_progress = state.outcomes.in_progress();
         ServerStatus {
             broker,
             connected_since,
             workers: state.options.workers,
-            workers_ready: consumers.len(),
+            workers_ready,
             in_progress: in_progress.len() as u64,
             oldest_since: in_progress.into_iter().min(),
             last_error: connection.last_error,
