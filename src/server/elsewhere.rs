@@ -19,8 +19,8 @@ use crate::error::Result;
 use crate::frames::{Answer, Event, Method};
 
 /// Asks another broker, on a connection and a thread for this alone. If requests wait there and it
-/// delivers one, and the server is still idle, all workers leave their connection. The request
-/// returns to the queue. Does not block. The server is idle since it had handled so many requests.
+/// delivers one, and no worker has begun with a request since this number was `handled`, all
+/// workers leave their connection. The request returns to the queue. Does not block.
 pub(super) fn look(state: &Arc<ServerState>, session: &Arc<ServerSession>, handled: u64) {
     let (state, session) = (Arc::clone(state), Arc::clone(session));
     let look = move || {

@@ -71,10 +71,11 @@ impl Finished {
     }
 
     /// Notes that the broker has all replies. True if there were any.
-    pub(super) fn settle(&mut self) -> bool {
+    pub(super) fn mark_settled(&mut self) -> bool {
+        let any = self.unproved() > 0;
         self.entries.iter_mut().for_each(|entry| entry.known = Known::Settled);
         self.size = 0;
-        !self.entries.is_empty()
+        any
     }
 
     /// The number of replies that the broker may not have.

@@ -31,8 +31,8 @@ impl IdleChecks {
     /// Two minutes, at [`CHECK_INTERVAL`].
     const MOST_CHECKS: u32 = 30;
 
-    /// Notes a check when the server had handled so many requests. Returns the time until the next
-    /// one.
+    /// Notes a check at which this number of requests was `handled`. Returns the time until the
+    /// next one.
     pub(super) fn note(&mut self, handled: u64, is_early: bool) -> Duration {
         let was_busy = self.handled != handled;
         if was_busy {

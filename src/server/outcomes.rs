@@ -172,15 +172,17 @@ impl Outcomes {
         let mut state = lock(&self.state);
         state.has_replied |= match inbox.is_withdrawn() {
             // The broker has the replies, and may deliver their requests again all the same.
-            true => state.ledger(inbox).finished.settle(),
+            true => state.ledger(inbox).finished.mark_settled(),
             false => state.ledger(inbox).finished.remove_proved(u64::MAX),
         };
     }
 
-    /// The number of replies that the broker may not have, of workers that still consume.
+    /// The number of replies that the broker may not have. If their workers' channels have ended,
+    /// nobody can find out any more.
     pub(super) fn unproved(&self) -> usize {
         let state = lock(&self.state);
-        state.ledgers.iter().map(|ledger| ledger.finished.unproved()).sum()
+        let lost = state.kept.entries.iter().filter(|entry| entry.is_lost(state.consumed)).count();
+        state.ledgers.iter().map(|ledger| ledger.finished.unproved()).sum::<usize>() + lost
     }
 
     /// Whether a worker that consumes has something left to do: a request, also one that is in
@@ -191,14 +193,7 @@ impl Outcomes {
         })
     }
 
-    /// The number of replies that the broker may not have, of workers whose channels have ended:
-    /// nobody can find out any more.
-    pub(super) fn lost(&self) -> usize {
-        let state = lock(&self.state);
-        state.kept.entries.iter().filter(|entry| entry.is_lost(state.consumed)).count()
-    }
-
-    /// The same as [`Outcomes::unproved`], of one worker.
+    /// The number of those of one worker that consumes.
     pub(super) fn unproved_of(&self, inbox: &Inbox) -> usize {
         lock(&self.state).ledger(inbox).finished.unproved()
     }

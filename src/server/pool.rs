@@ -147,7 +147,7 @@ fn drain(
         }
     }
     let counters = state.counters();
-    let unproved = state.outcomes.unproved() + state.outcomes.lost();
+    let unproved = state.outcomes.unproved();
     state.close();
     log::info!("stopped: {counters:?}");
     let in_progress = counters.in_progress;

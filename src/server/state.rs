@@ -106,7 +106,7 @@ impl ServerState {
         ServerCounters { in_progress, ..*lock(&self.counters) }
     }
 
-    /// Whether the workers have begun nothing since the server had handled so many requests.
+    /// Whether the workers have begun nothing since this number of requests was `handled`.
     pub(super) fn is_idle_since(&self, handled: u64) -> bool {
         let now = self.counters();
         now.handled() == handled && now.in_progress == 0

@@ -45,7 +45,7 @@ pub enum Served {
 
 impl Worker<'_> {
     /// Begins to consume on the server's connection, and does this work. Until the deadline, tries
-    /// again what may pass: after longer each time.
+    /// again after an error that may pass. Waits longer after each refusal.
     pub(crate) fn with<T>(
         state: &Arc<ServerState>,
         deadline: Deadline,
