@@ -61,7 +61,7 @@ impl Broker {
     /// A node that also listens for TLS, with the files in this directory.
     pub fn with_tls(directory: &Path) -> Broker {
         let broker = Broker::with(&["--tls", directory.to_str().expect("the path is text")]);
-        // It may begin to a moment later than for plain connections.
+        // It may begin to listen there a moment later than for plain connections.
         let listens = || TcpStream::connect(("127.0.0.1", broker.tls_port(0))).is_ok();
         await_value(listens, |listens| *listens);
         broker

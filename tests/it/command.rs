@@ -97,8 +97,10 @@ fn exit_code_and_last_line_of_standard_error_are_the_failure() {
         let (status, message) = failure(client.request("").method(code).call());
         assert_eq!((status, &*message), (expected, "the  [1mreason"), "{code}");
     }
-    server.wait_for_line(": first", PATIENCE);
-    server.wait_for_line("the  [1mreason", PATIENCE);
+    for text in [": first", "the  [1mreason"] {
+        let line = server.wait_for_line(text, PATIENCE);
+        assert!(line.ends_with(text), "{line}");
+    }
 
     let (_server, client) = shell("no-word", "exit 3");
     let message = "the command failed (exit status: 3)".to_owned();

@@ -34,7 +34,7 @@ fn json_service_answers_its_client() {
     server.wait_for_line("Awaiting orders on prices", BUILD_TIMEOUT);
     let ask = |item, count| {
         let mut client = example("json_service", &url, &[item, count]);
-        let status = client.wait(BUILD_TIMEOUT);
+        let status = client.wait(3 * PATIENCE);
         (status.success(), client.stdout().to_string(), client.stderr().to_string())
     };
     assert_eq!(ask("bolts", "3"), (true, "36\n".into(), String::new()));
@@ -106,7 +106,7 @@ fn drain_answers_begun_jobs_and_returns_the_rest() {
     };
     let mut first = ready();
     let client = connect(&url, "jobs");
-    let job = || client.send_timeout("500", BUILD_TIMEOUT).expect("the queue exists");
+    let job = || client.send_timeout("500", 3 * PATIENCE).expect("the queue exists");
     let jobs: Vec<_> = (0..12 * WORKERS).map(|_| job()).collect();
     for _ in 0..WORKERS {
         first.wait_for_line("begun with a job of 500 ms", PATIENCE);

@@ -171,7 +171,8 @@ fn limit_of_channels_costs_no_connection_twice() {
             client.counters().reconnects
         });
         // For a moment, the broker still counts the channels of the connection that it has closed.
-        let is_right = if costs_one { reconnects[0] > 0 } else { reconnects[0] == 0 };
-        assert!(is_right && reconnects[3] == reconnects[0], "{limit} channels: {reconnects:?}");
+        let expected = if costs_one { 1..=2 } else { 0..=0 };
+        assert!(expected.contains(&reconnects[0]), "{limit} channels: {reconnects:?}");
+        assert_eq!(reconnects[3], reconnects[0], "{limit} channels");
     }
 }

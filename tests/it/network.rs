@@ -82,7 +82,8 @@ fn first_connection_is_retried_only_until_the_wait_is_over() {
         brokers.wait = wait;
         let error = RpcServer::connect(brokers.clone(), "any", ServerOptions::default());
         assert!(matches!(error, Err(Error::Unreachable { .. })), "{error:?}");
-        assert!((wait..wait + AT_ONCE).contains(&began.elapsed()), "{:?}", began.elapsed());
+        // With the last pause at most 2 s more. Connecting may take 10 s in all.
+        assert!((wait..wait + 5 * SECOND).contains(&began.elapsed()), "{:?}", began.elapsed());
         assert_eq!(proxy.tries() - before > 1, !wait.is_zero());
     }
 }

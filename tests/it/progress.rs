@@ -36,7 +36,7 @@ fn caller_is_told_the_progress_at_most_ten_times_a_second_and_the_last_text_alwa
         Ok("done")
     });
     let client = connect(&url(), &queue);
-    let mut most_told = 0;
+    let mut told_often = 0;
     for _ in 0..5 {
         let (told, note) = told();
         let caller = thread::current().id();
@@ -50,12 +50,12 @@ fn caller_is_told_the_progress_at_most_ten_times_a_second_and_the_last_text_alwa
         let told = told.lock().unwrap();
         let most = took.as_millis() as usize / 100 + 2;
         assert!(told.len() <= most, "in {took:?}: {told:?}");
-        most_told = most_told.max(told.len());
+        told_often += usize::from(told.len() >= 3);
         assert_eq!(told.last().unwrap(), "100 %", "{told:?}");
         assert!(told.is_sorted(), "{told:?}");
     }
     // A caller that is stopped for a while is told the latest text alone.
-    assert!(most_told >= 3, "{most_told} texts");
+    assert!(told_often >= 3, "{told_often} of 5 callers were told what came meanwhile");
     assert_eq!((client.counters().replies, client.counters().late), (5, 0));
     assert_eq!(serving.stop().returned, 0);
 }

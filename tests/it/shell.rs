@@ -184,7 +184,8 @@ fn lines_end_when_nobody_reads_the_replies() {
     let queue = queue_name("unread-lines");
     let _server = Serving::echo(&url(), &queue);
     // A busy machine may end `head` late, when the first replies are written already.
-    let script = r#"(seq 1 100; sleep 3; seq 1 100; exec sleep 60) | ("$@"; echo exit code $? >&2) | head -n 1"#;
+    let script = "(seq 1 100; sleep 3; seq 1 100; exec sleep 60) | \
+                  (\"$@\"; echo exit code $? >&2) | head -n 1";
     let args = ["-c", script, "bash", RPC_CLIENT, "--url", &url(), "--queue", &queue, "--lines"];
     let mut shell = Process::spawn("bash", &args);
     shell.wait_for_line("exit code 74", PATIENCE);

@@ -23,16 +23,19 @@ fn calls_end_as_blocked_during_alarm() {
 
     broker.raise_memory_alarm(0);
     // The broker blocks a connection after its next message, so this request still passes.
-    let mut call_before_notice = client.send("7").unwrap();
+    let mut call_before_notice = client.send_timeout("7", 3 * DEADLINE).unwrap();
     assert_eq!(call_before_notice.wait_timeout(SECOND / 10), Ok(None));
     let second = connect(&url, &queue);
     for client in [&client, &second] {
         // Until the broker's notice arrives, the client sends requests, and the broker does not
         // read them.
-        let error = await_value(
-            || fails_at_deadline(|| client.call_timeout("8", DEADLINE)),
-            |error| !error.may_have_executed(),
-        );
+        let fails = || {
+            let error = fails_at_deadline(|| client.call_timeout("8", DEADLINE));
+            let is_known = matches!(error, Error::Blocked { .. });
+            assert!(is_known || matches!(error, Error::TimedOut { sent: true, .. }), "{error:?}");
+            error
+        };
+        let error = await_value(fails, |error| !error.may_have_executed());
         let Error::Blocked { reason, after: DEADLINE, sent: false } = &error else {
             panic!("{error:?}");
         };
@@ -40,6 +43,9 @@ fn calls_end_as_blocked_during_alarm() {
         let text = error.to_string();
         assert!(text.contains("low on memory") && text.contains("3s"), "{text}");
     }
+
+    let error = call_before_notice.wait().unwrap_err();
+    assert!(matches!(error, Error::Blocked { sent: true, .. }), "{error:?}");
 
     // A blocked client can be closed at once.
     let began = Instant::now();

@@ -151,7 +151,8 @@ fn deadline_of_call_includes_connecting() {
     let queue = queue_name("connecting");
     let server = ManualServer::start(&broker.url(), &queue);
     let proxy = Proxy::to(broker.port(0));
-    let client = connect(&proxy.url(), &queue);
+    // The attempt to connect lasts longer than the call.
+    let client = connect(&format!("{}?connection_timeout=20000", proxy.url()), &queue);
 
     for (mode, reason) in [(Mode::Stall, "no answer yet"), (Mode::Refuse, "tried for 3s")] {
         proxy.set(Mode::Forward);

@@ -13,7 +13,7 @@ use super::{DEADLINE, counters_when, fails_at_deadline, wait_until_lost};
 use crate::broker::{Broker, queue_name};
 use crate::embedded::{Serving, connect};
 use crate::manual_server::ManualServer;
-use crate::patience::{AT_ONCE, PATIENCE, await_value};
+use crate::patience::{AT_ONCE, PATIENCE, SECOND, await_value};
 
 #[test]
 fn calls_resume_after_node_restart() {
@@ -101,7 +101,8 @@ fn calls_time_out_while_node_is_frozen() {
     let at_once = |how: fn(RpcClient), client| {
         let began = Instant::now();
         how(client);
-        assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+        // The silence is noticed 20 s after the node was frozen.
+        assert!(began.elapsed() < 5 * SECOND, "{:?}", began.elapsed());
     };
     at_once(RpcClient::close, closed);
     at_once(drop, dropped);

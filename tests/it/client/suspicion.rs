@@ -100,12 +100,13 @@ fn connection_is_replaced_less_and_less_often_without_an_answer() {
     let server = ManualServer::start(&broker.url(), &queue);
     let client = connect(&broker.url(), &queue);
     let began = Instant::now();
-    while began.elapsed() < 14 * SECOND {
+    while began.elapsed() < 11 * SECOND {
         client.call_timeout("7", SECOND).unwrap_err();
     }
     drop(server);
+    // After 3 s, 3 to 6 s, and 6 to 12 s.
     let reconnects = client.counters().reconnects;
-    assert!((1..=2).contains(&reconnects), "{reconnects} connections in 14 s");
+    assert!((1..=2).contains(&reconnects), "{reconnects} connections in 12 s");
 }
 
 /// From RabbitMQ 4.3 on, a node that is cut off from its cluster goes on accepting requests.
