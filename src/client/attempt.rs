@@ -193,7 +193,7 @@ impl InFlight {
         let silence = seen.unwrap_or(self.sent).elapsed();
         let patience = sign_timeout(request, earlier.len()).saturating_sub(silence);
         let outcome = if is_silent { judge() } else { None };
-        // So a request that waits long for the worker which has taken it is sent a few times only.
+        // A worker may have taken the request and begin late: it is to be sent only a few times.
         let doubled = timeout.saturating_mul(2);
         let (pause, next_timeout) = match request.keep_alive {
             _ if outcome.is_some() => (doubled, doubled),

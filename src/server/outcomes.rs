@@ -193,7 +193,7 @@ impl Outcomes {
         })
     }
 
-    /// The number of those of one worker that consumes.
+    /// The number of replies of one worker that the broker may not have.
     pub(super) fn unproved_of(&self, inbox: &Inbox) -> usize {
         lock(&self.state).ledger(inbox).finished.unproved()
     }

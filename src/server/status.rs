@@ -44,7 +44,7 @@ impl ServerStatus {
         // Those of an abandoned session may go on.
         let mut consumers = state.outcomes.consumers();
         consumers.retain(|(session, inbox)| session.ended().is_none() && inbox.consumes());
-        // Read after the consumers: one that has ended meanwhile is not stated without them.
+        // Read last: if the connection has just ended, neither it nor its consumers count.
         let connection = state.sessions.status();
         let (broker, connected_since) = connection.connected.unzip();
         let workers_ready = if broker.is_some() { consumers.len() } else { 0 };
